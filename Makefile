@@ -1,0 +1,76 @@
+# sinklens: `make demo` and `make test` work on a machine with Python 3.11 or newer, make and git.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Parallel test processes; each holds its own torch and models, and computes with one thread.
+WORKERS ?= 2
+# Passed on to pytest, for example PYTEST="tests/detectors -k drain".
+PYTEST ?=
+
+# Only the environment decides what is imported.
+unexport PYTHONPATH PYTHONHOME
+
+# constraints.txt pins what pip may choose; the build tools come from it too, hence no isolated builds.
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
+CORE := $(VENV)/.stamp
+DEV := $(VENV)/.stamp-dev
+
+# An environment that was copied or moved here, or whose Python has gone, is built anew.
+BROKEN := $(shell test -x $(BIN)/python && test "$$(cat $(CORE) 2>/dev/null)" = "$(CURDIR)" || echo rebuild)
+
+.DEFAULT_GOAL := help
+.PHONY: help env env-dev demo test test-slow format lint types clean distclean rebuild
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+env: $(CORE) ## build .venv from constraints.txt and install sinklens (reused while up to date)
+
+env-dev: $(DEV) ## the same with what tests and checks need
+
+demo: $(CORE) ## scan a built-in model into figures/demo
+	$(BIN)/sinklens scan bb-3l --out figures/demo
+
+test: lint types ## ruff, import-linter, mypy, then all tests and doctests but the slow ones
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
+
+test-slow: $(DEV) ## the slow tests alone
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(PYTEST)
+
+format: $(DEV) ## rewrite the code in the house's format
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+lint: $(DEV) ## ruff and the import contract, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+
+types: $(DEV) ## mypy --strict
+	$(BIN)/mypy
+
+clean: ## remove caches, builds and the demo
+	rm -rf build dist figures/demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv
+	rm -rf $(VENV)
+
+# The stamps are written last: an interrupted build leaves none and is not taken for a finished one.
+$(CORE): pyproject.toml constraints.txt $(BROKEN)
+	@if [ -n "$(BROKEN)" ]; then \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    found=$$(command -v $(PYTHON) >/dev/null && $(PYTHON) --version 2>&1 || echo missing); \
+	    echo "sinklens needs Python 3.11 or newer, and '$(PYTHON)' is $$found." \
+	      "Name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }; \
+	  echo "Building $(VENV). The first time PyTorch is downloaded: allow some minutes."; \
+	  $(PYTHON) -m venv --clear $(VENV); \
+	fi
+	$(PIP_INSTALL) --quiet hatchling editables setuptools
+	$(PIP_INSTALL) --no-build-isolation --editable .
+	@echo "$(CURDIR)" > $@
+
+$(DEV): $(CORE)
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,export]'
+	@touch $@

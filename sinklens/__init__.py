@@ -1,0 +1,1 @@
+"""sinklens: attention sinks, value-state drains and residual peaks of transformers, and how they emerge."""

@@ -1,0 +1,95 @@
+"""Sections to look things up: layers, definitions, provenance and all downloads."""
+
+import json
+from typing import Any, Final
+
+import pandas as pd
+import plotly
+
+from sinklens.app.page import facts, html_table, text
+from sinklens.app.sections.source import CensusLike, Downloads
+from sinklens.plots.style import layer_list
+
+_PATHS: Final = {
+    "fast": "measured, fast path",
+    "fallback": "measured, fallback through the model's hooks",
+    "none": "not applicable: no attention in this layer",
+}
+
+
+def layer_status(census: CensusLike, downloads: Downloads) -> str:
+    """How each layer was measured."""
+    attention = census.meta["model"]["attention"]
+    rows = pd.DataFrame(
+        {
+            "layer": [int(entry["layer"]) for entry in attention],
+            "status": [_PATHS.get(entry["path"], str(entry["path"])) for entry in attention],
+            "window": [_window(entry) for entry in attention],
+            "sink": [_learned(entry) for entry in attention],
+        }
+    )
+    known = ["layer", "sink_rate_first", "n_sink_heads", "resid_ratio"]
+    rows = rows.merge(census.tables["layers"][known], on="layer", how="left")
+    none = [int(entry["layer"]) for entry in attention if entry["path"] == "none"]
+    note = ""
+    if none:
+        where = f"Not applicable: no attention in {layer_list(none)}"
+        note = f'<p class="note">{text(where)}; numbers about attention are missing there, not 0.</p>'
+    table = html_table(
+        rows,
+        {
+            "layer": "layer",
+            "status": "attention",
+            "window": "window",
+            "sink": "learned sink",
+            "sink_rate_first": "sink rate, position 0",
+            "n_sink_heads": "sink heads",
+            "resid_ratio": "residual ratio",
+        },
+        formats={"sink_rate_first": ".2f"},
+        words=("status", "window", "sink"),
+    )
+    return f"<h2>Layer by layer</h2>\n{note}{table}"
+
+
+def _window(entry: dict[str, Any]) -> str | None:
+    if entry["path"] == "none":
+        return None
+    return "full" if entry.get("window") is None else f"{entry['window']:,} tokens"
+
+
+def _learned(entry: dict[str, Any]) -> bool | None:
+    return None if entry["path"] == "none" else bool(entry["learned_sink"])
+
+
+def definitions(census: CensusLike, downloads: Downloads) -> str:
+    """What each number means."""
+    metrics = census.meta["metrics"]
+    rows = pd.DataFrame(
+        [
+            {"name": name, "version": m["version"], "definition": m["definition"], "source": m["source"]}
+            for name, m in metrics.items()
+        ],
+        columns=["name", "version", "definition", "source"],
+    )
+    words = ("name", "definition", "source")
+    table = html_table(rows, {n: n for n in ("name", "version", "definition", "source")}, words=words)
+    return "<h2>Definitions</h2>\n<p>A changed formula gets a new version number.</p>\n" + table
+
+
+def provenance(census: CensusLike, downloads: Downloads) -> str:
+    """Where this page comes from, and all tables."""
+    meta = census.meta
+    pairs = {
+        "sinklens": meta["sinklens_version"],
+        "Census format": meta["format_version"],
+        "Measured": meta["created"],
+        "Took": f"{float(meta['seconds']):,.1f} s",
+        "Figures": f"plotly {plotly.__version__}",
+    }
+    settings = text(json.dumps(meta["settings"], indent=2, default=str))
+    return (
+        "<h2>Provenance</h2>\n"
+        + facts(pairs)
+        + f"<h3>Tables</h3>\n<p>{downloads.buttons()}</p>\n<h3>Settings</h3>\n<pre>{settings}</pre>"
+    )

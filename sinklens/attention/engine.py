@@ -1,0 +1,218 @@
+"""Runs a bridge with sinklens' own attention inside, so that every layer can be measured and edited exactly.
+
+Inside ``with AttentionEngine(...)`` each attention bridge delegates to its original Hugging Face module and that module
+dispatches to :func:`sinklens.attention.kernel.attend` through ``transformers.AttentionInterface``. Hooks on the
+residual stream, the MLP and the attention output go on firing. Architectures that do not dispatch there are measured
+through the bridge's own hooks instead (see :mod:`sinklens.attention.fallback`), one layer of T x T at a time. On exit,
+and on any exception, the bridge is what it was before.
+"""
+
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from sinklens.attention.fallback import hook_layers
+from sinklens.attention.kernel import AttentionCall, Edit, attend
+from sinklens.attention.masks import lazy_mask
+from sinklens.attention.statistics import Statistic, StatisticFactory
+from sinklens.errors import InputError, UnsupportedArchitectureError
+from sinklens.models.architecture import attention_layers
+
+IMPLEMENTATION = "sinklens"
+
+LayerListener = Callable[[int, Tensor, list[Statistic]], None]
+"""Called after each layer's attention: block index, values ``[batch kv_head k_pos d_value]``, its statistics."""
+
+_active: ContextVar["AttentionEngine | None"] = ContextVar("sinklens_engine", default=None)
+
+
+class AttentionEngine:
+    """Context manager that measures and edits the attention of a bridge.
+
+    Example::
+
+        with AttentionEngine(model, statistics=[ReceivedMass], on_layer=collect):
+            model(ids)
+
+    Args:
+        model: The bridge; it is changed only inside ``with``.
+        path: ``"fast"`` (AttentionInterface) or ``"fallback"`` (hooks); :func:`sinklens.attention.plan.plan_for`
+            finds out which one is exact for a model.
+        statistics: Factories, called with the shape of each layer's call.
+        edits: Changes applied to every layer; an edit sees ``block.shape.layer`` and may skip.
+        on_layer: Listener that receives each finished layer, in the order of execution.
+        real: Which positions are real tokens ``[batch pos]``; padding rows get weight 0.
+
+    Raises:
+        UnsupportedArchitectureError: After a forward pass in which some attention layer never reached the engine, or
+            reached it twice: its numbers would be wrong.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        *,
+        path: str = "fast",
+        statistics: Sequence[StatisticFactory] = (),
+        edits: Sequence[Edit] = (),
+        on_layer: LayerListener | None = None,
+        real: Tensor | None = None,
+    ) -> None:
+        self.model = model
+        self.path = path
+        self.statistics = tuple(statistics)
+        self.edits = tuple(edits)
+        self.on_layer = on_layer
+        self.real = real
+        self.calls: list[int] = []
+        self._layers = attention_layers(model)
+        self._layer_of = {id(attn.original_component): layer for layer, attn in self._layers.items()}
+        self._stack: ExitStack | None = None
+
+    def __enter__(self) -> "AttentionEngine":
+        if self._stack is not None:
+            raise InputError("This AttentionEngine is already open; make a second one instead of nesting it.")
+        with ExitStack() as stack:
+            if self.path == "fast":
+                stack.enter_context(_delegated(self.model, list(self._layers.values())))
+                token = _active.set(self)
+                stack.callback(_active.reset, token)
+            else:
+                stack.enter_context(
+                    hook_layers(self.model, self.statistics, self.edits, self.real, self._finish)
+                )
+            handle = self.model.original_model.register_forward_pre_hook(self._forget_calls)
+            stack.callback(handle.remove)
+            checker = self.model.original_model.register_forward_hook(self._check_calls)
+            stack.callback(checker.remove)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
+
+    def _forget_calls(self, *_: Any) -> None:
+        self.calls = []
+
+    def _check_calls(self, *_: Any) -> None:
+        if sorted(self.calls) != sorted(self._layers):
+            raise UnsupportedArchitectureError(
+                f"Expected one attention call for each of the {len(self._layers)} attention layers of "
+                f"{self.model.cfg.architecture}, got calls for layers {sorted(self.calls)}; its numbers would be "
+                "wrong, so none are given. Use path='fallback', or plan_for(model) to choose."
+            )
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        """Measure and edit one layer; called by the registered attention function."""
+        statistics = [make(call.shape) for make in self.statistics]
+        output = attend(call, statistics, self.edits)
+        self._finish(call.layer, call.value, statistics)
+        return output
+
+    def _finish(self, layer: int, value: Tensor, statistics: list[Statistic]) -> None:
+        self.calls.append(layer)
+        if self.on_layer is not None:
+            self.on_layer(layer, value, statistics)
+
+    def layer_of(self, module: torch.nn.Module) -> int:
+        """Block index of a Hugging Face attention module of this model."""
+        layer = self._layer_of.get(id(module))
+        if layer is None:
+            raise UnsupportedArchitectureError(
+                f"{type(module).__name__} called the engine but is not the attention of any block of "
+                f"{self.model.cfg.architecture}; cross-attention and nested attention are not measured."
+            )
+        return layer
+
+
+def _interface(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function registered with transformers; returns ``[batch q_pos head d_value]`` and no weights."""
+    engine = _active.get()
+    if engine is None:
+        raise RuntimeError("the sinklens attention was called outside of an AttentionEngine")
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        raise InputError("The attention engine keeps no gradients; run it under torch.no_grad().")
+    if dropout:
+        raise InputError("The model is in training mode with attention dropout; call model.eval() first.")
+    causal = kwargs.get("is_causal")
+    position_bias = kwargs.get("position_bias")
+    call = AttentionCall(
+        layer=engine.layer_of(module),
+        query=query,
+        key=key,
+        value=value,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        mask=attention_mask,
+        causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
+        soft_cap=kwargs.get("softcap"),
+        sink_logits=kwargs.get("s_aux"),
+        bias=position_bias,
+        real=_rows(engine.real, query),
+    )
+    return engine.attend(call).transpose(1, 2).contiguous(), None
+
+
+def _rows(real: Tensor | None, query: Tensor) -> Tensor | None:
+    if real is None:
+        return None
+    return real[:, -query.shape[2] :].to(query.device)
+
+
+@contextmanager
+def _delegated(model: TransformerBridge, attentions: Sequence[AttentionBridge]) -> Iterator[None]:
+    """Point every attention bridge at its Hugging Face module, and that module at :func:`_interface`."""
+    AttentionInterface.register(IMPLEMENTATION, _interface)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, lazy_mask)
+    changed: list[tuple[Any, Any]] = []
+    overridden: list[AttentionBridge] = []
+    try:
+        for config in _configs(model.original_model):
+            changed.append((config, config._attn_implementation_internal))
+            config._attn_implementation_internal = IMPLEMENTATION
+        for attention in attentions:
+            # nn.Module.__setattr__ of the bridge would hand a plain assignment on to the original component
+            delegate = types.MethodType(AttentionBridge.forward, attention)
+            object.__setattr__(attention, "forward", delegate)
+            overridden.append(attention)
+        yield
+    finally:
+        for attention in overridden:
+            attention.__dict__.pop("forward", None)
+        for config, implementation in changed:
+            config._attn_implementation_internal = implementation
+
+
+def _configs(model: torch.nn.Module) -> list[Any]:
+    """Every distinct transformers config that a module of the model reads, sub-configs included."""
+    found: dict[int, Any] = {}
+
+    def add(config: Any) -> None:
+        if not hasattr(config, "_attn_implementation_internal") or id(config) in found:
+            return
+        found[id(config)] = config
+        for name in getattr(config, "sub_configs", {}):
+            add(getattr(config, name, None))
+
+    for module in model.modules():
+        add(getattr(module, "config", None))
+    return list(found.values())

@@ -1,0 +1,271 @@
+"""Exact attention by blocks of query rows: output, statistics and edits in one pass, never a T x T tensor.
+
+For a block of rows the scores of all keys up to the diagonal are formed (scaling, soft cap, bias, mask), edits change
+them, one fused softmax in fp32 turns them into the pattern, a learned sink logit takes its share, edits change the
+pattern, statistics read both, and the pattern times the values is the output. On a CPU this single pass costs about
+as much as a fused SDPA forward, because a block of 128 rows stays in cache; a second pass over QK^T is not needed.
+
+Cost: O(q_pos k_pos d_head) time as any exact attention, O(rows k_pos) extra memory for the block in hand.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sinklens.attention.block import AttentionShape, Block
+from sinklens.attention.masks import LazyMask
+from sinklens.attention.statistics import Statistic
+
+MAX_CELLS = 128
+"""Display maps and the two-step argmax use at most this many cells along an axis."""
+
+
+HIDDEN_BELOW = -1e37
+"""Additive masks hide a key with the dtype's minimum (sometimes divided by sqrt(d_head)), never with less than this."""
+
+
+class Edit(Protocol):
+    """Changes attention inside the engine, a block at a time and in place.
+
+    ``edit_scores`` runs before the softmax (hidden keys hold ``-inf``; writing ``-inf`` hides a key), ``edit_pattern``
+    after it. An edit that defines neither changes nothing.
+    """
+
+    def edit_scores(self, block: Block) -> None:
+        """Change ``block.scores`` in place."""
+
+    def edit_pattern(self, block: Block) -> None:
+        """Change ``block.pattern`` in place and return; rows need not keep their sum."""
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What an architecture hands to its attention function, in transformers' layout.
+
+    Attributes:
+        layer: Block index in the bridge.
+        query: ``[batch head q_pos d_head]``, after rotary embedding.
+        key: ``[batch kv_head k_pos d_head]``.
+        value: ``[batch kv_head k_pos d_value]``.
+        scaling: Factor on ``q . k``.
+        mask: ``None`` for the plain case, a :class:`LazyMask`, or a tensor mask broadcastable to
+            ``[batch 1 q_pos k_pos]`` (bool, or additive float).
+        causal: What ``None`` means: causal (True) or every key visible (False).
+        soft_cap: ``s -> cap tanh(s / cap)`` when set (Gemma-2).
+        sink_logits: One learned logit per head that joins the softmax and is dropped (gpt-oss).
+        bias: Additive score bias broadcastable to ``[batch head q_pos k_pos]`` (ALiBi, relative positions).
+        real: Which query rows are real tokens, ``[batch q_pos]``; ``None`` means all.
+    """
+
+    layer: int
+    query: Float[Tensor, "batch head q_pos d_head"]
+    key: Float[Tensor, "batch kv_head k_pos d_head"]
+    value: Float[Tensor, "batch kv_head k_pos d_value"]
+    scaling: float
+    mask: LazyMask | Tensor | None = None
+    causal: bool = True
+    soft_cap: float | None = None
+    sink_logits: Float[Tensor, " head"] | None = None
+    bias: Tensor | None = None
+    real: Bool[Tensor, "batch q_pos"] | None = None
+
+    @property
+    def shape(self) -> AttentionShape:
+        """Sizes of the call."""
+        return make_shape(self.layer, self.query.shape[:3], self.key.shape[2], self.query.device)
+
+
+def make_shape(layer: int, query_sizes: Sequence[int], k_pos: int, device: torch.device) -> AttentionShape:
+    """Sizes of a call; the cell is the smallest power of two that gives at most :data:`MAX_CELLS` cells."""
+    batch, heads, q_pos = query_sizes
+    cell = 1 << max(0, math.ceil(math.log2(k_pos / MAX_CELLS)))
+    padded = -(-k_pos // cell) * cell
+    return AttentionShape(layer, batch, heads, q_pos, k_pos, padded, cell, device)
+
+
+def attend(
+    call: AttentionCall,
+    statistics: Sequence[Statistic] = (),
+    edits: Sequence[Edit] = (),
+    *,
+    rows_per_block: int | None = None,
+    block_bytes: int | None = None,
+) -> Float[Tensor, "batch head q_pos d_value"]:
+    """Attention output of one layer, feeding every block to ``statistics`` and through ``edits``.
+
+    Args:
+        call: Query, key, value and everything that shapes the scores.
+        statistics: Objects made for ``call.shape``.
+        edits: Changes to scores and pattern, applied in order.
+        rows_per_block: Query rows in a block; default 128 on a CPU (fits the cache) and 512 elsewhere.
+        block_bytes: Target size of one block's scores, which sets how many heads share a block; default 1 MiB on a
+            CPU, 256 MiB elsewhere.
+
+    Returns:
+        Output in the dtype of the values. Rows that see no key are 0.
+    """
+    shape = call.shape
+    on_cpu = shape.device.type == "cpu"
+    rows_per_block = rows_per_block or (128 if on_cpu else 512)
+    rows_per_block = -(-rows_per_block // shape.cell) * shape.cell
+    block_bytes = block_bytes or (1 << 20 if on_cpu else 1 << 28)
+    group = shape.heads // call.key.shape[1]
+    out = torch.empty(
+        *call.query.shape[:3], call.value.shape[-1], dtype=call.value.dtype, device=shape.device
+    )
+    workspace = _Workspace(shape.device)
+    positions = torch.arange(shape.k_padded, device=shape.device)
+    for sequence in range(shape.batch):
+        query = call.query[sequence].float() * call.scaling
+        key = _padded(call.key[sequence].float(), shape)
+        value = _padded(call.value[sequence].float(), shape)
+        for start in range(0, shape.q_pos, rows_per_block):
+            rows = slice(start, min(start + rows_per_block, shape.q_pos))
+            visible, keys = _visible(call, sequence, rows, positions)
+            n_rows, n_keys = rows.stop - rows.start, keys.stop - keys.start
+            n_heads = max(1, min(shape.heads, block_bytes // (4 * n_rows * n_keys)))
+            if visible is None:
+                n_visible = (torch.arange(rows.start, rows.stop, device=shape.device) + shape.offset + 1).float()
+            else:
+                n_visible = visible.sum(-1).float()
+            weight = (n_visible > 0).float()
+            if call.real is not None:
+                weight = weight * call.real[sequence, rows].to(weight)
+            for head in range(0, shape.heads, n_heads):
+                heads = slice(head, min(head + n_heads, shape.heads))
+                scores = workspace.get("scores", heads.stop - head, n_rows, n_keys)
+                _matmul(query[heads, rows], _kv(key, heads, group)[:, keys].transpose(-1, -2), scores)
+                pattern = workspace.get("pattern", *scores.shape)
+                block = Block(shape, sequence, heads, rows, keys, scores, pattern, visible, weight, n_visible)
+                _shape_scores(call, block)
+                _fill_pattern(call, block, edits)
+                for statistic in statistics:
+                    statistic.see(block)
+                out[sequence, heads, rows] = torch.bmm(pattern, _kv(value, heads, group)[:, keys]).to(out.dtype)
+    return out
+
+
+class _Workspace:
+    """Reused buffers: fresh megabytes for every block would cost page faults."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.buffers: dict[str, Tensor] = {}
+
+    def get(self, name: str, *size: int) -> Tensor:
+        """An uninitialised contiguous fp32 tensor, valid until the same name is asked for again."""
+        count = math.prod(size)
+        held = self.buffers.get(name)
+        if held is None or held.numel() < count:
+            held = self.buffers[name] = torch.empty(count, dtype=torch.float32, device=self.device)
+        return held[:count].view(size)
+
+
+def _padded(x: Tensor, shape: AttentionShape) -> Tensor:
+    extra = shape.k_padded - shape.k_pos
+    return torch.nn.functional.pad(x, (0, 0, 0, extra)) if extra else x
+
+
+def _kv(x: Tensor, heads: slice, group: int) -> Tensor:
+    """Key/value heads of these query heads: a view when they share one or none is shared, else a small copy."""
+    if group == 1:
+        return x[heads]
+    first, last = heads.start // group, (heads.stop - 1) // group
+    if first == last:
+        return x[first : first + 1].expand(heads.stop - heads.start, -1, -1)
+    index = torch.arange(heads.start, heads.stop, device=x.device) // group
+    return x[index]
+
+
+def _matmul(left: Tensor, right: Tensor, out: Tensor) -> None:
+    if left.shape[0] == 1:
+        torch.mm(left[0], right[0], out=out[0])
+    else:
+        torch.bmm(left, right, out=out)
+
+
+def _visible(
+    call: AttentionCall, sequence: int, rows: slice, positions: Tensor
+) -> tuple[Bool[Tensor, "q_pos k_pos"] | None, slice]:
+    """The block's mask (``None`` = plain causal) and the range of keys that any of its rows can see."""
+    shape = call.shape
+    if call.mask is None and call.causal and shape.q_pos > 1:
+        stop = rows.stop + shape.offset
+        return None, slice(0, -(-stop // shape.cell) * shape.cell)
+    if call.mask is None:
+        visible = (positions < shape.k_pos).expand(rows.stop - rows.start, -1)
+    elif isinstance(call.mask, LazyMask):
+        visible = call.mask.rows(rows.start, rows.stop)[sequence]
+    else:
+        mask = call.mask[min(sequence, call.mask.shape[0] - 1), 0, rows]
+        visible = mask if mask.dtype == torch.bool else mask > HIDDEN_BELOW
+    visible = torch.nn.functional.pad(visible, (0, shape.k_padded - visible.shape[-1]))
+    columns = visible.any(0).nonzero()
+    if len(columns) == 0:
+        return visible[:, : shape.cell], slice(0, shape.cell)
+    first, last = int(columns[0]), int(columns[-1])
+    keys = slice(first // shape.cell * shape.cell, (last // shape.cell + 1) * shape.cell)
+    return visible[:, keys], keys
+
+
+def _shape_scores(call: AttentionCall, block: Block) -> None:
+    """Soft cap, bias and the mask (``-inf`` at hidden keys)."""
+    scores = block.scores
+    if call.soft_cap is not None:
+        scores.div_(call.soft_cap).tanh_().mul_(call.soft_cap)
+    if call.bias is not None:
+        full = (*call.query.shape[:3], call.key.shape[2])
+        bias = call.bias.expand(full)[block.sequence, block.heads, block.rows]
+        bias = torch.nn.functional.pad(bias, (0, block.shape.k_padded - block.shape.k_pos))
+        scores += bias[..., block.keys]
+    if isinstance(call.mask, Tensor) and call.mask.dtype != torch.bool:
+        additive = call.mask[min(block.sequence, call.mask.shape[0] - 1), 0, block.rows].float()
+        scores += torch.nn.functional.pad(additive, (0, block.shape.k_padded - additive.shape[-1]))[:, block.keys]
+    _hide(block, -math.inf)
+
+
+def _hide(block: Block, fill: float) -> None:
+    """Write ``fill`` at the hidden keys; for a plain causal block only its diagonal tile has any."""
+    if block.visible is not None:
+        block.scores.masked_fill_(~block.visible, fill)
+        return
+    own = block.rows.start + block.shape.offset
+    tile = block.scores[..., own:]
+    size = tile.shape[-2:]
+    hidden = torch.ones(size, dtype=torch.bool, device=tile.device).triu(1)
+    tile.masked_fill_(hidden, fill)
+
+
+def _fill_pattern(call: AttentionCall, block: Block, edits: Sequence[Edit]) -> None:
+    """Edits on scores, softmax, learned sink, edits on the pattern; hidden scores end as 0 for the statistics."""
+    score_edits: list[Any] = [e for e in edits if hasattr(e, "edit_scores")]
+    pattern_edits: list[Any] = [e for e in edits if hasattr(e, "edit_pattern")]
+    for edit in score_edits:
+        edit.edit_scores(block)
+    if call.sink_logits is None:
+        torch.softmax(block.scores, -1, out=block.pattern)
+    else:
+        sink = call.sink_logits[block.heads].float()[:, None]
+        top = torch.maximum(block.scores.amax(-1), sink)
+        torch.exp(block.scores - top[..., None], out=block.pattern)
+        sink_weight = torch.exp(sink - top)
+        total = block.pattern.sum(-1) + sink_weight
+        block.pattern /= total[..., None]
+        block.sink_mass = sink_weight / total
+    if score_edits:  # edits may hide keys, and then different ones for every head
+        hidden = block.scores == -math.inf
+        block.scores_incomplete = not torch.equal(hidden, (~block.visible_keys).expand_as(hidden))
+        block.pattern.masked_fill_(hidden, 0)
+        block.scores.masked_fill_(hidden, 0)
+    else:
+        _hide(block, 0)
+    if block.visible is not None:  # a row without any visible key came out of the softmax as NaN
+        block.pattern.masked_fill_((block.n_visible == 0)[:, None], 0)
+    for edit in pattern_edits:
+        edit.edit_pattern(block)
+        block.pattern_edited = True

@@ -1,0 +1,82 @@
+"""Masks that are built a block of query rows at a time instead of as one T x T tensor.
+
+transformers asks the mask function that belongs to the active attention implementation for a mask once per
+forward pass and mask type. :func:`lazy_mask` answers with ``None`` for a plain causal (or single-query) call and
+with a :class:`LazyMask` otherwise, which remembers the arguments and evaluates them per block of rows.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+
+@dataclass(frozen=True)
+class LazyMask:
+    """Arguments of one transformers mask; :meth:`rows` evaluates them for some query rows.
+
+    Memory is O(rows x k_pos) for each call of :meth:`rows`; nothing is kept.
+    """
+
+    arguments: dict[str, Any]
+
+    def rows(self, start: int, stop: int) -> Bool[Tensor, "batch q_pos k_pos"]:
+        """Which keys the query rows ``start..stop-1`` of this call may see.
+
+        Args:
+            start: First query row, counted within this forward call (the cache offset is added here).
+            stop: One past the last query row.
+
+        Returns:
+            True where the key takes part in the softmax.
+        """
+        arguments = dict(self.arguments)
+        offset = arguments.pop("q_offset", 0)
+        arguments.update(q_length=stop - start, q_offset=offset + start)
+        arguments.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
+        mask = sdpa_mask(**arguments)
+        if mask is None:  # a transformers version that skips anyway would lose the mask silently
+            raise RuntimeError("transformers skipped a mask that was asked for")
+        return mask[:, 0]
+
+
+def lazy_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: Any = 0,
+    kv_offset: int = 0,
+    mask_function: Any = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    **kwargs: Any,
+) -> LazyMask | None:
+    """Mask function of the engine, with the signature that transformers expects.
+
+    Returns:
+        ``None`` when every key up to the query's own position is visible (full causal attention without padding, or
+        one query that sees the whole cache), which is what the kernel assumes without a mask.
+    """
+    padded = attention_mask is not None and not bool(attention_mask.all())
+    window_matters = local_size is not None and kv_length >= local_size
+    bidirectional = kwargs.get("allow_is_bidirectional_skip", False)
+    plain = mask_function is causal_mask_function or (local_size is not None and not window_matters)
+    skippable = not bidirectional and kwargs.get("allow_is_causal_skip", True) and not kwargs.get("use_vmap", False)
+    if plain and skippable and not padded and (q_length == 1 or q_length == kv_length):
+        return None
+    arguments = dict(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=int(q_offset),
+        kv_offset=kv_offset,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        device=kwargs.get("device", "cpu"),
+        use_vmap=kwargs.get("use_vmap", False),
+    )
+    return LazyMask(arguments)

@@ -1,0 +1,73 @@
+"""What one forward pass says about one layer of some sequences."""
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sinklens.models.tokens import TokenBatch
+
+
+@dataclass(frozen=True)
+class ValueNorms:
+    """Norms of the value states of one layer, per token.
+
+    Attributes:
+        value: ``|v|`` per KV head, ``[batch kv_head pos]``.
+        output: ``|W_O v|`` per query head: the size of what the head writes when it attends to that token alone,
+            ``[batch head pos]``; ``None`` when W_O cannot be read.
+    """
+
+    value: Float[Tensor, "batch kv_head pos"]
+    output: Float[Tensor, "batch head pos"] | None
+
+
+@dataclass(frozen=True)
+class ResidualNorms:
+    """The residual stream after one block (or before the first), per token and per sequence.
+
+    Attributes:
+        norm: L2 norm per token, ``[batch pos]``; NaN at padding.
+        token_max: Largest absolute entry per token, ``[batch pos]``; NaN at padding.
+        median: Median absolute entry over the sequence's real tokens and all channels, ``[batch]`` (the lower middle
+            for an even count, as torch.median).
+        top_value: The k entries of largest magnitude with their sign, ``[batch k]``.
+        top_position: Their token positions, ``[batch k]``.
+        top_channel: Their channels, ``[batch k]``.
+    """
+
+    norm: Float[Tensor, "batch pos"]
+    token_max: Float[Tensor, "batch pos"]
+    median: Float[Tensor, " batch"]
+    top_value: Float[Tensor, "batch k"]
+    top_position: Int[Tensor, "batch k"]
+    top_channel: Int[Tensor, "batch k"]
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One layer of one batch; detectors take these one by one, so no more than one layer is held.
+
+    Attributes:
+        layer: Block index; -1 is the residual stream before the first block.
+        batch: The tokens of these sequences (right-padded).
+        first_sequence: Index of row 0 among all sequences of the run.
+        path: ``"fast"``, ``"fallback"`` or ``"none"`` (this block has no softmax attention: not applicable).
+        attention: Computed statistics by name; empty when not applicable. Positions beyond a sequence's length hold
+            no meaning in per-key tensors.
+        values: Norms of the value states, ``None`` when not applicable.
+        residual: The residual stream after this block, ``None`` if it was not captured.
+    """
+
+    layer: int
+    batch: TokenBatch
+    first_sequence: int
+    path: str
+    attention: dict[str, Tensor] = field(default_factory=dict)
+    values: ValueNorms | None = None
+    residual: ResidualNorms | None = None
+
+    @property
+    def real(self) -> Bool[Tensor, "batch pos"]:
+        """Which positions are real tokens."""
+        return self.batch.real

@@ -1,0 +1,46 @@
+"""Norms, medians and largest entries of the residual stream."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sinklens.capture.record import ResidualNorms
+
+
+def residual_norms(
+    residual: Float[Tensor, "batch pos d_model"], real: Bool[Tensor, "batch pos"], k: int = 5
+) -> ResidualNorms:
+    """Summarise one layer's residual stream; padding is left out of everything.
+
+    Args:
+        residual: Hidden states of one layer.
+        real: True at real tokens.
+        k: How many of the largest entries to keep per sequence, with token and channel.
+
+    Cost: a few passes over ``residual``, one sequence at a time.
+
+    Example:
+        >>> import torch
+        >>> h = torch.tensor([[[3.0, -4.0], [1.0, 1.0]]])
+        >>> r = residual_norms(h, torch.ones(1, 2, dtype=torch.bool), k=1)
+        >>> r.norm[0, 0].item(), r.top_value.item(), r.top_position.item(), r.top_channel.item(), r.median.item()
+        (5.0, -4.0, 0, 1, 1.0)
+    """
+    real = real.to(residual.device)
+    d_model = residual.shape[-1]
+    norm = torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32).masked_fill(~real, math.nan)
+    tops, medians, maxima = [], [], torch.full_like(norm, math.nan)
+    for sequence in range(residual.shape[0]):
+        hidden = residual[sequence][real[sequence]].float()
+        magnitude = hidden.abs()
+        maxima[sequence, real[sequence]] = magnitude.amax(-1)
+        medians.append(magnitude.flatten().median())
+        largest = magnitude.flatten().topk(min(k, magnitude.numel())).indices
+        kept = torch.nn.functional.pad(largest, (0, k - len(largest)), value=-1)
+        values = torch.where(kept >= 0, hidden.flatten()[kept], math.nan)
+        tops.append((values, kept // d_model, torch.where(kept >= 0, kept % d_model, -1)))
+    # positions count among real tokens; with right padding that is the position itself
+    value, position, channel = (torch.stack(column) for column in zip(*tops, strict=True))
+    return ResidualNorms(norm, maxima, torch.stack(medians), value, position, channel)

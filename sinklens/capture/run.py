@@ -1,0 +1,175 @@
+"""One forward pass, recorded layer by layer and handed on at once: nothing T x T and no more than a layer is held."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens.attention import (
+    AttentionEngine,
+    AttentionPlan,
+    DeltaLogit,
+    Distance,
+    Entropy,
+    KeySetMass,
+    MissingMass,
+    PooledMap,
+    ReceivedMass,
+    Statistic,
+    StatisticFactory,
+    TopKey,
+    plan_for,
+)
+from sinklens.capture.record import LayerRecord, ResidualNorms, ValueNorms
+from sinklens.capture.residual import residual_norms
+from sinklens.capture.values import output_factor, value_norms
+from sinklens.errors import InputError
+from sinklens.models.architecture import output_weights
+from sinklens.models.tokens import TokenBatch
+
+
+class Consumer(Protocol):
+    """Anything that takes layer records: detectors, or your own probe."""
+
+    def update(self, record: LayerRecord) -> None:
+        """Take one layer of one batch."""
+
+
+def standard_statistics(batch: TokenBatch, *, maps: Sequence[int] = ()) -> list[StatisticFactory]:
+    """The statistics that every detector of a scan needs.
+
+    Args:
+        batch: Tokens of the pass; BOS and special tokens become key sets (when there are any).
+        maps: Sequences (rows of the batch) for which every head's pooled display map is kept.
+    """
+    sets = {"special": batch.special, "bos": batch.bos}
+    present = {name: members for name, members in sets.items() if bool(members.any())}
+    factories: list[StatisticFactory] = [ReceivedMass, Entropy, Distance, TopKey, MissingMass, DeltaLogit]
+    if present:
+        factories.append(partial(KeySetMass, sets=present))
+    if maps:
+        factories.append(partial(PooledMap, sequences=tuple(maps)))
+    return factories
+
+
+@torch.no_grad()
+def capture(
+    model: TransformerBridge,
+    batch: TokenBatch,
+    consumers: Sequence[Consumer] = (),
+    *,
+    batch_size: int = 8,
+    statistics: Callable[[TokenBatch, int], Sequence[StatisticFactory]] | None = None,
+    top_k: int = 5,
+    on_layer: Callable[[int], None] | None = None,
+) -> list[LayerRecord]:
+    """Run the tokens through the model and record every layer.
+
+    Args:
+        model: The bridge; it is the same afterwards, also after an exception.
+        batch: Tokens from :func:`sinklens.tokenize`.
+        consumers: Receive each record as soon as its layer is done; the record is then dropped.
+        batch_size: Sequences in one forward pass.
+        statistics: Called with the rows of a pass and the index of the first one, returns the statistics to take;
+            default: :func:`standard_statistics`.
+        top_k: How many of the largest residual entries to keep per layer and sequence.
+        on_layer: Called after each layer (for progress) with the number of sequences in it.
+
+    Returns:
+        Without consumers: all records, layer by layer for each pass. With consumers: an empty list.
+
+    Cost: a forward pass with about twice the attention time; memory O(batch heads pos) for one layer.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+    plan = plan_for(model)
+    factors = {layer.layer: _factor(model, layer.layer) for layer in plan.layers if layer.path != "none"}
+    kept: list[LayerRecord] = []
+    for start in range(0, len(batch), batch_size):
+        rows = batch.rows(slice(start, start + batch_size))
+        factories = standard_statistics(rows) if statistics is None else statistics(rows, start)
+        recorder = _Recorder(model, plan, factors, rows, start, top_k)
+
+        def deliver(record: LayerRecord) -> None:
+            for consumer in consumers:
+                consumer.update(record)
+            if not consumers:
+                kept.append(record)
+            if on_layer is not None:
+                on_layer(len(record.batch))
+
+        recorder.deliver = deliver
+        recorder.run(factories)
+    return kept
+
+
+class _Recorder:
+    """Joins what the engine and the residual hooks say about a layer, and delivers it when its block is done."""
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        plan: AttentionPlan,
+        factors: dict[int, Tensor | None],
+        rows: TokenBatch,
+        start: int,
+        top_k: int,
+    ) -> None:
+        self.model, self.plan, self.factors = model, plan, factors
+        self.rows, self.start, self.top_k = rows, start, top_k
+        self.pending: dict[int, tuple[dict[str, Tensor], ValueNorms]] = {}
+        self.deliver: Callable[[LayerRecord], None] = lambda record: None
+
+    def run(self, factories: Sequence[StatisticFactory]) -> None:
+        """One forward pass with all hooks in place."""
+        n_layers = len(self.model.blocks)
+        hooks = [("blocks.0.hook_in", partial(self._residual, layer=-1))]
+        hooks += [(f"blocks.{layer}.hook_out", partial(self._residual, layer=layer)) for layer in range(n_layers)]
+        ids = self.rows.ids.to(_input_device(self.model))
+        options = _forward_options(self.model)
+        with self.model.hooks(fwd_hooks=hooks):
+            if self.plan.path == "none":
+                self.model(ids, return_type=None, **options)
+                return
+            engine = AttentionEngine(
+                self.model,
+                path=self.plan.path,
+                statistics=factories,
+                on_layer=self._attention,
+                real=self.rows.real,
+            )
+            with engine:
+                # right padding needs no attention mask: real queries never see what comes after them
+                self.model(ids, return_type=None, **options)
+
+    def _attention(self, layer: int, value: Tensor, statistics: list[Statistic]) -> None:
+        computed: dict[str, Tensor] = {}
+        for statistic in statistics:
+            computed |= statistic.compute()
+        self.pending[layer] = computed, value_norms(value, self.factors[layer])
+
+    def _residual(self, hidden: Tensor, hook: Any, layer: int) -> None:
+        norms: ResidualNorms = residual_norms(hidden, self.rows.real, self.top_k)
+        attention, values = self.pending.pop(layer, ({}, None))
+        path = self.plan.layers[layer].path if layer >= 0 else "none"
+        self.deliver(LayerRecord(layer, self.rows, self.start, path, attention, values, norms))
+
+
+def _factor(model: TransformerBridge, layer: int) -> Tensor | None:
+    weights = output_weights(model, layer)
+    return None if weights is None else output_factor(weights)
+
+
+def _input_device(model: TransformerBridge) -> torch.device:
+    return model.original_model.get_input_embeddings().weight.device
+
+
+def _forward_options(model: TransformerBridge) -> dict[str, Any]:
+    """Leave out what a measurement does not need: the KV cache and all logits but the last."""
+    accepted = inspect.signature(type(model.original_model).forward).parameters
+    wanted = {"use_cache": False, "logits_to_keep": 1}
+    return {name: value for name, value in wanted.items() if name in accepted}

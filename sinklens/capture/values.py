@@ -1,0 +1,52 @@
+"""Norms of value states, before and after the output projection."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sinklens.capture.record import ValueNorms
+
+
+def output_factor(
+    weights: Float[Tensor, "head d_value d_model"],
+) -> Float[Tensor, "head d_small d_value"]:
+    """R with ``|R v| = |v W_O^h|`` for every v: the triangular factor of the QR decomposition of ``W_O^h`` transposed.
+
+    Exact, and norms no longer need the ``[pos d_model]`` product. Cost: O(heads d_model d_value^2), once per model.
+    """
+    return torch.linalg.qr(weights.detach().float().transpose(-1, -2), mode="r").R
+
+
+def value_norms(
+    value: Float[Tensor, "batch kv_head pos d_value"],
+    factor: Float[Tensor, "head d_small d_value"] | None,
+) -> ValueNorms:
+    """L2 norms of the value states: ``|v|`` per KV head and ``|v W_O^h|`` per query head.
+
+    Query head h reads KV head ``h // (heads / kv_heads)``.
+
+    Args:
+        value: Value states of one layer.
+        factor: :func:`output_factor` of the layer's W_O, or ``None`` when W_O cannot be read.
+
+    Cost: O(pos d_value^2) per head and sequence.
+
+    Example:
+        >>> import torch
+        >>> v = torch.tensor([[[[3.0, 4.0]]]])
+        >>> w_o = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]])
+        >>> norms = value_norms(v, output_factor(w_o))
+        >>> norms.value.item(), round(norms.output.item(), 4)
+        (5.0, 8.544)
+    """
+    value = value.float()
+    norm = torch.linalg.vector_norm(value, dim=-1)
+    if factor is None or factor.shape[-1] != value.shape[-1] or factor.shape[0] % value.shape[1]:
+        return ValueNorms(norm, None)
+    factor = factor.to(value.device)
+    group = factor.shape[0] // value.shape[1]
+    heads = [
+        torch.linalg.vector_norm(value[:, head // group] @ factor[head].T, dim=-1)
+        for head in range(factor.shape[0])
+    ]
+    return ValueNorms(norm, torch.stack(heads, dim=1))

@@ -1,0 +1,95 @@
+"""How each head spreads its attention: entropy, distance, mass on BOS and special tokens, missing mass."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import torch
+
+from sinklens.capture.record import LayerRecord
+from sinklens.detectors.base import LayerSums, Metric
+
+ENTROPY = Metric(
+    "entropy",
+    1,
+    "Entropy in nats of a query's attention over real keys, renormalised to sum to one (mass on a learned sink logit "
+    "is not an outcome), averaged over all queries. Null: mean log of the number of visible keys.",
+    "standard; null added here",
+)
+DISTANCE = Metric(
+    "distance", 1, "Mean over queries of sum_j p_ij (i - j) in tokens, p renormalised over real keys.", "standard"
+)
+MISSING = Metric(
+    "missing_mass",
+    1,
+    "Mean over queries of 1 - sum_j A_ij: the virtual-sink mass that a learned sink logit takes from the real keys.",
+    "gpt-oss and softmax-off-by-one; see the engine",
+)
+DELTA_LOGIT = Metric(
+    "delta_logit",
+    1,
+    "Mean over queries i that see key k and another key of s_ik - mean_{j != k} s_ij, with pre-softmax scores s.",
+    "Guo et al. 2024, arXiv 2410.13835; j = i is kept here",
+)
+
+COLUMNS = {
+    "entropy": "entropy",
+    "entropy_null": "entropy_null",
+    "distance": "distance",
+    "mass_bos": "bos_mass",
+    "mass_special": "special_mass",
+    "missing_mass": "missing_mass",
+}
+
+
+@dataclass(frozen=True)
+class AttentionSummary:
+    """One row per head with means over all real queries; NaN where a quantity is not applicable."""
+
+    table: pd.DataFrame
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The table."""
+        return self.table
+
+
+class AttentionSummaryDetector:
+    """Means over queries and sequences of the per-query statistics. Cost: a few numbers per head."""
+
+    def __init__(self) -> None:
+        self._sums = LayerSums()
+
+    def update(self, record: LayerRecord) -> None:
+        """Take one layer; layers without attention are left out."""
+        if "entropy" not in record.attention:
+            return
+        heads = record.attention["entropy"].shape[1]
+        for name in COLUMNS:
+            value = record.attention.get(name)
+            if value is None:
+                continue
+            value = value if value.ndim == 3 else value[:, None].expand(-1, heads, -1)
+            seen = ~value.isnan()
+            total = value.nan_to_num().double().sum((0, 2))
+            self._sums.add(record.layer, name, torch.stack([total, seen.double().sum((0, 2))]))
+
+    def merge(self, other: Self) -> None:
+        """Add what another detector saw of other sequences."""
+        self._sums.merge(other._sums)
+
+    def compute(self) -> AttentionSummary:
+        """The table."""
+        frames = []
+        for layer, sums in sorted(self._sums.layers.items()):
+            heads = next(iter(sums.values())).shape[-1]
+            frame = pd.DataFrame({"layer": layer, "head": np.arange(heads)})
+            for name, column in COLUMNS.items():
+                if name in sums:
+                    total, count = sums[name].numpy()
+                    frame[column] = total / np.where(count > 0, count, np.nan)
+                else:
+                    frame[column] = np.nan
+            frames.append(frame)
+        empty = pd.DataFrame(columns=["layer", "head", *COLUMNS.values()])
+        return AttentionSummary(pd.concat(frames, ignore_index=True) if frames else empty)

@@ -1,0 +1,190 @@
+"""Massive activations: a few residual entries that are thousands of times larger than the median."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sinklens.capture.record import LayerRecord
+from sinklens.detectors.base import Metric
+from sinklens.errors import InputError
+
+ABSOLUTE = 100.0
+RATIO = 1000.0
+
+METRIC = Metric(
+    "massive_activation",
+    1,
+    "Entry h_tj of the residual stream after a block with |h_tj| > 100 (absolute criterion) or "
+    "|h_tj| > 1000 x median |h| over all tokens and channels of that layer and sequence (ratio criterion); both "
+    "strict, reported separately because the first depends on the scale of the model. The median of an even count is "
+    "the lower middle.",
+    "Sun et al. 2024, arXiv 2402.17762; Owen et al. 2025, arXiv 2503.22329",
+)
+
+
+class MassiveMasks(NamedTuple):
+    """Which entries meet each criterion."""
+
+    absolute: Bool[Tensor, "*batch pos d_model"]
+    relative: Bool[Tensor, "*batch pos d_model"]
+
+
+def massive_masks(hidden: Any, absolute: float = ABSOLUTE, ratio: float = RATIO) -> MassiveMasks:
+    """Both criteria for every entry of one layer's residual stream.
+
+    Args:
+        hidden: ``[..., pos, d_model]``; leading axes are sequences, each with its own median.
+        absolute: Bound on ``|h|``; an entry equal to it is not massive.
+        ratio: Bound on ``|h| / median``; an entry equal to it is not massive.
+
+    Raises:
+        InputError: Fewer than two axes, or nothing in them.
+
+    Example:
+        >>> h = torch.full((4, 8), 0.2)
+        >>> h[0, 3] = -500.0
+        >>> masks = massive_masks(h)
+        >>> masks.absolute.nonzero().tolist(), masks.relative.nonzero().tolist()
+        ([[0, 3]], [[0, 3]])
+    """
+    values = hidden if isinstance(hidden, Tensor) else torch.as_tensor(np.asarray(hidden))
+    if values.ndim < 2 or values.shape[-1] * values.shape[-2] == 0:
+        raise InputError(f"Expected hidden states [..., pos, d_model], got shape {tuple(values.shape)}.")
+    magnitude = values.float().abs()
+    median = magnitude.flatten(-2).median(-1).values[..., None, None]
+    return MassiveMasks(magnitude > absolute, magnitude > ratio * median)
+
+
+@dataclass(frozen=True)
+class MassiveActivations:
+    """The largest residual entries and where massive ones live.
+
+    Attributes:
+        table: The top entries per sequence and layer: ``sequence, layer, position, token, channel, value, median,
+            ratio, absolute, relative``.
+        layers: Per layer: ``max_abs`` and ``median_abs`` (means over sequences), ``max_over_median``, the most common
+            place of the largest entry (``top_position, top_token, top_channel``), and the mean number of massive
+            *tokens* per sequence by each criterion (``n_massive_absolute, n_massive_ratio``).
+        lifetimes: Per criterion, position bucket and channel: layer of appearance and of last presence (the most
+            common over sequences), how many sequences.
+    """
+
+    table: pd.DataFrame
+    layers: pd.DataFrame
+    lifetimes: pd.DataFrame
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The top entries."""
+        return self.table
+
+
+class MassiveActivationDetector:
+    """Collects the top entries that the capture kept per layer and sequence.
+
+    Args:
+        absolute: Absolute bound.
+        ratio: Bound relative to the median.
+    """
+
+    def __init__(self, absolute: float = ABSOLUTE, ratio: float = RATIO) -> None:
+        self.absolute, self.ratio = absolute, ratio
+        self._entries: list[pd.DataFrame] = []
+        self._summaries: list[pd.DataFrame] = []
+
+    def update(self, record: LayerRecord) -> None:
+        """Take one layer; -1 is the embedding output."""
+        if record.residual is None:
+            return
+        r = record.residual
+        median = r.median.cpu().double()
+        value, position = r.top_value.cpu().double(), r.top_position.cpu()
+        batch, k = value.shape
+        sequence = torch.arange(batch)[:, None].expand(-1, k) + record.first_sequence
+        ratio = value.abs() / median[:, None].where(median[:, None] > 0, torch.nan)
+        places = zip(sequence.ravel().tolist(), position.ravel().tolist(), strict=True)
+        tokens = [record.batch.tokens[s - record.first_sequence][p] if p >= 0 else "" for s, p in places]
+        frame = pd.DataFrame(
+            {
+                "sequence": sequence.ravel().numpy(),
+                "layer": record.layer,
+                "position": position.ravel().numpy(),
+                "token": tokens,
+                "channel": r.top_channel.cpu().ravel().numpy(),
+                "value": value.ravel().numpy(),
+                "median": median.repeat_interleave(k).numpy(),
+                "ratio": ratio.ravel().numpy(),
+            }
+        )
+        frame["absolute"] = frame["value"].abs() > self.absolute
+        frame["relative"] = frame["value"].abs() > self.ratio * frame["median"]
+        self._entries.append(frame[frame["position"] >= 0])
+        token_max = r.token_max.cpu().nan_to_num()
+        self._summaries.append(
+            pd.DataFrame(
+                {
+                    "layer": record.layer,
+                    "sequence": np.arange(batch) + record.first_sequence,
+                    "max_abs": value[:, 0].abs().numpy(),
+                    "median_abs": median.numpy(),
+                    "top_position": position[:, 0].numpy(),
+                    "top_token": frame["token"].iloc[::k].to_numpy(),
+                    "top_channel": r.top_channel.cpu()[:, 0].numpy(),
+                    "n_massive_absolute": (token_max > self.absolute).sum(1).numpy(),
+                    "n_massive_ratio": (token_max > self.ratio * median[:, None]).sum(1).numpy(),
+                }
+            )
+        )
+
+    def merge(self, other: Self) -> None:
+        """Add what another detector saw of other sequences."""
+        if (self.absolute, self.ratio) != (other.absolute, other.ratio):
+            raise InputError("Massive-activation detectors with different bounds cannot be merged.")
+        self._entries += other._entries
+        self._summaries += other._summaries
+
+    def compute(self) -> MassiveActivations:
+        """All tables, in the order of layers and sequences."""
+        if not self._entries:
+            return MassiveActivations(pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
+        table = pd.concat(self._entries, ignore_index=True)
+        table = table.sort_values(["sequence", "layer"], kind="stable", ignore_index=True)
+        summary = pd.concat(self._summaries, ignore_index=True)
+        rows = []
+        for layer, group in summary.groupby("layer"):
+            place = group.groupby(["top_position", "top_token", "top_channel"]).size().idxmax()
+            largest, median = group["max_abs"].mean(), group["median_abs"].mean()
+            rows.append(
+                {
+                    "layer": layer,
+                    "max_abs": largest,
+                    "median_abs": median,
+                    "max_over_median": (group["max_abs"] / group["median_abs"].replace(0, np.nan)).mean(),
+                    "top_position": place[0],
+                    "top_token": place[1],
+                    "top_channel": place[2],
+                    "n_massive_absolute": group["n_massive_absolute"].mean(),
+                    "n_massive_ratio": group["n_massive_ratio"].mean(),
+                }
+            )
+        return MassiveActivations(table, pd.DataFrame(rows), _lifetimes(table))
+
+
+def _lifetimes(table: pd.DataFrame) -> pd.DataFrame:
+    """Layer of appearance and last presence per criterion, place and channel (modes over sequences)."""
+    columns = ["criterion", "position", "channel", "appears", "leaves_after", "n_sequences"]
+    rows = []
+    blocks = table[table["layer"] >= 0]
+    for criterion in ("absolute", "relative"):
+        massive = blocks[blocks[criterion]]
+        if massive.empty:
+            continue
+        spans = massive.groupby(["sequence", "position", "channel"])["layer"].agg(["min", "max"]).reset_index()
+        for (position, channel), group in spans.groupby(["position", "channel"]):
+            first, last = group["min"].mode().iloc[0], group["max"].mode().iloc[0]
+            rows.append((criterion, position, channel, int(first), int(last), len(group)))
+    return pd.DataFrame(rows, columns=columns)

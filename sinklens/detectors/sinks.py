@@ -1,0 +1,277 @@
+"""Attention sinks: keys that receive far more attention than their share, at any position.
+
+Definitions follow Gu et al., *When Attention Sink Emerges in Language Models* (ICLR 2025, arXiv 2410.10781), with
+positions counted from 0.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sinklens.capture.record import LayerRecord
+from sinklens.detectors.base import LayerSums, Metric
+from sinklens.errors import InputError
+
+EPS = 0.3
+EPS_SWEEP = (0.2, 0.3, 0.4, 0.5)
+MIN_QUERIES = 10
+
+METRIC = Metric(
+    "sink_score",
+    1,
+    "Importance of key k in one head and sequence of T tokens: alpha_k = (1/(T-k)) sum_{i>=k} A_ik, its mean attention "
+    "over all queries at or after it (k from 0). Sink rate: share of sequences with alpha_k > eps (strict), taken per "
+    "sequence and then averaged. Null: alpha_k if every query attended uniformly to the keys its layer's mask shows.",
+    "Gu et al. 2025, arXiv 2410.10781, section 3; null added here",
+)
+
+
+def importance(pattern: Any) -> Float[Tensor, "*batch head k_pos"]:
+    """Importance of every key: ``alpha_k = (1/(T-k)) sum_{i=k}^{T-1} A_ik`` (positions from 0).
+
+    For k = 0 this is the mean over all T rows, the first included, so ``1/T <= alpha_0 <= 1`` for a causal softmax.
+    Rows before k are taken to be 0, as a causal mask makes them.
+
+    Args:
+        pattern: Attention weights ``[..., head, q_pos, k_pos]``, a tensor or anything numpy can read.
+
+    Returns:
+        ``[..., head, k_pos]`` in fp32 or the wider input dtype.
+
+    Raises:
+        InputError: Not square, empty, or holding NaN.
+
+    Reference:
+        Gu et al. 2025, section 3.2.
+
+    Example:
+        >>> importance([[[1.0, 0.0], [0.6, 0.4]]])
+        tensor([[0.8000, 0.4000]])
+    """
+    weights = pattern if isinstance(pattern, Tensor) else torch.as_tensor(np.asarray(pattern))
+    if weights.ndim < 2 or weights.shape[-1] != weights.shape[-2] or weights.shape[-1] == 0:
+        raise InputError(f"Expected square patterns [..., head, q_pos, k_pos], got shape {tuple(weights.shape)}.")
+    dtype = weights.dtype if weights.dtype == torch.float64 and isinstance(pattern, Tensor) else torch.float32
+    weights = weights.to(dtype)
+    if bool(weights.isnan().any()):
+        raise InputError("The pattern holds NaN; expected attention weights with 0 at masked keys.")
+    length = weights.shape[-1]
+    queries = length - torch.arange(length, device=weights.device)
+    return weights.sum(-2) / queries
+
+
+def sink_rate(alpha: Any, eps: float = EPS) -> Float[Tensor, "head k_pos"]:
+    """Sink rate ``Sink_k^eps``: share of sequences whose importance ``alpha_k`` exceeds ``eps`` (strictly).
+
+    The indicator is taken per sequence and then averaged, as in the authors' code; it is not the indicator of the
+    mean. Average the result over heads and layers for the model-wide figure of the paper.
+
+    Args:
+        alpha: Importance ``[..., head, k_pos]``; all leading axes count as sequences.
+        eps: Threshold, 0.3 in the paper.
+
+    Returns:
+        ``[head, k_pos]``, between 0 and 1.
+
+    Warns:
+        UserWarning: The sequences are so short that uniform attention itself gives key 0 more than ``eps``
+            (fewer than 10 tokens for eps = 0.3).
+
+    Example:
+        >>> sink_rate(torch.tensor([[[0.2] + [0.0] * 63], [[0.5] + [0.0] * 63]]))[0, 0].item()
+        0.5
+    """
+    alpha = alpha if isinstance(alpha, Tensor) else torch.as_tensor(np.asarray(alpha))
+    if alpha.ndim < 2:
+        raise InputError(f"Expected importance [..., head, k_pos], got shape {tuple(alpha.shape)}.")
+    if not 0 < eps < 1:
+        raise InputError(f"eps must lie between 0 and 1, got {eps}.")
+    length = alpha.shape[-1]
+    floor = float(uniform_importance(length)[0])
+    if floor > eps:
+        warnings.warn(
+            f"With {length} tokens uniform attention already gives key 0 an importance of {floor:.3f} > eps={eps}; "
+            f"use at least {shortest_length(eps)} tokens.",
+            stacklevel=2,
+        )
+    return (alpha > eps).float().reshape(-1, *alpha.shape[-2:]).mean(0)
+
+
+def uniform_importance(length: int) -> Float[Tensor, " k_pos"]:
+    """Importance of every key under uniform causal attention, ``(H_T - H_k) / (T - k)`` with harmonic numbers H.
+
+    Example:
+        >>> round(uniform_importance(64)[0].item(), 5)
+        0.07412
+    """
+    shares = 1 / torch.arange(1, length + 1, dtype=torch.float64)
+    tail = shares.flip(0).cumsum(0).flip(0)
+    return (tail / (length - torch.arange(length))).float()
+
+
+def shortest_length(eps: float = EPS) -> int:
+    """Fewest tokens for which uniform attention stays at or below ``eps`` at key 0 (10 for eps = 0.3).
+
+    Example:
+        >>> shortest_length(0.3)
+        10
+    """
+    length, harmonic = 1, 1.0
+    while harmonic / length > eps:
+        length += 1
+        harmonic += 1 / length
+    return length
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """Importance and sink rate of every layer, head and key position.
+
+    Attributes:
+        table: One row per layer, head and position: ``importance`` and ``sink_rate`` (means over sequences that
+            reach the position), ``null``, ``ratio`` = importance / null, ``delta_logit`` (mean pre-softmax margin of
+            the key over the others), ``n_sequences``.
+        strongest: One row per head: its strongest key among those seen by at least ``min_queries`` queries in at
+            least half of the sequences (a head that looks at a fixed offset gives every key the mass of one query,
+            so with ten queries that is at most 0.1).
+        sweep: Sink rate at the strongest key and at key 0 for other thresholds.
+    """
+
+    table: pd.DataFrame
+    strongest: pd.DataFrame
+    sweep: pd.DataFrame
+    eps: float
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The full table."""
+        return self.table
+
+
+class SinkDetector:
+    """Streaming version of :func:`importance` and :func:`sink_rate` for every key position, without patterns.
+
+    Args:
+        eps: Threshold of the sink rate.
+        eps_sweep: Thresholds of the sweep.
+        min_queries: Keys that fewer queries could see are left out when the strongest key is chosen.
+
+    Cost: O(heads k_pos) fp64 numbers per layer.
+    """
+
+    def __init__(
+        self, eps: float = EPS, eps_sweep: Sequence[float] = EPS_SWEEP, min_queries: int = MIN_QUERIES
+    ) -> None:
+        self.eps = eps
+        self.thresholds = tuple(dict.fromkeys((eps, *eps_sweep)))
+        self.min_queries = min_queries
+        self._sums = LayerSums()
+
+    def update(self, record: LayerRecord) -> None:
+        """Take one layer; layers without attention are not applicable and left out."""
+        if "mass" not in record.attention:
+            return
+        alpha, reached = sequence_importance(record)
+        queries = _queries_after(record).to(alpha.device)
+        null = record.attention["null_mass"] / queries.clamp(min=1) * reached
+        eligible = reached & (queries >= self.min_queries)
+        above = torch.stack([alpha > threshold for threshold in self.thresholds]) & reached[:, None]
+        delta = record.attention["delta_logit"]
+        finite = delta.isfinite() & reached[:, None]
+        sums = {
+            "alpha": alpha.double().sum(0),
+            "above": above.double().sum(1),
+            "count": reached.double().sum(0),
+            "null": null.double().sum(0),
+            "eligible": eligible.double().sum(0),
+            "eligible_alpha": (alpha * eligible[:, None]).double().sum(0),
+            "delta": delta.masked_fill(~finite, 0).double().sum(0),
+            "delta_count": finite.double().sum(0),
+            "sequences": torch.full((1,), float(len(record.batch))),
+        }
+        for name, value in sums.items():
+            self._sums.add(record.layer, name, value)
+
+    def merge(self, other: Self) -> None:
+        """Add what a detector with the same thresholds saw of other sequences."""
+        if (self.thresholds, self.min_queries) != (other.thresholds, other.min_queries):
+            raise InputError("Sink detectors with different eps or min_queries cannot be merged.")
+        self._sums.merge(other._sums)
+
+    def compute(self) -> Sinks:
+        """All tables; empty when no layer has attention."""
+        tables, strongest, sweeps = [], [], []
+        for layer, sums in sorted(self._sums.layers.items()):
+            table, best, sweep = self._layer(layer, {name: value.numpy() for name, value in sums.items()})
+            tables.append(table)
+            strongest.append(best)
+            sweeps.append(sweep)
+        return Sinks(_concat(tables), _concat(strongest), _concat(sweeps), self.eps)
+
+    def _layer(
+        self, layer: int, s: dict[str, np.ndarray]
+    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        heads, positions = s["alpha"].shape
+        count = np.where(s["count"] > 0, s["count"], np.nan)
+        alpha, null = s["alpha"] / count, s["null"] / count
+        rates = s["above"] / count
+        ratio = alpha / np.where(null > 0, null, np.nan)
+        delta = s["delta"] / np.where(s["delta_count"] > 0, s["delta_count"], np.nan)
+        head_index, position_index = np.divmod(np.arange(heads * positions), positions)
+        table = pd.DataFrame(
+            {
+                "layer": layer,
+                "head": head_index,
+                "position": position_index,
+                "importance": alpha.ravel(),
+                "sink_rate": rates[0].ravel(),
+                "null": np.tile(null, heads),
+                "ratio": ratio.ravel(),
+                "delta_logit": delta.ravel(),
+                "n_sequences": np.tile(s["count"].astype(int), heads),
+            }
+        )
+        allowed = s["eligible"] >= max(1, s["sequences"][0] / 2)
+        with np.errstate(invalid="ignore"):
+            score = np.where(allowed, s["eligible_alpha"] / np.where(s["eligible"] > 0, s["eligible"], np.nan), -1)
+        best = score.argmax(1)
+        found = bool(allowed.any())
+        rows = [table.iloc[head * positions + best[head]] for head in range(heads)] if found else []
+        strongest = pd.DataFrame(rows).reset_index(drop=True)
+        if found:
+            strongest = strongest.astype({"layer": int, "head": int, "position": int, "n_sequences": int})
+        sweep = pd.DataFrame(
+            [
+                (layer, head, position, threshold, rates[index, head, position])
+                for head in range(heads)
+                for position in dict.fromkeys((best[head] if found else 0, 0))
+                for index, threshold in enumerate(self.thresholds)
+            ],
+            columns=["layer", "head", "position", "eps", "sink_rate"],
+        )
+        return table, strongest, sweep.sort_values(["head", "position", "eps"], ignore_index=True)
+
+
+def sequence_importance(record: LayerRecord) -> tuple[Tensor, Tensor]:
+    """``alpha [batch head k_pos]`` of every sequence (0 beyond its end) and which positions it reaches."""
+    mass = record.attention["mass"]
+    reached = record.real.to(mass.device)
+    queries = _queries_after(record).to(mass.device)
+    return mass / queries.clamp(min=1)[:, None] * reached[:, None], reached
+
+
+def _queries_after(record: LayerRecord) -> Tensor:
+    """Queries at or after each position of each sequence, T - k."""
+    positions = torch.arange(record.real.shape[1])
+    return record.batch.lengths[:, None] - positions[None]
+
+
+def _concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    frames = [frame for frame in frames if len(frame)]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

@@ -1,0 +1,1 @@
+"""Small models trained to show how attention sinks emerge, and the tasks they are trained on."""

@@ -1,0 +1,184 @@
+"""Write a trained Bigram-Backcopy model as a Hugging Face directory that explains itself."""
+
+import json
+import math
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save as safetensors_bytes
+from transformers import OPTForCausalLM
+
+from sinklens.errors import ResultError
+from sinklens.lab.architecture import deviations
+from sinklens.lab.bigram_backcopy import BOS
+from sinklens.lab.files import write_atomically
+from sinklens.lab.gates import gates
+from sinklens.lab.report import FIGURES
+from sinklens.lab.settings import BackcopySettings
+from sinklens.lab.tokenizer import character_tokenizer
+
+_FORMAT = 1
+_TASK = "bigram-backcopy"
+
+
+def publish(
+    out: Path,
+    model: OPTForCausalLM,
+    settings: BackcopySettings,
+    measured: dict[str, float],
+    *,
+    seconds: float,
+    device: str,
+) -> None:
+    """Write weights, configuration, tokenizer, figures and model card.
+
+    recipe.json comes last: with it the folder counts as complete.
+
+    Raises:
+        ResultError: if the folder cannot be written.
+    """
+    weights = {
+        name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()
+    }
+    write_atomically(out / "model.safetensors", safetensors_bytes(weights, metadata={"format": "pt"}))
+    config = json.loads(model.config.to_json_string()) | {"dtype": "float32"}
+    write_atomically(out / "config.json", _json(config))
+    _write_tokenizer(out, settings)
+    write_atomically(out / "measured.json", _json({name: _finite(value) for name, value in measured.items()}))
+    write_atomically(out / "README.md", _card(settings, measured, seconds).encode())
+    recipe = {
+        "format": _FORMAT,
+        "task": _TASK,
+        "settings": settings.to_dict(),
+        "command": settings.command,
+        "deviations": deviations(settings),
+        "parameters": sum(weight.numel() for weight in weights.values()),
+        "seconds": round(seconds, 1),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    write_atomically(out / "recipe.json", _json(recipe))
+
+
+def read_recipe(folder: Path) -> dict[str, Any] | None:
+    """Return the settings of the finished model in `folder`, or None if there is none.
+
+    Raises:
+        ResultError: if recipe.json is damaged, of a newer format or of another task.
+    """
+    path = folder / "recipe.json"
+    if not path.exists():
+        return None
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+        version, task, settings = int(recipe["format"]), recipe["task"], dict(recipe["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultError(f"{path} is no recipe of sinklens or is damaged; choose another folder.") from error
+    if task != _TASK:
+        raise ResultError(f"{path} is of the task {task!r} and not {_TASK!r}; choose another folder.")
+    if version > _FORMAT:
+        raise ResultError(f"{path} has format {version} and this version of sinklens reads up to {_FORMAT}.")
+    return settings
+
+
+def _write_tokenizer(out: Path, settings: BackcopySettings) -> None:
+    tokenizer = character_tokenizer(settings.task.characters, BOS, settings.seq_len)
+    with tempfile.TemporaryDirectory() as temporary:
+        tokenizer.save_pretrained(temporary)
+        for path in sorted(Path(temporary).iterdir()):
+            content = path.read_bytes()
+            if path.name == "tokenizer_config.json":
+                # The name that transformers 4 and 5 both know.
+                content = _json(json.loads(content) | {"tokenizer_class": "PreTrainedTokenizerFast"})
+            write_atomically(out / path.name, content)
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _finite(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _show(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.3f}"
+
+
+def _card(settings: BackcopySettings, measured: dict[str, float], seconds: float) -> str:
+    layers = f"{settings.layers} layer" + ("s" if settings.layers > 1 else "")
+    gate_rows = "\n".join(
+        f"| {row.quantity} | {row.value:.4g} | {row.bound} | {'yes' if row.passed else 'NO'} |"
+        for row in gates(measured, settings.layers)
+    )
+    triggers = ", ".join(repr(settings.task.characters[i]) for i in settings.task.trigger_ids)
+    differences = "\n".join(f"- {line}" for line in deviations(settings))
+    heads = " | ".join(f"L{number}H0" for number in range(settings.layers))
+    table = "\n".join(
+        f"| {title} | " + " | ".join(_show(measured[f"L{n}.{name}"]) for n in range(settings.layers)) + " |"
+        for name, title in FIGURES.items()
+    )
+    about = f"""
+        A transformer of {layers} with one head each (width {settings.d_model}, context
+        {settings.seq_len}, 66 tokens), trained by sinklens on the Bigram-Backcopy task of Guo et al.,
+        "Active-Dormant Attention Heads" (arXiv 2410.13835). A small model in which attention sinks,
+        value-state drains and active-dormant heads can be seen and switched off; it writes no English."""
+    task = f"""
+        Sequences begin with `<s>`. Most characters are followed by what follows them in Shakespeare;
+        after a trigger ({triggers}) the character before the trigger comes back. Attention is needed at
+        triggers only, and rests on `<s>` elsewhere. A character outside the 65 of the training text is
+        refused by the tokenizer."""
+    figures = f"""
+        256 fresh sequences of {settings.seq_len} tokens; losses in nats per token. `measured.json` has
+        all figures with more digits, `sinklens.lab.gates` defines them. Backcopy loss
+        {measured["backcopy_loss"]:.4f} (best possible 0). Bigram loss {measured["bigram_loss"]:.4f},
+        which is {measured["bigram_excess"]:.4f} above the true distribution's on the same sequences; the
+        latter's expectation is {measured["oracle_bigram_loss"]:.4f}."""
+    training = f"""
+        took {seconds:.0f} s (`recipe.json`). One run with one seed; which layer of a deeper model holds
+        the sink depends on the seed. Deviations from the paper:"""
+    return f"""---
+license: mit
+library_name: transformers
+tags: [attention-sink, interpretability, toy-model]
+---
+# Bigram-Backcopy, {layers}
+
+{_paragraph(about)}
+
+{_paragraph(task)}
+
+## Figures
+
+{_paragraph(figures)}
+
+| | {heads} |
+|---|{"---|" * settings.layers}
+{table}
+
+| gate | measured | bound | holds |
+|---|---|---|---|
+{gate_rows}
+
+## Training
+
+    {settings.command}
+
+{_paragraph(training)}
+
+{differences}
+
+## Data and licence
+
+The task uses only the counts of character pairs in tiny Shakespeare (public domain). Weights: MIT.
+"""
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), width=110)

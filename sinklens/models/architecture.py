@@ -1,0 +1,78 @@
+"""Facts about a bridge's blocks that several rooms need: which have attention, their windows, heads and W_O."""
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+
+from sinklens.errors import UnsupportedArchitectureError
+
+
+def attention_layers(model: TransformerBridge) -> dict[int, AttentionBridge]:
+    """Attention bridge of every block that has softmax attention, by block index.
+
+    Blocks without (state-space, linear or delta-rule mixers) are left out: attention is not applicable there.
+
+    Raises:
+        UnsupportedArchitectureError: The bridge has no decoder stack ``blocks``.
+    """
+    blocks = getattr(model, "blocks", None)
+    if blocks is None:
+        raise UnsupportedArchitectureError(
+            f"Expected a decoder-only model with a stack of blocks, got {model.cfg.architecture}; "
+            "encoder-decoder and encoder models are not measured."
+        )
+    found = {}
+    for layer, block in enumerate(blocks):
+        attention = block._modules.get("attn")
+        if isinstance(attention, AttentionBridge):
+            found[layer] = attention
+    return found
+
+
+def output_weights(model: TransformerBridge, layer: int) -> Float[Tensor, "head d_value d_model"] | None:
+    """``W_O`` of one attention layer by query head, ``None`` when its weights cannot be read (quantised)."""
+    try:
+        weights: Tensor = attention_layers(model)[layer].W_O
+    except (AttributeError, NotImplementedError, ValueError, RuntimeError):
+        return None
+    return weights if weights.ndim == 3 else None
+
+
+def window_of(model: TransformerBridge, layer: int) -> int | None:
+    """Sliding-window size of an attention layer in tokens (its own position included), ``None`` for full attention."""
+    config: Any = text_config(model)
+    attention_types = getattr(config, "attention_layers", None)  # GPT-Neo
+    if attention_types is not None:
+        return int(config.window_size) if attention_types[layer] == "local" else None
+    window = getattr(config, "sliding_window", None)
+    if window is None or getattr(config, "use_sliding_window", True) is False:
+        return None
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None and "sliding" not in str(layer_types[layer]):
+        return None
+    return int(window)
+
+
+def has_learned_sink(model: TransformerBridge, layer: int) -> bool:
+    """Whether the layer's softmax has a learned sink logit per head (gpt-oss and kin)."""
+    original: Any = attention_layers(model)[layer].original_component
+    return getattr(original, "sinks", None) is not None
+
+
+def text_config(model: TransformerBridge) -> Any:
+    """The Hugging Face config of the text decoder."""
+    config: Any = model.original_model.config
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def context_length(model: TransformerBridge) -> int | None:
+    """Longest sequence the config allows, ``None`` when it names no limit (ALiBi, state-space models)."""
+    config = text_config(model)
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None

@@ -1,0 +1,239 @@
+"""Models by built-in name, local Hugging Face directory or hub id, as plain TransformerLens bridges."""
+
+import contextlib
+import difflib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources.transformers import helpers as tl_helpers
+
+from sinklens.errors import InputError, ModelLoadError
+from sinklens.models.builtin import builtin_models
+from sinklens.models.source import ModelSource, remember_source
+
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    device_map: str | dict[str, str | int] | None = None,
+    trust_remote_code: bool = False,
+) -> TransformerBridge:
+    """Load a model as a TransformerLens bridge, in evaluation mode.
+
+    Args:
+        name_or_path: A built-in name (see ``sinklens models``), a local Hugging Face directory, or a hub id. Only a
+            hub id touches the network.
+        device: ``"auto"`` (CUDA if there is one, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch dtype; default: as the checkpoint is stored.
+        device_map: Spread the model over several devices with accelerate (``"auto"``, ``"balanced"`` or an explicit
+            map); replaces ``device``.
+        trust_remote_code: Run modelling code that comes with the checkpoint. Off: such a checkpoint is refused.
+
+    Returns:
+        A :class:`TransformerBridge`; nothing about it is specific to sinklens.
+
+    Raises:
+        ModelLoadError: The model does not exist, lacks weights or a tokenizer, holds NaN, or cannot be reached.
+        InputError: A device or dtype that this machine does not have.
+
+    Loading never starts a subprocess: TransformerLens would install torchvision for some multimodal models, which is
+    prevented here. Pickled weights go through torch's weights-only loader.
+    """
+    name = os.fspath(name_or_path)
+    path, builtin = _locate(name)
+    torch_dtype = _dtype(dtype, path)
+    target = None if device_map is not None else _device(device)
+    with _no_installs(), _quick_when_offline(is_local=Path(path).is_dir()), _missing_weights() as missing:
+        try:
+            model = TransformerBridge.boot_transformers(
+                path,
+                device=target,
+                dtype=torch_dtype,
+                device_map=device_map,
+                trust_remote_code=trust_remote_code,
+            )
+            tokenizer_prepends = _tokenizer_prepends_bos(path, trust_remote_code)
+        except ModelLoadError:
+            raise
+        except Exception as error:
+            raise ModelLoadError(_explain(name, path, error)) from error
+    if missing:
+        raise ModelLoadError(
+            f"The weights in {path} are incomplete: {', '.join(missing[:3])} would be random numbers. "
+            "Expected a complete checkpoint; download or save it again."
+        )
+    model.eval()
+    _refuse_nan(model, path)
+    remember_source(model, ModelSource(name, path, builtin, tokenizer_prepends))
+    return model
+
+
+def _locate(name: str) -> tuple[str, str | None]:
+    """Directory or hub id to read, and the built-in name if it is one; checks what a local directory must hold."""
+    builtins = builtin_models()
+    if name in builtins:
+        return str(builtins[name].path), name
+    path = Path(name).expanduser()
+    if path.is_dir():
+        _check_directory(path)
+        return str(path), None
+    if path.is_file():
+        raise ModelLoadError(f"{name} is a file; expected a Hugging Face model directory that holds config.json.")
+    parts = Path(name).parts
+    if path.is_absolute() or name.startswith((".", "~")) or len(parts) > 2:
+        raise ModelLoadError(f"There is no directory {name}. {_near_matches(name)}")
+    return name, None
+
+
+def _check_directory(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise ModelLoadError(f"{path} has no config.json; expected a Hugging Face model directory.")
+    if not any(any(path.glob(pattern)) for pattern in WEIGHT_PATTERNS):
+        raise ModelLoadError(
+            f"{path} has no weights; expected model.safetensors (or sharded safetensors, or pytorch_model.bin)."
+        )
+    if not any((path / file).is_file() for file in TOKENIZER_FILES):
+        raise ModelLoadError(
+            f"{path} has no tokenizer; expected tokenizer.json (or tokenizer.model, vocab.json). Save the tokenizer "
+            "next to the weights with tokenizer.save_pretrained."
+        )
+
+
+def _near_matches(name: str) -> str:
+    known = list(builtin_models())
+    near = difflib.get_close_matches(Path(name).name, known, n=3, cutoff=0.4)
+    hint = f"Did you mean {' or '.join(near)}? " if near else ""
+    return f"{hint}Built-in models: {', '.join(known)}."
+
+
+def _explain(name: str, path: str, error: Exception) -> str:
+    """One sentence for whatever transformers or TransformerLens raised."""
+    text = " ".join(str(error).split())
+    if Path(path).is_dir():
+        if "trust_remote_code" in text or "custom code" in text:
+            return (
+                f"{path} comes with its own modelling code, which is not run unless you pass --trust-remote-code "
+                "(trust_remote_code=True)."
+            )
+        return f"The model in {path} could not be loaded: {text[:400]}"
+    if any(sign in text for sign in ("connect", "offline", "resolve", "Offline", "Max retries", "cached files")):
+        return (
+            f"{name!r} is no built-in model and no local directory, and the model hub cannot be reached (offline?) "
+            f"nor is it in the local cache. {_near_matches(name)}"
+        )
+    return f"{name!r} is no built-in model or local directory, and the hub answered: {text[:300]} {_near_matches(name)}"
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        parsed = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f'Unknown device {device!r}; expected "auto", "cpu", "cuda" or "cuda:N".') from error
+    if parsed.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f'Device "{device}" was asked for, but torch sees no CUDA GPU here; use "cpu" or "auto".')
+    if parsed.type == "cuda" and parsed.index is not None and parsed.index >= torch.cuda.device_count():
+        raise InputError(f'Device "{device}" was asked for; this machine has {torch.cuda.device_count()} GPU(s).')
+    return parsed
+
+
+def _dtype(dtype: str | torch.dtype | None, path: str) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise InputError(f"Unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}.")
+        return DTYPES[dtype]
+    from transformers import AutoConfig
+
+    with contextlib.suppress(Exception):  # a bad config is reported by the loading proper
+        with _quick_when_offline(is_local=Path(path).is_dir()):
+            stored = getattr(AutoConfig.from_pretrained(path), "dtype", None)
+        if isinstance(stored, torch.dtype):
+            return stored
+    return torch.float32
+
+
+def _tokenizer_prepends_bos(path: str, trust_remote_code: bool) -> bool:
+    """Ask the tokenizer as shipped: TransformerLens loads its own copy with a BOS forced on."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if tokenizer.bos_token_id is None:
+        return False
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
+def _refuse_nan(model: TransformerBridge, path: str) -> None:
+    for name, parameter in model.original_model.named_parameters():
+        # the sum is cheap and NaN or inf survive it; only then look at every entry (a sum may overflow by itself)
+        if not bool(torch.isfinite(parameter.detach().sum())) and not bool(torch.isfinite(parameter).all()):
+            bad = int((~torch.isfinite(parameter)).sum())
+            clean = name.replace("_original_component.", "")
+            raise ModelLoadError(
+                f"{path} holds {bad} NaN or infinite weights (first in {clean}); every number measured on it would "
+                "be meaningless. Use an intact checkpoint."
+            )
+
+
+@contextlib.contextmanager
+def _no_installs() -> Iterator[None]:
+    """Keep TransformerLens from running ``pip install torchvision`` when a multimodal processor does not load."""
+    with mock.patch.object(tl_helpers, "_ensure_torchvision", lambda: False):
+        yield
+
+
+@contextlib.contextmanager
+def _quick_when_offline(*, is_local: bool) -> Iterator[None]:
+    """Skip the hub's retries (half a minute) when it certainly cannot be reached; the cache still works."""
+    from huggingface_hub import constants
+
+    proxied = any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
+    if not is_local and not proxied and not constants.HF_HUB_OFFLINE:
+        host = constants.ENDPOINT.split("://", 1)[-1].split("/", 1)[0].split(":", 1)[0]
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError:
+            with mock.patch.object(constants, "HF_HUB_OFFLINE", True):
+                yield
+            return
+    yield
+
+
+@contextlib.contextmanager
+def _missing_weights() -> Iterator[list[str]]:
+    """Collect the parameters that transformers initialised at random because the checkpoint lacks them."""
+    missing: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            for line in record.getMessage().splitlines():
+                if "MISSING" in line and "|" in line:
+                    missing.append(line.split("|", 1)[0].strip())
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    level, propagate, handler = logger.level, logger.propagate, Collector()
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield missing
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

@@ -1,0 +1,46 @@
+"""What is known about where a bridge came from, kept beside the bridge and not inside it."""
+
+import weakref
+from dataclasses import dataclass
+
+from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Provenance of a loaded model.
+
+    Attributes:
+        name: What the user asked for.
+        path: Local directory or hub id that was read.
+        builtin: Name of the built-in model, ``None`` for others.
+        tokenizer_prepends_bos: Whether the checkpoint's own tokenizer, as shipped, puts a BOS first.
+    """
+
+    name: str
+    path: str
+    builtin: str | None
+    tokenizer_prepends_bos: bool
+
+
+_sources: "weakref.WeakKeyDictionary[TransformerBridge, ModelSource]" = weakref.WeakKeyDictionary()
+
+
+def remember_source(model: TransformerBridge, source: ModelSource) -> None:
+    """Attach provenance to a bridge for as long as it lives."""
+    _sources[model] = source
+
+
+def source_of(model: TransformerBridge) -> ModelSource | None:
+    """Provenance of a bridge that ``sinklens.load`` made, ``None`` for one that the user booted."""
+    return _sources.get(model)
+
+
+def prepends_bos(model: TransformerBridge) -> tuple[bool, str]:
+    """Whether ``bos="auto"`` prepends a BOS for this model, and why."""
+    source = source_of(model)
+    if source is not None:
+        verb = "does" if source.tokenizer_prepends_bos else "does not"
+        return source.tokenizer_prepends_bos, f"the checkpoint's own tokenizer {verb} prepend one"
+    default = bool(getattr(model.cfg, "default_prepend_bos", False))
+    return default, f"TransformerLens' default for {model.cfg.architecture} is default_prepend_bos={default}"

@@ -1,0 +1,140 @@
+"""Attention map of one head."""
+
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import numpy as np
+import plotly.graph_objects as go
+
+from sinklens.errors import InputError
+from sinklens.plots.axes import add_token_axes, grid_background, log_colorbar
+from sinklens.plots.style import SEQUENTIAL, colorbar, float32, head_label, new_figure, token_label
+
+_LEFT: Final = 128
+_RIGHT: Final = 84
+"""Margins in pixels: room for token labels (left and below), and for the colour bar."""
+
+
+class AttentionMapLike(Protocol):
+    """What a map to be drawn offers; `AttentionMap` of a census does."""
+
+    @property
+    def layer(self) -> int:
+        """Layer, 0-based."""
+
+    @property
+    def head(self) -> int:
+        """Head, 0-based."""
+
+    @property
+    def values(self) -> "np.ndarray[Any, np.dtype[np.float32]]":
+        """Weights `[rows, cols]` (queries, keys), NaN where the mask hides the cell."""
+
+    @property
+    def cell(self) -> int:
+        """Tokens per cell and side; 1 = not pooled."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of the sequence."""
+
+    @property
+    def tokens(self) -> Sequence[str]:
+        """Token strings, `n_tokens` of them."""
+
+    @property
+    def why(self) -> str:
+        """Why this map was kept."""
+
+
+def attention_map(
+    map: AttentionMapLike, *, log: bool = False, floor: float = 1e-3, side: int = 460
+) -> go.Figure:
+    """Draw one head's attention, queries downwards and keys to the right, colours from 0 to 1 on every map.
+
+    Cells hidden by the causal (or sliding) mask are missing and grey, not 0. Pooled maps show the *largest*
+    weight of each block of `cell x cell` tokens and say so. With `log`, colours are log10 from `floor` to 1
+    and weights below `floor` take the lowest colour; the subtitle says that they are clipped. The hover
+    always shows the weight itself.
+
+    Args:
+        map: The map.
+        log: Log colours, to see what a strong sink leaves dark.
+        floor: Lower end of the log colours.
+        side: Width and height of the square map in pixels, without labels.
+
+    Raises:
+        InputError: when the map's values do not fit its tokens, or `floor` is not between 0 and 1.
+    """
+    rows, columns = map.values.shape
+    cells = -(-map.n_tokens // map.cell)
+    if (rows, columns) != (cells, cells) or len(map.tokens) != map.n_tokens:
+        raise InputError(
+            f"attention_map expected {cells} x {cells} cells and {map.n_tokens} tokens for a map of "
+            f"cell {map.cell}, but got {rows} x {columns} cells and {len(map.tokens)} tokens."
+        )
+    if not 0 < floor < 1:
+        raise InputError(f"attention_map needs a floor between 0 and 1, not {floor}.")
+    notes = [map.why[:1].upper() + map.why[1:] + "."] if map.why else []
+    pooled = map.cell > 1
+    if pooled:
+        notes.append(f"Pooled: each cell is the max over {map.cell} x {map.cell} tokens.")
+    notes.append("Grey: hidden by the mask.")
+    raw = float32(map.values)
+    options: dict[str, Any] = {"zmin": 0, "zmax": 1, "colorbar": colorbar("attention weight")}
+    z = raw
+    if log:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = float32(np.where(np.isnan(raw), np.nan, np.maximum(np.log10(raw), np.log10(floor))))
+        bar = log_colorbar("attention weight (log)", floor, 1.0)
+        bar["ticktext"][0] = f"≤ {bar['ticktext'][0]}"
+        options = {"zmin": float(np.log10(floor)), "zmax": 0, "colorbar": bar, "customdata": raw}
+        notes.append(f"Log colours, clipped below {floor:g}.")
+
+    title = f"Attention of {head_label(map.layer, map.head)}"
+    fig = new_figure(title, " ".join(notes), height=side, wrap=(side + _LEFT + _RIGHT) // 7)
+    value = "%{customdata:.4f}" if log else "%{z:.4f}"
+    weight = "largest weight" if pooled else "weight"
+    fig.add_trace(
+        go.Heatmap(
+            z=z,
+            x=np.arange(columns),
+            y=np.arange(rows),
+            colorscale=SEQUENTIAL,
+            hoverongaps=False,
+            hovertemplate=f"query %{{y}}<br>key %{{x}}<br>{weight} {value}<extra></extra>",
+            **options,
+        )
+    )
+    ticks = [map.tokens[i * map.cell] for i in range(cells)]
+    hover = [_cell_label(map, i) for i in range(cells)] if pooled else None
+    first = " (first token of each cell)" if pooled else ""
+    add_token_axes(
+        fig,
+        x=ticks,
+        y=ticks,
+        x_hover=hover,
+        y_hover=hover,
+        x_title=f"key token{first}",
+        y_title=f"query token{first}",
+        limit=max(8, side // 14),
+    )
+    # Fixed sizes: a map that fills its page has no square cells, and one that keeps them leaves holes.
+    fig.update_layout(
+        width=side + _LEFT + _RIGHT,
+        height=fig.layout.height + _LEFT - fig.layout.margin.b,
+        margin={"l": _LEFT, "r": _RIGHT, "b": _LEFT},
+        xaxis={"constrain": "domain", "constraintoward": "left"},
+        yaxis={"constrain": "domain", "constraintoward": "top", "scaleanchor": "x"},
+    )
+    fig.update_xaxes(automargin=False)
+    fig.update_yaxes(automargin=False)
+    grid_background(fig)
+    return fig
+
+
+def _cell_label(map: AttentionMapLike, index: int) -> str:
+    start = index * map.cell
+    stop = min(start + map.cell, map.n_tokens)
+    shown = " ".join(token_label(map.tokens[i], 10) for i in range(start, min(stop, start + 4)))
+    return f"{start}-{stop - 1} {shown}{' …' if stop - start > 4 else ''}"

@@ -1,0 +1,66 @@
+"""How the model-wide sink rate depends on the threshold."""
+
+from typing import Final
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from sinklens.plots.axes import light_grid
+from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, float32, new_figure, require_columns
+
+_TITLE: Final = "Model-wide sink rate by threshold"
+
+
+def eps_sweep(sweep: pd.DataFrame, *, eps: float | None = None) -> go.Figure:
+    """Draw the sink rate, averaged over all measured heads, against the threshold on importance.
+
+    Two lines: position 0 (the model-wide sink metric of Gu et al. 2025) and each head's own strongest key,
+    which also counts sinks that are not at the start. A conclusion that turns over between thresholds is
+    visible here.
+
+    Args:
+        sweep: One row per layer, head, position and eps with `sink_rate`; for every head position 0 and, when
+            it is another one, the head's strongest key.
+        eps: Threshold used elsewhere, marked by a vertical line.
+    """
+    require_columns(sweep, ("layer", "head", "position", "eps", "sink_rate"), "eps_sweep")
+    table = sweep.dropna(subset=["sink_rate"])
+    if table.empty:
+        return empty_figure(_TITLE, "Not applicable: no attention layer was measured.")
+    head = ["layer", "head", "eps"]
+    first = table[table["position"] == 0].drop_duplicates(head)
+    # The strongest key's row is the one that is not position 0, where there is one.
+    strongest = table.sort_values("position").drop_duplicates(head, keep="last")
+    n_heads = len(table[["layer", "head"]].drop_duplicates())
+    fig = new_figure(_TITLE, f"Mean over {n_heads:,} heads, every head counted alike.", height=240, wrap=80)
+    for i, (rows, name) in enumerate(((first, "position 0"), (strongest, "each head's strongest key"))):
+        line = rows.groupby("eps")["sink_rate"].mean()
+        fig.add_trace(
+            go.Scatter(
+                x=line.index.to_numpy(),
+                y=float32(line.to_numpy()),
+                name=name,
+                mode="lines+markers",
+                line={"color": CATEGORICAL[1 - i], "width": 2, "dash": ("solid", "dash")[i]},
+                marker={"symbol": ("circle", "square")[i], "size": 8},
+                hovertemplate=f"{name}<br>eps %{{x}}<br>rate %{{y:.3f}}<extra></extra>",
+            )
+        )
+    if eps is not None:
+        fig.add_vline(x=eps, line={"color": MUTED, "dash": "dot", "width": 1.5})
+        fig.add_annotation(
+            x=eps,
+            y=1,
+            yref="paper",
+            text=f" eps {eps:g} is used here",
+            showarrow=False,
+            xanchor="left",
+            yanchor="top",
+            font={"size": 12},
+        )
+    fig.update_layout(
+        xaxis={"title": {"text": "eps, threshold on importance"}, "tickvals": sorted(table["eps"].unique())}
+        | light_grid(),
+        yaxis={"title": {"text": "sink rate (share)"}, "range": [-0.02, 1.02]} | light_grid(),
+    )
+    return fig

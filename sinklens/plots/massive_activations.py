@@ -1,0 +1,96 @@
+"""The largest hidden-state entries by layer, against the thresholds that make them "massive"."""
+
+from typing import Final
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from sinklens.plots.axes import layer_axis, light_grid, log_axis
+from sinklens.plots.style import (
+    CATEGORICAL,
+    MUTED,
+    empty_figure,
+    float32,
+    new_figure,
+    number,
+    require_columns,
+    token_label,
+)
+
+_TITLE: Final = "Largest and median hidden-state entry by layer"
+
+
+def massive_activations(
+    layers: pd.DataFrame, *, absolute: float = 100.0, relative: float = 1000.0
+) -> go.Figure:
+    """Draw the largest |h| and the median |h| after each layer with the two thresholds, on a log axis.
+
+    An entry is massive when it exceeds both `absolute` and `relative` times the median of its layer (Sun et
+    al. 2024, arXiv 2402.17762); layers whose largest entry does are ringed.
+
+    Args:
+        layers: One row per layer with `layer`, `max_abs`, `median_abs`; `top_position`, `top_token` and
+            `top_channel` show in the hover when present.
+        absolute: Absolute threshold on |h|.
+        relative: Threshold in medians.
+    """
+    require_columns(layers, ("layer", "max_abs", "median_abs"), "massive_activations")
+    table = layers.sort_values("layer").dropna(subset=["max_abs"])
+    if table.empty:
+        return empty_figure(_TITLE, "Not applicable: no hidden state was recorded.")
+    numbers = [int(layer) for layer in table["layer"]]
+    top, median = table["max_abs"].to_numpy(dtype=float), table["median_abs"].to_numpy(dtype=float)
+    hover = []
+    for record in table.to_dict("records"):
+        text = "embedding" if record["layer"] < 0 else f"layer {record['layer']}"
+        if "top_token" in record:
+            where = number(record.get("top_position"), ".0f")
+            text += f"<br>token {where} {token_label(str(record['top_token']), 24)}"
+        if "top_channel" in record:
+            text += f"<br>channel {number(record['top_channel'], '.0f')}"
+        hover.append(text)
+    both = (top > absolute) & (top > relative * median)
+    fig = new_figure(
+        _TITLE,
+        f"Massive: |h| > {absolute:g} and > {relative:g} x the layer's median. "
+        + (f"Ringed: {int(both.sum())} point(s) over both." if both.any() else "No layer is over both."),
+        height=340,
+    )
+    lines = (
+        ("largest |h|", top, CATEGORICAL[1], "solid", "lines+markers"),
+        ("median |h|", median, CATEGORICAL[0], "solid", "lines+markers"),
+        (f"{relative:g} x median", relative * median, CATEGORICAL[0], "dash", "lines"),
+        (f"|h| = {absolute:g}", np.full_like(top, absolute), MUTED, "dot", "lines"),
+    )
+    for name, values, colour, dash, mode in lines:
+        fig.add_trace(
+            go.Scatter(
+                x=numbers,
+                y=float32(values),
+                name=name,
+                mode=mode,
+                line={"color": colour, "width": 2, "dash": dash},
+                marker={"size": 6},
+                text=hover if mode != "lines" else None,
+                hovertemplate=("%{text}<br>" if mode != "lines" else "")
+                + f"{name}: %{{y:.4g}}<extra></extra>",
+            )
+        )
+    fig.add_trace(
+        go.Scatter(
+            x=np.asarray(numbers)[both],
+            y=float32(top[both]),
+            name="over both thresholds",
+            mode="markers",
+            marker={"symbol": "circle-open", "size": 14, "color": "black", "line": {"width": 1.6}},
+            hoverinfo="skip",
+            showlegend=bool(both.any()),
+        )
+    )
+    fig.update_layout(
+        xaxis=layer_axis(numbers) | light_grid(),
+        yaxis={"title": {"text": "|h|, one entry of the residual stream"}}
+        | log_axis(np.concatenate([values for _, values, *_ in lines])),
+    )
+    return fig

@@ -1,0 +1,166 @@
+"""Attention received by key position, beside the causal-uniform null."""
+
+from collections.abc import Iterator
+from typing import Any, Final, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.colors
+import plotly.graph_objects as go
+
+from sinklens.plots.axes import light_grid, log_axis
+from sinklens.plots.style import (
+    CATEGORICAL,
+    MUTED,
+    SEQUENTIAL,
+    empty_figure,
+    float32,
+    head_label,
+    layer_list,
+    new_figure,
+    require_columns,
+)
+
+_TITLE: Final = "Attention received by key position"
+_LEGEND_LAYERS: Final = 16
+
+
+def received_mass(
+    sinks: pd.DataFrame,
+    *,
+    by: Literal["layer", "head"] = "layer",
+    top: int = 8,
+    min_queries: int = 10,
+    log_x: bool = False,
+    log_y: bool = True,
+) -> go.Figure:
+    """Draw importance (attention received per query that sees the key) against key position.
+
+    One line per layer, the mean over its heads, or one line per head for the `top` heads whose strongest
+    drawn key receives most. The dashed line is the causal-uniform null: what the key would receive if every
+    query spread its attention evenly over the keys its mask leaves visible; layers with different masks have
+    different null lines. Keys seen by fewer than `min_queries` queries are not drawn: their mean rests on a
+    handful of late rows.
+
+    Args:
+        sinks: One row per layer, head and key position with `layer`, `head`, `position`, `importance`,
+            `null`. The number of queries is read from `n_queries` when there is such a column and otherwise
+            is the distance to the end of the longest sequence.
+        by: One line per layer or per head.
+        top: Number of heads drawn with `by="head"`.
+        min_queries: Fewest queries a drawn key is seen by.
+        log_x: Log axis for positions (position 0 is drawn where 1 would be, every position one to the right).
+        log_y: Log axis for importance, on which the null can be read beside a sink.
+    """
+    require_columns(sinks, ("layer", "head", "position", "importance", "null"), "received_mass")
+    table = sinks.dropna(subset=["importance"])
+    if not table.empty:
+        last = int(table["position"].max()) + 1
+        queries = table["n_queries"] if "n_queries" in table.columns else last - table["position"]
+        table = table[queries >= min_queries]
+    if table.empty:
+        return empty_figure(_TITLE, f"Not applicable: no key is seen by at least {min_queries} queries.")
+
+    drawn = int(table["position"].max())
+    notes = [
+        f"Keys seen by at least {min_queries} queries (positions 0 to {drawn:,}); later keys are not drawn."
+    ]
+    if log_y and bool((table["importance"] <= 0).any()):
+        notes.append("Keys that receive exactly 0 have no place on the log axis.")
+    what = (
+        "one line per layer, mean over heads" if by == "layer" else f"the {top} heads with the strongest key"
+    )
+    fig = new_figure(f"{_TITLE}: {what}", " ".join(notes), height=400)
+    shift, key = (1, "%{customdata}") if log_x else (0, "%{x}")
+    lines = list(_layer_lines(table) if by == "layer" else _head_lines(table, top))
+    legend = len(lines) <= _LEGEND_LAYERS
+    for name, line, colour in lines:
+        fig.add_trace(
+            go.Scatter(
+                x=line.index.to_numpy() + shift,
+                y=float32(line.to_numpy()),
+                name=name,
+                mode="lines+markers" if drawn < 80 else "lines",
+                marker={"size": 4},
+                line={"color": colour, "width": 1.6},
+                showlegend=legend,
+                customdata=line.index.to_numpy() if log_x else None,
+                hovertemplate=f"{name}<br>key {key}<br>importance %{{y:.4f}}<extra></extra>",
+            )
+        )
+    for i, (name, null) in enumerate(_null_lines(table)):
+        fig.add_trace(
+            go.Scatter(
+                x=null.index.to_numpy() + shift,
+                y=float32(null.to_numpy()),
+                name=name,
+                mode="lines",
+                line={"color": "black", "width": 2, "dash": ("dash", "dot", "dashdot", "longdash")[i % 4]},
+                hovertemplate=f"{name}<br>%{{y:.4f}}<extra></extra>",
+            )
+        )
+    if not legend:
+        _layer_colorbar(fig, sorted(int(layer) for layer in table["layer"].unique()))
+    xaxis: dict[str, Any] = {"title": {"text": "key position (0-based, tokens)"}} | light_grid()
+    if log_x:
+        marks = [0, *(2**i for i in range(int(np.log2(drawn or 1)) + 1))]
+        xaxis |= {"type": "log", "tickvals": [m + 1 for m in marks], "ticktext": [f"{m:,}" for m in marks]}
+    fig.update_layout(
+        xaxis=xaxis,
+        yaxis={"title": {"text": "importance (mean attention per query)"}}
+        | (log_axis(np.concatenate([line for _, line, _ in lines])) if log_y else light_grid()),
+    )
+    return fig
+
+
+def _layer_lines(table: pd.DataFrame) -> Iterator[tuple[str, "pd.Series[float]", str]]:
+    layers = sorted(int(layer) for layer in table["layer"].unique())
+    # The last tenth of viridis is too pale a yellow for a line on white.
+    places = np.linspace(0.0, 0.9, len(layers)) if len(layers) > 1 else np.zeros(1)
+    colours = plotly.colors.sample_colorscale(SEQUENTIAL, places.tolist())
+    means = table.groupby(["layer", "position"])["importance"].mean()
+    for layer, colour in zip(layers, colours, strict=True):
+        yield f"layer {layer}", means.loc[layer], colour
+
+
+def _head_lines(table: pd.DataFrame, top: int) -> Iterator[tuple[str, "pd.Series[float]", str]]:
+    strongest = table.groupby(["layer", "head"])["importance"].max().sort_values(ascending=False)
+    by_head = table.set_index(["layer", "head", "position"])["importance"].sort_index()
+    for i, (layer, head) in enumerate(strongest.index[:top]):
+        yield head_label(int(layer), int(head)), by_head.loc[(layer, head)], CATEGORICAL[i % len(CATEGORICAL)]
+
+
+def _null_lines(table: pd.DataFrame) -> list[tuple[str, "pd.Series[float]"]]:
+    """Return the distinct null curves; layers with the same mask share one."""
+    nulls = table.groupby(["layer", "position"])["null"].mean()
+    groups: dict[bytes, tuple[list[int], pd.Series[float]]] = {}
+    for layer in sorted(int(layer) for layer in table["layer"].unique()):
+        curve = nulls.loc[layer].dropna()
+        key = np.round(curve.to_numpy(dtype=float), 6).tobytes() + curve.index.to_numpy().tobytes()
+        groups.setdefault(key, ([], curve))[0].append(layer)
+    if len(groups) == 1:
+        return [("causal-uniform null", next(iter(groups.values()))[1])]
+    return [(f"null, {layer_list(layers)}", curve) for layers, curve in groups.values()]
+
+
+def _layer_colorbar(fig: go.Figure, layers: list[int]) -> None:
+    """Explain line colours by a colour bar when a legend would be longer than the figure."""
+    scale = plotly.colors.sample_colorscale(SEQUENTIAL, np.linspace(0, 0.9, 16).tolist())
+    fig.add_trace(
+        go.Scatter(
+            x=[None],
+            y=[None],
+            mode="markers",
+            showlegend=False,
+            hoverinfo="skip",
+            marker={
+                "color": [layers[0]],
+                "cmin": layers[0],
+                "cmax": layers[-1],
+                "colorscale": scale,
+                "showscale": True,
+                "colorbar": {"title": {"text": "layer", "side": "right"}, "thickness": 14, "outlinewidth": 0},
+            },
+        )
+    )
+    fig.update_layout(legend={"x": 1, "y": 1, "xanchor": "right"}, legend_font_color=MUTED)

@@ -1,0 +1,58 @@
+"""Residual norm of the first token against the others, by layer."""
+
+from typing import Final
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from sinklens.plots.axes import layer_axis, light_grid, log_axis
+from sinklens.plots.style import CATEGORICAL, empty_figure, float32, new_figure, number, require_columns
+
+_TITLE: Final = "Residual norm of position 0 against the other tokens"
+
+
+def residual_peaks(layers: pd.DataFrame) -> go.Figure:
+    """Draw the residual stream's norm after each layer, position 0 against the others, on a log axis.
+
+    The gap between the lines is the residual peak (their ratio is in the hover). Layer -1 is the embedding's
+    output.
+
+    Args:
+        layers: One row per layer with `layer`, `resid_norm_first`, `resid_norm_others`; `resid_ratio` and
+            `resid_growth` (growth of the norm at position 0 over this layer) show in the hover when present.
+    """
+    require_columns(layers, ("layer", "resid_norm_first", "resid_norm_others"), "residual_peaks")
+    table = layers.sort_values("layer").dropna(subset=["resid_norm_first", "resid_norm_others"], how="all")
+    if table.empty:
+        return empty_figure(_TITLE, "Not applicable: no residual norm was recorded.")
+    numbers = [int(layer) for layer in table["layer"]]
+    hover = []
+    for record in table.to_dict("records"):
+        text = "embedding" if record["layer"] < 0 else f"layer {record['layer']}"
+        for key, name in (("resid_ratio", "ratio"), ("resid_growth", "growth at position 0")):
+            if key in record:
+                text += f"<br>{name}: {number(record[key])}"
+        hover.append(text)
+    fig = new_figure(_TITLE, "After each layer, mean over sequences; log axis.", height=320)
+    for i, (column, name) in enumerate(
+        (("resid_norm_first", "position 0"), ("resid_norm_others", "other positions"))
+    ):
+        fig.add_trace(
+            go.Scatter(
+                x=numbers,
+                y=float32(table[column]),
+                name=name,
+                mode="lines+markers",
+                line={"color": CATEGORICAL[1 - i], "width": 2},
+                marker={"symbol": ("circle", "square")[i], "size": 7},
+                text=hover,
+                hovertemplate=f"%{{text}}<br>{name}: %{{y:.4g}}<extra></extra>",
+            )
+        )
+    fig.update_layout(
+        xaxis=layer_axis(numbers) | light_grid(),
+        yaxis={"title": {"text": "L2 norm of the residual stream"}}
+        | log_axis(table[["resid_norm_first", "resid_norm_others"]]),
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+    )
+    return fig

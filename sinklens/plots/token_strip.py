@@ -1,0 +1,95 @@
+"""Tokens of a sequence coloured by the attention they receive, as HTML."""
+
+import html
+import math
+from typing import Final
+
+import pandas as pd
+import plotly.colors
+
+from sinklens.errors import InputError
+from sinklens.plots.style import MISSING, MONO, MUTED, SANS, SEQUENTIAL, number, require_columns, visible_text
+
+_STOPS: Final = 32
+
+
+def token_strip(tokens: pd.DataFrame, sequence: int = 0, *, limit: int = 600) -> str:
+    """Write one sequence as HTML, every token coloured by its received attention.
+
+    Colours are logarithmic from the smallest to the largest importance of the sequence, because a sink
+    receives hundreds of times what others do; tokens without a number are grey. A tooltip gives position, id,
+    importance and what else the table knows. White space is written visibly (`·`, `⏎`) and every character is
+    escaped: no token can become markup. The HTML carries its styles inline and no script; in a notebook use
+    `IPython.display.HTML`.
+
+    Args:
+        tokens: One row per sequence and position with `sequence`, `position`, `token`, `received`; the other
+            columns of a census's tokens table go into the tooltip when present.
+        sequence: Which sequence.
+        limit: Tokens written; a longer sequence is cut and the strip says so.
+
+    Raises:
+        InputError: when the table has no such sequence.
+    """
+    require_columns(tokens, ("sequence", "position", "token", "received"), "token_strip")
+    rows = tokens[tokens["sequence"] == sequence].sort_values("position")
+    if rows.empty:
+        have = sorted(int(s) for s in tokens["sequence"].unique())
+        raise InputError(f"token_strip found no sequence {sequence}; the table has {have[:10]}.")
+    positive = rows.loc[rows["received"] > 0, "received"]
+    low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 1.0)
+    colours = plotly.colors.sample_colorscale(
+        SEQUENTIAL, [i / (_STOPS - 1) for i in range(_STOPS)], colortype="tuple"
+    )
+    spans = []
+    for record in rows.head(limit).to_dict("records"):
+        received = float(record["received"])
+        if math.isnan(received):
+            back, ink = MISSING, "#1f2933"
+        else:
+            place = math.log(max(received, low) / low) / math.log(high / low) if high > low else 0.0
+            back, ink = _hex(colours[round(place * (_STOPS - 1))])
+        text = html.escape(visible_text(str(record["token"])))
+        tip = html.escape(_tooltip({str(key): item for key, item in record.items()}))
+        spans.append(f'<span title="{tip}" style="background:{back};color:{ink}">{text}</span>')
+        if "\n" in str(record["token"]):
+            spans.append("<br>")
+    stops = ",".join(_hex(colour)[0] for colour in colours[::3])
+    cut = f" First {limit:,} of {len(rows):,} tokens." if len(rows) > limit else ""
+    legend = (
+        f'<div style="font:12px {SANS};color:{MUTED};margin-bottom:8px">'
+        "mean attention per query, log colours: "
+        f'{number(low)} <span style="display:inline-block;width:120px;height:10px;'
+        f'background:linear-gradient(90deg,{stops})"></span> {number(high)}.{cut}</div>'
+    )
+    style = (
+        "<style>.sinklens-strip span{padding:2px 1px;margin:1px;border-radius:3px;display:inline-block;"
+        "unicode-bidi:isolate;white-space:pre}</style>"
+    )
+    body = f'<div class="sinklens-strip" style="font:14px/1.7 {MONO}">{"".join(spans)}</div>'
+    return f"{style}{legend}{body}"
+
+
+def _hex(colour: tuple[float, float, float]) -> tuple[str, str]:
+    """Return the colour as #rrggbb and the ink, black or white, that can be read on it."""
+    r, g, b = colour
+    light = 0.2126 * r**2.2 + 0.7152 * g**2.2 + 0.0722 * b**2.2 > 0.18
+    return f"#{round(r * 255):02x}{round(g * 255):02x}{round(b * 255):02x}", "#000" if light else "#fff"
+
+
+def _tooltip(record: dict[str, object]) -> str:
+    lines = [f"position {record['position']}: {visible_text(str(record['token']))}"]
+    if "token_id" in record:
+        lines.append(f"id {record['token_id']}")
+    lines.append(f"importance {number(float(str(record['received'])), '.4g')}")
+    if "n_sink_heads" in record:
+        lines.append(f"sink of {number(float(str(record['n_sink_heads'])), '.0f')} head(s)")
+    if "peak_ratio" in record:
+        lines.append(f"residual peak {number(float(str(record['peak_ratio'])))} x median")
+    flags = {
+        "is_bos": "BOS",
+        "is_special": "special",
+        "is_massive_absolute": "|h| over the absolute threshold",
+    }
+    lines += [name for key, name in flags.items() if record.get(key)]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Tests of sinklens; the folders mirror the package."""

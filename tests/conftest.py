@@ -1,0 +1,57 @@
+"""What holds for every test: no network, few threads, no deadlines, and a reason for every skip."""
+
+import os
+
+# Read when transformers and torch are imported, and inherited by the commands that tests start.
+if os.environ.get("SINKLENS_NETWORK") != "1":
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TRANSFORMERS_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import shutil
+from functools import cache
+
+import hypothesis
+import pytest
+import torch
+
+# A deadline would make a busy machine fail tests; CI draws the same examples every time.
+hypothesis.settings.register_profile("house", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("house")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+NO_CHROMIUM = "no Chrome or Chromium on this machine (looked at BROWSER_PATH and the PATH)"
+
+
+@cache
+def chromium() -> str | None:
+    """Path of a Chrome or Chromium, or None."""
+    candidates = (os.environ.get("BROWSER_PATH"), *CHROMIUM_NAMES)
+    return next((path for name in candidates if name and (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="session")
+def requires_chromium() -> str:
+    """Path of a Chrome or Chromium; a test that asks for it is skipped where there is none."""
+    path = chromium()
+    if path is None:
+        pytest.skip(NO_CHROMIUM)
+    return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips marked tests whose requirement this machine lacks, and says which."""
+    online = os.environ.get("SINKLENS_NETWORK") == "1"
+    absent = {
+        "cuda": None if torch.cuda.is_available() else "no NVIDIA GPU that torch can use",
+        "browser": None if chromium() else NO_CHROMIUM,
+        "network": None if online else "needs the Hugging Face hub: set SINKLENS_NETWORK=1",
+    }
+    for item in items:
+        for marker, reason in absent.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
