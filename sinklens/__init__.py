@@ -1,1 +1,38 @@
-"""sinklens: attention sinks, value-state drains and residual peaks of transformers, and how they emerge."""
+"""sinklens: attention sinks, value-state drains, residual peaks and massive activations of transformers, measured.
+
+The names below are loaded on first use, so that ``import sinklens`` and ``sinklens --help`` stay quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sinklens.errors import SinkLensError
+    from sinklens.experiments import Census, builtin_corpus, scan
+    from sinklens.models import TokenBatch, load, tokenize
+
+_HOMES = {
+    "Census": "sinklens.experiments",
+    "SinkLensError": "sinklens.errors",
+    "TokenBatch": "sinklens.models",
+    "builtin_corpus": "sinklens.experiments",
+    "load": "sinklens.models",
+    "scan": "sinklens.experiments",
+    "tokenize": "sinklens.models",
+}
+_ROOMS = ("attention", "capture", "detectors", "errors", "experiments", "lab", "models", "plots", "tables")
+
+__all__ = ["Census", "SinkLensError", "TokenBatch", "builtin_corpus", "load", "scan", "tokenize"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name, or a room of the package, on first use."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in _ROOMS:
+        return import_module(f"sinklens.{name}")
+    raise AttributeError(f"module 'sinklens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS])

@@ -1,1 +1,8 @@
-"""Where a model comes from."""
+"""Where a model comes from: built-ins, local directories and hub ids; its architecture; its tokens."""
+
+from sinklens.models.builtin import BuiltinModel, builtin_models
+from sinklens.models.load import load
+from sinklens.models.source import ModelSource, source_of
+from sinklens.models.tokens import TokenBatch, tokenize
+
+__all__ = ["BuiltinModel", "ModelSource", "TokenBatch", "builtin_models", "load", "source_of", "tokenize"]

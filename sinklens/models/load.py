@@ -56,7 +56,8 @@ def load(
     path, builtin = _locate(name)
     torch_dtype = _dtype(dtype, path)
     target = None if device_map is not None else _device(device)
-    with _no_installs(), _quick_when_offline(is_local=Path(path).is_dir()), _missing_weights() as missing:
+    is_local = Path(path).is_dir()
+    with _no_installs(), _no_bars(), _quick_when_offline(is_local=is_local), _missing_weights() as missing:
         try:
             model = TransformerBridge.boot_transformers(
                 path,
@@ -189,6 +190,20 @@ def _refuse_nan(model: TransformerBridge, path: str) -> None:
                 f"{path} holds {bad} NaN or infinite weights (first in {clean}); every number measured on it would "
                 "be meaningless. Use an intact checkpoint."
             )
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Switch off transformers' own progress bars for weights, which would garble ours."""
+    from transformers.utils import logging as hf_logging
+
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
