@@ -138,9 +138,8 @@ class BigramBackcopy:
             ids[:, first] = torch.searchsorted(start_cdf, uniform[:, first].contiguous(), right=True)
         for pos in range(first + 1, length):
             current = ids[:, pos - 1]
-            drawn = torch.searchsorted(next_cdf[current], uniform[:, pos : pos + 1].contiguous(), right=True)[
-                :, 0
-            ]
+            number = uniform[:, pos, None].contiguous()
+            drawn = torch.searchsorted(next_cdf[current], number, right=True).squeeze(1)
             ids[:, pos] = torch.where(is_trigger[current], ids[:, pos - 2], drawn)
         return ids
 

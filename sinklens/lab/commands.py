@@ -50,11 +50,11 @@ def train_bb_command(
 
         sinklens lab train bb --layers 1 --steps 600 --out my-bb
 
-    The built-in models, about one and six minutes:
+    The built-in models, about two and ten minutes:
 
-        sinklens lab train bb --layers 1 --out bb-1l
+        sinklens lab train bb --layers 1 --seq-len 128 --out bb-1l
 
-        sinklens lab train bb --layers 3 --out bb-3l
+        sinklens lab train bb --layers 3 --seq-len 128 --out bb-3l
 
     Interrupted? Give the same command again: it goes on from the last checkpoint and ends with the same
     weights. The folder is a Hugging Face model (README.md, recipe.json and measured.json tell what it is),

@@ -232,7 +232,7 @@ def _attention_figures(
         "delta_logit": delta[~trigger[:, 2:]].mean().item(),
         "value_bos": at_bos,
         "value_others": at_others,
-        "drain_ratio": at_bos / at_others,
+        "drain_ratio": at_bos / at_others if at_others > 0 else math.nan,
         "alpha_0": alpha.mean().item() if length >= GU_LENGTH else math.nan,
         "sink_rate": (alpha > GU_EPSILON).double().mean().item() if length >= GU_LENGTH else math.nan,
     }

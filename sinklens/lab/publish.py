@@ -16,7 +16,7 @@ from sinklens.errors import ResultError
 from sinklens.lab.architecture import deviations
 from sinklens.lab.bigram_backcopy import BOS
 from sinklens.lab.files import write_atomically
-from sinklens.lab.gates import gates
+from sinklens.lab.gates import check_gates, gates
 from sinklens.lab.report import FIGURES
 from sinklens.lab.settings import BackcopySettings
 from sinklens.lab.tokenizer import character_tokenizer
@@ -53,6 +53,7 @@ def publish(
     recipe = {
         "format": _FORMAT,
         "task": _TASK,
+        "shows": _shows(settings, measured),
         "settings": settings.to_dict(),
         "command": settings.command,
         "deviations": deviations(settings),
@@ -109,6 +110,14 @@ def _finite(value: float) -> float | None:
 
 def _show(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{value:.3f}"
+
+
+def _shows(settings: BackcopySettings, measured: dict[str, float]) -> str:
+    if check_gates(measured, settings.layers):
+        return "A Bigram-Backcopy model that missed some of its gates."
+    if settings.layers == 1:
+        return "One head that copies at trigger characters and rests on <s> elsewhere: a sink, value drained."
+    return "A residual peak at <s>, and a head that copies at trigger characters and rests on <s> elsewhere."
 
 
 def _card(settings: BackcopySettings, measured: dict[str, float], seconds: float) -> str:

@@ -87,8 +87,7 @@ def train_bb(
     if not resume:
         _forget(checkpoint)
         if recipe is not None:
-            # The empty folder marks what is left of the old model as ours, should this run be interrupted
-            # early.
+            # If this run is interrupted early, the empty folder tells that the old files are ours.
             checkpoint.parent.mkdir(exist_ok=True)
             (target / "recipe.json").unlink()
     elif recipe is not None:
@@ -137,22 +136,22 @@ def train(
     task = settings.task
     with _deterministic(), _progress_bar(settings, done, progress) as report:
         for step in range(done, settings.steps):
-            ids = task.sample(settings.batch, settings.seq_len + 1, stream(settings.seed, "train", step)).to(
-                device
-            )
+            generator = stream(settings.seed, "train", step)
+            ids = task.sample(settings.batch, settings.seq_len + 1, generator).to(device)
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits
             loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            last = step + 1 == settings.steps
-            if last or (step + 1) % 10 == 0:
+            save = step + 1 == settings.steps or (step + 1) % checkpoint_every == 0
+            if save or (step + 1) % 10 == 0:
                 report(step + 1, _finite(loss.item(), step, settings))
-            if last or (step + 1) % checkpoint_every == 0:
+            if save:
                 now = time.monotonic() - begin
-                Checkpoint(
+                state = Checkpoint(
                     settings.to_dict(), step + 1, now, model.state_dict(), optimizer.state_dict()
-                ).save(checkpoint)
+                )
+                state.save(checkpoint)
     return model.eval(), time.monotonic() - begin
 
 
