@@ -45,13 +45,19 @@ def cell(value: object, spec: str = "") -> str:
 
 
 def figure(fig: go.Figure, name: str) -> str:
-    """Embed a figure as data that the page's script draws; `name` must be unique on the page."""
+    """Embed a figure as data that the page's script draws; `name` must be unique on the page.
+
+    A figure without traces only says why there is nothing to draw; that becomes a paragraph.
+    """
+    title = html.unescape(str(fig.layout.title.text or name).split("<br>")[0])
+    if not fig.data:
+        why = html.unescape(str(fig.layout.annotations[0].text).replace("<br>", " "))
+        return f'<p class="na">{text(title)}. {text(why)}</p>'
     data: str = plotly.io.to_json(fig, validate=False)
     height = int(fig.layout.height or 450)
-    title = str(fig.layout.title.text or name).split("<br>")[0]
     return (
-        f'<div class="figure" id="{name}" style="height:{height + 4}px" role="figure" '
-        f'aria-label="{text(html.unescape(title))}"></div>\n{script_data(f"{name}-data", data)}'
+        f'<div class="frame"><div class="figure" id="{name}" style="height:{height}px" role="figure" '
+        f'aria-label="{text(title)}"></div></div>\n{script_data(f"{name}-data", data)}'
     )
 
 

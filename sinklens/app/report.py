@@ -1,23 +1,28 @@
 """One self-contained HTML report of a census."""
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sinklens.app.page import document
-from sinklens.app.sections import SECTIONS, CensusLike, Downloads, header
+from sinklens.app.sections import SECTIONS, Downloads, header
 from sinklens.errors import ResultError
 from sinklens.plots.export import write_atomically
 
-_TABLES: Final = ("sinks", "heads", "eps_sweep", "layers", "tokens", "massive", "profile")
+if TYPE_CHECKING:
+    from sinklens.experiments.census import Census
+
+_TABLES: Final = ("layers", "tokens", "profile")
+"""What every scan leaves, whatever its detectors."""
 
 
-def write_report(census: CensusLike, path: str | Path) -> Path:
+def write_report(census: "Census", path: str | Path) -> Path:
     """Write a census as one HTML file that opens offline: verdict, figures, tables, definitions, provenance.
 
     plotly.js is inlined once (about 5 MB), every table is inside as CSV, and a content security policy
     forbids the page any request. Everything that came from a model or a text is escaped. The file appears
     under its name only when it is complete; a file that was there before is replaced. Of a table with more
-    than 200,000 rows the page holds a part and says which.
+    than 100,000 rows the page holds a part and says which. What the scan's detectors did not measure is
+    called "not measured", what the model does not have "not applicable"; neither is ever 0.
 
     Args:
         census: What a scan returned.
@@ -38,7 +43,7 @@ def write_report(census: CensusLike, path: str | Path) -> Path:
     return write_atomically(target, page)
 
 
-def render_report(census: CensusLike) -> str:
+def render_report(census: "Census") -> str:
     """Return the report's HTML; see `write_report`.
 
     Raises:
@@ -51,6 +56,6 @@ def render_report(census: CensusLike) -> str:
             "scan the model again."
         )
     downloads = Downloads(census.tables)
-    bodies = [(anchor, label, write(census, downloads)) for anchor, label, write in SECTIONS]
+    sections = [(section.anchor, section.label, section.html(census, downloads)) for section in SECTIONS]
     title = f"{census.meta['model']['name']}: sinklens report"
-    return document(title, header(census), bodies, downloads.data())
+    return document(title, header(census), sections, downloads.data())

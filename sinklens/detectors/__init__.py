@@ -16,6 +16,7 @@ METRICS: tuple[Metric, ...] = (
     attention_summary.ENTROPY,
     attention_summary.DISTANCE,
     attention_summary.MISSING,
+    attention_summary.GATE,
     attention_summary.DELTA_LOGIT,
 )
 """Definitions of everything the detectors report."""

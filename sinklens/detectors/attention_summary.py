@@ -26,6 +26,13 @@ MISSING = Metric(
     "Mean over queries of 1 - sum_j A_ij: the virtual-sink mass that a learned sink logit takes from the real keys.",
     "gpt-oss and softmax-off-by-one; see the engine",
 )
+GATE = Metric(
+    "gate",
+    1,
+    "Mean over queries and channels of the sigmoid gate that multiplies a head's output: 1 passes everything, 0 "
+    "lets the head stay silent without a sink. NaN in models without output gates.",
+    "Qiu et al. 2025, gated attention; read from the query projection of Qwen3-Next and kin",
+)
 DELTA_LOGIT = Metric(
     "delta_logit",
     1,
@@ -40,6 +47,7 @@ COLUMNS = {
     "mass_bos": "bos_mass",
     "mass_special": "special_mass",
     "missing_mass": "missing_mass",
+    "gate": "gate",
 }
 
 
@@ -71,7 +79,10 @@ class AttentionSummaryDetector:
                 continue
             value = value if value.ndim == 3 else value[:, None].expand(-1, heads, -1)
             seen = ~value.isnan()
-            total = value.nan_to_num().double().sum((0, 2))
+            if name in ("mass_bos", "mass_special"):  # not applicable to a sequence without such a token
+                members = record.batch.bos if name == "mass_bos" else record.batch.special
+                seen &= members.any(1).to(seen.device)[:, None, None]
+            total = value.where(seen, 0).double().sum((0, 2))
             self._sums.add(record.layer, name, torch.stack([total, seen.double().sum((0, 2))]))
 
     def merge(self, other: Self) -> None:

@@ -15,6 +15,13 @@ from sinklens.errors import InputError
 
 ABSOLUTE = 100.0
 RATIO = 1000.0
+COLUMNS = (
+    "sequence", "layer", "position", "token", "channel", "value", "median", "ratio", "absolute", "relative",
+)  # fmt: skip
+LAYER_COLUMNS = (
+    "layer", "max_abs", "median_abs", "max_over_median", "top_position", "top_token", "top_channel",
+    "n_massive_absolute", "n_massive_ratio",
+)  # fmt: skip
 
 METRIC = Metric(
     "massive_activation",
@@ -55,8 +62,9 @@ def massive_masks(hidden: Any, absolute: float = ABSOLUTE, ratio: float = RATIO)
     values = hidden if isinstance(hidden, Tensor) else torch.as_tensor(np.asarray(hidden))
     if values.ndim < 2 or values.shape[-1] * values.shape[-2] == 0:
         raise InputError(f"Expected hidden states [..., pos, d_model], got shape {tuple(values.shape)}.")
-    magnitude = values.float().abs()
-    median = magnitude.flatten(-2).median(-1).values[..., None, None]
+    magnitude = (values if values.dtype == torch.float64 else values.float()).abs()
+    # fp64, or rounding of the product would decide about entries that equal the bound
+    median = magnitude.flatten(-2).median(-1).values.double()[..., None, None]
     return MassiveMasks(magnitude > absolute, magnitude > ratio * median)
 
 
@@ -70,7 +78,7 @@ class MassiveActivations:
         layers: Per layer: ``max_abs`` and ``median_abs`` (means over sequences), ``max_over_median``, the most common
             place of the largest entry (``top_position, top_token, top_channel``), and the mean number of massive
             *tokens* per sequence by each criterion (``n_massive_absolute, n_massive_ratio``).
-        lifetimes: Per criterion, position bucket and channel: layer of appearance and of last presence (the most
+        lifetimes: Per criterion, position and channel among the top entries: layer of appearance and of last presence (the most
             common over sequences), how many sequences.
     """
 
@@ -150,13 +158,15 @@ class MassiveActivationDetector:
     def compute(self) -> MassiveActivations:
         """All tables, in the order of layers and sequences."""
         if not self._entries:
-            return MassiveActivations(pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
+            empty = pd.DataFrame(columns=[*COLUMNS])
+            return MassiveActivations(empty, pd.DataFrame(columns=[*LAYER_COLUMNS]), _lifetimes(empty))
         table = pd.concat(self._entries, ignore_index=True)
         table = table.sort_values(["sequence", "layer"], kind="stable", ignore_index=True)
         summary = pd.concat(self._summaries, ignore_index=True)
         rows = []
         for layer, group in summary.groupby("layer"):
-            place = group.groupby(["top_position", "top_token", "top_channel"]).size().idxmax()
+            places = group.groupby(["top_position", "top_token", "top_channel"]).size()
+            position, token, channel = places.index[int(places.argmax())]
             largest, median = group["max_abs"].mean(), group["median_abs"].mean()
             rows.append(
                 {
@@ -164,9 +174,9 @@ class MassiveActivationDetector:
                     "max_abs": largest,
                     "median_abs": median,
                     "max_over_median": (group["max_abs"] / group["median_abs"].replace(0, np.nan)).mean(),
-                    "top_position": place[0],
-                    "top_token": place[1],
-                    "top_channel": place[2],
+                    "top_position": position,
+                    "top_token": token,
+                    "top_channel": channel,
                     "n_massive_absolute": group["n_massive_absolute"].mean(),
                     "n_massive_ratio": group["n_massive_ratio"].mean(),
                 }

@@ -23,6 +23,11 @@ METRIC = Metric(
     "Guo et al. 2024, arXiv 2410.13835; Gu et al. 2025, arXiv 2410.10781",
 )
 
+COLUMNS = (
+    "layer", "resid_norm_first", "resid_norm_others", "resid_ratio", "resid_growth", "peak_position", "peak_norm",
+)  # fmt: skip
+POSITION_COLUMNS = ("layer", "position", "resid_norm", "n_sequences")
+
 
 def peak_ratio(norms: Any, position: int = 0) -> Float[Tensor, "*layer"]:
     """Norm at one token over the mean norm of the others, ``[..., pos] -> [...]``; NaN for a single token.
@@ -37,6 +42,7 @@ def peak_ratio(norms: Any, position: int = 0) -> Float[Tensor, "*layer"]:
         raise InputError(f"There is no position {position} among {length} tokens.")
     if length < 2:
         return torch.full(values.shape[:-1], math.nan)
+    values = values.double()  # a peak would swallow the others' digits in the difference below
     own = values[..., position]
     return own / ((values.sum(-1) - own) / (length - 1))
 
@@ -70,14 +76,14 @@ class ResidualPeakDetector:
         """Take one layer; -1 is the embedding output."""
         if record.residual is None:
             return
-        norm = record.residual.norm
-        real = record.real.to(norm.device)
-        self._sums.add(record.layer, "norm", norm.nan_to_num().double().sum(0))
+        real = record.real.to(record.residual.norm.device)
+        norm = record.residual.norm.double().masked_fill(~real, 0)
+        self._sums.add(record.layer, "norm", norm.sum(0))
         self._sums.add(record.layer, "count", real.double().sum(0))
         others = real.clone()
         others[:, 0] = False
         enough = others.any(1)
-        mean = (norm.nan_to_num() * others).double().sum(1) / others.sum(1).clamp(min=1)
+        mean = norm[:, 1:].sum(1) / others.sum(1).clamp(min=1)
         self._sums.add(record.layer, "others", torch.stack([mean[enough].sum(), enough.double().sum()]))
 
     def merge(self, other: Self) -> None:
@@ -93,7 +99,7 @@ class ResidualPeakDetector:
             norm = sums["norm"].numpy() / np.where(count > 0, count, np.nan)
             others_sum, others_count = sums["others"].tolist()
             others = others_sum / others_count if others_count else math.nan
-            peak = int(np.nanargmax(np.where(count >= count.max() / 2, norm, -np.inf)))
+            peak = int(np.argmax(np.where((count >= count.max() / 2) & ~np.isnan(norm), norm, -np.inf)))
             rows.append(
                 {
                     "layer": layer,
@@ -112,5 +118,5 @@ class ResidualPeakDetector:
                     {"layer": layer, "position": positions, "resid_norm": norm, "n_sequences": count.astype(int)}
                 )
             )
-        by_position = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-        return ResidualPeaks(pd.DataFrame(rows), by_position)
+        by_position = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*POSITION_COLUMNS])
+        return ResidualPeaks(pd.DataFrame(rows, columns=[*COLUMNS]), by_position)

@@ -22,6 +22,10 @@ from sinklens.errors import InputError
 EPS = 0.3
 EPS_SWEEP = (0.2, 0.3, 0.4, 0.5)
 MIN_QUERIES = 10
+COLUMNS = (
+    "layer", "head", "position", "importance", "sink_rate", "null", "ratio", "delta_logit", "n_sequences",
+)  # fmt: skip
+SWEEP_COLUMNS = ("layer", "head", "position", "eps", "sink_rate")
 
 METRIC = Metric(
     "sink_score",
@@ -43,7 +47,7 @@ def importance(pattern: Any) -> Float[Tensor, "*batch head k_pos"]:
         pattern: Attention weights ``[..., head, q_pos, k_pos]``, a tensor or anything numpy can read.
 
     Returns:
-        ``[..., head, k_pos]`` in fp32 or the wider input dtype.
+        ``[..., head, k_pos]`` in fp32, or fp64 for an fp64 tensor or array.
 
     Raises:
         InputError: Not square, empty, or holding NaN.
@@ -58,8 +62,8 @@ def importance(pattern: Any) -> Float[Tensor, "*batch head k_pos"]:
     weights = pattern if isinstance(pattern, Tensor) else torch.as_tensor(np.asarray(pattern))
     if weights.ndim < 2 or weights.shape[-1] != weights.shape[-2] or weights.shape[-1] == 0:
         raise InputError(f"Expected square patterns [..., head, q_pos, k_pos], got shape {tuple(weights.shape)}.")
-    dtype = weights.dtype if weights.dtype == torch.float64 and isinstance(pattern, Tensor) else torch.float32
-    weights = weights.to(dtype)
+    wide = weights.dtype == torch.float64 and isinstance(pattern, Tensor | np.ndarray)
+    weights = weights.to(torch.float64 if wide else torch.float32)
     if bool(weights.isnan().any()):
         raise InputError("The pattern holds NaN; expected attention weights with 0 at masked keys.")
     length = weights.shape[-1]
@@ -74,11 +78,12 @@ def sink_rate(alpha: Any, eps: float = EPS) -> Float[Tensor, "head k_pos"]:
     mean. Average the result over heads and layers for the model-wide figure of the paper.
 
     Args:
-        alpha: Importance ``[..., head, k_pos]``; all leading axes count as sequences.
+        alpha: Importance ``[..., head, k_pos]``; all leading axes count as sequences. NaN where a sequence does not
+            reach: it is then left out.
         eps: Threshold, 0.3 in the paper.
 
     Returns:
-        ``[head, k_pos]``, between 0 and 1.
+        ``[head, k_pos]``, between 0 and 1; NaN at a key that no sequence reaches.
 
     Warns:
         UserWarning: The sequences are so short that uniform attention itself gives key 0 more than ``eps``
@@ -89,10 +94,9 @@ def sink_rate(alpha: Any, eps: float = EPS) -> Float[Tensor, "head k_pos"]:
         0.5
     """
     alpha = alpha if isinstance(alpha, Tensor) else torch.as_tensor(np.asarray(alpha))
-    if alpha.ndim < 2:
+    if alpha.ndim < 2 or alpha.shape[-1] == 0:
         raise InputError(f"Expected importance [..., head, k_pos], got shape {tuple(alpha.shape)}.")
-    if not 0 < eps < 1:
-        raise InputError(f"eps must lie between 0 and 1, got {eps}.")
+    _check_eps(eps)
     length = alpha.shape[-1]
     floor = float(uniform_importance(length)[0])
     if floor > eps:
@@ -101,7 +105,8 @@ def sink_rate(alpha: Any, eps: float = EPS) -> Float[Tensor, "head k_pos"]:
             f"use at least {shortest_length(eps)} tokens.",
             stacklevel=2,
         )
-    return (alpha > eps).float().reshape(-1, *alpha.shape[-2:]).mean(0)
+    sequences: Tensor = alpha.reshape(-1, *alpha.shape[-2:])
+    return (sequences > eps).sum(0) / (~sequences.isnan()).sum(0)
 
 
 def uniform_importance(length: int) -> Float[Tensor, " k_pos"]:
@@ -123,6 +128,7 @@ def shortest_length(eps: float = EPS) -> int:
         >>> shortest_length(0.3)
         10
     """
+    _check_eps(eps)
     length, harmonic = 1, 1.0
     while harmonic / length > eps:
         length += 1
@@ -170,6 +176,8 @@ class SinkDetector:
     ) -> None:
         self.eps = eps
         self.thresholds = tuple(dict.fromkeys((eps, *eps_sweep)))
+        for threshold in self.thresholds:
+            _check_eps(threshold)
         self.min_queries = min_queries
         self._sums = LayerSums()
 
@@ -179,10 +187,10 @@ class SinkDetector:
             return
         alpha, reached = sequence_importance(record)
         queries = _queries_after(record).to(alpha.device)
-        null = record.attention["null_mass"] / queries.clamp(min=1) * reached
+        null = (record.attention["null_mass"] / queries.clamp(min=1)).masked_fill(~reached, 0)
         eligible = reached & (queries >= self.min_queries)
         above = torch.stack([alpha > threshold for threshold in self.thresholds]) & reached[:, None]
-        delta = record.attention["delta_logit"]
+        delta = record.attention.get("delta_logit", torch.full_like(alpha, torch.nan))
         finite = delta.isfinite() & reached[:, None]
         sums = {
             "alpha": alpha.double().sum(0),
@@ -212,7 +220,9 @@ class SinkDetector:
             tables.append(table)
             strongest.append(best)
             sweeps.append(sweep)
-        return Sinks(_concat(tables), _concat(strongest), _concat(sweeps), self.eps)
+        return Sinks(
+            _concat(tables, COLUMNS), _concat(strongest, COLUMNS), _concat(sweeps, SWEEP_COLUMNS), self.eps
+        )
 
     def _layer(
         self, layer: int, s: dict[str, np.ndarray]
@@ -253,7 +263,7 @@ class SinkDetector:
                 for position in dict.fromkeys((best[head] if found else 0, 0))
                 for index, threshold in enumerate(self.thresholds)
             ],
-            columns=["layer", "head", "position", "eps", "sink_rate"],
+            columns=[*SWEEP_COLUMNS],
         )
         return table, strongest, sweep.sort_values(["head", "position", "eps"], ignore_index=True)
 
@@ -263,7 +273,12 @@ def sequence_importance(record: LayerRecord) -> tuple[Tensor, Tensor]:
     mass = record.attention["mass"]
     reached = record.real.to(mass.device)
     queries = _queries_after(record).to(mass.device)
-    return mass / queries.clamp(min=1)[:, None] * reached[:, None], reached
+    return (mass / queries.clamp(min=1)[:, None]).masked_fill(~reached[:, None], 0), reached
+
+
+def _check_eps(eps: float) -> None:
+    if not 0 < eps < 1:
+        raise InputError(f"eps must lie between 0 and 1, got {eps}.")
 
 
 def _queries_after(record: LayerRecord) -> Tensor:
@@ -272,6 +287,6 @@ def _queries_after(record: LayerRecord) -> Tensor:
     return record.batch.lengths[:, None] - positions[None]
 
 
-def _concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
+def _concat(frames: list[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
     frames = [frame for frame in frames if len(frame)]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*columns])

@@ -22,6 +22,10 @@ METRIC = Metric(
     "Guo et al. 2024, arXiv 2410.13835; Gu et al. 2025, arXiv 2410.10781",
 )
 
+COLUMNS = (
+    "layer", "head", "kv_head", "position", "value_norm", "drain", "output_norm", "drain_wo", "n_sequences",
+)  # fmt: skip
+
 
 def drain_ratio(norms: Any, position: int = 0) -> Float[Tensor, "*head"]:
     """Norm of one token's value state over the mean norm of the others.
@@ -44,6 +48,7 @@ def drain_ratio(norms: Any, position: int = 0) -> Float[Tensor, "*head"]:
     length = values.shape[-1]
     if not -length <= position < length:
         raise InputError(f"There is no position {position} among {length} tokens.")
+    values = values.double()  # the difference below would lose small norms beside a large one
     own = values[..., position]
     others = (values.sum(-1) - own) / max(1, length - 1)
     undefined = (others <= 0) | (length < 2)
@@ -71,17 +76,22 @@ class ValueDrainDetector:
 
     def __init__(self) -> None:
         self._sums = LayerSums()
+        self._heads: dict[int, int] = {}
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer; layers without value states are left out."""
         if record.values is None:
             return
         real = record.real.to(record.values.value.device)
+        kv_heads = record.values.value.shape[1]
+        known = [record.values.output, record.attention.get("mass"), record.attention.get("entropy")]
+        heads = next((t.shape[1] for t in known if t is not None), kv_heads)
+        self._heads[record.layer] = max(heads, self._heads.get(record.layer, 0))
         self._sums.add(record.layer, "count", (real & (real.sum(1, keepdim=True) > 1)).double().sum(0))
         for name, norms in (("value", record.values.value), ("output", record.values.output)):
             if norms is None:
                 continue
-            norms = norms.double() * real[:, None]
+            norms = norms.double().masked_fill(~real[:, None], 0)
             others = (norms.sum(-1, keepdim=True) - norms) / (real.sum(1) - 1).clamp(min=1)[:, None, None]
             counted = (real & (real.sum(1, keepdim=True) > 1))[:, None]
             self._sums.add(record.layer, name, (norms * counted).sum(0))
@@ -90,6 +100,8 @@ class ValueDrainDetector:
     def merge(self, other: Self) -> None:
         """Add what another detector saw of other sequences."""
         self._sums.merge(other._sums)
+        for layer, heads in other._heads.items():
+            self._heads[layer] = max(heads, self._heads.get(layer, 0))
 
     def compute(self) -> ValueDrains:
         """The table; ``output_norm`` and ``drain_wo`` are NaN where W_O cannot be read."""
@@ -97,7 +109,7 @@ class ValueDrainDetector:
         for layer, sums in sorted(self._sums.layers.items()):
             s = {name: value.numpy() for name, value in sums.items()}
             kv_heads, positions = s["value"].shape
-            heads = s["output"].shape[0] if "output" in s else kv_heads
+            heads = self._heads[layer]
             count = np.where(s["count"] > 0, s["count"], np.nan)
             head = np.repeat(np.arange(heads), positions)
             kv_head = head // (heads // kv_heads)
@@ -117,7 +129,7 @@ class ValueDrainDetector:
                     }
                 )
             )
-        return ValueDrains(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame())
+        return ValueDrains(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS]))
 
 
 def _ratio(s: dict[str, np.ndarray], name: str) -> np.ndarray:

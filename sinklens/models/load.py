@@ -13,6 +13,7 @@ from unittest import mock
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources.transformers import helpers as tl_helpers
+from transformers import dynamic_module_utils
 
 from sinklens.errors import InputError, ModelLoadError
 from sinklens.models.builtin import builtin_models
@@ -54,10 +55,10 @@ def load(
     """
     name = os.fspath(name_or_path)
     path, builtin = _locate(name)
-    torch_dtype = _dtype(dtype, path)
     target = None if device_map is not None else _device(device)
-    is_local = Path(path).is_dir()
-    with _no_installs(), _no_bars(), _quick_when_offline(is_local=is_local), _missing_weights() as missing:
+    quick = _quick_when_offline(is_local=Path(path).is_dir())
+    with _no_installs(), _no_questions(), _no_bars(), quick, _missing_weights() as missing:
+        torch_dtype = _dtype(dtype, path, trust_remote_code)
         try:
             model = TransformerBridge.boot_transformers(
                 path,
@@ -66,7 +67,7 @@ def load(
                 device_map=device_map,
                 trust_remote_code=trust_remote_code,
             )
-            tokenizer_prepends = _tokenizer_prepends_bos(path, trust_remote_code)
+            bos_id, tokenizer_prepends = _shipped_bos(path, trust_remote_code)
         except ModelLoadError:
             raise
         except Exception as error:
@@ -78,7 +79,7 @@ def load(
         )
     model.eval()
     _refuse_nan(model, path)
-    remember_source(model, ModelSource(name, path, builtin, tokenizer_prepends))
+    remember_source(model, ModelSource(name, path, builtin, tokenizer_prepends, bos_id))
     return model
 
 
@@ -90,7 +91,8 @@ def _locate(name: str) -> tuple[str, str | None]:
     path = Path(name).expanduser()
     if path.is_dir():
         _check_directory(path)
-        return str(path), None
+        # absolute, because TransformerLens takes a bare "gpt2-small" for an alias of a hub model
+        return str(path.absolute()), None
     if path.is_file():
         raise ModelLoadError(f"{name} is a file; expected a Hugging Face model directory that holds config.json.")
     parts = Path(name).parts
@@ -129,6 +131,11 @@ def _explain(name: str, path: str, error: Exception) -> str:
                 f"{path} comes with its own modelling code, which is not run unless you pass --trust-remote-code "
                 "(trust_remote_code=True)."
             )
+        if "Weights only load failed" in text:
+            return (
+                f"{path} holds pickled weights with more in them than tensors, which could run code and is not read; "
+                "expected safetensors, or a pytorch_model.bin with tensors alone."
+            )
         return f"The model in {path} could not be loaded: {text[:400]}"
     if any(sign in text for sign in ("connect", "offline", "resolve", "Offline", "Max retries", "cached files")):
         return (
@@ -147,13 +154,18 @@ def _device(device: str | torch.device) -> torch.device:
         raise InputError(f'Unknown device {device!r}; expected "auto", "cpu", "cuda" or "cuda:N".') from error
     if parsed.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f'Device "{device}" was asked for, but torch sees no CUDA GPU here; use "cpu" or "auto".')
-    if parsed.type == "cuda" and parsed.index is not None and parsed.index >= torch.cuda.device_count():
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
         raise InputError(f'Device "{device}" was asked for; this machine has {torch.cuda.device_count()} GPU(s).')
+    backend: Any = getattr(torch, parsed.type, None)
+    if parsed.type != "cpu" and not (hasattr(backend, "is_available") and backend.is_available()):
+        raise InputError(f'Device "{device}" was asked for, but torch has none here; use "cpu" or "auto".')
     return parsed
 
 
-def _dtype(dtype: str | torch.dtype | None, path: str) -> torch.dtype:
+def _dtype(dtype: str | torch.dtype | None, path: str, trust_remote_code: bool) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
+        if not dtype.is_floating_point:
+            raise InputError(f"Expected a floating-point dtype such as torch.float32, got {dtype}.")
         return dtype
     if dtype is not None:
         if dtype not in DTYPES:
@@ -162,26 +174,32 @@ def _dtype(dtype: str | torch.dtype | None, path: str) -> torch.dtype:
     from transformers import AutoConfig
 
     with contextlib.suppress(Exception):  # a bad config is reported by the loading proper
-        with _quick_when_offline(is_local=Path(path).is_dir()):
-            stored = getattr(AutoConfig.from_pretrained(path), "dtype", None)
-        if isinstance(stored, torch.dtype):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        if isinstance(stored := getattr(config, "dtype", None), torch.dtype):
             return stored
     return torch.float32
 
 
-def _tokenizer_prepends_bos(path: str, trust_remote_code: bool) -> bool:
-    """Ask the tokenizer as shipped: TransformerLens loads its own copy with a BOS forced on."""
+def _shipped_bos(path: str, trust_remote_code: bool) -> tuple[int | None, bool]:
+    """BOS id of the tokenizer as shipped and whether it prepends it.
+
+    TransformerLens loads its own copy with a BOS forced on, and makes EOS (or an id of its own) the BOS of a tokenizer
+    that has none.
+    """
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    if tokenizer.bos_token_id is None:
-        return False
-    ids = tokenizer("a")["input_ids"]
-    return bool(ids) and ids[0] == tokenizer.bos_token_id
+    bos_id = tokenizer.bos_token_id
+    if bos_id is None:
+        return None, False
+    ids = tokenizer("a")["input_ids"]  # not "": a tokenizer may append the same id as EOS
+    return int(bos_id), bool(ids) and ids[0] == bos_id
 
 
 def _refuse_nan(model: TransformerBridge, path: str) -> None:
     for name, parameter in model.original_model.named_parameters():
+        if parameter.is_meta:
+            continue  # moved to disk by accelerate
         # the sum is cheap and NaN or inf survive it; only then look at every entry (a sum may overflow by itself)
         if not bool(torch.isfinite(parameter.detach().sum())) and not bool(torch.isfinite(parameter).all()):
             bad = int((~torch.isfinite(parameter)).sum())
@@ -210,6 +228,13 @@ def _no_bars() -> Iterator[None]:
 def _no_installs() -> Iterator[None]:
     """Keep TransformerLens from running ``pip install torchvision`` when a multimodal processor does not load."""
     with mock.patch.object(tl_helpers, "_ensure_torchvision", lambda: False):
+        yield
+
+
+@contextlib.contextmanager
+def _no_questions() -> Iterator[None]:
+    """Keep transformers from asking at the terminal whether to run a checkpoint's code: only the argument decides."""
+    with mock.patch.object(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0):
         yield
 
 

@@ -15,12 +15,14 @@ class ModelSource:
         path: Local directory or hub id that was read.
         builtin: Name of the built-in model, ``None`` for others.
         tokenizer_prepends_bos: Whether the checkpoint's own tokenizer, as shipped, puts a BOS first.
+        bos_id: BOS id of that tokenizer, ``None`` when it has none (TransformerLens then calls EOS the BOS).
     """
 
     name: str
     path: str
     builtin: str | None
     tokenizer_prepends_bos: bool
+    bos_id: int | None
 
 
 _sources: "weakref.WeakKeyDictionary[TransformerBridge, ModelSource]" = weakref.WeakKeyDictionary()

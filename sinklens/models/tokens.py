@@ -1,6 +1,7 @@
 """Text to tokens with nothing implicit: who put the BOS there, which positions are special and which are padding."""
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
 from sinklens.models.architecture import context_length
-from sinklens.models.source import prepends_bos
+from sinklens.models.source import prepends_bos, source_of
 
 BosChoice = Literal["auto", "yes", "no"] | bool
 AddedBy = Literal["sinklens", "caller", "nobody"]
@@ -60,7 +61,8 @@ class TokenBatch:
 
     def rows(self, indices: Sequence[int] | slice) -> "TokenBatch":
         """Some sequences, with padding trimmed to the longest of them."""
-        index = torch.arange(len(self))[indices] if isinstance(indices, slice) else torch.tensor(list(indices))
+        chosen = range(len(self))[indices] if isinstance(indices, slice) else indices
+        index = torch.tensor([*chosen], dtype=torch.long)
         width = int(self.lengths[index].max()) if len(index) else 0
         return replace(
             self,
@@ -107,29 +109,37 @@ def tokenize(
         )
     longest = max_tokens or limit
     texts = [texts] if isinstance(texts, str) else texts
-    if len(texts) == 0:
+    given_ids = isinstance(texts, Tensor) or not any(isinstance(text, str) for text in texts)
+    if not isinstance(texts, Tensor) and len(texts) == 0:
         raise InputError("Expected at least one text or sequence of ids, got none.")
-    given_ids = isinstance(texts, Tensor) or not isinstance(texts[0], str)
     bos_id = _bos_id(model)
+    prefix: list[int] = []
     if given_ids:
         rows = _id_rows(texts, padding_mask, model.cfg.d_vocab)
-        starts = [row[0] == bos_id for row in rows]
-        added_by: AddedBy = "caller" if bos_id is not None and all(starts) else "nobody"
-        mixed = any(starts) and not all(starts)
-        statement = "Ids were given by the caller; " + (
-            "they start with the BOS."
-            if added_by == "caller"
-            else "some start with the BOS and some do not."
-            if mixed
-            else "they do not start with a BOS."
-        )
     else:
+        if padding_mask is not None:
+            raise InputError("padding_mask goes with an id tensor; texts carry no padding.")
         prepend, statement = _resolve_bos(model, bos, bos_id)
-        rows = _text_rows(model, [str(text) for text in texts])
-        added_by = "sinklens" if prepend else "nobody"
-    prefix = [bos_id] if added_by == "sinklens" and bos_id is not None else []
+        prefix = [bos_id] if prepend and bos_id is not None else []
+        rows = _text_rows(model, list(texts))
+        written = sum(row[0] == bos_id for row in rows)
+        added_by: AddedBy = "sinklens" if prefix else "caller" if written == len(rows) else "nobody"
+        if written:
+            twice = ", so it stands there twice" if prefix else ""
+            statement += f" {written} of {len(rows)} texts spell the BOS out at their start{twice}."
     rows, dropped = _fit(rows, prefix, longest, split)
+    if given_ids:
+        added_by, statement = _given_bos(rows, bos_id)
     return _assemble(model, rows, bos_id, added_by, statement, dropped)
+
+
+def _given_bos(rows: list[list[int]], bos_id: int | None) -> tuple[AddedBy, str]:
+    """Who put the BOS before ids that the caller gave, in a word and in a sentence."""
+    starts = [row[0] == bos_id for row in rows]
+    if all(starts):
+        return "caller", "Ids were given by the caller; they start with the BOS."
+    how = "some start with the BOS and some do not" if any(starts) else "they do not start with a BOS"
+    return "nobody", f"Ids were given by the caller; {how}."
 
 
 def _fit(
@@ -166,6 +176,8 @@ def _assemble(
     tokenizer: Any = model.tokenizer
     width = max(len(row) for row in rows)
     pad = getattr(tokenizer, "pad_token_id", None) or 0
+    if pad >= model.cfg.d_vocab:  # TransformerLens invents one beyond the vocabulary if there is none
+        pad = 0
     ids = torch.full((len(rows), width), pad, dtype=torch.long)
     real = torch.zeros(len(rows), width, dtype=torch.bool)
     for index, row in enumerate(rows):
@@ -185,17 +197,20 @@ def _token_string(tokenizer: Any, token: int) -> str:
     if tokenizer is None:
         return f"<{token}>"
     text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-    if text == "" or "\ufffd" in text:  # part of a multi-byte character: show the vocabulary's own spelling
-        return str(tokenizer.convert_ids_to_tokens(token))
     raw = tokenizer.convert_ids_to_tokens(token)
-    if isinstance(raw, str) and raw.startswith("\u2581") and not text.startswith(" "):
-        return " " + text  # sentencepiece drops the space of a lone token
+    if raw is None:  # embedding rows beyond the tokenizer's vocabulary
+        return f"<{token}>"
+    if raw.startswith("\u2581"):
+        return str(raw.replace("\u2581", " "))  # sentencepiece drops a space when it decodes a lone token
+    if text == "" or "\ufffd" in text:  # part of a multi-byte character: show the vocabulary's own spelling
+        return str(raw)
     return str(text)
 
 
 def _bos_id(model: TransformerBridge) -> int | None:
-    token = getattr(model.tokenizer, "bos_token_id", None)
-    return int(token) if token is not None else None
+    source = source_of(model)
+    token = getattr(model.tokenizer, "bos_token_id", None) if source is None else source.bos_id
+    return int(token) if token is not None and token < model.cfg.d_vocab else None
 
 
 def _resolve_bos(model: TransformerBridge, bos: BosChoice, bos_id: int | None) -> tuple[bool, str]:
@@ -214,15 +229,24 @@ def _resolve_bos(model: TransformerBridge, bos: BosChoice, bos_id: int | None) -
     return prepend, f"{done} because {why}."
 
 
-def _text_rows(model: TransformerBridge, texts: list[str]) -> list[list[int]]:
+def _text_rows(model: TransformerBridge, texts: Sequence[Any]) -> list[list[int]]:
     tokenizer: Any = model.tokenizer
     if tokenizer is None:
         raise InputError("The model has no tokenizer, so text cannot be used; pass token ids instead.")
     rows = []
     for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise InputError(f"Expected texts or ids, not a mixture; number {index} is {kind}.")
         if not text.strip():
             raise InputError(f"Text {index} is empty; expected some text to tokenize.")
-        row = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        try:
+            row = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        except Exception as error:  # the tokenizers library has no class of its own for this
+            raise InputError(
+                f"Text {index} ({text[:30]!r}) cannot be tokenized: {error}. Every character must be in the "
+                "vocabulary of this model."
+            ) from error
         if not row:
             raise InputError(f"Text {index} ({text[:30]!r}) has no token in this model's vocabulary.")
         rows.append(list(row))
@@ -231,7 +255,7 @@ def _text_rows(model: TransformerBridge, texts: list[str]) -> list[list[int]]:
 
 def _id_rows(ids: Any, padding_mask: Tensor | None, d_vocab: int) -> list[list[int]]:
     if isinstance(ids, Tensor):
-        if ids.ndim != 2 or ids.is_floating_point():
+        if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
             raise InputError(f"Expected integer ids of shape [batch pos], got {tuple(ids.shape)} {ids.dtype}.")
         mask = torch.ones_like(ids, dtype=torch.bool) if padding_mask is None else padding_mask.bool()
         if mask.shape != ids.shape:
@@ -243,7 +267,14 @@ def _id_rows(ids: Any, padding_mask: Tensor | None, d_vocab: int) -> list[list[i
     else:
         if padding_mask is not None:
             raise InputError("padding_mask goes with an id tensor; lists of ids carry no padding.")
-        rows = [[int(token) for token in row] for row in ids]
+        try:
+            rows = [[operator.index(token) for token in row] for row in ids]
+        except TypeError as error:
+            raise InputError(
+                f"Expected texts, lists of integer ids or an id tensor [batch pos], got {str(ids)[:40]} ({error})."
+            ) from error
+    if not rows:
+        raise InputError("Expected at least one text or sequence of ids, got none.")
     for index, row in enumerate(rows):
         if not row:
             raise InputError(f"Sequence {index} is empty; expected at least one token id.")

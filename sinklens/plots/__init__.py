@@ -4,7 +4,7 @@ Every figure keeps positions on numeric axes (repeated tokens keep their own col
 not-applicable cells missing, and says in its subtitle what is missing, clipped or pooled.
 """
 
-from sinklens.plots.attention_map import AttentionMapLike, attention_map
+from sinklens.plots.attention_map import attention_map
 from sinklens.plots.eps_sweep import eps_sweep
 from sinklens.plots.export import export_html, export_png
 from sinklens.plots.massive_activations import massive_activations
@@ -19,7 +19,6 @@ from sinklens.plots.token_strip import token_strip
 __all__ = [
     "CONFIG",
     "TEMPLATE",
-    "AttentionMapLike",
     "attention_map",
     "eps_sweep",
     "export_html",

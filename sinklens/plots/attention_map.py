@@ -1,7 +1,7 @@
 """Attention map of one head."""
 
-from collections.abc import Sequence
-from typing import Any, Final, Protocol
+import html
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import plotly.graph_objects as go
@@ -10,45 +10,16 @@ from sinklens.errors import InputError
 from sinklens.plots.axes import add_token_axes, grid_background, log_colorbar
 from sinklens.plots.style import SEQUENTIAL, colorbar, float32, head_label, new_figure, token_label
 
+if TYPE_CHECKING:  # importing experiments loads torch, which a figure does not need
+    from sinklens.experiments.census import AttentionMap
+
 _LEFT: Final = 128
 _RIGHT: Final = 84
-"""Margins in pixels: room for token labels (left and below), and for the colour bar."""
-
-
-class AttentionMapLike(Protocol):
-    """What a map to be drawn offers; `AttentionMap` of a census does."""
-
-    @property
-    def layer(self) -> int:
-        """Layer, 0-based."""
-
-    @property
-    def head(self) -> int:
-        """Head, 0-based."""
-
-    @property
-    def values(self) -> "np.ndarray[Any, np.dtype[np.float32]]":
-        """Weights `[rows, cols]` (queries, keys), NaN where the mask hides the cell."""
-
-    @property
-    def cell(self) -> int:
-        """Tokens per cell and side; 1 = not pooled."""
-
-    @property
-    def n_tokens(self) -> int:
-        """Length of the sequence."""
-
-    @property
-    def tokens(self) -> Sequence[str]:
-        """Token strings, `n_tokens` of them."""
-
-    @property
-    def why(self) -> str:
-        """Why this map was kept."""
+"""Margins in pixels: room for token labels, and for the colour bar."""
 
 
 def attention_map(
-    map: AttentionMapLike, *, log: bool = False, floor: float = 1e-3, side: int = 460
+    map: "AttentionMap", *, log: bool = False, floor: float = 1e-3, side: int = 460
 ) -> go.Figure:
     """Draw one head's attention, queries downwards and keys to the right, colours from 0 to 1 on every map.
 
@@ -119,11 +90,13 @@ def attention_map(
         y_title=f"query token{first}",
         limit=max(8, side // 14),
     )
+    # Tick labels stand upright below the map: a character is 7.3 px high there.
+    bottom = 44 + round(7.3 * max(len(html.unescape(label)) for label in fig.layout.xaxis2.ticktext))
     # Fixed sizes: a map that fills its page has no square cells, and one that keeps them leaves holes.
     fig.update_layout(
         width=side + _LEFT + _RIGHT,
-        height=fig.layout.height + _LEFT - fig.layout.margin.b,
-        margin={"l": _LEFT, "r": _RIGHT, "b": _LEFT},
+        height=fig.layout.height + bottom - fig.layout.margin.b,
+        margin={"l": _LEFT, "r": _RIGHT, "b": bottom},
         xaxis={"constrain": "domain", "constraintoward": "left"},
         yaxis={"constrain": "domain", "constraintoward": "top", "scaleanchor": "x"},
     )
@@ -133,7 +106,7 @@ def attention_map(
     return fig
 
 
-def _cell_label(map: AttentionMapLike, index: int) -> str:
+def _cell_label(map: "AttentionMap", index: int) -> str:
     start = index * map.cell
     stop = min(start + map.cell, map.n_tokens)
     shown = " ".join(token_label(map.tokens[i], 10) for i in range(start, min(stop, start + 4)))

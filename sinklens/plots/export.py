@@ -47,8 +47,9 @@ def export_png(
             height=height or fig.layout.height,
             scale=scale,
         )
-    except (ChromeNotFoundError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "Chrome" not in str(error):
+    except RuntimeError as error:
+        # Plotly rewraps kaleido's error, so that only its words tell it from others.
+        if not isinstance(error, ChromeNotFoundError) and "Chrome" not in str(error):
             raise
         raise MissingExtraError(
             f"PNG export needs Chrome or Chromium: install one (plotly_get_chrome fetches one), {_INSTEAD}."

@@ -26,8 +26,9 @@ def massive_activations(
 ) -> go.Figure:
     """Draw the largest |h| and the median |h| after each layer with the two thresholds, on a log axis.
 
-    An entry is massive when it exceeds both `absolute` and `relative` times the median of its layer (Sun et
-    al. 2024, arXiv 2402.17762); layers whose largest entry does are ringed.
+    Two criteria, reported separately because the first depends on the model's scale: |h| > `absolute`, and
+    |h| > `relative` times the layer's median. Layers whose largest entry meets both, as Sun et al. 2024
+    (arXiv 2402.17762) ask, are ringed.
 
     Args:
         layers: One row per layer with `layer`, `max_abs`, `median_abs`; `top_position`, `top_token` and
@@ -51,12 +52,12 @@ def massive_activations(
             text += f"<br>channel {number(record['top_channel'], '.0f')}"
         hover.append(text)
     both = (top > absolute) & (top > relative * median)
-    fig = new_figure(
-        _TITLE,
-        f"Massive: |h| > {absolute:g} and > {relative:g} x the layer's median. "
-        + (f"Ringed: {int(both.sum())} point(s) over both." if both.any() else "No layer is over both."),
-        height=340,
+    notes = (
+        f"Over |h| = {absolute:g}: {int((top > absolute).sum())} of {len(top)} points. "
+        f"Over {relative:g} x the layer's median: {int((top > relative * median).sum())}. "
+        f"Over both, ringed: {int(both.sum())}."
     )
+    fig = new_figure(_TITLE, notes, height=340)
     lines = (
         ("largest |h|", top, CATEGORICAL[1], "solid", "lines+markers"),
         ("median |h|", median, CATEGORICAL[0], "solid", "lines+markers"),

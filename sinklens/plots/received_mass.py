@@ -54,10 +54,11 @@ def received_mass(
     """
     require_columns(sinks, ("layer", "head", "position", "importance", "null"), "received_mass")
     table = sinks.dropna(subset=["importance"])
-    if not table.empty:
-        last = int(table["position"].max()) + 1
-        queries = table["n_queries"] if "n_queries" in table.columns else last - table["position"]
-        table = table[queries >= min_queries]
+    if table.empty:
+        return empty_figure(_TITLE, "Not applicable: no attention layer was measured.")
+    last = int(table["position"].max()) + 1
+    queries = table["n_queries"] if "n_queries" in table.columns else last - table["position"]
+    table = table[queries >= min_queries]
     if table.empty:
         return empty_figure(_TITLE, f"Not applicable: no key is seen by at least {min_queries} queries.")
 
@@ -65,14 +66,18 @@ def received_mass(
     notes = [
         f"Keys seen by at least {min_queries} queries (positions 0 to {drawn:,}); later keys are not drawn."
     ]
-    if log_y and bool((table["importance"] <= 0).any()):
-        notes.append("Keys that receive exactly 0 have no place on the log axis.")
-    what = (
-        "one line per layer, mean over heads" if by == "layer" else f"the {top} heads with the strongest key"
-    )
-    fig = new_figure(f"{_TITLE}: {what}", " ".join(notes), height=400)
-    shift, key = (1, "%{customdata}") if log_x else (0, "%{x}")
     lines = list(_layer_lines(table) if by == "layer" else _head_lines(table, top))
+    nulls = _null_lines(table)
+    heights = np.concatenate(
+        [*(line.to_numpy() for _, line, _ in lines), *(null.to_numpy() for _, null in nulls)]
+    )
+    if log_y and (heights <= 0).any():
+        notes.append("A key that receives exactly 0 has no place on the log axis.")
+    layers_or_heads = "one line per layer, mean over heads"
+    if by == "head":
+        layers_or_heads = f"the {len(lines)} heads with the strongest key"
+    fig = new_figure(f"{_TITLE}: {layers_or_heads}", " ".join(notes), height=400)
+    shift, key = (1, "%{customdata}") if log_x else (0, "%{x}")
     legend = len(lines) <= _LEGEND_LAYERS
     for name, line, colour in lines:
         fig.add_trace(
@@ -88,7 +93,7 @@ def received_mass(
                 hovertemplate=f"{name}<br>key {key}<br>importance %{{y:.4f}}<extra></extra>",
             )
         )
-    for i, (name, null) in enumerate(_null_lines(table)):
+    for i, (name, null) in enumerate(nulls):
         fig.add_trace(
             go.Scatter(
                 x=null.index.to_numpy() + shift,
@@ -101,14 +106,25 @@ def received_mass(
         )
     if not legend:
         _layer_colorbar(fig, sorted(int(layer) for layer in table["layer"].unique()))
-    xaxis: dict[str, Any] = {"title": {"text": "key position (0-based, tokens)"}} | light_grid()
+    # Room on the left, so that position 0 does not lie on the axis.
+    span = [-0.02 * max(drawn, 1), 1.02 * max(drawn, 1)]
+    xaxis: dict[str, Any] = {
+        "title": {"text": "key position (0-based, tokens)"},
+        "range": span,
+    } | light_grid()
     if log_x:
+        span = [-0.02 * np.log10(drawn + 2), 1.02 * np.log10(drawn + 2)]
         marks = [0, *(2**i for i in range(int(np.log2(drawn or 1)) + 1))]
-        xaxis |= {"type": "log", "tickvals": [m + 1 for m in marks], "ticktext": [f"{m:,}" for m in marks]}
+        xaxis |= {
+            "type": "log",
+            "range": span,
+            "tickvals": [m + 1 for m in marks],
+            "ticktext": [f"{m:,}" for m in marks],
+        }
     fig.update_layout(
         xaxis=xaxis,
         yaxis={"title": {"text": "importance (mean attention per query)"}}
-        | (log_axis(np.concatenate([line for _, line, _ in lines])) if log_y else light_grid()),
+        | (log_axis(heights) if log_y else light_grid()),
     )
     return fig
 

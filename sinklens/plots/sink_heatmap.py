@@ -77,13 +77,13 @@ _VALUES: Final[dict[str, _Value]] = {
         "Logit margin of the strongest key", "Its logit above the other keys'.", "margin (logits)", "signed"
     ),
     "drain": _Value(
-        "Value norm of the strongest key against the other keys'",
+        "Value norm of the strongest key relative to other keys",
         "Ratio of L2 norms; below 1 = drained; log colours.",
         "norm ratio (log)",
         "ratio",
     ),
     "drain_wo": _Value(
-        "Norm of W_O v of the strongest key against the other keys'",
+        "Norm of W_O v of the strongest key relative to other keys",
         "Ratio of L2 norms; below 1 = drained; log colours.",
         "norm ratio (log)",
         "ratio",
@@ -154,7 +154,7 @@ def sink_heatmap(
     if clipped:
         notes.append(f"Colours are clipped: {clipped} cell(s) lie beyond the ends of the colour bar.")
 
-    fig = new_figure(look.title, " ".join(notes), height=min(900, max(230, 26 * rows)))
+    fig = new_figure(look.title, " ".join(notes), height=min(900, max(230, 22 * rows)))
     fig.add_trace(
         go.Heatmap(
             z=float32(z),

@@ -8,16 +8,29 @@ import pandas as pd
 import plotly.colors
 
 from sinklens.errors import InputError
-from sinklens.plots.style import MISSING, MONO, MUTED, SANS, SEQUENTIAL, number, require_columns, visible_text
+from sinklens.plots.style import (
+    INK,
+    MISSING,
+    MONO,
+    MUTED,
+    SANS,
+    SEQUENTIAL,
+    number,
+    require_columns,
+    visible_text,
+)
 
 _STOPS: Final = 32
+_SPAN: Final = 1e4
 
 
-def token_strip(tokens: pd.DataFrame, sequence: int = 0, *, limit: int = 600) -> str:
+def token_strip(tokens: pd.DataFrame, sequence: int = 0, *, limit: int = 600, min_queries: int = 10) -> str:
     """Write one sequence as HTML, every token coloured by its received attention.
 
     Colours are logarithmic from the smallest to the largest importance of the sequence, because a sink
-    receives hundreds of times what others do; tokens without a number are grey. A tooltip gives position, id,
+    receives hundreds of times what others do; they span at most a factor of 10,000, and the legend says "≤"
+    when smaller ones are clipped. Grey are tokens without a number and those seen by fewer than
+    `min_queries` queries, whose importance rests on a handful of rows. A tooltip gives position, id,
     importance and what else the table knows. White space is written visibly (`·`, `⏎`) and every character is
     escaped: no token can become markup. The HTML carries its styles inline and no script; in a notebook use
     `IPython.display.HTML`.
@@ -27,6 +40,7 @@ def token_strip(tokens: pd.DataFrame, sequence: int = 0, *, limit: int = 600) ->
             columns of a census's tokens table go into the tooltip when present.
         sequence: Which sequence.
         limit: Tokens written; a longer sequence is cut and the strip says so.
+        min_queries: Fewest queries that a coloured token is seen by.
 
     Raises:
         InputError: when the table has no such sequence.
@@ -36,16 +50,16 @@ def token_strip(tokens: pd.DataFrame, sequence: int = 0, *, limit: int = 600) ->
     if rows.empty:
         have = sorted(int(s) for s in tokens["sequence"].unique())
         raise InputError(f"token_strip found no sequence {sequence}; the table has {have[:10]}.")
-    positive = rows.loc[rows["received"] > 0, "received"]
-    low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 1.0)
+    judged = rows["received"].where(int(rows["position"].max()) + 1 - rows["position"] >= min_queries)
+    high = float(judged.max()) if judged.max() > 0 else 1.0
+    low = max(float(judged[judged > 0].min()) if judged.max() > 0 else 1.0, high / _SPAN)
     colours = plotly.colors.sample_colorscale(
         SEQUENTIAL, [i / (_STOPS - 1) for i in range(_STOPS)], colortype="tuple"
     )
     spans = []
-    for record in rows.head(limit).to_dict("records"):
-        received = float(record["received"])
+    for record, received in zip(rows.head(limit).to_dict("records"), judged, strict=False):
         if math.isnan(received):
-            back, ink = MISSING, "#1f2933"
+            back, ink = MISSING, INK
         else:
             place = math.log(max(received, low) / low) / math.log(high / low) if high > low else 0.0
             back, ink = _hex(colours[round(place * (_STOPS - 1))])
@@ -55,12 +69,14 @@ def token_strip(tokens: pd.DataFrame, sequence: int = 0, *, limit: int = 600) ->
         if "\n" in str(record["token"]):
             spans.append("<br>")
     stops = ",".join(_hex(colour)[0] for colour in colours[::3])
-    cut = f" First {limit:,} of {len(rows):,} tokens." if len(rows) > limit else ""
+    least = f"≤ {number(low)}" if (judged < low).any() else number(low)
+    grey = f"; grey: seen by fewer than {min_queries} queries, or no attention" if judged.isna().any() else ""
+    cut = f". First {limit:,} of {len(rows):,} tokens" if len(rows) > limit else ""
     legend = (
         f'<div style="font:12px {SANS};color:{MUTED};margin-bottom:8px">'
         "mean attention per query, log colours: "
-        f'{number(low)} <span style="display:inline-block;width:120px;height:10px;'
-        f'background:linear-gradient(90deg,{stops})"></span> {number(high)}.{cut}</div>'
+        f'{least} <span style="display:inline-block;width:120px;height:10px;'
+        f'background:linear-gradient(90deg,{stops})"></span> {number(high)}{grey}{cut}.</div>'
     )
     style = (
         "<style>.sinklens-strip span{padding:2px 1px;margin:1px;border-radius:3px;display:inline-block;"

@@ -1,28 +1,24 @@
-"""The report's sections, in order: each takes the census and writes the HTML that answers one question."""
-
-from collections.abc import Callable
-from typing import Final
+"""The report's sections, in order: each answers one question from the census."""
 
 from sinklens.app.sections.attention import maps, positions, sinks, threshold, token_strips
 from sinklens.app.sections.reference import definitions, layer_status, provenance
-from sinklens.app.sections.source import CensusLike, Downloads
+from sinklens.app.sections.source import Downloads, Section
 from sinklens.app.sections.states import massive, norms, peaks
 from sinklens.app.sections.summary import header, measured
 
-SECTIONS: Final[tuple[tuple[str, str, Callable[[CensusLike, Downloads], str]], ...]] = (
-    ("measured", "Measured", measured),
-    ("sinks", "Sinks", sinks),
-    ("positions", "Positions", positions),
-    ("threshold", "Threshold", threshold),
-    ("norms", "Norms", norms),
-    ("peaks", "Peaks", peaks),
-    ("massive", "Massive", massive),
-    ("maps", "Maps", maps),
-    ("tokens", "Tokens", token_strips),
-    ("layers", "Layers", layer_status),
-    ("definitions", "Definitions", definitions),
-    ("provenance", "Provenance", provenance),
+SECTIONS = (
+    Section("measured", "Measured", "What was measured", measured),
+    Section("sinks", "Sinks", "Which heads have a sink", sinks, needs=("heads", "sinks")),
+    Section("positions", "Positions", "Where attention goes", positions, needs=("sinks",)),
+    Section("threshold", "Threshold", "Does the threshold matter?", threshold, needs=("eps_sweep",)),
+    Section("norms", "Norms", "Value and residual norms", norms),
+    Section("peaks", "Peaks", "Residual peaks", peaks, needs=("residual_norms",)),
+    Section("massive", "Massive", "Massive activations", massive, needs=("massive",)),
+    Section("maps", "Maps", "Attention maps", maps),
+    Section("tokens", "Tokens", "The tokens", token_strips),
+    Section("layers", "Layers", "Layer by layer", layer_status),
+    Section("definitions", "Definitions", "Definitions", definitions),
+    Section("provenance", "Provenance", "Provenance", provenance),
 )
-"""Anchor, label in the navigation, writer."""
 
-__all__ = ["SECTIONS", "CensusLike", "Downloads", "header"]
+__all__ = ["SECTIONS", "Downloads", "Section", "header"]

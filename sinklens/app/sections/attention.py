@@ -1,12 +1,15 @@
 """Sections on attention: heads, positions, threshold, maps, tokens."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sinklens import plots
 from sinklens.app.page import figure, html_table, text
-from sinklens.app.sections.source import CensusLike, Downloads
+from sinklens.app.sections.source import Downloads
 from sinklens.plots.sink_heatmap import HeadValue
 from sinklens.plots.style import head_label
+
+if TYPE_CHECKING:
+    from sinklens.experiments.census import Census
 
 _MAP_BYTES: Final = 2_500_000
 """Room for attention maps on the page; further ones stay in the saved census."""
@@ -38,20 +41,21 @@ _HEAD_COLUMNS: Final = {
 }
 
 
-def sinks(census: CensusLike, downloads: Downloads) -> str:
+def sinks(census: "Census", downloads: Downloads) -> str:
     """Which heads have a sink."""
     heads, least = census.tables["heads"], census.meta["settings"].get("min_queries", "enough")
     n_layers = census.meta["model"]["n_layers"]
     body = (
-        "<h2>Which heads have a sink</h2>\n<p>For every head, its strongest key: the one receiving most "
+        "<p>For every head, its strongest key: the one receiving most "
         f"attention among the keys seen by at least {text(least)} queries. A sink is judged beside its null: "
         "what that key would receive if attention were spread evenly.</p>\n"
         + figure(plots.sink_heatmap(heads, n_layers=n_layers), "fig-sinks")
     )
     if heads.empty:
         return body + '<p class="na">Not applicable: no layer of this model has attention.</p>'
-    known = [value for value in _MORE_HEAD_MAPS if heads[value].notna().any()]
-    absent = [value for value in _MORE_HEAD_MAPS if value not in known]
+    measured = [value for value in _MORE_HEAD_MAPS if value in heads.columns]
+    known = [value for value in measured if heads[value].notna().any()]
+    absent = [value for value in measured if value not in known]
     more = [
         figure(plots.sink_heatmap(heads, value=value, n_layers=n_layers, hover="value"), f"fig-heads-{value}")
         for value in known
@@ -59,12 +63,12 @@ def sinks(census: CensusLike, downloads: Downloads) -> str:
     body += f"<details><summary>More head maps ({len(more)})</summary>\n{''.join(more)}</details>\n"
     if absent:
         body += f'<p class="note">Not applicable to this model: {text(", ".join(absent))}.</p>'
-    strongest = heads.sort_values("importance", ascending=False, kind="stable").head(20)
+    strongest = heads.sort_values(["sink_rate", "importance"], ascending=False, kind="stable").head(20)
     names = [head_label(int(row["layer"]), int(row["head"])) for row in strongest.to_dict("records")]
     body += html_table(
         strongest.assign(name=names),
         _HEAD_COLUMNS,
-        caption=f"The {len(strongest)} heads whose strongest key receives most",
+        caption=f"The {len(strongest)} heads with the highest sink rate, then importance",
         formats={
             "importance": ".3f",
             "null": ".4f",
@@ -77,14 +81,14 @@ def sinks(census: CensusLike, downloads: Downloads) -> str:
     return body + downloads.button("heads") + downloads.button("sinks")
 
 
-def positions(census: CensusLike, downloads: Downloads) -> str:
+def positions(census: "Census", downloads: Downloads) -> str:
     """Where attention goes."""
     table, least = census.tables["sinks"], int(census.meta["settings"].get("min_queries", 10))
     long = not table.empty and int(table["position"].max()) > 64
     by_layer = plots.received_mass(table, min_queries=least, log_x=long)
     by_head = plots.received_mass(table, by="head", min_queries=least, log_x=long)
     return (
-        "<h2>Where attention goes</h2>\n<p>Attention received by each key position. A sink stands far above "
+        "<p>Attention received by each key position. A sink stands far above "
         "the dashed null; a curve on the null means no preference.</p>\n"
         + figure(by_layer, "fig-received")
         + "<details><summary>The strongest heads, one line each</summary>\n"
@@ -93,20 +97,20 @@ def positions(census: CensusLike, downloads: Downloads) -> str:
     )
 
 
-def threshold(census: CensusLike, downloads: Downloads) -> str:
+def threshold(census: "Census", downloads: Downloads) -> str:
     """Whether the verdict depends on the threshold."""
     fig = plots.eps_sweep(census.tables["eps_sweep"], eps=census.meta["settings"].get("eps"))
     return (
-        "<h2>Does the threshold matter?</h2>\n<p>The sink rate counts keys that receive more than eps. A "
+        "<p>The sink rate counts keys that receive more than eps. A "
         "finding that holds at one eps only is a finding about eps.</p>\n"
         + figure(fig, "fig-eps")
         + downloads.button("eps_sweep")
     )
 
 
-def maps(census: CensusLike, downloads: Downloads) -> str:
+def maps(census: "Census", downloads: Downloads) -> str:
     """Attention maps that the census kept, while there is room."""
-    body = "<h2>Attention maps</h2>\n<p>Every map has the same colours, 0 to 1.</p>\n"
+    body = "<p>Every map has the same colours, 0 to 1.</p>\n"
     if not census.maps:
         return body + '<p class="na">Not applicable: the census kept no map.</p>'
     written: list[str] = []
@@ -123,18 +127,18 @@ def maps(census: CensusLike, downloads: Downloads) -> str:
     return body
 
 
-def token_strips(census: CensusLike, downloads: Downloads) -> str:
+def token_strips(census: "Census", downloads: Downloads) -> str:
     """Tokens coloured by what they receive."""
-    table = census.tables["tokens"]
+    table, least = census.tables["tokens"], int(census.meta["settings"].get("min_queries", 10))
     sequences = sorted(int(s) for s in table["sequence"].unique())
     if not sequences:
-        return '<h2>The tokens</h2>\n<p class="na">Not applicable: no token was recorded.</p>'
+        return '<p class="na">Not applicable: no token was recorded.</p>'
     body = (
-        "<h2>The tokens</h2>\n<p>Attention received, mean over all heads. Hover over a token for its "
+        "<p>Attention received, mean over all heads. Hover over a token for its "
         "numbers.</p>\n"
-        f'<div class="strip">{plots.token_strip(table, sequences[0])}</div>'
+        f'<div class="strip">{plots.token_strip(table, sequences[0], min_queries=least)}</div>'
     )
     for sequence in sequences[1:3]:
-        strip = plots.token_strip(table, sequence, limit=300)
+        strip = plots.token_strip(table, sequence, limit=300, min_queries=least)
         body += f'<details><summary>Sequence {sequence}</summary><div class="strip">{strip}</div></details>'
     return body + downloads.button("tokens")

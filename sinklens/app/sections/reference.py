@@ -1,14 +1,17 @@
 """Sections to look things up: layers, definitions, provenance and all downloads."""
 
 import json
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 import plotly
 
 from sinklens.app.page import facts, html_table, text
-from sinklens.app.sections.source import CensusLike, Downloads
+from sinklens.app.sections.source import Downloads
 from sinklens.plots.style import layer_list
+
+if TYPE_CHECKING:
+    from sinklens.experiments.census import Census
 
 _PATHS: Final = {
     "fast": "measured, fast path",
@@ -17,7 +20,7 @@ _PATHS: Final = {
 }
 
 
-def layer_status(census: CensusLike, downloads: Downloads) -> str:
+def layer_status(census: "Census", downloads: Downloads) -> str:
     """How each layer was measured."""
     attention = census.meta["model"]["attention"]
     rows = pd.DataFrame(
@@ -28,13 +31,14 @@ def layer_status(census: CensusLike, downloads: Downloads) -> str:
             "sink": [_learned(entry) for entry in attention],
         }
     )
-    known = ["layer", "sink_rate_first", "n_sink_heads", "resid_ratio"]
-    rows = rows.merge(census.tables["layers"][known], on="layer", how="left")
+    layers = census.tables["layers"]
+    wanted = ["layer", "sink_rate_first", "n_sink_heads", "resid_ratio"]
+    rows = rows.merge(layers[[name for name in wanted if name in layers.columns]], on="layer", how="left")
     none = [int(entry["layer"]) for entry in attention if entry["path"] == "none"]
-    note = ""
+    note = f'<p class="note">{text(census.meta["model"].get("attention_reason") or "")}</p>'
     if none:
         where = f"Not applicable: no attention in {layer_list(none)}"
-        note = f'<p class="note">{text(where)}; numbers about attention are missing there, not 0.</p>'
+        note += f'<p class="note">{text(where)}; numbers about attention are missing there, not 0.</p>'
     table = html_table(
         rows,
         {
@@ -49,7 +53,7 @@ def layer_status(census: CensusLike, downloads: Downloads) -> str:
         formats={"sink_rate_first": ".2f"},
         words=("status", "window", "sink"),
     )
-    return f"<h2>Layer by layer</h2>\n{note}{table}"
+    return note + table
 
 
 def _window(entry: dict[str, Any]) -> str | None:
@@ -62,7 +66,7 @@ def _learned(entry: dict[str, Any]) -> bool | None:
     return None if entry["path"] == "none" else bool(entry["learned_sink"])
 
 
-def definitions(census: CensusLike, downloads: Downloads) -> str:
+def definitions(census: "Census", downloads: Downloads) -> str:
     """What each number means."""
     metrics = census.meta["metrics"]
     rows = pd.DataFrame(
@@ -74,10 +78,10 @@ def definitions(census: CensusLike, downloads: Downloads) -> str:
     )
     words = ("name", "definition", "source")
     table = html_table(rows, {n: n for n in ("name", "version", "definition", "source")}, words=words)
-    return "<h2>Definitions</h2>\n<p>A changed formula gets a new version number.</p>\n" + table
+    return "<p>A changed formula gets a new version number.</p>\n" + table
 
 
-def provenance(census: CensusLike, downloads: Downloads) -> str:
+def provenance(census: "Census", downloads: Downloads) -> str:
     """Where this page comes from, and all tables."""
     meta = census.meta
     pairs = {
@@ -85,11 +89,11 @@ def provenance(census: CensusLike, downloads: Downloads) -> str:
         "Census format": meta["format_version"],
         "Measured": meta["created"],
         "Took": f"{float(meta['seconds']):,.1f} s",
-        "Figures": f"plotly {plotly.__version__}",
+        "plotly": plotly.__version__,
+        **meta.get("versions", {}),
     }
     settings = text(json.dumps(meta["settings"], indent=2, default=str))
     return (
-        "<h2>Provenance</h2>\n"
-        + facts(pairs)
+        facts(pairs)
         + f"<h3>Tables</h3>\n<p>{downloads.buttons()}</p>\n<h3>Settings</h3>\n<pre>{settings}</pre>"
     )

@@ -1,33 +1,23 @@
-"""What the sections read: a census, and the tables that the page lets its reader save."""
+"""What a section is, and the tables that the page lets its reader save."""
 
 import base64
 import gzip
-from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import pandas as pd
 
 from sinklens.app.page import text
-from sinklens.plots import AttentionMapLike
 
-_MAX_ROWS: Final = 200_000
-"""Rows of a table that go into the page; more would make the file slow to open and to send."""
+if TYPE_CHECKING:  # importing experiments loads torch, which a report of a saved census does not need
+    from sinklens.experiments.census import Census
 
+_MAX_ROWS: Final = 100_000
+"""A longer table is cut: whole, it would make the page slow to open and to send (100,000 rows take 2 MB)."""
 
-class CensusLike(Protocol):
-    """What a report is written from; a scan's `Census` offers it."""
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """Model, tokens, metrics, settings, warnings and verdict."""
-
-    @property
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """Tables sinks, heads, eps_sweep, layers, tokens, massive, profile."""
-
-    @property
-    def maps(self) -> Mapping[str, AttentionMapLike]:
-        """Attention maps by head name."""
+_CUT_ROWS: Final = 60_000
+"""Rows left of a table that is cut; models with such tables fill the page with figures already."""
 
 
 class Downloads:
@@ -70,6 +60,33 @@ class Downloads:
         return elements
 
 
+@dataclass(frozen=True)
+class Section:
+    """One section of the report.
+
+    Attributes:
+        anchor: Its id in the page.
+        label: Its name in the navigation.
+        title: Its heading.
+        write: Writes its HTML below the heading.
+        needs: Tables it cannot do without; a scan with fewer detectors has fewer tables.
+    """
+
+    anchor: str
+    label: str
+    title: str
+    write: "Callable[[Census, Downloads], str]"
+    needs: tuple[str, ...] = ()
+
+    def html(self, census: "Census", downloads: Downloads) -> str:
+        """Write heading and body, or that this was not measured."""
+        heading = f"<h2>{text(self.title)}</h2>\n"
+        if all(name in census.tables for name in self.needs):
+            return heading + self.write(census, downloads)
+        chosen = ", ".join(str(name) for name in census.meta["settings"].get("detectors", ()))
+        return f'{heading}<p class="na">Not measured: this scan ran only the detectors {text(chosen)}.</p>'
+
+
 def _fitting(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str]:
     """Cut a table to what a page can hold, and say how.
 
@@ -78,8 +95,8 @@ def _fitting(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str]:
     if len(table) <= _MAX_ROWS:
         return table, ""
     if name != "sinks":
-        return table.head(_MAX_ROWS), f"The first {_MAX_ROWS:,}"
-    keys = max(1, _MAX_ROWS // len(table[["layer", "head"]].drop_duplicates()))
+        return table.head(_CUT_ROWS), f"The first {_CUT_ROWS:,}"
+    keys = max(1, _CUT_ROWS // len(table[["layer", "head"]].drop_duplicates()))
     ordered = table.sort_values("importance", ascending=False)
     best = ordered.groupby(["layer", "head"]).head(keys).sort_index()
     return best, f"The {keys:,} most important keys of every head"

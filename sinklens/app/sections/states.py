@@ -1,10 +1,13 @@
 """Sections on values and residual states: norms, peaks, massive activations."""
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sinklens import plots
 from sinklens.app.page import figure, html_table
-from sinklens.app.sections.source import CensusLike, Downloads
+from sinklens.app.sections.source import Downloads
+
+if TYPE_CHECKING:
+    from sinklens.experiments.census import Census
 
 _NORMS: Final = ("value_norm", "wo_value_norm", "resid_norm")
 
@@ -22,29 +25,41 @@ _MASSIVE_COLUMNS: Final = {
     "n_layers": "layers listed",
 }
 
+_LIFETIME_COLUMNS: Final = {
+    "criterion": "criterion",
+    "position": "position",
+    "channel": "channel",
+    "appears": "appears after layer",
+    "leaves_after": "last seen after layer",
+    "n_sequences": "sequences",
+}
+_LIFETIMES: Final = "How long massive activations live (the first 20)"
 
-def norms(census: CensusLike, downloads: Downloads) -> str:
+
+def norms(census: "Census", downloads: Downloads) -> str:
     """Value and residual norms of one sequence."""
     profile = census.tables["profile"]
+    if profile.empty:
+        return '<p class="na">Not measured: no detector of this scan looked at values or residual states.</p>'
     figures = [figure(plots.norms_by_token(profile, value=value), f"fig-{value}") for value in _NORMS]
     return (
-        "<h2>Value and residual norms</h2>\n<p>The first sequence. A drained value is a dark cell in the "
+        "<p>The first sequence. A drained value is a dark cell in the "
         "value norms: the token is attended to and adds little. A residual peak is a bright cell in the "
         f"residual norms.</p>\n{''.join(figures)}{downloads.button('profile')}"
     )
 
 
-def peaks(census: CensusLike, downloads: Downloads) -> str:
+def peaks(census: "Census", downloads: Downloads) -> str:
     """Residual peaks by layer."""
     fig = plots.residual_peaks(census.tables["layers"])
-    return f"<h2>Residual peaks</h2>\n{figure(fig, 'fig-peaks')}{downloads.button('layers')}"
+    return f"{figure(fig, 'fig-peaks')}{downloads.button('layers')}"
 
 
-def massive(census: CensusLike, downloads: Downloads) -> str:
+def massive(census: "Census", downloads: Downloads) -> str:
     """Massive activations: figure and the strongest twenty."""
     table = census.tables["massive"]
     fig = plots.massive_activations(census.tables["layers"])
-    body = f"<h2>Massive activations</h2>\n{figure(fig, 'fig-massive')}"
+    body = f"{figure(fig, 'fig-massive')}"
     if table.empty:
         return body + '<p class="na">Not applicable: no hidden state was recorded.</p>'
     rows = plots.strongest_activations(table, 20)
@@ -56,7 +71,9 @@ def massive(census: CensusLike, downloads: Downloads) -> str:
         rows.assign(layer=layers),
         _MASSIVE_COLUMNS,
         caption=caption,
-        formats={"value": ",.5g", "ratio": ",.5g"},
         tokens=("token",),
     )
+    lifetimes = census.tables.get("massive_lifetimes")
+    if lifetimes is not None and not lifetimes.empty:
+        body += html_table(lifetimes.head(20), _LIFETIME_COLUMNS, caption=_LIFETIMES, words=("criterion",))
     return body + downloads.button("massive")

@@ -1,16 +1,19 @@
 """The report's first screen: verdict, four numbers, and what was measured."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from sinklens.app.page import callout, facts, text
-from sinklens.app.sections.source import CensusLike, Downloads
+from sinklens.app.sections.source import Downloads
 from sinklens.plots.style import number
 
+if TYPE_CHECKING:
+    from sinklens.experiments.census import Census
 
-def header(census: CensusLike) -> str:
+
+def header(census: "Census") -> str:
     """Write the verdict in words, and four numbers."""
     meta = census.meta
     verdict = [str(sentence) for sentence in meta["verdict"]] or ["No verdict was recorded."]
@@ -26,45 +29,45 @@ def header(census: CensusLike) -> str:
     )
 
 
-def _tiles(census: CensusLike) -> list[tuple[str, str]]:
-    heads, layers, settings = census.tables["heads"], census.tables["layers"], census.meta["settings"]
+def _tiles(census: "Census") -> list[tuple[str, str]]:
+    """Number and meaning; what the scan did not measure has no tile, what is not applicable says so."""
+    layers, settings = census.tables["layers"], census.meta["settings"]
     tiles = []
-    if heads.empty:
+    heads = census.tables.get("heads")
+    if heads is not None and heads.empty:
         tiles.append(("n/a", "sink heads: not applicable, the model has no attention"))
         tiles.append(("n/a", "sink rate at position 0: not applicable"))
-    else:
-        count = f"{int(heads['is_sink'].sum()):,} of {len(heads):,}"
-        tiles.append(
-            (count, f"heads are sink heads (sink rate at least {settings.get('sink_head_rate', '?')})")
-        )
-        rate = f"{heads['sink_rate_first'].mean():.3g}"
+    elif heads is not None:
+        rule = f"sink rate at least {settings.get('sink_head_rate', '?')}"
+        if "sink_head_ratio" in settings:
+            rule += f" and {number(settings['sink_head_ratio'])} × the null"
+        tiles.append((f"{int(heads['is_sink'].sum()):,} of {len(heads):,}", f"heads are sink heads ({rule})"))
+        rate = number(float(heads["sink_rate_first"].mean()))
         tiles.append((rate, f"sink rate at position 0, mean over heads (eps {settings.get('eps', '?')})"))
     peak = _largest(layers, "resid_ratio")
-    if peak is None:
-        tiles.append(("n/a", "residual peak: not applicable"))
-    else:
-        label = f"largest residual norm of position 0 against the others, {_at(peak)}"
+    if peak is not None:
+        label = f"largest residual norm of position 0 relative to the others, {_at(peak)}"
         tiles.append((f"{number(peak['resid_ratio'])} ×", label))
     top = _largest(layers, "max_abs")
-    if top is None:
-        tiles.append(("n/a", "largest hidden-state entry: not applicable"))
-    else:
+    if top is not None:
         ratio = float(top["max_over_median"])
         times = "" if math.isnan(ratio) else f", {number(ratio)} × the median"
-        tiles.append((f"{top['max_abs']:,.4g}", f"largest hidden-state entry, {_at(top)}{times}"))
+        tiles.append((number(top["max_abs"]), f"largest hidden-state entry |h|, {_at(top)}{times}"))
     return tiles
 
 
 def _largest(layers: pd.DataFrame, column: str) -> dict[str, Any] | None:
-    known = layers.dropna(subset=[column]).sort_values(column, kind="stable")
-    return None if known.empty else {str(key): value for key, value in known.iloc[-1].items()}
+    if column not in layers.columns or layers[column].isna().all():
+        return None
+    best = layers.dropna(subset=[column]).sort_values(column, kind="stable").iloc[-1]
+    return {str(key): value for key, value in best.items()}
 
 
 def _at(row: dict[str, Any]) -> str:
     return "at the embedding" if row["layer"] < 0 else f"after layer {int(row['layer'])}"
 
 
-def measured(census: CensusLike, downloads: Downloads) -> str:
+def measured(census: "Census", downloads: Downloads) -> str:
     """Model, tokens, BOS, precision, warnings."""
     model, tokens = census.meta["model"], census.meta["tokens"]
     lengths = f"{tokens['max_length']:,} tokens"
@@ -88,8 +91,7 @@ def measured(census: CensusLike, downloads: Downloads) -> str:
     }
     skipped = [f"Skipped: {reason}" for reason in tokens["skipped"]]
     return (
-        "<h2>What was measured</h2>\n"
-        + facts(pairs)
+        facts(pairs)
         + f"<h3>First token</h3>\n{callout([tokens['bos']['statement']])}"
         + callout([*census.meta["warnings"], *skipped], warning=True)
     )
