@@ -256,7 +256,7 @@ def _join_heads(
     """One row per head: strongest key, its score and null, its drain, and how the head attends."""
     if strongest.empty:
         columns = ["layer", "head", "sink_position", "sink_rate", "importance", "null", "ratio", "is_sink"]
-        return pd.DataFrame(columns=[*columns, "importance_first", "null_first", "sink_rate_first", "missing_mass"])
+        return pd.DataFrame(columns=[*columns, "importance_first", "null_first", "sink_rate_first", "missing_mass", "gate"])
     heads = strongest.rename(columns={"position": "sink_position"}).drop(columns="n_sequences")
     first = table[table["position"] == 0].rename(
         columns={"importance": "importance_first", "sink_rate": "sink_rate_first", "null": "null_first"}

@@ -123,13 +123,21 @@ def _massive(layers: pd.DataFrame, lifetimes: pd.DataFrame) -> list[str]:
 
 
 def _virtual(heads: pd.DataFrame) -> list[str]:
-    if heads.empty or not (heads["missing_mass"] > 0.01).any():
-        return []
-    top = heads.loc[heads["missing_mass"].idxmax()]
-    return [
-        f"Virtual sink: learned sink logits take {heads['missing_mass'].mean():.2f} of the attention on average, at "
-        f"most {top.missing_mass:.2f} ({_name(top)}); that mass reaches no key and is not in the sink rates."
-    ]
+    out = []
+    if len(heads) and (heads["missing_mass"] > 0.01).any():
+        top = heads.loc[heads["missing_mass"].idxmax()]
+        out.append(
+            f"Virtual sink: learned sink logits take {heads['missing_mass'].mean():.2f} of the attention on "
+            f"average, at most {top.missing_mass:.2f} ({_name(top)}); that mass reaches no key and is not in the "
+            "sink rates."
+        )
+    if len(heads) and heads["gate"].notna().any():
+        low = heads.loc[heads["gate"].idxmin()]
+        out.append(
+            f"Output gates pass {heads['gate'].mean():.2f} of the heads' output on average, least in {_name(low)} "
+            f"({low.gate:.2f})."
+        )
+    return out
 
 
 def _what(tokens: pd.DataFrame, position: int) -> str:
