@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sinklens.errors import SinkLensError
-    from sinklens.experiments import Census, builtin_corpus, scan
+    from sinklens.experiments.census import Census
+    from sinklens.experiments.corpus import builtin_corpus
+    from sinklens.experiments.scan import scan
     from sinklens.models import TokenBatch, load, tokenize
 
 _HOMES = {

@@ -79,7 +79,7 @@ def scan(
 
     Prints what was found, and with --out saves Parquet tables, a JSON header and one self-contained report.html.
 
-    Examples:
+    For example:
 
       sinklens scan bb-3l --out runs/bb
 

@@ -62,6 +62,7 @@ def save_result(
             files[path.name] = {"sha256": _digest(path), "rows": len(table)}
         if arrays:
             save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, scratch / ARRAYS)
+            (scratch / ARRAYS).chmod(0o644)  # safetensors writes for the owner only
             files[ARRAYS] = {"sha256": _digest(scratch / ARRAYS)}
         header = {**meta, "files": files}
         (scratch / HEADER).write_text(json.dumps(header, indent=1, allow_nan=False, default=_plain) + "\n")

@@ -12,8 +12,8 @@ from torch import Tensor
 class AttentionShape:
     """Sizes of one layer's attention call, known before the first block.
 
-    ``k_padded`` is ``k_pos`` rounded up to a multiple of ``cell``; blocks may carry these hidden extra columns, and
-    accumulators are ``k_padded`` wide until :meth:`crop`.
+    ``k_padded`` is ``k_pos`` rounded up to a multiple of ``cell``; blocks may carry these hidden extra
+    columns, and accumulators are ``k_padded`` wide until :meth:`crop`.
     """
 
     layer: int
@@ -45,16 +45,19 @@ class Block:
         heads: Query heads covered, a slice of ``range(shape.heads)``.
         rows: Query rows covered, counted within the call.
         keys: Keys covered; every key outside is hidden from all of these rows.
-        scores: Pre-softmax scores ``[head q_pos k_pos]``, scaled, soft-capped, biased and edited. While edits run,
-            hidden keys hold ``-inf``; statistics see 0 there.
-        pattern: Attention weights ``[head q_pos k_pos]``, exactly 0 at hidden keys. Rows sum to ``1 - sink_mass``.
+        scores: Pre-softmax scores ``[head q_pos k_pos]``, scaled, soft-capped, biased and edited. While edits
+            run, hidden keys hold ``-inf``; statistics see 0 there.
+        pattern: Attention weights ``[head q_pos k_pos]``, exactly 0 at hidden keys. Rows sum to
+            ``kept_mass``.
         visible: Which keys a row sees, or ``None`` for "all keys up to its own position".
         weight: 1 for real query rows, 0 for padding or rows that see nothing.
         n_visible: Number of keys each row sees.
-        sink_mass: Weight ``[head q_pos]`` that a learned sink logit took, ``None`` without one.
-        pattern_edited: True when an edit changed the pattern after the softmax.
-        scores_incomplete: True when a visible key has no finite score (an edit hid it, or the architecture only
-            shows weights and one underflowed): margins are then not applicable.
+        kept_mass: Weight ``[head q_pos]`` that a learned sink logit left to the real keys, ``None`` without
+            one.
+        pattern_edited: True when rows may sum to something else: an edit changed the pattern after the
+            softmax, or hid every key of a row.
+        scores_incomplete: True when a visible key has no finite score (an edit hid it, or the architecture
+            only shows weights and one underflowed): margins are then not applicable.
     """
 
     shape: AttentionShape
@@ -67,14 +70,19 @@ class Block:
     visible: Bool[Tensor, "q_pos k_pos"] | None
     weight: Float[Tensor, " q_pos"]
     n_visible: Float[Tensor, " q_pos"]
-    sink_mass: Float[Tensor, "head q_pos"] | None = None
+    kept_mass: Float[Tensor, "head q_pos"] | None = None
     pattern_edited: bool = False
     scores_incomplete: bool = False
 
     @property
     def first_heads(self) -> bool:
         """True once per row block: when head-independent quantities should be added."""
-        return self.heads.start == 0
+        return bool(self.heads.start == 0)
+
+    def changed(self) -> None:
+        """Forget what was derived from scores and pattern; called after every edit."""
+        for name in ("row_sum", "cell_max", "top", "log_normalizer"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def visible_keys(self) -> Bool[Tensor, "q_pos k_pos"]:
@@ -90,15 +98,17 @@ class Block:
         """Mass that each row puts on real keys (1 without a learned sink or an edit)."""
         if self.pattern_edited:
             return self.pattern.sum(-1)
-        one = torch.ones_like(self.pattern[..., 0]) * (self.n_visible > 0)
-        return one if self.sink_mass is None else one - self.sink_mass
+        if self.kept_mass is not None:
+            return self.kept_mass
+        return torch.ones_like(self.pattern[..., 0]) * (self.n_visible > 0)
 
     @cached_property
     def cell_max(self) -> Float[Tensor, "head q_pos k_cell"]:
         """Largest weight of each row within every cell of ``shape.cell`` neighbouring keys."""
         if self.shape.cell == 1:
             return self.pattern
-        return self.pattern.unflatten(-1, (-1, self.shape.cell)).amax(-1)
+        weight: Tensor = self.pattern.unflatten(-1, (-1, self.shape.cell)).amax(-1)
+        return weight
 
     @cached_property
     def top(self) -> tuple[Float[Tensor, "head q_pos"], Int[Tensor, "head q_pos"]]:
@@ -113,7 +123,7 @@ class Block:
 
     @cached_property
     def log_normalizer(self) -> Float[Tensor, "head q_pos"]:
-        """Log of the softmax denominator over real keys, from the strongest key: ``s_top - log(p_top / row_sum)``."""
+        """Log of the softmax denominator over real keys: ``s_top - log(p_top / row_sum)``."""
         weight, index = self.top
         score = self.scores.gather(-1, index[..., None]).squeeze(-1)
         return score - torch.log(weight / self.row_sum)

@@ -1,20 +1,22 @@
 """Runs a bridge with sinklens' own attention inside, so that every layer can be measured and edited exactly.
 
-Inside ``with AttentionEngine(...)`` each attention bridge delegates to its original Hugging Face module and that module
-dispatches to :func:`sinklens.attention.kernel.attend` through ``transformers.AttentionInterface``. Hooks on the
-residual stream, the MLP and the attention output go on firing. Architectures that do not dispatch there are measured
-through the bridge's own hooks instead (see :mod:`sinklens.attention.fallback`), one layer of T x T at a time. On exit,
-and on any exception, the bridge is what it was before.
+Inside ``with AttentionEngine(...)`` each attention bridge delegates to its original Hugging Face module and
+that module dispatches to :func:`sinklens.attention.kernel.attend` through
+``transformers.AttentionInterface``. Hooks on the residual stream, the MLP and the attention output go on
+firing. Architectures that do not dispatch there are measured through the bridge's own hooks instead (see
+:mod:`sinklens.attention.fallback`), one layer of T x T at a time. On exit, and on any exception, the bridge
+is what it was before.
 """
 
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 from transformers import AttentionInterface
@@ -22,7 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from sinklens.attention.fallback import hook_layers
 from sinklens.attention.kernel import AttentionCall, Edit, attend
-from sinklens.attention.masks import lazy_mask
+from sinklens.attention.masks import lazy_mask, real_rows
 from sinklens.attention.statistics import Statistic, StatisticFactory
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers
@@ -30,7 +32,7 @@ from sinklens.models.architecture import attention_layers
 IMPLEMENTATION = "sinklens"
 
 LayerListener = Callable[[int, Tensor, list[Statistic]], None]
-"""Called after each layer's attention: block index, values ``[batch kv_head k_pos d_value]``, its statistics."""
+"""Called after each layer's attention with index, values ``[batch kv_head k_pos d_value]``, statistics."""
 
 _active: ContextVar["AttentionEngine | None"] = ContextVar("sinklens_engine", default=None)
 
@@ -45,16 +47,20 @@ class AttentionEngine:
 
     Args:
         model: The bridge; it is changed only inside ``with``.
-        path: ``"fast"`` (AttentionInterface) or ``"fallback"`` (hooks); :func:`sinklens.attention.plan.plan_for`
-            finds out which one is exact for a model.
+        path: ``"fast"`` (AttentionInterface) or ``"fallback"`` (hooks);
+            :func:`sinklens.attention.plan.plan_for` finds out which one is exact for a model.
         statistics: Factories, called with the shape of each layer's call.
         edits: Changes applied to every layer; an edit sees ``block.shape.layer`` and may skip.
         on_layer: Listener that receives each finished layer, in the order of execution.
         real: Which positions are real tokens ``[batch pos]``; padding rows get weight 0.
 
     Raises:
-        UnsupportedArchitectureError: After a forward pass in which some attention layer never reached the engine, or
-            reached it twice: its numbers would be wrong.
+        UnsupportedArchitectureError: After a forward pass in which some attention layer never reached the
+            engine, or reached it twice: its numbers would be wrong.
+        InputError: After a forward pass on the fast path in which a hook point of an attention bridge carried
+            a hook and did not fire (``hook_pattern``, ``hook_attn_scores``, rotated queries and keys, and
+            with a fused QKV projection ``hook_q``, ``hook_k``, ``hook_v``, sometimes ``hook_z``); or when an
+            engine is open already.
     """
 
     def __init__(
@@ -67,6 +73,8 @@ class AttentionEngine:
         on_layer: LayerListener | None = None,
         real: Tensor | None = None,
     ) -> None:
+        if path not in ("fast", "fallback", "none"):
+            raise InputError(f'path must be "fast", "fallback" or "none", got {path!r}; plan_for(model) knows it.')
         self.model = model
         self.path = path
         self.statistics = tuple(statistics)
@@ -77,22 +85,23 @@ class AttentionEngine:
         self._layers = attention_layers(model)
         self._layer_of = {id(attn.original_component): layer for layer, attn in self._layers.items()}
         self._stack: ExitStack | None = None
+        self._silent: dict[torch.nn.Module, Any] = {}  # points with hooks that have not fired this time
 
     def __enter__(self) -> "AttentionEngine":
-        if self._stack is not None:
-            raise InputError("This AttentionEngine is already open; make a second one instead of nesting it.")
+        if self._stack or any("forward" in attention.__dict__ for attention in self._layers.values()):
+            raise InputError("An AttentionEngine is already open on this model; close it before opening another.")
         with ExitStack() as stack:
             if self.path == "fast":
-                stack.enter_context(_delegated(self.model, list(self._layers.values())))
+                stack.enter_context(_implementation(self.model))
+                stack.enter_context(delegated(self._layers.values()))
                 token = _active.set(self)
                 stack.callback(_active.reset, token)
+                stack.callback(self._forget_hooks)
             else:
-                stack.enter_context(
-                    hook_layers(self.model, self.statistics, self.edits, self.real, self._finish)
-                )
-            handle = self.model.original_model.register_forward_pre_hook(self._forget_calls)
+                stack.enter_context(hook_layers(self.model, self.statistics, self.edits, self.real, self._finish))
+            handle = self.model.original_model.register_forward_pre_hook(self._begin)
             stack.callback(handle.remove)
-            checker = self.model.original_model.register_forward_hook(self._check_calls)
+            checker = self.model.original_model.register_forward_hook(self._check)
             stack.callback(checker.remove)
             self._stack = stack.pop_all()
         return self
@@ -102,15 +111,36 @@ class AttentionEngine:
         if stack is not None:
             stack.close()
 
-    def _forget_calls(self, *_: Any) -> None:
+    def _begin(self, *_: Any) -> None:
         self.calls = []
+        self._forget_hooks()
+        if self.path == "fast":
+            for attention in self._layers.values():
+                for point in attention.modules():
+                    if isinstance(point, HookPoint) and point.fwd_hooks:
+                        self._silent[point] = point.register_forward_hook(self._fired)
 
-    def _check_calls(self, *_: Any) -> None:
+    def _fired(self, point: torch.nn.Module, *_: Any) -> None:
+        handle = self._silent.pop(point, None)
+        if handle is not None:
+            handle.remove()
+
+    def _forget_hooks(self) -> None:
+        while self._silent:
+            self._silent.popitem()[1].remove()
+
+    def _check(self, *_: Any) -> None:
+        if self._silent:
+            names = ", ".join(str(getattr(point, "name", "?")) for point in self._silent)
+            raise InputError(
+                f"The hook on {names} was ignored: the fast path never computes what it watches, so the "
+                "numbers would not include its effect. Remove it, or open the engine with path='fallback'."
+            )
         if sorted(self.calls) != sorted(self._layers):
             raise UnsupportedArchitectureError(
                 f"Expected one attention call for each of the {len(self._layers)} attention layers of "
-                f"{self.model.cfg.architecture}, got calls for layers {sorted(self.calls)}; its numbers would be "
-                "wrong, so none are given. Use path='fallback', or plan_for(model) to choose."
+                f"{self.model.cfg.architecture}, got calls for layers {sorted(self.calls)}; its numbers "
+                "would be wrong, so none are given. Use path='fallback', or plan_for(model) to choose."
             )
 
     def attend(self, call: AttentionCall) -> Tensor:
@@ -167,28 +197,32 @@ def _interface(
         soft_cap=kwargs.get("softcap"),
         sink_logits=kwargs.get("s_aux"),
         bias=position_bias,
-        real=_rows(engine.real, query),
+        real=real_rows(engine.real, query.shape[0], query.shape[2], query.device),
     )
     return engine.attend(call).transpose(1, 2).contiguous(), None
 
 
-def _rows(real: Tensor | None, query: Tensor) -> Tensor | None:
-    if real is None:
-        return None
-    return real[:, -query.shape[2] :].to(query.device)
-
-
 @contextmanager
-def _delegated(model: TransformerBridge, attentions: Sequence[AttentionBridge]) -> Iterator[None]:
-    """Point every attention bridge at its Hugging Face module, and that module at :func:`_interface`."""
+def _implementation(model: TransformerBridge) -> Iterator[None]:
+    """Point the Hugging Face attention modules at :func:`_interface` and :func:`lazy_mask`."""
     AttentionInterface.register(IMPLEMENTATION, _interface)
     ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, lazy_mask)
     changed: list[tuple[Any, Any]] = []
-    overridden: list[AttentionBridge] = []
     try:
         for config in _configs(model.original_model):
             changed.append((config, config._attn_implementation_internal))
             config._attn_implementation_internal = IMPLEMENTATION
+        yield
+    finally:
+        for config, implementation in changed:
+            config._attn_implementation_internal = implementation
+
+
+@contextmanager
+def delegated(attentions: Iterable[AttentionBridge]) -> Iterator[None]:
+    """Point attention bridges at their Hugging Face modules."""
+    overridden: list[AttentionBridge] = []
+    try:
         for attention in attentions:
             # nn.Module.__setattr__ of the bridge would hand a plain assignment on to the original component
             delegate = types.MethodType(AttentionBridge.forward, attention)
@@ -198,8 +232,6 @@ def _delegated(model: TransformerBridge, attentions: Sequence[AttentionBridge]) 
     finally:
         for attention in overridden:
             attention.__dict__.pop("forward", None)
-        for config, implementation in changed:
-            config._attn_implementation_internal = implementation
 
 
 def _configs(model: torch.nn.Module) -> list[Any]:

@@ -1,8 +1,8 @@
 """Exact measurement through the bridge's own hooks, for architectures that never reach AttentionInterface.
 
-The bridge computes one layer's T x T pattern and shows it at ``hook_pattern``; it is cut into the same blocks that the
-kernel makes, so all statistics are shared. Memory is that of one layer's pattern. Edits go in through
-``hook_attn_scores`` and ``hook_pattern`` where the bridge lets them reach the output.
+The bridge computes one layer's T x T pattern and shows it at ``hook_pattern``; it is cut into the same blocks
+that the kernel makes, so all statistics are shared. Memory is that of one layer's pattern. Edits go in
+through ``hook_attn_scores`` and ``hook_pattern`` where the bridge lets them reach the output.
 """
 
 import math
@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from torch.nn.functional import pad
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+from transformer_lens.model_bridge.generalized_components.mla_attention import MLAAttentionBridge
 
 from sinklens.attention.block import AttentionShape, Block
-from sinklens.attention.kernel import HIDDEN_BELOW, Edit, make_shape
+from sinklens.attention.kernel import Edit, hidden_below, make_shape
+from sinklens.attention.masks import real_rows
 from sinklens.attention.statistics import Statistic, StatisticFactory
-from sinklens.errors import UnsupportedArchitectureError
-from sinklens.models.architecture import attention_layers
+from sinklens.errors import InputError, UnsupportedArchitectureError
+from sinklens.models.architecture import attention_layers, has_learned_sink
 
 ROWS_PER_BLOCK = 128
 
@@ -36,8 +39,8 @@ def hook_layers(
     """Attach the measuring hooks to every attention layer; they are removed on exit.
 
     Raises:
-        UnsupportedArchitectureError: ``edits`` were asked for, but the bridge delegates this attention to a Hugging
-            Face module that has consumed scores and pattern before any hook sees them.
+        UnsupportedArchitectureError: ``edits`` were asked for, but the bridge delegates this attention to a
+            Hugging Face module that has consumed scores and pattern before any hook sees them.
     """
     layers = attention_layers(model)
     hooks: list[tuple[str, Any]] = []
@@ -45,10 +48,19 @@ def hook_layers(
         delegates = type(attention).forward is AttentionBridge.forward
         if delegates and edits:
             raise UnsupportedArchitectureError(
-                f"Attention of {model.cfg.architecture} can be measured but not edited: the bridge shows scores and "
-                "pattern only after they were used. Edit its values or head outputs instead."
+                f"Attention of {model.cfg.architecture} can be measured but not edited: the bridge shows "
+                "scores and pattern only after they were used. Edit its values or head outputs instead."
             )
-        watcher = _LayerWatcher(layer, attention, factories, edits, real, finish, delegates)
+        watcher = _LayerWatcher(
+            layer,
+            attention,
+            factories,
+            edits,
+            real,
+            finish,
+            row_sums_vary=delegates or bool(edits) or has_learned_sink(model, layer),
+            threshold=hidden_below(next(model.parameters()).dtype),
+        )
         hooks.append((f"blocks.{layer}.attn.hook_v", watcher.on_values))
         if not delegates:
             hooks.append((f"blocks.{layer}.attn.hook_attn_scores", watcher.on_scores))
@@ -68,65 +80,76 @@ class _LayerWatcher:
         edits: Sequence[Edit],
         real: Tensor | None,
         finish: Callable[[int, Tensor, list[Statistic]], None],
-        delegates: bool,
+        *,
+        row_sums_vary: bool,
+        threshold: float,
     ) -> None:
         self.layer, self.attention, self.factories = layer, attention, factories
-        self.edits, self.real, self.finish, self.delegates = edits, real, finish, delegates
+        self.edits, self.real, self.finish = edits, real, finish
+        self.row_sums_vary, self.threshold = row_sums_vary, threshold
         self.values: Tensor | None = None
         self.scores: Tensor | None = None
+        self.seen: Tensor | None = None
 
     def on_values(self, values: Tensor, hook: Any) -> None:
-        """``hook_v [batch pos kv_head d_head]``."""
-        self.values = values.detach().transpose(1, 2)
+        """``hook_v [batch pos kv_head d_head]``, or heads before positions (latent attention)."""
+        heads_first = isinstance(self.attention, MLAAttentionBridge)
+        self.values = values.detach() if heads_first else values.detach().transpose(1, 2)
 
     def on_scores(self, scores: Tensor, hook: Any) -> Tensor | None:
         """``hook_attn_scores`` before the softmax; edits go in here."""
-        if any(hasattr(edit, "edit_scores") for edit in self.edits):
-            edited = scores.clone()
-            hidden = edited <= HIDDEN_BELOW
-            edited[hidden] = -math.inf
-            for block in self._blocks(edited, torch.zeros_like(edited), ~hidden[:, 0]):
-                for edit in self.edits:
-                    if hasattr(edit, "edit_scores"):
-                        edit.edit_scores(block)
-            scores = edited.masked_fill(edited == -math.inf, torch.finfo(edited.dtype).min)
-            self.scores = scores
-            return scores
+        hidden = scores <= self.threshold
+        self.seen = ~hidden[:, 0]
+        score_edits = [edit for edit in self.edits if hasattr(edit, "edit_scores")]
         self.scores = scores
-        return None
+        if not score_edits:
+            return None
+        edited = scores.masked_fill(hidden, -math.inf)
+        shape = make_shape(self.layer, edited.shape[:3], edited.shape[3], edited.device)
+        for block in self._blocks(shape, edited, torch.zeros_like(edited), self.seen, hidden_score=-math.inf):
+            for edit in score_edits:
+                edit.edit_scores(block)
+        self.scores = edited.masked_fill_(edited == -math.inf, torch.finfo(edited.dtype).min)
+        return self.scores
 
     def on_pattern(self, pattern: Tensor, hook: Any) -> Tensor | None:
         """``hook_pattern`` after the softmax; statistics read it here."""
+        if self.edits and torch.is_grad_enabled() and pattern.requires_grad:
+            raise InputError("The attention engine keeps no gradients under edits; run it under torch.no_grad().")
         edited = pattern.detach().float()
         visible = self._visible(edited)
         pattern_edits = [edit for edit in self.edits if hasattr(edit, "edit_pattern")]
-        if self.scores is not None:
+        if self.scores is None or self.seen is None:
+            scores = edited.log()  # differs from the scores by a constant per row, which margins do not see
+            hidden = ~visible[:, None]
+            incomplete = bool(((scores == -math.inf) & visible[:, None]).any())
+        else:
             scores = self.scores.detach().float()
-            incomplete = bool(((scores <= HIDDEN_BELOW) & visible[:, None]).any())
-            scores = scores.masked_fill(~visible[:, None] | (scores <= HIDDEN_BELOW), 0)
-        else:  # log weights differ from the scores by a constant per row, which margins do not see
-            scores = edited.log().masked_fill(~visible[:, None], 0)
-            incomplete = bool(torch.isinf(scores).any())
-        edited = edited * visible[:, None]
+            hidden = scores <= self.threshold
+            incomplete = bool((hidden == self.seen[:, None]).any())
+        scores = scores.masked_fill(~visible[:, None] | (scores <= self.threshold), 0)
+        edited = edited.masked_fill(hidden, 0)
         shape = make_shape(self.layer, edited.shape[:3], edited.shape[3], edited.device)
         statistics = [make(shape) for make in self.factories]
-        for block in self._blocks(scores, edited, visible, shape):
-            block.pattern_edited = self.delegates or bool(pattern_edits)
+        for block in self._blocks(shape, scores, edited, visible):
+            block.pattern_edited = self.row_sums_vary
             block.scores_incomplete = incomplete
             for edit in pattern_edits:
                 edit.edit_pattern(block)
+                block.changed()
             for statistic in statistics:
                 statistic.see(block)
-        values, self.values, self.scores = self.values, None, None
+        values, self.values, self.scores, self.seen = self.values, None, None, None
         if values is None:
             raise UnsupportedArchitectureError(f"hook_v of layer {self.layer} did not fire; values are unknown.")
         self.finish(self.layer, values, statistics)
-        return edited.to(pattern.dtype) if pattern_edits else None
+        # after an edit of scores too: the bridge spreads a row without any key over all of them
+        return edited.to(pattern.dtype) if self.edits else None
 
     def _visible(self, pattern: Tensor) -> Bool[Tensor, "batch q_pos k_pos"]:
-        """The layer's mask: read from the scores, or known for the delegated families (causal, GPT-Neo windows)."""
-        if self.scores is not None:
-            visible = (self.scores > HIDDEN_BELOW).any(1)  # over heads: an edit may hide a key from some of them
+        """The layer's mask: read from the scores, or known where the bridge delegates (causal, windows)."""
+        if self.seen is not None:
+            visible = self.seen
         else:
             batch, _, q_pos, k_pos = pattern.shape
             visible = torch.ones(q_pos, k_pos, dtype=torch.bool, device=pattern.device).tril(k_pos - q_pos)
@@ -134,16 +157,20 @@ class _LayerWatcher:
             if isinstance(buffer, Tensor) and buffer.ndim == 4:
                 visible = visible & buffer[0, 0, k_pos - q_pos : k_pos, :k_pos].bool().to(visible.device)
             visible = visible.expand(batch, -1, -1)
-        if self.real is not None and self.real.shape[1] == visible.shape[2]:
-            visible = visible & self.real.to(visible.device)[:, None]
+        if self.real is not None and self.real.shape == visible[:, 0].shape:
+            visible = visible & self.real.to(device=visible.device, dtype=torch.bool)[:, None]
         return visible
 
     def _blocks(
-        self, scores: Tensor, pattern: Tensor, visible: Tensor, shape: AttentionShape | None = None
+        self,
+        shape: AttentionShape,
+        scores: Tensor,
+        pattern: Tensor,
+        visible: Tensor,
+        hidden_score: float = 0,
     ) -> Iterator[Block]:
         """Views of whole-layer tensors, so that edits in place reach them; keys are padded to whole cells."""
-        if shape is None:
-            shape = make_shape(self.layer, pattern.shape[:3], pattern.shape[3], pattern.device)
+        real = real_rows(self.real, shape.batch, shape.q_pos, shape.device)
         extra = shape.k_padded - shape.k_pos
         step = -(-ROWS_PER_BLOCK // shape.cell) * shape.cell
         for sequence in range(shape.batch):
@@ -152,21 +179,14 @@ class _LayerWatcher:
                 seen = visible[sequence, rows]
                 n_visible = seen.sum(-1).float()
                 weight = (n_visible > 0).float()
-                if self.real is not None:
-                    weight = weight * self.real[sequence, -shape.q_pos :][rows].to(weight)
-                cut = [scores[sequence, :, rows], pattern[sequence, :, rows], seen]
+                if real is not None:
+                    weight = weight * real[sequence, rows]
+                cut_scores, cut_pattern = scores[sequence, :, rows], pattern[sequence, :, rows]
                 if extra:
-                    cut = [torch.nn.functional.pad(x, (0, extra)) for x in cut]
-                block = Block(
-                    shape,
-                    sequence,
-                    slice(0, shape.heads),
-                    rows,
-                    slice(0, shape.k_padded),
-                    *cut,
-                    weight,
-                    n_visible,
-                )
+                    cut_scores = pad(cut_scores, (0, extra), value=hidden_score)
+                    cut_pattern, seen = pad(cut_pattern, (0, extra)), pad(seen, (0, extra))
+                heads, keys = slice(0, shape.heads), slice(0, shape.k_padded)
+                block = Block(shape, sequence, heads, rows, keys, cut_scores, cut_pattern, seen, weight, n_visible)
                 yield block
                 if extra:  # the padded copies may have been edited in place
                     scores[sequence, :, rows] = block.scores[..., : shape.k_pos]

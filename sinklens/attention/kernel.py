@@ -1,9 +1,10 @@
 """Exact attention by blocks of query rows: output, statistics and edits in one pass, never a T x T tensor.
 
-For a block of rows the scores of all keys up to the diagonal are formed (scaling, soft cap, bias, mask), edits change
-them, one fused softmax in fp32 turns them into the pattern, a learned sink logit takes its share, edits change the
-pattern, statistics read both, and the pattern times the values is the output. On a CPU this single pass costs about
-as much as a fused SDPA forward, because a block of 128 rows stays in cache; a second pass over QK^T is not needed.
+For a block of rows the scores of all keys up to the diagonal are formed (scaling, soft cap, bias, mask),
+edits change them, one fused softmax in fp32 turns them into the pattern, a learned sink logit takes its
+share, edits change the pattern, statistics read both, and the pattern times the values is the output. On a
+CPU this single pass costs about as much as a fused SDPA forward, because a block of 128 rows stays in cache;
+a second pass over QK^T is not needed.
 
 Cost: O(q_pos k_pos d_head) time as any exact attention, O(rows k_pos) extra memory for the block in hand.
 """
@@ -20,20 +21,27 @@ from torch import Tensor
 from sinklens.attention.block import AttentionShape, Block
 from sinklens.attention.masks import LazyMask
 from sinklens.attention.statistics import Statistic
+from sinklens.errors import InputError, UnsupportedArchitectureError
 
 MAX_CELLS = 128
 """Display maps and the two-step argmax use at most this many cells along an axis."""
 
 
-HIDDEN_BELOW = -1e37
-"""Additive masks hide a key with the dtype's minimum (sometimes divided by sqrt(d_head)), never with less than this."""
+def hidden_below(*dtypes: torch.dtype) -> float:
+    """Score at or below which an additive mask has hidden the key.
+
+    Masks add the minimum of the model's dtype, sometimes before the division by sqrt(d_head). In half
+    precision that minimum is only -65504, and it may have gone on in fp32, so every dtype involved is asked
+    for.
+    """
+    return -3e4 if torch.float16 in dtypes else -1e37
 
 
 class Edit(Protocol):
     """Changes attention inside the engine, a block at a time and in place.
 
-    ``edit_scores`` runs before the softmax (hidden keys hold ``-inf``; writing ``-inf`` hides a key), ``edit_pattern``
-    after it. An edit that defines neither changes nothing.
+    ``edit_scores`` runs before the softmax (hidden keys hold ``-inf``; writing ``-inf`` hides a key),
+    ``edit_pattern`` after it. An edit that defines neither changes nothing.
     """
 
     def edit_scores(self, block: Block) -> None:
@@ -54,7 +62,7 @@ class AttentionCall:
         value: ``[batch kv_head k_pos d_value]``.
         scaling: Factor on ``q . k``.
         mask: ``None`` for the plain case, a :class:`LazyMask`, or a tensor mask broadcastable to
-            ``[batch 1 q_pos k_pos]`` (bool, or additive float).
+            ``[batch 1 q_pos k_pos]`` (bool with True at visible keys, or additive float), causality included.
         causal: What ``None`` means: causal (True) or every key visible (False).
         soft_cap: ``s -> cap tanh(s / cap)`` when set (Gemma-2).
         sink_logits: One learned logit per head that joins the softmax and is dropped (gpt-oss).
@@ -103,21 +111,24 @@ def attend(
         statistics: Objects made for ``call.shape``.
         edits: Changes to scores and pattern, applied in order.
         rows_per_block: Query rows in a block; default 128 on a CPU (fits the cache) and 512 elsewhere.
-        block_bytes: Target size of one block's scores, which sets how many heads share a block; default 1 MiB on a
-            CPU, 256 MiB elsewhere.
+        block_bytes: Target size of one block's scores, which sets how many heads share a block; default 1 MiB
+            on a CPU, 256 MiB elsewhere.
 
     Returns:
         Output in the dtype of the values. Rows that see no key are 0.
+
+    Raises:
+        InputError: Heads, sequences or positions of the call do not fit together.
+        UnsupportedArchitectureError: A tensor mask that differs between heads.
     """
     shape = call.shape
+    _check(call)
     on_cpu = shape.device.type == "cpu"
     rows_per_block = rows_per_block or (128 if on_cpu else 512)
     rows_per_block = -(-rows_per_block // shape.cell) * shape.cell
     block_bytes = block_bytes or (1 << 20 if on_cpu else 1 << 28)
     group = shape.heads // call.key.shape[1]
-    out = torch.empty(
-        *call.query.shape[:3], call.value.shape[-1], dtype=call.value.dtype, device=shape.device
-    )
+    out = torch.empty(*call.query.shape[:3], call.value.shape[-1], dtype=call.value.dtype, device=shape.device)
     workspace = _Workspace(shape.device)
     positions = torch.arange(shape.k_padded, device=shape.device)
     for sequence in range(shape.batch):
@@ -130,7 +141,7 @@ def attend(
             n_rows, n_keys = rows.stop - rows.start, keys.stop - keys.start
             n_heads = max(1, min(shape.heads, block_bytes // (4 * n_rows * n_keys)))
             if visible is None:
-                n_visible = (torch.arange(rows.start, rows.stop, device=shape.device) + shape.offset + 1).float()
+                n_visible = (positions[rows] + shape.offset + 1).float()
             else:
                 n_visible = visible.sum(-1).float()
             weight = (n_visible > 0).float()
@@ -146,7 +157,8 @@ def attend(
                 _fill_pattern(call, block, edits)
                 for statistic in statistics:
                     statistic.see(block)
-                out[sequence, heads, rows] = torch.bmm(pattern, _kv(value, heads, group)[:, keys]).to(out.dtype)
+                result = torch.bmm(pattern, _kv(value, heads, group)[:, keys])
+                out[sequence, heads, rows] = result.to(out.dtype)
     return out
 
 
@@ -172,7 +184,7 @@ def _padded(x: Tensor, shape: AttentionShape) -> Tensor:
 
 
 def _kv(x: Tensor, heads: slice, group: int) -> Tensor:
-    """Key/value heads of these query heads: a view when they share one or none is shared, else a small copy."""
+    """Key/value heads of these query heads: a view if they share one or none is shared, else a copy."""
     if group == 1:
         return x[heads]
     first, last = heads.start // group, (heads.stop - 1) // group
@@ -202,8 +214,8 @@ def _visible(
     elif isinstance(call.mask, LazyMask):
         visible = call.mask.rows(rows.start, rows.stop)[sequence]
     else:
-        mask = call.mask[min(sequence, call.mask.shape[0] - 1), 0, rows]
-        visible = mask if mask.dtype == torch.bool else mask > HIDDEN_BELOW
+        mask = _mask_rows(call.mask, shape, sequence, rows)
+        visible = mask if mask.dtype == torch.bool else mask > hidden_below(mask.dtype, call.query.dtype)
     visible = torch.nn.functional.pad(visible, (0, shape.k_padded - visible.shape[-1]))
     columns = visible.any(0).nonzero()
     if len(columns) == 0:
@@ -211,6 +223,31 @@ def _visible(
     first, last = int(columns[0]), int(columns[-1])
     keys = slice(first // shape.cell * shape.cell, (last // shape.cell + 1) * shape.cell)
     return visible[:, keys], keys
+
+
+def _mask_rows(mask: Tensor, shape: AttentionShape, sequence: int, rows: slice) -> Tensor:
+    """Rows of a tensor mask, ``[q_pos k_pos]``; what lies beyond ``k_pos`` (an unfilled cache) is cut off."""
+    return mask.expand(shape.batch, 1, shape.q_pos, -1)[sequence, 0, rows, : shape.k_pos]
+
+
+def _check(call: AttentionCall) -> None:
+    """Refuse what would be measured wrongly instead of failing."""
+    (batch, heads, q_pos, _), (kv_batch, kv_heads, k_pos, _) = call.query.shape, call.key.shape
+    if kv_batch != batch or call.value.shape[:3] != call.key.shape[:3] or heads % kv_heads:
+        raise InputError(
+            f"Expected queries [batch head q_pos d_head] with keys and values [batch kv_head k_pos d] of "
+            f"the same batch and a divisor of the heads, got {tuple(call.query.shape)}, "
+            f"{tuple(call.key.shape)} and {tuple(call.value.shape)}."
+        )
+    if call.causal and q_pos > k_pos:
+        raise InputError(f"Causal attention needs a key for each of the {q_pos} queries, got {k_pos} keys.")
+    if isinstance(call.mask, Tensor) and (call.mask.ndim != 4 or call.mask.shape[1] != 1):
+        raise UnsupportedArchitectureError(
+            f"Expected a mask [batch 1 q_pos k_pos], the same for all heads, got {tuple(call.mask.shape)}; "
+            "pass what differs between heads as a bias."
+        )
+    if call.real is not None and call.real.shape != (batch, q_pos):
+        raise InputError(f"Expected real positions [{batch} {q_pos}], got {tuple(call.real.shape)}.")
 
 
 def _shape_scores(call: AttentionCall, block: Block) -> None:
@@ -224,8 +261,9 @@ def _shape_scores(call: AttentionCall, block: Block) -> None:
         bias = torch.nn.functional.pad(bias, (0, block.shape.k_padded - block.shape.k_pos))
         scores += bias[..., block.keys]
     if isinstance(call.mask, Tensor) and call.mask.dtype != torch.bool:
-        additive = call.mask[min(block.sequence, call.mask.shape[0] - 1), 0, block.rows].float()
-        scores += torch.nn.functional.pad(additive, (0, block.shape.k_padded - additive.shape[-1]))[:, block.keys]
+        additive = _mask_rows(call.mask, block.shape, block.sequence, block.rows).float()
+        additive = torch.nn.functional.pad(additive, (0, block.shape.k_padded - additive.shape[-1]))
+        scores += additive[:, block.keys]
     _hide(block, -math.inf)
 
 
@@ -242,11 +280,12 @@ def _hide(block: Block, fill: float) -> None:
 
 
 def _fill_pattern(call: AttentionCall, block: Block, edits: Sequence[Edit]) -> None:
-    """Edits on scores, softmax, learned sink, edits on the pattern; hidden scores end as 0 for the statistics."""
+    """Edits on scores, softmax, learned sink, edits on the pattern; hidden scores end as 0."""
     score_edits: list[Any] = [e for e in edits if hasattr(e, "edit_scores")]
     pattern_edits: list[Any] = [e for e in edits if hasattr(e, "edit_pattern")]
     for edit in score_edits:
         edit.edit_scores(block)
+        block.changed()
     if call.sink_logits is None:
         torch.softmax(block.scores, -1, out=block.pattern)
     else:
@@ -254,12 +293,13 @@ def _fill_pattern(call: AttentionCall, block: Block, edits: Sequence[Edit]) -> N
         top = torch.maximum(block.scores.amax(-1), sink)
         torch.exp(block.scores - top[..., None], out=block.pattern)
         sink_weight = torch.exp(sink - top)
-        total = block.pattern.sum(-1) + sink_weight
-        block.pattern /= total[..., None]
-        block.sink_mass = sink_weight / total
+        kept = block.pattern.sum(-1)
+        block.pattern /= (kept + sink_weight)[..., None]
+        block.kept_mass = kept / (kept + sink_weight)  # 1 - the sink's share would lose digits
     if score_edits:  # edits may hide keys, and then different ones for every head
         hidden = block.scores == -math.inf
         block.scores_incomplete = not torch.equal(hidden, (~block.visible_keys).expand_as(hidden))
+        block.pattern_edited = bool(hidden.all(-1).any())  # the softmax of nothing is no distribution
         block.pattern.masked_fill_(hidden, 0)
         block.scores.masked_fill_(hidden, 0)
     else:
@@ -269,3 +309,4 @@ def _fill_pattern(call: AttentionCall, block: Block, edits: Sequence[Edit]) -> N
     for edit in pattern_edits:
         edit.edit_pattern(block)
         block.pattern_edited = True
+        block.changed()

@@ -1,8 +1,8 @@
 """Masks that are built a block of query rows at a time instead of as one T x T tensor.
 
 transformers asks the mask function that belongs to the active attention implementation for a mask once per
-forward pass and mask type. :func:`lazy_mask` answers with ``None`` for a plain causal (or single-query) call and
-with a :class:`LazyMask` otherwise, which remembers the arguments and evaluates them per block of rows.
+forward pass and mask type. :func:`lazy_mask` answers with ``None`` for a plain causal (or single-query) call
+and with a :class:`LazyMask` otherwise, which remembers the arguments and evaluates them per block of rows.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from sinklens.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,15 @@ def lazy_mask(
     """Mask function of the engine, with the signature that transformers expects.
 
     Returns:
-        ``None`` when every key up to the query's own position is visible (full causal attention without padding, or
-        one query that sees the whole cache), which is what the kernel assumes without a mask.
+        ``None`` when every key up to the query's own position is visible (full causal attention without
+        padding, or one query that sees the whole cache), which is what the kernel assumes without a mask.
     """
     padded = attention_mask is not None and not bool(attention_mask.all())
     window_matters = local_size is not None and kv_length >= local_size
     bidirectional = kwargs.get("allow_is_bidirectional_skip", False)
     plain = mask_function is causal_mask_function or (local_size is not None and not window_matters)
-    skippable = not bidirectional and kwargs.get("allow_is_causal_skip", True) and not kwargs.get("use_vmap", False)
-    if plain and skippable and not padded and (q_length == 1 or q_length == kv_length):
+    skippable = kwargs.get("allow_is_causal_skip", True) and not kwargs.get("use_vmap", False)
+    if plain and skippable and not bidirectional and not padded and (q_length == 1 or q_length == kv_length):
         return None
     arguments = dict(
         batch_size=batch_size,
@@ -80,3 +82,18 @@ def lazy_mask(
         use_vmap=kwargs.get("use_vmap", False),
     )
     return LazyMask(arguments)
+
+
+def real_rows(real: Tensor | None, batch: int, q_pos: int, device: torch.device) -> Bool[Tensor, "batch q_pos"] | None:
+    """Which query rows of a call are real tokens: the last ``q_pos`` positions, those before are cached.
+
+    Raises:
+        InputError: ``real`` is not ``[batch pos]`` for these sequences, or has fewer positions than queries.
+    """
+    if real is None:
+        return None
+    if real.ndim != 2 or real.shape[0] != batch or real.shape[1] < q_pos:
+        raise InputError(
+            f"real must be [batch pos] like the tokens, {batch} x {q_pos} of them here, got {tuple(real.shape)}."
+        )
+    return real[:, -q_pos:].to(device=device, dtype=torch.bool)

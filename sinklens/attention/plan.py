@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention.engine import AttentionEngine
+from sinklens.attention.engine import AttentionEngine, delegated
 from sinklens.attention.statistics import FullMap, Statistic
 from sinklens.errors import UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers, context_length, has_learned_sink, window_of
@@ -40,27 +40,44 @@ class AttentionPlan:
     reason: str
 
 
-_plans: "weakref.WeakKeyDictionary[TransformerBridge, AttentionPlan]" = weakref.WeakKeyDictionary()
+_State = tuple[object, ...]
+_Plans = weakref.WeakKeyDictionary[TransformerBridge, tuple[_State, AttentionPlan]]
+_plans: _Plans = weakref.WeakKeyDictionary()
 
 
 def plan_for(model: TransformerBridge) -> AttentionPlan:
-    """The exact way to measure this bridge; checked on first use and remembered.
+    """The exact way to measure this bridge; tried on first use and again when attention weights changed.
 
-    A short random input goes through the bridge as it is and through the engine. The fast path is taken when every
-    attention layer called the engine once and patterns and logits agree; otherwise the bridge's own hooks are used
-    and a warning says so once.
+    A short random input goes through the bridge as it is and through the engine. The fast path is taken when
+    every attention layer called the engine once and patterns and logits agree; otherwise the bridge's own
+    hooks are used and a warning says so once. Where those are used, the bridge itself is first compared with
+    the Hugging Face modules that it stands for.
 
-    Cost: three forward passes of 48 tokens on first use, nothing afterwards.
+    Cost: two to four forward passes of 48 tokens on first use, almost nothing afterwards.
 
     Raises:
-        UnsupportedArchitectureError: Neither way reproduces the bridge.
+        UnsupportedArchitectureError: Neither way reproduces the bridge, or the bridge is not its Hugging Face
+        model.
     """
-    if model not in _plans:
-        _plans[model] = _find_plan(model)
-    return _plans[model]
+    state = _state(model)
+    known, plan = _plans.get(model, (None, None))
+    if plan is None or known != state:
+        plan = _find_plan(model, vetted=plan is not None)
+        _plans[model] = state, plan
+    return plan
 
 
-def _find_plan(model: TransformerBridge) -> AttentionPlan:
+def _state(model: TransformerBridge) -> _State:
+    """What changes when attention weights are edited, replaced or processed (compatibility mode).
+
+    A bridge keeps its own copies of fused projections, so the Hugging Face module can then be out of step.
+    """
+    parameters = [p for attention in attention_layers(model).values() for p in attention.parameters()]
+    versions = ((p.data_ptr(), -1 if p.is_inference() else p._version) for p in parameters)
+    return (getattr(model, "compatibility_mode", False), *versions)
+
+
+def _find_plan(model: TransformerBridge, vetted: bool) -> AttentionPlan:
     attentions = attention_layers(model)
     if not attentions:
         return _make(model, "none", "no block has softmax attention")
@@ -76,14 +93,15 @@ def _find_plan(model: TransformerBridge) -> AttentionPlan:
             failure = f"its attention code does not take the engine's mask ({type(error).__name__}: {error})"
         if failure is None:
             return _make(model, "fast", "AttentionInterface; patterns and logits equal the bridge's")
-        problem = _compare(model, "fallback", ids, logits, patterns)
+        problem = None if vetted else _differs_from_hugging_face(model, ids, logits)
+        problem = problem or _compare(model, "fallback", ids, logits, patterns)
     if problem is not None:
         raise UnsupportedArchitectureError(
-            f"No exact way to measure {model.cfg.architecture} was found: fast path: {failure} Fallback: {problem}"
+            f"No exact way to measure {model.cfg.architecture} was found. Fast path: {failure} Fallback: {problem}"
         )
     warnings.warn(
-        f"{model.cfg.architecture} is measured through the bridge's hooks (one layer of T x T at a time), because the "
-        f"fast path is not exact for it: {failure}",
+        f"{model.cfg.architecture} is measured through the bridge's hooks (one layer of T x T at a time), "
+        f"because the fast path is not exact for it: {failure}",
         stacklevel=3,
     )
     return _make(model, "fallback", failure)
@@ -123,6 +141,29 @@ def _reference(model: TransformerBridge, ids: Tensor) -> tuple[Tensor, dict[int,
     return logits, patterns
 
 
+def _differs_from_hugging_face(model: TransformerBridge, ids: Tensor, logits: Tensor) -> str | None:
+    """``None`` when the bridge's attention is that of the Hugging Face modules it stands for.
+
+    Weights that compatibility mode has processed have no counterpart there.
+    """
+    if getattr(model, "compatibility_mode", False):
+        return None
+    with delegated(attention_layers(model).values()):
+        difference = _difference(model, model(ids), logits)
+    if difference is None:
+        return None
+    return f"TransformerLens computes another attention than Hugging Face for this model: {difference}"
+
+
+def _difference(model: TransformerBridge, measured: Tensor, logits: Tensor) -> str | None:
+    """``None`` when two sets of logits agree, or when the dtype is too coarse to tell."""
+    limit = TOLERANCE.get(next(model.parameters()).dtype)
+    if limit is None:
+        return None
+    gap = float((measured - logits).float().abs().max()) / (1 + float(logits.float().abs().max()))
+    return None if gap <= limit else f"logits differ by {gap:.1e} of their scale (limit {limit:.0e})."
+
+
 def _compare(
     model: TransformerBridge, path: str, ids: Tensor, logits: Tensor, patterns: dict[int, Tensor]
 ) -> str | None:
@@ -135,17 +176,13 @@ def _compare(
 
     with AttentionEngine(model, path=path, statistics=[FullMap], on_layer=compare):
         measured_logits = model(ids)
-    dtype = next(model.parameters()).dtype
-    if dtype in TOLERANCE:
-        limit = TOLERANCE[dtype]
-        scale = 1 + float(logits.float().abs().max())
-        gap = float((measured_logits - logits).float().abs().max()) / scale
-        if not gap <= limit:
-            return f"logits differ by {gap:.1e} of their scale (limit {limit:.0e})."
-        checked = list(worst)
-    else:
-        # rounding differences grow with depth (and can flip expert routing), so only the first layer, whose input
-        # is the same on both sides, can be held to a bound
+    difference = _difference(model, measured_logits, logits)
+    if difference is not None:
+        return difference
+    limit, checked = TOLERANCE.get(next(model.parameters()).dtype), list(worst)
+    if limit is None:
+        # rounding differences grow with depth (and can flip expert routing), so only the first layer, whose
+        # input # is the same on both sides, can be held to a bound
         limit, checked = LOW_PRECISION_TOLERANCE, [min(worst)]
     for layer in checked:
         if not worst[layer] <= limit:

@@ -1,10 +1,11 @@
 """Exact attention statistics, accumulated a block of query rows at a time.
 
-Each class keeps O(k_pos) or O(q_pos) accumulators in fp32 and offers ``update(block)``, ``merge(other)`` (another
-object that saw other rows of the same call; associative and commutative) and ``compute()``, which returns named
-tensors. Padding rows carry weight 0. A quantity that no real row defines is NaN, never 0.
+Each class keeps O(k_pos) or O(q_pos) accumulators in fp32 and offers ``update(block)``, ``merge(other)``
+(another object that saw other rows of the same call; associative and commutative) and ``compute()``, which
+returns named tensors. Padding rows carry weight 0. A quantity that no real row defines is NaN, never 0.
 
-Shapes in ``compute()``: ``batch head k_pos`` for statistics of keys and ``batch head q_pos`` for those of queries.
+Shapes in ``compute()``: ``batch head k_pos`` for statistics of keys and ``batch head q_pos`` for those of
+queries.
 """
 
 import math
@@ -58,9 +59,9 @@ StatisticFactory = Callable[[AttentionShape], Statistic]
 class ReceivedMass(Statistic):
     """Attention mass that every key receives, how many queries could see it, and the causal-uniform null.
 
-    ``mass_k = sum_i w_i A_ik``, ``queries_k = sum_i w_i 1[i sees k]`` and ``null_mass_k = sum_i w_i 1[i sees k] / n_i``
-    with ``n_i`` keys visible to query i: the mass if every query attended uniformly under this layer's own mask.
-    Mass on a learned sink logit belongs to no key.
+    ``mass_k = sum_i w_i A_ik``, ``queries_k = sum_i w_i 1[i sees k]`` and
+    ``null_mass_k = sum_i w_i 1[i sees k] / n_i`` with ``n_i`` keys visible to query i: the mass if every
+    query attended uniformly under this layer's own mask. Mass on a learned sink logit belongs to no key.
     """
 
     _sums = ("mass", "queries", "null_mass")
@@ -89,8 +90,9 @@ class ReceivedMass(Statistic):
 class Entropy(Statistic):
     """Entropy of each query's attention in nats, over real keys and renormalised to sum to one.
 
-    ``H_i = log Z_i - sum_j p_ij s_ij`` with ``p`` the weights divided by their row sum; mass on a learned sink logit
-    is not an outcome (it is reported as missing mass). The null of a row that sees n keys is ``log n``.
+    ``H_i = log Z_i - sum_j p_ij s_ij`` with ``p`` the weights divided by their row sum; mass on a learned
+    sink logit is not an outcome (it is reported as missing mass), and a row that keeps no mass at all has
+    none (NaN). The null of a row that sees n keys is ``log n``.
     """
 
     _sums = ("entropy", "null")
@@ -108,8 +110,8 @@ class Entropy(Statistic):
         else:
             mean_score = torch.linalg.vecdot(block.pattern, block.scores) / block.row_sum.clamp(min=1e-30)
             value = (block.log_normalizer - mean_score).clamp(min=0)
-        seen = block.n_visible > 0
-        self.entropy[block.sequence, block.heads, block.rows] = torch.where(seen, value, 0)
+        value = value.masked_fill(block.row_sum <= 0, math.nan)
+        self.entropy[block.sequence, block.heads, block.rows] = value
         if block.first_heads:
             self.null[block.sequence, block.rows] = block.n_visible.clamp(min=1).log()
 
@@ -120,7 +122,10 @@ class Entropy(Statistic):
 
 
 class Distance(Statistic):
-    """Mean attention distance of each query in tokens, ``sum_j p_ij (i - j)``, over real keys renormalised."""
+    """Mean attention distance of each query in tokens, ``sum_j p_ij (i - j)``, over real keys renormalised.
+
+    NaN for a row that keeps no mass.
+    """
 
     _sums = ("distance",)
 
@@ -136,7 +141,7 @@ class Distance(Statistic):
         back = base - self._positions[block.keys]
         mean_back = (block.pattern @ back) / block.row_sum.clamp(min=1e-30)
         rows = torch.arange(block.rows.start, block.rows.stop, device=self.shape.device) + self.shape.offset
-        value = mean_back - (base - rows)
+        value = (mean_back - (base - rows)).masked_fill(block.row_sum <= 0, math.nan)
         self.distance[block.sequence, block.heads, block.rows] = value
 
     def compute(self) -> dict[str, Tensor]:
@@ -158,10 +163,11 @@ class TopKey(Statistic):
         """Set weight and index of the block's rows."""
         weight, index = block.top
         self.weight[block.sequence, block.heads, block.rows] = weight
-        self.index[block.sequence, block.heads, block.rows] = index + block.keys.start
+        index = torch.where(weight == 0, -1, index + block.keys.start)
+        self.index[block.sequence, block.heads, block.rows] = index
 
     def compute(self) -> dict[str, Tensor]:
-        """``top_weight`` and ``top_key`` (-1 for padding rows)."""
+        """``top_weight`` and ``top_key`` (-1 for padding rows and rows without any weight)."""
         real = self._row_weight[:, None] > 0
         return {"top_weight": self._rows_or_nan(self.weight), "top_key": torch.where(real, self.index, -1)}
 
@@ -211,8 +217,9 @@ class MissingMass(Statistic):
 class DeltaLogit(Statistic):
     """Mean pre-softmax margin of a key over the others, ``mean_i (s_ik - mean_{j != k} s_ij)``.
 
-    The mean runs over real queries i that see k and at least one other key, the inner mean over the other keys that i
-    sees. Guo et al. (2024) leave out j = i as well for the Bigram-Backcopy task (a difference below 1 % there).
+    The mean runs over real queries i that see k and at least one other key, the inner mean over the other
+    keys that i sees. Guo et al. (2024) leave out j = i as well for the Bigram-Backcopy task (a difference
+    below 1 % there).
     """
 
     _sums = ("total", "count")
@@ -243,7 +250,7 @@ class DeltaLogit(Statistic):
 
 
 class PooledMap(Statistic):
-    """Attention maps max-pooled over ``cell x cell`` tokens, for display: O(128^2) per head whatever the length.
+    """Attention maps max-pooled over ``cell x cell`` tokens, for display: at most O(128^2) per head.
 
     Cells without a visible key are NaN. ``sequences`` limits the maps to some rows of the batch.
     """
@@ -276,7 +283,8 @@ class PooledMap(Statistic):
         visible = block.visible_keys & (block.weight > 0)[:, None]
         padded = torch.nn.functional.pad(visible.float(), (0, 0, 0, pad))
         cells = padded.unflatten(-1, (-1, self.shape.cell)).unflatten(0, (-1, self.shape.cell))
-        return cells.amax((1, 3))
+        seen: Tensor = cells.amax((1, 3))
+        return seen
 
     def compute(self) -> dict[str, Tensor]:
         """``pooled_map [sequence head q_cell k_cell]``, NaN where nothing is visible."""

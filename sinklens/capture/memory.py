@@ -40,18 +40,16 @@ class MemoryPlan:
         parts += f"statistics {_size(self.statistics)}"
         parts += f", T x T pattern of one layer {_size(self.pattern)}" if self.pattern else ", no T x T tensor"
         return (
-            f"Memory: about {_size(self.extra)} beyond the weights for {self.batch_size} x {self.length} tokens "
-            f"per pass ({parts})."
+            f"Memory: about {_size(self.extra)} beyond the weights for {self.batch_size} x {self.length} "
+            f"tokens per pass ({parts})."
         )
 
 
-def plan_memory(
-    model: TransformerBridge, n_sequences: int, length: int, batch_size: int | None = None
-) -> MemoryPlan:
+def plan_memory(model: TransformerBridge, n_sequences: int, length: int, batch_size: int | None = None) -> MemoryPlan:
     """Estimate a run's memory and choose a batch size if none is given.
 
-    The automatic batch holds at most 32 sequences and 16,384 tokens, and less when that would need more than half of
-    the free memory (2 GiB on a machine that does not tell).
+    The automatic batch holds at most 32 sequences and 16,384 tokens, and less when that would need more than
+    half of the free memory (2 GiB on a machine that does not tell).
     """
     sizes = [1 << power for power in range(6)] if batch_size is None else [batch_size]
     sizes = [size for size in sizes if size == 1 or batch_size is not None or size * length <= 16384]

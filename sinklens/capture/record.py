@@ -14,8 +14,8 @@ class ValueNorms:
 
     Attributes:
         value: ``|v|`` per KV head, ``[batch kv_head pos]``.
-        output: ``|W_O v|`` per query head: the size of what the head writes when it attends to that token alone,
-            ``[batch head pos]``; ``None`` when W_O cannot be read.
+        output: ``|W_O v|`` per query head: the size of what the head writes when it attends to that token
+            alone, ``[batch head pos]``; ``None`` when W_O cannot be read.
     """
 
     value: Float[Tensor, "batch kv_head pos"]
@@ -29,8 +29,8 @@ class ResidualNorms:
     Attributes:
         norm: L2 norm per token, ``[batch pos]``; NaN at padding.
         token_max: Largest absolute entry per token, ``[batch pos]``; NaN at padding.
-        median: Median absolute entry over the sequence's real tokens and all channels, ``[batch]`` (the lower middle
-            for an even count, as torch.median).
+        median: Median absolute entry over the sequence's real tokens and all channels, ``[batch]`` (the lower
+            middle for an even count, as torch.median).
         top_value: The k entries of largest magnitude with their sign, ``[batch k]``.
         top_position: Their token positions, ``[batch k]``.
         top_channel: Their channels, ``[batch k]``.
@@ -53,8 +53,8 @@ class LayerRecord:
         batch: The tokens of these sequences (right-padded).
         first_sequence: Index of row 0 among all sequences of the run.
         path: ``"fast"``, ``"fallback"`` or ``"none"`` (this block has no softmax attention: not applicable).
-        attention: Computed statistics by name; empty when not applicable. Positions beyond a sequence's length hold
-            no meaning in per-key tensors.
+        attention: Computed statistics by name; empty when not applicable. Positions beyond a sequence's
+            length hold no meaning in per-key tensors.
         values: Norms of the value states, ``None`` when not applicable.
         residual: The residual stream after this block, ``None`` if it was not captured.
     """

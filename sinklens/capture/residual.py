@@ -5,6 +5,7 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sinklens.capture.record import ResidualNorms
 
@@ -17,7 +18,8 @@ def residual_norms(
     Args:
         residual: Hidden states of one layer.
         real: True at real tokens.
-        k: How many of the largest entries to keep per sequence, with token and channel.
+        k: How many of the largest entries to keep per sequence, with token and channel; NaN and -1 where a
+            sequence has fewer.
 
     Cost: a few passes over ``residual``, one sequence at a time.
 
@@ -25,8 +27,10 @@ def residual_norms(
         >>> import torch
         >>> h = torch.tensor([[[3.0, -4.0], [1.0, 1.0]]])
         >>> r = residual_norms(h, torch.ones(1, 2, dtype=torch.bool), k=1)
-        >>> r.norm[0, 0].item(), r.top_value.item(), r.top_position.item(), r.top_channel.item(), r.median.item()
-        (5.0, -4.0, 0, 1, 1.0)
+        >>> r.norm[0, 0].item(), r.median.item()
+        (5.0, 1.0)
+        >>> r.top_value.item(), r.top_position.item(), r.top_channel.item()
+        (-4.0, 0, 1)
     """
     real = real.to(residual.device)
     d_model = residual.shape[-1]
@@ -38,9 +42,10 @@ def residual_norms(
         maxima[sequence, real[sequence]] = magnitude.amax(-1)
         medians.append(magnitude.flatten().median())
         largest = magnitude.flatten().topk(min(k, magnitude.numel())).indices
-        kept = torch.nn.functional.pad(largest, (0, k - len(largest)), value=-1)
-        values = torch.where(kept >= 0, hidden.flatten()[kept], math.nan)
-        tops.append((values, kept // d_model, torch.where(kept >= 0, kept % d_model, -1)))
+        missing = (0, k - len(largest))
+        values = pad(hidden.flatten()[largest], missing, value=math.nan)
+        where = (pad(index, missing, value=-1) for index in (largest // d_model, largest % d_model))
+        tops.append((values, *where))
     # positions count among real tokens; with right padding that is the position itself
     value, position, channel = (torch.stack(column) for column in zip(*tops, strict=True))
     return ResidualNorms(norm, maxima, torch.stack(medians), value, position, channel)

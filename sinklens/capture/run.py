@@ -1,6 +1,7 @@
-"""One forward pass, recorded layer by layer and handed on at once: nothing T x T and no more than a layer is held."""
+"""One forward pass, recorded and handed on layer by layer: nothing T x T, no more than a layer is held."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -65,6 +66,7 @@ def capture(
     batch_size: int = 8,
     statistics: Callable[[TokenBatch, int], Sequence[StatisticFactory]] | None = None,
     top_k: int = 5,
+    first_sequence: int = 0,
     on_layer: Callable[[int], None] | None = None,
 ) -> list[LayerRecord]:
     """Run the tokens through the model and record every layer.
@@ -74,9 +76,11 @@ def capture(
         batch: Tokens from :func:`sinklens.tokenize`.
         consumers: Receive each record as soon as its layer is done; the record is then dropped.
         batch_size: Sequences in one forward pass.
-        statistics: Called with the rows of a pass and the index of the first one, returns the statistics to take;
-            default: :func:`standard_statistics`.
+        statistics: Called with the rows of a pass and the index of the first one, returns the statistics to
+            take; default: :func:`standard_statistics`.
         top_k: How many of the largest residual entries to keep per layer and sequence.
+        first_sequence: Number of the first sequence in the records; continue the count when one detector takes the
+            records of several calls.
         on_layer: Called after each layer (for progress) with the number of sequences in it.
 
     Returns:
@@ -92,7 +96,7 @@ def capture(
     for start in range(0, len(batch), batch_size):
         rows = batch.rows(slice(start, start + batch_size))
         factories = standard_statistics(rows) if statistics is None else statistics(rows, start)
-        recorder = _Recorder(model, plan, factors, rows, start, top_k)
+        recorder = _Recorder(model, plan, factors, rows, first_sequence + start, top_k)
 
         def deliver(record: LayerRecord) -> None:
             for consumer in consumers:
@@ -108,7 +112,7 @@ def capture(
 
 
 class _Recorder:
-    """Joins what the engine and the residual hooks say about a layer, and delivers it when its block is done."""
+    """Joins what engine and residual hooks say about a layer, and delivers it when its block is done."""
 
     def __init__(
         self,
@@ -122,13 +126,19 @@ class _Recorder:
         self.model, self.plan, self.factors = model, plan, factors
         self.rows, self.start, self.top_k = rows, start, top_k
         self.pending: dict[int, tuple[dict[str, Tensor], ValueNorms]] = {}
+        self.gates: dict[int, Tensor] = {}
         self.deliver: Callable[[LayerRecord], None] = lambda record: None
 
     def run(self, factories: Sequence[StatisticFactory]) -> None:
         """One forward pass with all hooks in place."""
         n_layers = len(self.model.blocks)
         hooks = [("blocks.0.hook_in", partial(self._residual, layer=-1))]
-        hooks += [(f"blocks.{layer}.hook_out", partial(self._residual, layer=layer)) for layer in range(n_layers)]
+        hooks += [
+            (f"blocks.{layer}.hook_out", partial(self._residual, layer=layer)) for layer in range(n_layers)
+        ]
+        if getattr(self.model.cfg, "gated_q_proj", False):
+            gated = [layer.layer for layer in self.plan.layers if layer.path != "none"]
+            hooks += [(f"blocks.{layer}.attn.q.hook_out", partial(self._gate, layer=layer)) for layer in gated]
         ids = self.rows.ids.to(_input_device(self.model))
         options = _forward_options(self.model)
         with self.model.hooks(fwd_hooks=hooks):
@@ -150,7 +160,16 @@ class _Recorder:
         computed: dict[str, Tensor] = {}
         for statistic in statistics:
             computed |= statistic.compute()
+        if layer in self.gates:
+            computed["gate"] = self.gates.pop(layer)
         self.pending[layer] = computed, value_norms(value, self.factors[layer])
+
+    def _gate(self, projected: Tensor, hook: Any, layer: int) -> None:
+        """Mean over channels of each head's sigmoid output gate, interleaved with its query (Qwen3-Next)."""
+        batch, pos = projected.shape[:2]
+        split = projected.reshape(batch, pos, self.model.cfg.n_heads, 2, -1)
+        opened = torch.sigmoid(split[..., 1, :].float()).mean(-1).transpose(1, 2)
+        self.gates[layer] = opened.masked_fill(~self.rows.real.to(opened.device)[:, None], math.nan)
 
     def _residual(self, hidden: Tensor, hook: Any, layer: int) -> None:
         norms: ResidualNorms = residual_norms(hidden, self.rows.real, self.top_k)
@@ -165,7 +184,8 @@ def _factor(model: TransformerBridge, layer: int) -> Tensor | None:
 
 
 def _input_device(model: TransformerBridge) -> torch.device:
-    return model.original_model.get_input_embeddings().weight.device
+    device: torch.device = model.original_model.get_input_embeddings().weight.device  # type: ignore[operator]
+    return device
 
 
 def _forward_options(model: TransformerBridge) -> dict[str, Any]:

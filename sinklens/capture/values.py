@@ -10,11 +10,13 @@ from sinklens.capture.record import ValueNorms
 def output_factor(
     weights: Float[Tensor, "head d_value d_model"],
 ) -> Float[Tensor, "head d_small d_value"]:
-    """R with ``|R v| = |v W_O^h|`` for every v: the triangular factor of the QR decomposition of ``W_O^h`` transposed.
+    """R with ``|R v| = |v W_O^h|`` for every v: the triangular factor of a QR decomposition of ``W_O^h.T``.
 
-    Exact, and norms no longer need the ``[pos d_model]`` product. Cost: O(heads d_model d_value^2), once per model.
+    Exact, and norms no longer need the ``[pos d_model]`` product. Cost: O(heads d_model d_value^2), once per
+    model.
     """
-    return torch.linalg.qr(weights.detach().float().transpose(-1, -2), mode="r").R
+    factor: Tensor = torch.linalg.qr(weights.detach().float().transpose(-1, -2), mode="r").R
+    return factor
 
 
 def value_norms(
@@ -46,7 +48,6 @@ def value_norms(
     factor = factor.to(value.device)
     group = factor.shape[0] // value.shape[1]
     heads = [
-        torch.linalg.vector_norm(value[:, head // group] @ factor[head].T, dim=-1)
-        for head in range(factor.shape[0])
+        torch.linalg.vector_norm(value[:, head // group] @ factor[head].T, dim=-1) for head in range(factor.shape[0])
     ]
     return ValueNorms(norm, torch.stack(heads, dim=1))

@@ -78,8 +78,8 @@ class MassiveActivations:
         layers: Per layer: ``max_abs`` and ``median_abs`` (means over sequences), ``max_over_median``, the most common
             place of the largest entry (``top_position, top_token, top_channel``), and the mean number of massive
             *tokens* per sequence by each criterion (``n_massive_absolute, n_massive_ratio``).
-        lifetimes: Per criterion, position and channel among the top entries: layer of appearance and of last presence (the most
-            common over sequences), how many sequences.
+        lifetimes: Per criterion, position and channel among the top entries: layer of appearance and of last
+            presence (the most common over sequences), how many sequences.
     """
 
     table: pd.DataFrame

@@ -22,6 +22,7 @@ from sinklens.errors import InputError
 EPS = 0.3
 EPS_SWEEP = (0.2, 0.3, 0.4, 0.5)
 MIN_QUERIES = 10
+MIN_SHARE = 0.125
 COLUMNS = (
     "layer", "head", "position", "importance", "sink_rate", "null", "ratio", "delta_logit", "n_sequences",
 )  # fmt: skip
@@ -144,9 +145,9 @@ class Sinks:
         table: One row per layer, head and position: ``importance`` and ``sink_rate`` (means over sequences that
             reach the position), ``null``, ``ratio`` = importance / null, ``delta_logit`` (mean pre-softmax margin of
             the key over the others), ``n_sequences``.
-        strongest: One row per head: its strongest key among those seen by at least ``min_queries`` queries in at
-            least half of the sequences (a head that looks at a fixed offset gives every key the mass of one query,
-            so with ten queries that is at most 0.1).
+        strongest: One row per head: its strongest key among those with at least ``min_queries`` queries, and an
+            eighth of the sequence, at or after them in at least half of the sequences (a head that looks at a fixed
+            offset gives every key the mass of one query, so with ten queries that is at most 0.1).
         sweep: Sink rate at the strongest key and at key 0 for other thresholds.
     """
 
@@ -166,19 +167,25 @@ class SinkDetector:
     Args:
         eps: Threshold of the sink rate.
         eps_sweep: Thresholds of the sweep.
-        min_queries: Keys that fewer queries could see are left out when the strongest key is chosen.
+        min_queries: Keys with fewer queries at or after them are left out when the strongest key is chosen.
+        min_share: So are keys with fewer than this share of the sequence's queries at or after them: late keys of
+            a head that looks nearby have a high mean over few queries without being a sink.
 
     Cost: O(heads k_pos) fp64 numbers per layer.
     """
 
     def __init__(
-        self, eps: float = EPS, eps_sweep: Sequence[float] = EPS_SWEEP, min_queries: int = MIN_QUERIES
+        self,
+        eps: float = EPS,
+        eps_sweep: Sequence[float] = EPS_SWEEP,
+        min_queries: int = MIN_QUERIES,
+        min_share: float = MIN_SHARE,
     ) -> None:
         self.eps = eps
         self.thresholds = tuple(dict.fromkeys((eps, *eps_sweep)))
         for threshold in self.thresholds:
             _check_eps(threshold)
-        self.min_queries = min_queries
+        self.min_queries, self.min_share = min_queries, min_share
         self._sums = LayerSums()
 
     def update(self, record: LayerRecord) -> None:
@@ -188,7 +195,8 @@ class SinkDetector:
         alpha, reached = sequence_importance(record)
         queries = _queries_after(record).to(alpha.device)
         null = (record.attention["null_mass"] / queries.clamp(min=1)).masked_fill(~reached, 0)
-        eligible = reached & (queries >= self.min_queries)
+        enough = (record.batch.lengths[:, None] * self.min_share).clamp(min=self.min_queries).to(queries.device)
+        eligible = reached & (queries >= enough)
         above = torch.stack([alpha > threshold for threshold in self.thresholds]) & reached[:, None]
         delta = record.attention.get("delta_logit", torch.full_like(alpha, torch.nan))
         finite = delta.isfinite() & reached[:, None]
@@ -208,8 +216,11 @@ class SinkDetector:
 
     def merge(self, other: Self) -> None:
         """Add what a detector with the same thresholds saw of other sequences."""
-        if (self.thresholds, self.min_queries) != (other.thresholds, other.min_queries):
-            raise InputError("Sink detectors with different eps or min_queries cannot be merged.")
+        mine, theirs = (
+            (d.thresholds, d.min_queries, d.min_share) for d in (self, other)
+        )
+        if mine != theirs:
+            raise InputError("Sink detectors with different eps, min_queries or min_share cannot be merged.")
         self._sums.merge(other._sums)
 
     def compute(self) -> Sinks:

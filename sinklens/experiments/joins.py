@@ -47,7 +47,9 @@ class TokenJoin:
             self.absolute[rows, columns] |= token_max > ABSOLUTE
             self.relative[rows, columns] |= token_max > RATIO * entry_median
 
-    def table(self, ids: torch.Tensor, special: torch.Tensor, bos: torch.Tensor, tokens: list[list[str]]) -> pd.DataFrame:
+    def table(
+        self, ids: torch.Tensor, special: torch.Tensor, bos: torch.Tensor, tokens: list[list[str]]
+    ) -> pd.DataFrame:
         """The finished table, padding left out."""
         sequence, position = (torch.arange(ids.shape[1])[None] < self.lengths[:, None]).nonzero(as_tuple=True)
         queries = self.lengths[sequence] - position

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import AttentionPlan, StatisticFactory, plan_for
-from sinklens.capture import MemoryPlan, capture, plan_memory, standard_statistics
+from sinklens.capture import Consumer, MemoryPlan, capture, plan_memory, standard_statistics
 from sinklens.detectors import (
     METRICS,
     AttentionSummaryDetector,
@@ -22,7 +23,7 @@ from sinklens.detectors import (
     SinkDetector,
     ValueDrainDetector,
 )
-from sinklens.detectors.sinks import EPS, EPS_SWEEP, MIN_QUERIES, shortest_length, uniform_importance
+from sinklens.detectors.sinks import EPS, EPS_SWEEP, MIN_QUERIES, MIN_SHARE, shortest_length, uniform_importance
 from sinklens.errors import InputError
 from sinklens.experiments.census import FORMAT_VERSION, AttentionMap, Census
 from sinklens.experiments.corpus import builtin_corpus
@@ -30,7 +31,7 @@ from sinklens.experiments.joins import Example, TokenJoin
 from sinklens.experiments.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO, describe
 from sinklens.models.architecture import context_length
 from sinklens.models.load import load
-from sinklens.models.source import source_of
+from sinklens.models.source import ModelSource, source_of
 from sinklens.models.tokens import BosChoice, TokenBatch, tokenize
 
 DETECTORS = ("sinks", "value_drains", "massive_activations", "residual_peaks")
@@ -86,7 +87,8 @@ def scan(
     """
     unknown = [name for name in detectors if name not in DETECTORS]
     if unknown or not detectors:
-        raise InputError(f"Unknown detectors {', '.join(unknown) or '(none)'}; expected some of {', '.join(DETECTORS)}.")
+        named = ", ".join(unknown) or "(none)"
+        raise InputError(f"Unknown detectors {named}; expected some of {', '.join(DETECTORS)}.")
     started = time.perf_counter()
     model = load(model) if isinstance(model, str) else model
     notes: list[str] = []
@@ -107,7 +109,7 @@ def scan(
     summary, drains = AttentionSummaryDetector(), ValueDrainDetector()
     massive, peaks = MassiveActivationDetector(), ResidualPeakDetector()
     join, example = TokenJoin(batch.lengths, eps, MIN_QUERIES), Example()
-    consumers = [join, example]
+    consumers: list[Consumer] = [join, example]
     consumers += [sinks, summary] if wants["sinks"] else []
     consumers += [drains] if wants["value_drains"] else []
     consumers += [massive] if wants["massive_activations"] else []
@@ -150,6 +152,7 @@ def scan(
         "eps": eps,
         "eps_sweep": list(sinks.thresholds),
         "min_queries": MIN_QUERIES,
+        "min_share": MIN_SHARE,
         "sink_head_rate": SINK_HEAD_RATE,
         "sink_head_ratio": SINK_HEAD_RATIO,
         "max_tokens": max_tokens,
@@ -256,7 +259,8 @@ def _join_heads(
     """One row per head: strongest key, its score and null, its drain, and how the head attends."""
     if strongest.empty:
         columns = ["layer", "head", "sink_position", "sink_rate", "importance", "null", "ratio", "is_sink"]
-        return pd.DataFrame(columns=[*columns, "importance_first", "null_first", "sink_rate_first", "missing_mass", "gate"])
+        columns += ["importance_first", "null_first", "sink_rate_first", "missing_mass", "gate"]
+        return pd.DataFrame(columns=columns)
     heads = strongest.rename(columns={"position": "sink_position"}).drop(columns="n_sequences")
     first = table[table["position"] == 0].rename(
         columns={"importance": "importance_first", "sink_rate": "sink_rate_first", "null": "null_first"}
@@ -311,8 +315,8 @@ def _model_facts(model: TransformerBridge, plan: AttentionPlan) -> dict[str, Any
     parameter = next(model.parameters())
     kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
     return {
-        "name": source.name if source else str(getattr(cfg, "model_name", "bridge")),
-        "path": source.path if source else None,
+        "name": _display_name(source) if source else str(getattr(cfg, "model_name", "bridge")),
+        "path": None if source is None else "built in" if source.builtin else source.name,
         "architecture": cfg.architecture,
         "n_layers": len(model.blocks),
         "n_heads": cfg.n_heads,
@@ -330,6 +334,11 @@ def _model_facts(model: TransformerBridge, plan: AttentionPlan) -> dict[str, Any
             for p in plan.layers
         ],
     }
+
+
+def _display_name(source: ModelSource) -> str:
+    """Last part of a path, or the name that was asked for."""
+    return Path(source.name).name if Path(source.name).is_dir() else source.name
 
 
 def _token_facts(batch: TokenBatch, source: str, skipped: list[str]) -> dict[str, Any]:

@@ -38,8 +38,8 @@ def _sinks(heads: pd.DataFrame, tokens: pd.DataFrame, settings: Mapping[str, Any
     eps = settings["eps"]
     found = heads[heads["is_sink"]]
     if found.empty:
-        best = heads.loc[heads["importance_first"].idxmax()]
-        top = heads.loc[heads["sink_rate"].idxmax()]
+        best = _row(heads, heads["importance_first"].idxmax())
+        top = _row(heads, heads["sink_rate"].idxmax())
         return [
             f"No attention sink: no head gives any one key position more than {eps} of its attention in half of the "
             f"sequences. Position 0 receives at most {best.importance_first:.3f} ({_name(best)}, "
@@ -47,8 +47,9 @@ def _sinks(heads: pd.DataFrame, tokens: pd.DataFrame, settings: Mapping[str, Any
             f"is {top.sink_rate:.2f} ({_name(top)} at position {top.sink_position})."
         ]
     out = []
-    for position, group in sorted(found.groupby("sink_position"), key=lambda item: -len(item[1])):
-        best = group.loc[group["sink_rate"].idxmax()]
+    groups: list[tuple[Any, pd.DataFrame]] = list(found.groupby("sink_position"))
+    for position, group in sorted(groups, key=lambda item: -len(item[1])):
+        best = _row(group, group["sink_rate"].idxmax())
         out.append(
             f"Position {position}{_what(tokens, int(position))} is an attention sink: {len(group)} of {len(heads)} "
             f"heads ({_list(group)}) give it more than {eps} of their attention in at least half of the sequences. "
@@ -69,7 +70,7 @@ def _drains(heads: pd.DataFrame) -> list[str]:
         return [f"No value-state drain: {label} of the sink is {span} times the other tokens' in the sink heads."]
     return [
         f"Value-state drain in {len(drained)} of {len(sinks)} sink heads: {label} of the sink is {span} times the "
-        f"other tokens' (smallest in {_name(sinks.loc[sinks[measure].idxmin()])})."
+        f"other tokens' (smallest in {_name(_row(sinks, sinks[measure].idxmin()))})."
     ]
 
 
@@ -77,9 +78,9 @@ def _peaks(layers: pd.DataFrame) -> list[str]:
     blocks = layers[layers["layer"] >= 0]
     if blocks["resid_ratio"].isna().all():
         return []
-    peak = blocks.loc[blocks["resid_ratio"].idxmax()]
-    start = layers.loc[layers["layer"].idxmin()]
-    largest = blocks.loc[blocks["resid_norm_first"].idxmax()]
+    peak = _row(blocks, blocks["resid_ratio"].idxmax())
+    start = _row(layers, layers["layer"].idxmin())
+    largest = _row(blocks, blocks["resid_norm_first"].idxmax())
     kind = "Residual peak" if peak.resid_ratio >= PEAK else "Mild residual peak"
     size = f"after block {peak.layer} its residual norm is {peak.resid_ratio:.1f} times the other tokens'"
     if peak.resid_ratio >= MILD_PEAK:
@@ -97,7 +98,7 @@ def _peaks(layers: pd.DataFrame) -> list[str]:
 
 def _massive(layers: pd.DataFrame, lifetimes: pd.DataFrame) -> list[str]:
     blocks = layers[layers["layer"] >= 0]
-    top = blocks.loc[blocks["max_abs"].idxmax()]
+    top = _row(blocks, blocks["max_abs"].idxmax())
     place = (
         f"largest |h| = {top.max_abs:.3g}, {top.max_over_median:.3g} times the median, after block {top.layer} at "
         f"position {top.top_position}, channel {top.top_channel}"
@@ -125,19 +126,24 @@ def _massive(layers: pd.DataFrame, lifetimes: pd.DataFrame) -> list[str]:
 def _virtual(heads: pd.DataFrame) -> list[str]:
     out = []
     if len(heads) and (heads["missing_mass"] > 0.01).any():
-        top = heads.loc[heads["missing_mass"].idxmax()]
+        top = _row(heads, heads["missing_mass"].idxmax())
         out.append(
             f"Virtual sink: learned sink logits take {heads['missing_mass'].mean():.2f} of the attention on "
             f"average, at most {top.missing_mass:.2f} ({_name(top)}); that mass reaches no key and is not in the "
             "sink rates."
         )
     if len(heads) and heads["gate"].notna().any():
-        low = heads.loc[heads["gate"].idxmin()]
+        low = _row(heads, heads["gate"].idxmin())
         out.append(
             f"Output gates pass {heads['gate'].mean():.2f} of the heads' output on average, least in {_name(low)} "
             f"({low.gate:.2f})."
         )
     return out
+
+
+def _row(frame: pd.DataFrame, label: Any) -> Any:
+    """One row, untyped: its fields are read by name."""
+    return frame.loc[label]
 
 
 def _what(tokens: pd.DataFrame, position: int) -> str:

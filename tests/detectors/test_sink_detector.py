@@ -148,7 +148,7 @@ def test_a_layer_whose_scores_are_unknown_has_no_margin() -> None:
 # ------------------------------------------------------------------ strongest key
 @pytest.mark.parametrize("min_queries", [1, 3, 10])
 def test_strongest_key_by_the_rule_in_words(min_queries: int) -> None:
-    # among keys seen by at least min_queries queries in at least half of the sequences,
+    # among keys with at least min_queries queries and an eighth of the sequence after them in half of the sequences,
     # the one with the largest mean importance over those sequences
     texts = random_texts(LENGTHS, seed=3)
     found = detect(passes(texts, (2, 3)), SinkDetector(min_queries=min_queries)).strongest
@@ -157,7 +157,9 @@ def test_strongest_key_by_the_rule_in_words(min_queries: int) -> None:
         for head in range(HEADS):
             scores = {}
             for key in range(max(LENGTHS)):
-                judges = [a[head, key].item() for a in alphas if a.shape[-1] - key >= min_queries]
+                judges = [
+                    a[head, key].item() for a in alphas if a.shape[-1] - key >= max(min_queries, a.shape[-1] / 8)
+                ]
                 if len(judges) >= len(LENGTHS) / 2:
                     scores[key] = np.mean(judges)
             row = found[(found["layer"] == layer) & (found["head"] == head)]
@@ -207,7 +209,7 @@ def test_the_strongest_key_is_the_planted_one(key: int) -> None:
 def test_a_key_too_few_queries_see_is_not_chosen() -> None:
     pattern = sink_at(64, 57)[None]  # seen by seven queries
     assert detect([one_layer([pattern])]).strongest["position"].item() < 55
-    assert detect([one_layer([pattern])], SinkDetector(min_queries=5)).strongest["position"].item() == 57
+    assert detect([one_layer([pattern])], SinkDetector(min_queries=5, min_share=0)).strongest["position"].item() == 57
 
 
 def test_a_key_must_be_seen_in_half_of_the_sequences() -> None:
@@ -269,8 +271,8 @@ def test_halves_merge_into_the_whole() -> None:
 
 
 def test_detectors_with_other_settings_do_not_merge() -> None:
-    for other in (SinkDetector(0.4), SinkDetector(min_queries=5), SinkDetector(eps_sweep=(0.1,))):
-        with pytest.raises(InputError, match="different eps or min_queries"):
+    for other in (SinkDetector(0.4), SinkDetector(min_queries=5), SinkDetector(min_share=0.5), SinkDetector(eps_sweep=(0.1,))):
+        with pytest.raises(InputError, match="different eps, min_queries"):
             SinkDetector().merge(other)
 
 
