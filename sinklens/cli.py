@@ -180,9 +180,7 @@ def _run_scan(model: str, loading: dict[str, Any], options: dict[str, Any]) -> A
             console.print(str(plan), highlight=False)
             progress.update(task, total=total)
 
-        return run(
-            bridge, **options, on_plan=planned, on_layer=lambda done: progress.update(task, advance=done)
-        )
+        return run(bridge, **options, on_plan=planned, on_layer=lambda done: progress.update(task, advance=done))
 
 
 def _print_census(census: Any) -> None:

@@ -265,9 +265,7 @@ _ALL = (
     _family("stablelm", "StableLmConfig", _LLAMA, kv_heads=2),
     _family("cohere", "CohereConfig", _LLAMA | {"logit_scale": 1.0}, kv_heads=2),
     _family("phi", "PhiConfig", _LLAMA, kv_heads=2, prepends_bos=False),
-    _family(
-        "qwen3_moe", "Qwen3MoeConfig", _LLAMA | _EXPERTS | {"head_dim": 8}, kv_heads=2, prepends_bos=False
-    ),
+    _family("qwen3_moe", "Qwen3MoeConfig", _LLAMA | _EXPERTS | {"head_dim": 8}, kv_heads=2, prepends_bos=False),
     _family(
         "deepseek_v3",
         "DeepseekV3Config",
@@ -362,9 +360,7 @@ def checkpoint(name: str, cache_dir: str | Path) -> Path:
 @functools.cache
 def boot(name: str, cache_dir: str | Path) -> TransformerBridge:
     """The family's bridge, fp32 on the CPU, built on first use and then shared: leave it as you found it."""
-    bridge = TransformerBridge.boot_transformers(
-        str(checkpoint(name, cache_dir)), device="cpu", dtype=torch.float32
-    )
+    bridge = TransformerBridge.boot_transformers(str(checkpoint(name, cache_dir)), device="cpu", dtype=torch.float32)
     bridge.eval()
     return bridge
 

@@ -289,14 +289,10 @@ _MODULES = {
 
 
 def _attention(model: PreTrainedModel, layer: int) -> torch.nn.Module:
-    return model.get_submodule(
-        _MODULES.get(model.config.model_type, "model.layers.{}.self_attn").format(layer)
-    )
+    return model.get_submodule(_MODULES.get(model.config.model_type, "model.layers.{}.self_attn").format(layer))
 
 
-def _attention_inputs(
-    model: PreTrainedModel, ids: Int[Tensor, " pos"]
-) -> dict[int, Float[Tensor, "pos d_model"]]:
+def _attention_inputs(model: PreTrainedModel, ids: Int[Tensor, " pos"]) -> dict[int, Float[Tensor, "pos d_model"]]:
     seen: dict[int, Tensor] = {}
     handles = []
     for layer in attention_layers(model.config):
@@ -314,9 +310,7 @@ def _attention_inputs(
     return seen
 
 
-def _values(
-    model: PreTrainedModel, layer: int, x: Float[Tensor, "pos d_model"]
-) -> Float[Tensor, "pos kv_head d_head"]:
+def _values(model: PreTrainedModel, layer: int, x: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos kv_head d_head"]:
     """Where each architecture keeps W_V: a module of its own, or some rows of a fused projection."""
     config, weights = model.config, _weights(model, layer)
     heads = config.num_attention_heads

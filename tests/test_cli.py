@@ -156,7 +156,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_unwritable_place_is_refused_before_the_work(
-    sinklens, monkeypatch: pytest.MonkeyPatch, tmp_path: Path  # type: ignore[no-untyped-def]
+    sinklens,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,  # type: ignore[no-untyped-def]
 ) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
     status, _, err = sinklens("scan", "no model is loaded for this", "--out", tmp_path / "run")

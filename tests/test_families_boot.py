@@ -85,9 +85,7 @@ def test_interface_is_called_once_per_attention_layer_or_never(
 @pytest.mark.parametrize("name", FAMILIES)
 def test_attention_layers_are_as_recorded(name: str, zoo: Path) -> None:
     family, bridge = FAMILIES[name], boot(name, zoo)
-    assert [i for i, block in enumerate(bridge.blocks) if "attn" in block._modules] == list(
-        family.attention_layers
-    )
+    assert [i for i, block in enumerate(bridge.blocks) if "attn" in block._modules] == list(family.attention_layers)
     _, cache = bridge.run_with_cache(IDS)
     assert sum(key.endswith("hook_pattern") for key in cache) == len(family.attention_layers)
     for layer in family.attention_layers:
@@ -189,9 +187,7 @@ def test_rows_of_padding_queries_are_garbage(name: str, zoo: Path) -> None:
     _, cache = boot(name, zoo).run_with_cache(IDS, attention_mask=padding_mask(2, POS, N_PAD, "left"))
     row = cache[f"blocks.{FAMILIES[name].attention_layers[0]}.attn.hook_pattern"][1, 0, 5]
     seen = 6 if name == "gpt_neo" else POS
-    expected = (
-        torch.zeros(POS) if FAMILIES[name].sink else torch.ones(POS) / seen * (torch.arange(POS) < seen)
-    )
+    expected = torch.zeros(POS) if FAMILIES[name].sink else torch.ones(POS) / seen * (torch.arange(POS) < seen)
     torch.testing.assert_close(row, expected)
 
 
@@ -201,9 +197,7 @@ def test_broken_family_is_still_wrong(name: str, zoo: Path) -> None:
     assert (boot(name, zoo)(IDS) - boot_hf(name, zoo)(IDS).logits).abs().max() > 0.1
 
 
-def test_falcon_40b_as_it_is_configured_does_not_boot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_falcon_40b_as_it_is_configured_does_not_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family = BROKEN["falcon_gqa"]
     monkeypatch.setitem(BROKEN, "falcon_40b", family)
     directory = families.build_checkpoint("falcon_40b", tmp_path)

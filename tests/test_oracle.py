@@ -31,13 +31,9 @@ def no_gradients() -> Iterator[None]:
         yield
 
 
-def _equals(
-    value: Tensor, expected: Sequence[float] | Sequence[Sequence[float]], tolerance: float = 1e-12
-) -> None:
+def _equals(value: Tensor, expected: Sequence[float] | Sequence[Sequence[float]], tolerance: float = 1e-12) -> None:
     wanted = torch.tensor(expected, dtype=torch.float64)
-    torch.testing.assert_close(
-        value.double().reshape(wanted.shape), wanted, atol=tolerance, rtol=0, equal_nan=True
-    )
+    torch.testing.assert_close(value.double().reshape(wanted.shape), wanted, atol=tolerance, rtol=0, equal_nan=True)
 
 
 # ------------------------------------------------------------------ by hand
@@ -154,9 +150,7 @@ def test_values_from_weights_are_those_of_the_hooks(name: str, zoo: Path) -> Non
     mask = padding_mask(2, POS, N_PAD, "left")
     _, cache = bridge.run_with_cache(IDS, attention_mask=mask)
     layers = oracle.value_norms(boot_hf(name, zoo), IDS, mask)
-    assert [layer is not None for layer in layers] == [
-        i in family.attention_layers for i in range(len(layers))
-    ]
+    assert [layer is not None for layer in layers] == [i in family.attention_layers for i in range(len(layers))]
     for layer in filter(None, layers):
         value = cache[f"blocks.{layer.layer}.attn.hook_v"].double()
         value = value.transpose(1, 2) if family.hook_v == "head" else value

@@ -3,15 +3,14 @@
 from sinklens.attention.block import AttentionShape, Block
 from sinklens.attention.engine import AttentionEngine
 from sinklens.attention.kernel import AttentionCall, Edit, attend
+from sinklens.attention.maps import FullMap, PooledMap
 from sinklens.attention.plan import AttentionPlan, LayerPlan, plan_for
 from sinklens.attention.statistics import (
     DeltaLogit,
     Distance,
     Entropy,
-    FullMap,
     KeySetMass,
     MissingMass,
-    PooledMap,
     ReceivedMass,
     Statistic,
     StatisticFactory,

@@ -54,6 +54,7 @@ class Block:
         n_visible: Number of keys each row sees.
         kept_mass: Weight ``[head q_pos]`` that a learned sink logit left to the real keys, ``None`` without
             one.
+        unpadded: True when every row is known to be a real token that sees a key (weight 1).
         pattern_edited: True when rows may sum to something else: an edit changed the pattern after the
             softmax, or hid every key of a row.
         scores_incomplete: True when a visible key has no finite score (an edit hid it, or the architecture
@@ -71,6 +72,7 @@ class Block:
     weight: Float[Tensor, " q_pos"]
     n_visible: Float[Tensor, " q_pos"]
     kept_mass: Float[Tensor, "head q_pos"] | None = None
+    unpadded: bool = False
     pattern_edited: bool = False
     scores_incomplete: bool = False
 
@@ -125,8 +127,9 @@ class Block:
     def log_normalizer(self) -> Float[Tensor, "head q_pos"]:
         """Log of the softmax denominator over real keys: ``s_top - log(p_top / row_sum)``."""
         weight, index = self.top
-        score = self.scores.gather(-1, index[..., None]).squeeze(-1)
-        return score - torch.log(weight / self.row_sum)
+        if self.pattern_edited or self.kept_mass is not None:
+            weight = weight / self.row_sum
+        return self.scores.gather(-1, index[..., None]).squeeze(-1) - weight.log()
 
     def spread(self, row_value: Float[Tensor, "*head q_pos"]) -> Float[Tensor, "*head k_pos"]:
         """Sum over the rows of ``row_value_i`` wherever row i sees key k: ``sum_i row_value_i 1[i sees k]``.

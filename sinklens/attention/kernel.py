@@ -10,8 +10,10 @@ Cost: O(q_pos k_pos d_head) time as any exact attention, O(rows k_pos) extra mem
 """
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -21,10 +23,14 @@ from torch import Tensor
 from sinklens.attention.block import AttentionShape, Block
 from sinklens.attention.masks import LazyMask
 from sinklens.attention.statistics import Statistic
+from sinklens.attention.workers import run_units
 from sinklens.errors import InputError, UnsupportedArchitectureError
 
 MAX_CELLS = 128
 """Display maps and the two-step argmax use at most this many cells along an axis."""
+
+WORTH_THREADS = 1 << 22
+"""Scores in a call from which on a CPU's threads take heads side by side."""
 
 
 def hidden_below(*dtypes: torch.dtype) -> float:
@@ -127,55 +133,95 @@ def attend(
     rows_per_block = rows_per_block or (128 if on_cpu else 512)
     rows_per_block = -(-rows_per_block // shape.cell) * shape.cell
     block_bytes = block_bytes or (1 << 20 if on_cpu else 1 << 28)
-    group = shape.heads // call.key.shape[1]
     out = torch.empty(*call.query.shape[:3], call.value.shape[-1], dtype=call.value.dtype, device=shape.device)
-    workspace = _Workspace(shape.device)
-    positions = torch.arange(shape.k_padded, device=shape.device)
-    for sequence in range(shape.batch):
-        query = call.query[sequence].float() * call.scaling
-        key = _padded(call.key[sequence].float(), shape)
-        value = _padded(call.value[sequence].float(), shape)
-        for start in range(0, shape.q_pos, rows_per_block):
-            rows = slice(start, min(start + rows_per_block, shape.q_pos))
-            visible, keys = _visible(call, sequence, rows, positions)
-            n_rows, n_keys = rows.stop - rows.start, keys.stop - keys.start
-            n_heads = max(1, min(shape.heads, block_bytes // (4 * n_rows * n_keys)))
-            if visible is None:
-                n_visible = (positions[rows] + shape.offset + 1).float()
-            else:
-                n_visible = visible.sum(-1).float()
-            weight = (n_visible > 0).float()
-            if call.real is not None:
-                weight = weight * call.real[sequence, rows].to(weight)
-            for head in range(0, shape.heads, n_heads):
-                heads = slice(head, min(head + n_heads, shape.heads))
-                scores = workspace.get("scores", heads.stop - head, n_rows, n_keys)
-                _matmul(query[heads, rows], _kv(key, heads, group)[:, keys].transpose(-1, -2), scores)
-                pattern = workspace.get("pattern", *scores.shape)
-                block = Block(shape, sequence, heads, rows, keys, scores, pattern, visible, weight, n_visible)
-                _shape_scores(call, block)
-                _fill_pattern(call, block, edits)
-                for statistic in statistics:
-                    statistic.see(block)
-                result = torch.bmm(pattern, _kv(value, heads, group)[:, keys])
-                out[sequence, heads, rows] = result.to(out.dtype)
+    ones = torch.ones(shape.batch, shape.q_pos, device=shape.device)
+    real = ones if call.real is None else call.real.to(ones)
+    by_block: Sequence[Statistic] = statistics
+    if _is_plain(call) and not any(hasattr(edit, "edit_scores") for edit in edits):
+        by_block = [s for s in statistics if not s.take_plain(call.query, call.key, call.scaling, real)]
+    job = _Job(call, by_block, edits, out, real, rows_per_block, block_bytes)
+    work = shape.batch * shape.heads * shape.q_pos * shape.k_pos
+    # edits may keep state of their own, so they are never run side by side
+    run_units(job.run, job.units(), parallel=on_cpu and not edits and work >= WORTH_THREADS)
     return out
 
 
-class _Workspace:
-    """Reused buffers: fresh megabytes for every block would cost page faults."""
+class _Job:
+    """One attention call, cut into units (some heads of one sequence) that touch disjoint data."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.buffers: dict[str, Tensor] = {}
+    def __init__(
+        self,
+        call: AttentionCall,
+        statistics: Sequence[Statistic],
+        edits: Sequence[Edit],
+        out: Tensor,
+        real: Float[Tensor, "batch q_pos"],
+        rows_per_block: int,
+        block_bytes: int,
+    ) -> None:
+        self.call, self.statistics, self.edits, self.out, self.real = call, statistics, edits, out, real
+        self.rows_per_block, self.block_bytes = rows_per_block, block_bytes
+        self.shape = call.shape
+        self.positions = torch.arange(self.shape.k_padded, device=self.shape.device)
+        self.workspaces = threading.local()
 
-    def get(self, name: str, *size: int) -> Tensor:
-        """An uninitialised contiguous fp32 tensor, valid until the same name is asked for again."""
+    def units(self) -> list[tuple[int, slice]]:
+        """Sequence and heads of every unit; under a mask, built once for all heads, they stay together."""
+        heads, step = self.shape.heads, self.shape.heads
+        if self.call.mask is None and self.shape.device.type == "cpu":
+            step = max(1, min(heads, self.block_bytes // (4 * self.rows_per_block * self.shape.k_padded)))
+        ranges = [slice(head, min(head + step, heads)) for head in range(0, heads, step)]
+        return [(sequence, heads) for sequence in range(self.shape.batch) for heads in ranges]
+
+    def run(self, unit: tuple[int, slice]) -> None:
+        """All row blocks of one unit."""
+        sequence, heads = unit
+        call, shape = self.call, self.shape
+        group = shape.heads // call.key.shape[1]
+        kv_heads = slice(heads.start // group, (heads.stop - 1) // group + 1)
+        query = call.query[sequence, heads].float() * call.scaling
+        key = _padded(call.key[sequence, kv_heads].float(), shape)
+        value = _padded(call.value[sequence, kv_heads].float(), shape)
+        for start in range(0, shape.q_pos, self.rows_per_block):
+            rows = slice(start, min(start + self.rows_per_block, shape.q_pos))
+            visible, keys = _visible(call, sequence, rows, self.positions)
+            n_rows, n_keys = rows.stop - rows.start, keys.stop - keys.start
+            if visible is None:
+                n_visible = (self.positions[rows] + shape.offset + 1).float()
+            else:
+                n_visible = visible.sum(-1).float()
+            weight = self.real[sequence, rows] * (n_visible > 0)
+            n_heads = max(1, self.block_bytes // (4 * n_rows * n_keys))
+            for first in range(heads.start, heads.stop, n_heads):
+                own = slice(first, min(first + n_heads, heads.stop))
+                scores = self._buffer("scores", own.stop - first, n_rows, n_keys)
+                pattern = self._buffer("pattern", *scores.shape)
+                block = Block(shape, sequence, own, rows, keys, scores, pattern, visible, weight, n_visible)
+                block.unpadded = call.real is None and visible is None
+                shared = [head // group - kv_heads.start for head in range(own.start, own.stop)]
+                local = slice(own.start - heads.start, own.stop - heads.start)
+                _matmul(query[local, rows], _take(key, shared)[:, keys].transpose(-1, -2), scores)
+                _shape_scores(call, block)
+                _fill_pattern(call, block, self.edits)
+                for statistic in self.statistics:
+                    statistic.see(block)
+                result = torch.bmm(pattern, _take(value, shared)[:, keys])
+                self.out[sequence, own, rows] = result.to(self.out.dtype)
+
+    def _buffer(self, name: str, *size: int) -> Tensor:
+        """A reused fp32 buffer of this thread: fresh megabytes for every block would cost page faults."""
         count = math.prod(size)
-        held = self.buffers.get(name)
+        held: Tensor | None = getattr(self.workspaces, name, None)
         if held is None or held.numel() < count:
-            held = self.buffers[name] = torch.empty(count, dtype=torch.float32, device=self.device)
+            held = torch.empty(count, dtype=torch.float32, device=self.shape.device)
+            setattr(self.workspaces, name, held)
         return held[:count].view(size)
+
+
+def _is_plain(call: AttentionCall) -> bool:
+    """Whether scores are nothing but scaled dot products under a full causal mask."""
+    shaped = call.soft_cap is not None or call.bias is not None
+    return call.mask is None and call.causal and call.shape.q_pos > 1 and not shaped
 
 
 def _padded(x: Tensor, shape: AttentionShape) -> Tensor:
@@ -183,15 +229,12 @@ def _padded(x: Tensor, shape: AttentionShape) -> Tensor:
     return torch.nn.functional.pad(x, (0, 0, 0, extra)) if extra else x
 
 
-def _kv(x: Tensor, heads: slice, group: int) -> Tensor:
-    """Key/value heads of these query heads: a view if they share one or none is shared, else a copy."""
-    if group == 1:
-        return x[heads]
-    first, last = heads.start // group, (heads.stop - 1) // group
+def _take(x: Tensor, indices: list[int]) -> Tensor:
+    """Key or value heads, one for each query head: a view for one head or neighbours, else a copy."""
+    first, last = indices[0], indices[-1]
     if first == last:
-        return x[first : first + 1].expand(heads.stop - heads.start, -1, -1)
-    index = torch.arange(heads.start, heads.stop, device=x.device) // group
-    return x[index]
+        return x[first : first + 1].expand(len(indices), -1, -1)
+    return x[first : last + 1] if last - first + 1 == len(indices) else x[indices]
 
 
 def _matmul(left: Tensor, right: Tensor, out: Tensor) -> None:
@@ -274,9 +317,13 @@ def _hide(block: Block, fill: float) -> None:
         return
     own = block.rows.start + block.shape.offset
     tile = block.scores[..., own:]
-    size = tile.shape[-2:]
-    hidden = torch.ones(size, dtype=torch.bool, device=tile.device).triu(1)
-    tile.masked_fill_(hidden, fill)
+    tile.masked_fill_(_above_diagonal(tile.shape[-2], tile.shape[-1], tile.device), fill)
+
+
+@lru_cache(maxsize=64)
+def _above_diagonal(rows: int, keys: int, device: torch.device) -> Bool[Tensor, "q_pos k_pos"]:
+    """Keys after each row's own, within the tile that starts at the first row's own position."""
+    return torch.ones(rows, keys, dtype=torch.bool, device=device).triu(1)
 
 
 def _fill_pattern(call: AttentionCall, block: Block, edits: Sequence[Edit]) -> None:

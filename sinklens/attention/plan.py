@@ -10,7 +10,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention.engine import AttentionEngine, delegated
-from sinklens.attention.statistics import FullMap, Statistic
+from sinklens.attention.maps import FullMap
+from sinklens.attention.statistics import Statistic
 from sinklens.errors import UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers, context_length, has_learned_sink, window_of
 

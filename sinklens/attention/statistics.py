@@ -10,11 +10,11 @@ queries.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Self
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.attention.block import AttentionShape, Block
@@ -34,6 +34,19 @@ class Statistic(ABC):
         if block.first_heads:
             self._row_weight[block.sequence, block.rows] = block.weight
         self.update(block)
+
+    def take_plain(
+        self,
+        query: Float[Tensor, "batch head q_pos d_head"],
+        key: Float[Tensor, "batch kv_head k_pos d_head"],
+        scaling: float,
+        row_weight: Float[Tensor, "batch q_pos"],
+    ) -> bool:
+        """Take the whole call at once when a closed form exists, and say so; blocks are then not shown.
+
+        Asked only when scores are ``scaling q . k`` and nothing else, under a full causal mask.
+        """
+        return False
 
     @abstractmethod
     def update(self, block: Block) -> None:
@@ -74,7 +87,11 @@ class ReceivedMass(Statistic):
 
     def update(self, block: Block) -> None:
         """Add ``w @ pattern`` to the keys of the block."""
-        self.mass[block.sequence, block.heads, block.keys] += block.weight @ block.pattern
+        mass = self.mass[block.sequence, block.heads, block.keys]
+        if mass.shape[0] == 1:
+            mass[0].addmv_(block.pattern[0].T, block.weight)
+        else:
+            mass += block.weight @ block.pattern
         if block.first_heads:
             uniform = block.weight / block.n_visible.clamp(min=1)
             self.queries[block.sequence, block.keys] += block.spread(block.weight)
@@ -106,11 +123,12 @@ class Entropy(Statistic):
         """Set the entropy of the block's rows."""
         if block.pattern_edited:
             share = block.pattern / block.row_sum.clamp(min=1e-30)[..., None]
-            value = torch.special.entr(share).sum(-1)
+            value = torch.special.entr(share).sum(-1).masked_fill(block.row_sum <= 0, math.nan)
         else:
-            mean_score = torch.linalg.vecdot(block.pattern, block.scores) / block.row_sum.clamp(min=1e-30)
-            value = (block.log_normalizer - mean_score).clamp(min=0)
-        value = value.masked_fill(block.row_sum <= 0, math.nan)
+            mean_score = torch.linalg.vecdot(block.pattern, block.scores)
+            if block.kept_mass is not None:
+                mean_score = mean_score / block.kept_mass
+            value = block.log_normalizer - mean_score
         self.entropy[block.sequence, block.heads, block.rows] = value
         if block.first_heads:
             self.null[block.sequence, block.rows] = block.n_visible.clamp(min=1).log()
@@ -118,7 +136,7 @@ class Entropy(Statistic):
     def compute(self) -> dict[str, Tensor]:
         """``entropy`` per head and query, ``entropy_null`` per query."""
         null = self._rows_or_nan(self.null[:, None])[:, 0]
-        return {"entropy": self._rows_or_nan(self.entropy), "entropy_null": null}
+        return {"entropy": self._rows_or_nan(self.entropy.clamp(min=0)), "entropy_null": null}
 
 
 class Distance(Statistic):
@@ -132,17 +150,21 @@ class Distance(Statistic):
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
         self.distance = shape.zeros(shape.batch, shape.heads, shape.q_pos)
-        self._positions = torch.arange(shape.k_padded, dtype=torch.float32, device=shape.device)
+        # from k_pos - 1 down through 0 (at index k_pos - 1) to negative: slices of it are all distances
+        down = torch.arange(shape.k_pos - 1, -shape.k_padded - 1, -1, device=shape.device)
+        self._down = down.float()
 
     def update(self, block: Block) -> None:
         """Set the distance of the block's rows."""
         # counted from the block's last row, so that nearby keys stay exact in fp32 at long context
-        base = float(block.rows.stop - 1 + self.shape.offset)
-        back = base - self._positions[block.keys]
-        mean_back = (block.pattern @ back) / block.row_sum.clamp(min=1e-30)
-        rows = torch.arange(block.rows.start, block.rows.stop, device=self.shape.device) + self.shape.offset
-        value = (mean_back - (base - rows)).masked_fill(block.row_sum <= 0, math.nan)
-        self.distance[block.sequence, block.heads, block.rows] = value
+        last = block.rows.stop - 1 + self.shape.offset
+        skip = self.shape.k_pos - 1 - last
+        value = block.pattern @ self._down[skip:][block.keys]
+        if block.pattern_edited or block.kept_mass is not None:
+            value = value / block.row_sum
+        n_rows = block.rows.stop - block.rows.start
+        ahead = self._down[self.shape.k_pos - n_rows : self.shape.k_pos]
+        self.distance[block.sequence, block.heads, block.rows] = value - ahead
 
     def compute(self) -> dict[str, Tensor]:
         """``distance`` per head and query."""
@@ -163,12 +185,11 @@ class TopKey(Statistic):
         """Set weight and index of the block's rows."""
         weight, index = block.top
         self.weight[block.sequence, block.heads, block.rows] = weight
-        index = torch.where(weight == 0, -1, index + block.keys.start)
-        self.index[block.sequence, block.heads, block.rows] = index
+        self.index[block.sequence, block.heads, block.rows] = index + block.keys.start
 
     def compute(self) -> dict[str, Tensor]:
         """``top_weight`` and ``top_key`` (-1 for padding rows and rows without any weight)."""
-        real = self._row_weight[:, None] > 0
+        real = (self._row_weight[:, None] > 0) & (self.weight > 0)
         return {"top_weight": self._rows_or_nan(self.weight), "top_key": torch.where(real, self.index, -1)}
 
 
@@ -206,7 +227,9 @@ class MissingMass(Statistic):
         self.missing = shape.zeros(shape.batch, shape.heads, shape.q_pos)
 
     def update(self, block: Block) -> None:
-        """Set the missing mass of the block's rows."""
+        """Set the missing mass of the block's rows; a plain softmax misses nothing."""
+        if block.kept_mass is None and not block.pattern_edited:
+            return
         self.missing[block.sequence, block.heads, block.rows] = 1 - block.row_sum
 
     def compute(self) -> dict[str, Tensor]:
@@ -229,6 +252,32 @@ class DeltaLogit(Statistic):
         self.total = shape.zeros(shape.batch, shape.heads, shape.k_padded)
         self.count = shape.zeros(shape.batch, shape.k_padded)
 
+    def take_plain(
+        self,
+        query: Float[Tensor, "batch head q_pos d_head"],
+        key: Float[Tensor, "batch kv_head k_pos d_head"],
+        scaling: float,
+        row_weight: Float[Tensor, "batch q_pos"],
+    ) -> bool:
+        """Closed form in O(pos d_head): sums of dot products are dot products with cumulative sums (fp64)."""
+        k_pos, offset = self.shape.k_pos, self.shape.offset
+        visible = torch.arange(offset + 1, k_pos + 1, device=query.device).double()
+        others = (visible - 1).clamp(min=1)
+        first_row = (torch.arange(k_pos, device=query.device) - offset).clamp(min=0)  # that sees key k
+        group = query.shape[1] // key.shape[1]
+        for sequence in range(query.shape[0]):
+            weight = row_weight[sequence].double() * (visible > 1)
+            self.count[sequence, :k_pos] += _from_here_on(weight)[first_row].float()
+            self._row_weight[sequence] = row_weight[sequence]
+            for head in range(query.shape[1]):
+                q = query[sequence, head].double() * scaling
+                k = key[sequence, head // group].double()
+                row_sums = torch.linalg.vecdot(q, k.cumsum(0)[offset:])
+                column = _from_here_on(q * (weight * visible / others)[:, None])[first_row]
+                mean = _from_here_on(row_sums * weight / others)[first_row]
+                self.total[sequence, head, :k_pos] += (torch.linalg.vecdot(k, column) - mean).float()
+        return True
+
     def update(self, block: Block) -> None:
         """Add ``sum_i n_i/(n_i-1) s_ik - sum_i (sum_j s_ij)/(n_i-1)`` to the keys of the block."""
         if block.scores_incomplete:
@@ -249,72 +298,6 @@ class DeltaLogit(Statistic):
         return {"delta_logit": value.masked_fill(self.count[:, None] == 0, math.nan)[..., :width]}
 
 
-class PooledMap(Statistic):
-    """Attention maps max-pooled over ``cell x cell`` tokens, for display: at most O(128^2) per head.
-
-    Cells without a visible key are NaN. ``sequences`` limits the maps to some rows of the batch.
-    """
-
-    _sums = ("maps", "seen")
-
-    def __init__(self, shape: AttentionShape, sequences: Sequence[int] = (0,)) -> None:
-        super().__init__(shape)
-        self.sequences = [s for s in sequences if s < shape.batch]
-        self._q_cells = math.ceil(shape.q_pos / shape.cell)
-        k_cells = shape.k_padded // shape.cell
-        self.maps = shape.zeros(len(self.sequences), shape.heads, self._q_cells, k_cells)
-        self.seen = shape.zeros(len(self.sequences), self._q_cells, k_cells)
-
-    def update(self, block: Block) -> None:
-        """Set the cells of the block's rows; blocks start at multiples of ``cell``."""
-        if block.sequence not in self.sequences:
-            return
-        index, cell = self.sequences.index(block.sequence), self.shape.cell
-        pad = -block.cell_max.shape[-2] % cell
-        rows = slice(block.rows.start // cell, -(-block.rows.stop // cell))
-        keys = slice(block.keys.start // cell, block.keys.stop // cell)
-        weighted = block.cell_max * (block.weight > 0)[:, None]
-        pooled = torch.nn.functional.pad(weighted, (0, 0, 0, pad)).unflatten(-2, (-1, cell)).amax(-2)
-        self.maps[index, block.heads, rows, keys] = pooled
-        if block.first_heads:
-            self.seen[index, rows, keys] = self._visible_cells(block, pad)
-
-    def _visible_cells(self, block: Block, pad: int) -> Tensor:
-        visible = block.visible_keys & (block.weight > 0)[:, None]
-        padded = torch.nn.functional.pad(visible.float(), (0, 0, 0, pad))
-        cells = padded.unflatten(-1, (-1, self.shape.cell)).unflatten(0, (-1, self.shape.cell))
-        seen: Tensor = cells.amax((1, 3))
-        return seen
-
-    def compute(self) -> dict[str, Tensor]:
-        """``pooled_map [sequence head q_cell k_cell]``, NaN where nothing is visible."""
-        return {"pooled_map": self.maps.masked_fill(self.seen[:, None] == 0, math.nan)}
-
-
-class FullMap(Statistic):
-    """Whole attention maps of chosen heads: O(T^2) memory for each, so ask for few."""
-
-    _sums = ("maps", "seen")
-
-    def __init__(self, shape: AttentionShape, heads: Mapping[int, Sequence[int]] | None = None) -> None:
-        super().__init__(shape)
-        chosen = range(shape.heads) if heads is None else heads.get(shape.layer, ())
-        self.heads = list(chosen)
-        self.maps = shape.zeros(shape.batch, len(self.heads), shape.q_pos, shape.k_padded)
-        self.seen = shape.zeros(shape.batch, shape.q_pos, shape.k_padded) if self.heads else shape.zeros(0)
-
-    def update(self, block: Block) -> None:
-        """Copy the rows of chosen heads."""
-        for slot, head in enumerate(self.heads):
-            if block.heads.start <= head < block.heads.stop:
-                rows = block.pattern[head - block.heads.start]
-                self.maps[block.sequence, slot, block.rows, block.keys] = rows
-        if self.heads and block.first_heads:
-            self.seen[block.sequence, block.rows, block.keys] = block.visible_keys.float()
-
-    def compute(self) -> dict[str, Tensor]:
-        """``full_map [batch head q_pos k_pos]`` of the chosen heads, NaN where the mask hides the key."""
-        if not self.heads:
-            return {}
-        full = self.maps.masked_fill(self.seen[:, None] == 0, math.nan)
-        return {"full_map": full[..., : self.shape.k_pos]}
+def _from_here_on(x: Tensor) -> Tensor:
+    """Sum of each row and all rows after it."""
+    return x.flip(0).cumsum(0).flip(0)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -37,10 +38,12 @@ def residual_norms(
     norm = torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32).masked_fill(~real, math.nan)
     tops, medians, maxima = [], [], torch.full_like(norm, math.nan)
     for sequence in range(residual.shape[0]):
-        hidden = residual[sequence][real[sequence]].float()
+        hidden = residual[sequence].float()
+        if not bool(real[sequence].all()):
+            hidden = hidden[real[sequence]]
         magnitude = hidden.abs()
         maxima[sequence, real[sequence]] = magnitude.amax(-1)
-        medians.append(magnitude.flatten().median())
+        medians.append(lower_median(magnitude))
         largest = magnitude.flatten().topk(min(k, magnitude.numel())).indices
         missing = (0, k - len(largest))
         values = pad(hidden.flatten()[largest], missing, value=math.nan)
@@ -49,3 +52,20 @@ def residual_norms(
     # positions count among real tokens; with right padding that is the position itself
     value, position, channel = (torch.stack(column) for column in zip(*tops, strict=True))
     return ResidualNorms(norm, maxima, torch.stack(medians), value, position, channel)
+
+
+def lower_median(values: Tensor) -> Tensor:
+    """Median of all entries, the lower of the two middle ones for an even count, as torch.median.
+
+    NaN for no entries. On a CPU through numpy's selection, which is about ten times faster than torch's.
+
+    Example:
+        >>> lower_median(torch.tensor([4.0, 1.0, 3.0, 2.0])).item()
+        2.0
+    """
+    if values.device.type != "cpu" or values.numel() == 0:
+        return values.flatten().median()
+    if bool(values.isnan().any()):
+        return torch.tensor(math.nan)
+    middle = (values.numel() - 1) // 2
+    return torch.tensor(float(np.partition(values.numpy().ravel(), middle)[middle]))

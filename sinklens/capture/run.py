@@ -133,9 +133,7 @@ class _Recorder:
         """One forward pass with all hooks in place."""
         n_layers = len(self.model.blocks)
         hooks = [("blocks.0.hook_in", partial(self._residual, layer=-1))]
-        hooks += [
-            (f"blocks.{layer}.hook_out", partial(self._residual, layer=layer)) for layer in range(n_layers)
-        ]
+        hooks += [(f"blocks.{layer}.hook_out", partial(self._residual, layer=layer)) for layer in range(n_layers)]
         if getattr(self.model.cfg, "gated_q_proj", False):
             gated = [layer.layer for layer in self.plan.layers if layer.path != "none"]
             hooks += [(f"blocks.{layer}.attn.q.hook_out", partial(self._gate, layer=layer)) for layer in gated]

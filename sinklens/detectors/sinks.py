@@ -216,9 +216,7 @@ class SinkDetector:
 
     def merge(self, other: Self) -> None:
         """Add what a detector with the same thresholds saw of other sequences."""
-        mine, theirs = (
-            (d.thresholds, d.min_queries, d.min_share) for d in (self, other)
-        )
+        mine, theirs = ((d.thresholds, d.min_queries, d.min_share) for d in (self, other))
         if mine != theirs:
             raise InputError("Sink detectors with different eps, min_queries or min_share cannot be merged.")
         self._sums.merge(other._sums)
@@ -231,13 +229,9 @@ class SinkDetector:
             tables.append(table)
             strongest.append(best)
             sweeps.append(sweep)
-        return Sinks(
-            _concat(tables, COLUMNS), _concat(strongest, COLUMNS), _concat(sweeps, SWEEP_COLUMNS), self.eps
-        )
+        return Sinks(_concat(tables, COLUMNS), _concat(strongest, COLUMNS), _concat(sweeps, SWEEP_COLUMNS), self.eps)
 
-    def _layer(
-        self, layer: int, s: dict[str, np.ndarray]
-    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    def _layer(self, layer: int, s: dict[str, np.ndarray]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         heads, positions = s["alpha"].shape
         count = np.where(s["count"] > 0, s["count"], np.nan)
         alpha, null = s["alpha"] / count, s["null"] / count

@@ -209,9 +209,7 @@ def _tokens(
         batch = tokenize(model, texts, bos=bos, max_tokens=max_tokens, split=split)
         source = source or "texts given by the caller"
     else:
-        corpus = builtin_corpus(
-            model, bos=bos, length=max_tokens, n_sequences=max_sequences or 100, seed=seed
-        )
+        corpus = builtin_corpus(model, bos=bos, length=max_tokens, n_sequences=max_sequences or 100, seed=seed)
         batch, source = corpus.tokens, source or corpus.source
     if max_sequences is not None and len(batch) > max_sequences:
         batch = batch.rows(slice(0, max_sequences))
@@ -304,9 +302,7 @@ def _choose_maps(
     out = {}
     for (layer, head), why in chosen.items():
         values = example.maps[layer, head]
-        out[f"L{layer}H{head}"] = AttentionMap(
-            layer, head, values, example.cell, length, list(batch.tokens[0]), why
-        )
+        out[f"L{layer}H{head}"] = AttentionMap(layer, head, values, example.cell, length, list(batch.tokens[0]), why)
     return out
 
 
@@ -330,8 +326,7 @@ def _model_facts(model: TransformerBridge, plan: AttentionPlan) -> dict[str, Any
         "device": str(parameter.device),
         "attention_reason": plan.reason,
         "attention": [
-            {"layer": p.layer, "path": p.path, "window": p.window, "learned_sink": p.learned_sink}
-            for p in plan.layers
+            {"layer": p.layer, "path": p.path, "window": p.window, "learned_sink": p.learned_sink} for p in plan.layers
         ],
     }
 

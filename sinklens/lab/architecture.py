@@ -14,9 +14,7 @@ def deviations(settings: BackcopySettings) -> list[str]:
         "batch": (settings.batch, 512),
         "learning rate": (settings.lr, 3e-4),
     }
-    changed = [
-        f"{name} {own:g} instead of {theirs:g}" for name, (own, theirs) in paper.items() if own != theirs
-    ]
+    changed = [f"{name} {own:g} instead of {theirs:g}" for name, (own, theirs) in paper.items() if own != theirs]
     steps = f"{settings.steps} steps instead of 10,000 or more"
     return [
         "The architecture is Hugging Face's OPT, whose position embedding begins with two unused rows.",

@@ -49,9 +49,7 @@ class BigramCounts:
                 so that nothing is known to follow it.
         """
         if len(text) < 2:
-            raise InputError(
-                f"A text of at least two characters is needed to count pairs, and this has {len(text)}."
-            )
+            raise InputError(f"A text of at least two characters is needed to count pairs, and this has {len(text)}.")
         characters = tuple(sorted(set(text)))
         index = {character: i for i, character in enumerate(characters)}
         counts = torch.zeros(len(characters), len(characters), dtype=torch.long)
@@ -78,17 +76,13 @@ class BigramCounts:
             ) from error
         characters = tuple(sorted({character for pair in pairs for character in pair}))
         if header != _HEADER or not pairs or any(len(character) != 1 for character in characters):
-            raise ResultError(
-                f"{path} is not a table of character pairs: columns first, second, count were expected."
-            )
+            raise ResultError(f"{path} is not a table of character pairs: columns first, second, count were expected.")
         index = {character: i for i, character in enumerate(characters)}
         counts = torch.zeros(len(characters), len(characters), dtype=torch.long)
         for (first, second), count in pairs.items():
             counts[index[first], index[second]] = count
         if bool((counts < 0).any()) or bool((counts.sum(1) == 0).any()):
-            raise ResultError(
-                f"{path} is damaged: each character needs a follower, and no count may be negative."
-            )
+            raise ResultError(f"{path} is damaged: each character needs a follower, and no count may be negative.")
         return cls(characters, counts)
 
     def save(self, path: Path) -> None:
@@ -97,9 +91,7 @@ class BigramCounts:
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(_HEADER)
         for a, b in self.counts.nonzero().tolist():
-            writer.writerow(
-                [_escape(self.characters[a]), _escape(self.characters[b]), int(self.counts[a, b])]
-            )
+            writer.writerow([_escape(self.characters[a]), _escape(self.characters[b]), int(self.counts[a, b])])
         write_atomically(path, buffer.getvalue().encode())
 
     @property

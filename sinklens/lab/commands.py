@@ -13,17 +13,13 @@ app.add_typer(_train, name="train")
 @_train.command("bb", rich_help_panel="Tasks")
 def train_bb_command(
     layers: Annotated[int, typer.Option(help="Transformer layers, one head each.")],
-    out: Annotated[
-        Path, typer.Option(help="Folder for the model: new, empty, or one this command wrote to.")
-    ],
+    out: Annotated[Path, typer.Option(help="Folder for the model: new, empty, or one this command wrote to.")],
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps; if not given, 2000 for 1 layer and 4000 for more.")
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(
-            help="Constant learning rate; if not given, 0.003 for 1 layer, 0.001 for more, 0.03 for sgd."
-        ),
+        typer.Option(help="Constant learning rate; if not given, 0.003 for 1 layer, 0.001 for more, 0.03 for sgd."),
     ] = None,
     d_model: Annotated[int, typer.Option(help="Width; the MLP is four times as wide.")] = 64,
     seq_len: Annotated[int, typer.Option(help="Tokens of a sequence, and the model's context.")] = 64,

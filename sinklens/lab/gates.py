@@ -108,9 +108,7 @@ def measure(
                 layer = model.model.decoder.layers[number]
                 figures = _attention_figures(*attention, trigger)
                 with _zeroed(layer.self_attn.out_proj):
-                    figures["no_attention_backcopy"], figures["no_attention_bigram"] = _losses(
-                        model, ids, trigger
-                    )
+                    figures["no_attention_backcopy"], figures["no_attention_bigram"] = _losses(model, ids, trigger)
                 figures["no_attention_bigram_change"] = figures["no_attention_bigram"] - bigram
                 with _zeroed(layer.fc2):
                     figures["no_mlp_backcopy"], figures["no_mlp_bigram"] = _losses(model, ids, trigger)
@@ -182,9 +180,7 @@ def check_gates(measured: dict[str, float], n_layers: int) -> list[str]:
 def _gate(measured: dict[str, float], quantity: str, relation: str, bound: float) -> Gate:
     # A figure that is missing or NaN compares false either way, so it fails its gate.
     value = measured.get(quantity, math.nan)
-    return Gate(
-        quantity, value, f"{relation} {bound:g}", value <= bound if relation == "<=" else value >= bound
-    )
+    return Gate(quantity, value, f"{relation} {bound:g}", value <= bound if relation == "<=" else value >= bound)
 
 
 def _losses(

@@ -41,9 +41,7 @@ def publish(
     Raises:
         ResultError: if the folder cannot be written.
     """
-    weights = {
-        name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()
-    }
+    weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
     write_atomically(out / "model.safetensors", safetensors_bytes(weights, metadata={"format": "pt"}))
     config = json.loads(model.config.to_json_string()) | {"dtype": "float32"}
     write_atomically(out / "config.json", _json(config))

@@ -60,9 +60,7 @@ class BackcopySettings:
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"The learning rate must be a positive number, not {self.lr}.")
         if self.optimizer not in get_args(Optimizer):
-            raise InputError(
-                f"The optimizer must be one of {', '.join(get_args(Optimizer))}, not {self.optimizer!r}."
-            )
+            raise InputError(f"The optimizer must be one of {', '.join(get_args(Optimizer))}, not {self.optimizer!r}.")
         _ = self.task
 
     @classmethod

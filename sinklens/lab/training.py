@@ -93,9 +93,7 @@ def train_bb(
     elif recipe is not None:
         _refuse_other(settings, recipe, f"{target} holds a finished model")
         if not (target / "model.safetensors").exists():
-            raise ResultError(
-                f"{target} has lost its model.safetensors; start anew with resume=False (--no-resume)."
-            )
+            raise ResultError(f"{target} has lost its model.safetensors; start anew with resume=False (--no-resume).")
         _forget(checkpoint)
         return target
     model, seconds = train(settings, checkpoint, place, checkpoint_every, progress)
@@ -148,9 +146,7 @@ def train(
                 report(step + 1, _finite(loss.item(), step, settings))
             if save:
                 now = time.monotonic() - begin
-                state = Checkpoint(
-                    settings.to_dict(), step + 1, now, model.state_dict(), optimizer.state_dict()
-                )
+                state = Checkpoint(settings.to_dict(), step + 1, now, model.state_dict(), optimizer.state_dict())
                 state.save(checkpoint)
     return model.eval(), time.monotonic() - begin
 
@@ -164,9 +160,7 @@ def choose_device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise InputError(f"The device must be auto, cpu or cuda, not {name!r}.")
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "The device cuda was asked for, but torch finds no CUDA here; use --device cpu or auto."
-        )
+        raise InputError("The device cuda was asked for, but torch finds no CUDA here; use --device cpu or auto.")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
@@ -180,16 +174,12 @@ def _move(model: torch.nn.Module, device: torch.device) -> None:
 def _optimizer(settings: BackcopySettings, model: OPTForCausalLM) -> torch.optim.Optimizer:
     if settings.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=0.9)
-    return torch.optim.AdamW(
-        model.parameters(), lr=settings.lr, betas=(0.9, 0.99), eps=1e-8, weight_decay=1e-4
-    )
+    return torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), eps=1e-8, weight_decay=1e-4)
 
 
 def _finite(loss: float, step: int, settings: BackcopySettings) -> float:
     if loss - loss != 0:
-        raise InputError(
-            f"The loss is {loss} at step {step}: the learning rate {settings.lr:g} is too large here."
-        )
+        raise InputError(f"The loss is {loss} at step {step}: the learning rate {settings.lr:g} is too large here.")
     return loss
 
 
@@ -204,9 +194,7 @@ def _refuse_foreign(target: Path) -> None:
         ".state.pt.tmp",
     }
     if strangers and not ours:
-        raise InputError(
-            f"{target} already holds {strangers[0]}; give a new or an empty folder for the model."
-        )
+        raise InputError(f"{target} already holds {strangers[0]}; give a new or an empty folder for the model.")
 
 
 def _forget(checkpoint: Path) -> None:
@@ -240,9 +228,7 @@ def _deterministic() -> Iterator[None]:
 
 
 @contextmanager
-def _progress_bar(
-    settings: BackcopySettings, done: int, shown: bool
-) -> Iterator[Callable[[int, float], None]]:
+def _progress_bar(settings: BackcopySettings, done: int, shown: bool) -> Iterator[Callable[[int, float], None]]:
     if not shown:
         yield lambda step, loss: None
         return

@@ -142,9 +142,7 @@ def _given_bos(rows: list[list[int]], bos_id: int | None) -> tuple[AddedBy, str]
     return "nobody", f"Ids were given by the caller; {how}."
 
 
-def _fit(
-    rows: list[list[int]], prefix: list[int], longest: int | None, split: bool
-) -> tuple[list[list[int]], int]:
+def _fit(rows: list[list[int]], prefix: list[int], longest: int | None, split: bool) -> tuple[list[list[int]], int]:
     """Add the prefix and cut to length: truncate, or split into consecutive rows."""
     if longest is None:
         return [prefix + row for row in rows], 0

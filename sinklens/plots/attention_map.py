@@ -18,9 +18,7 @@ _RIGHT: Final = 84
 """Margins in pixels: room for token labels, and for the colour bar."""
 
 
-def attention_map(
-    map: "AttentionMap", *, log: bool = False, floor: float = 1e-3, side: int = 460
-) -> go.Figure:
+def attention_map(map: "AttentionMap", *, log: bool = False, floor: float = 1e-3, side: int = 460) -> go.Figure:
     """Draw one head's attention, queries downwards and keys to the right, colours from 0 to 1 on every map.
 
     Cells hidden by the causal (or sliding) mask are missing and grey, not 0. Pooled maps show the *largest*

@@ -80,7 +80,5 @@ def write_atomically(path: str | Path, data: bytes) -> Path:
         os.replace(temporary, target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise ResultError(
-            f"Expected to write {target}, but {error.strerror or error}; choose another path."
-        ) from error
+        raise ResultError(f"Expected to write {target}, but {error.strerror or error}; choose another path.") from error
     return target

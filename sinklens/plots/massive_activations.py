@@ -21,9 +21,7 @@ from sinklens.plots.style import (
 _TITLE: Final = "Largest and median hidden-state entry by layer"
 
 
-def massive_activations(
-    layers: pd.DataFrame, *, absolute: float = 100.0, relative: float = 1000.0
-) -> go.Figure:
+def massive_activations(layers: pd.DataFrame, *, absolute: float = 100.0, relative: float = 1000.0) -> go.Figure:
     """Draw the largest |h| and the median |h| after each layer with the two thresholds, on a log axis.
 
     Two criteria, reported separately because the first depends on the model's scale: |h| > `absolute`, and
@@ -74,8 +72,7 @@ def massive_activations(
                 line={"color": colour, "width": 2, "dash": dash},
                 marker={"size": 6},
                 text=hover if mode != "lines" else None,
-                hovertemplate=("%{text}<br>" if mode != "lines" else "")
-                + f"{name}: %{{y:.4g}}<extra></extra>",
+                hovertemplate=("%{text}<br>" if mode != "lines" else "") + f"{name}: %{{y:.4g}}<extra></extra>",
             )
         )
     fig.add_trace(

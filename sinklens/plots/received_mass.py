@@ -63,14 +63,10 @@ def received_mass(
         return empty_figure(_TITLE, f"Not applicable: no key is seen by at least {min_queries} queries.")
 
     drawn = int(table["position"].max())
-    notes = [
-        f"Keys seen by at least {min_queries} queries (positions 0 to {drawn:,}); later keys are not drawn."
-    ]
+    notes = [f"Keys seen by at least {min_queries} queries (positions 0 to {drawn:,}); later keys are not drawn."]
     lines = list(_layer_lines(table) if by == "layer" else _head_lines(table, top))
     nulls = _null_lines(table)
-    heights = np.concatenate(
-        [*(line.to_numpy() for _, line, _ in lines), *(null.to_numpy() for _, null in nulls)]
-    )
+    heights = np.concatenate([*(line.to_numpy() for _, line, _ in lines), *(null.to_numpy() for _, null in nulls)])
     if log_y and (heights <= 0).any():
         notes.append("A key that receives exactly 0 has no place on the log axis.")
     layers_or_heads = "one line per layer, mean over heads"

@@ -34,9 +34,7 @@ def residual_peaks(layers: pd.DataFrame) -> go.Figure:
                 text += f"<br>{name}: {number(record[key])}"
         hover.append(text)
     fig = new_figure(_TITLE, "After each layer, mean over sequences; log axis.", height=320)
-    for i, (column, name) in enumerate(
-        (("resid_norm_first", "position 0"), ("resid_norm_others", "other positions"))
-    ):
+    for i, (column, name) in enumerate((("resid_norm_first", "position 0"), ("resid_norm_others", "other positions"))):
         fig.add_trace(
             go.Scatter(
                 x=numbers,

@@ -54,9 +54,7 @@ _RATE: Final = "Share of sequences in which the key receives more than the thres
 _MEAN: Final = "Mean attention per query that sees the key."
 _VALUES: Final[dict[str, _Value]] = {
     "sink_rate": _Value("Sink rate at each head's strongest key", _RATE, "sink rate (share)", "share"),
-    "importance": _Value(
-        "Attention received by each head's strongest key", _MEAN, "attention (share)", "share"
-    ),
+    "importance": _Value("Attention received by each head's strongest key", _MEAN, "attention (share)", "share"),
     "sink_rate_first": _Value("Sink rate at position 0", _RATE, "sink rate (share)", "share"),
     "importance_first": _Value("Attention received by position 0", _MEAN, "attention (share)", "share"),
     "ratio": _Value(

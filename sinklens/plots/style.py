@@ -29,9 +29,7 @@ MISSING: Final = "#d4d7dc"
 INK: Final = "#1f2933"
 MUTED: Final = "#52606d"
 GRID: Final = "#e4e7eb"
-SANS: Final = (
-    "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
-)
+SANS: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 MONO: Final = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
 CONFIG: Final[dict[str, Any]] = {
@@ -199,9 +197,7 @@ def new_figure(title: str, subtitle: str = "", *, height: int = 420, wrap: int =
     lines = textwrap.wrap(subtitle, wrap)
     top = 44 + 18 * len(lines)
     # One text and not layout.title.subtitle, whose distance from the title varies with its number of lines.
-    small = "".join(
-        f'<br><span style="font-size:13px;color:{MUTED}">{escaped(line)}</span>' for line in lines
-    )
+    small = "".join(f'<br><span style="font-size:13px;color:{MUTED}">{escaped(line)}</span>' for line in lines)
     bottom = 56
     return go.Figure(
         layout={

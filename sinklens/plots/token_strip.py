@@ -53,9 +53,7 @@ def token_strip(tokens: pd.DataFrame, sequence: int = 0, *, limit: int = 600, mi
     judged = rows["received"].where(int(rows["position"].max()) + 1 - rows["position"] >= min_queries)
     high = float(judged.max()) if judged.max() > 0 else 1.0
     low = max(float(judged[judged > 0].min()) if judged.max() > 0 else 1.0, high / _SPAN)
-    colours = plotly.colors.sample_colorscale(
-        SEQUENTIAL, [i / (_STOPS - 1) for i in range(_STOPS)], colortype="tuple"
-    )
+    colours = plotly.colors.sample_colorscale(SEQUENTIAL, [i / (_STOPS - 1) for i in range(_STOPS)], colortype="tuple")
     spans = []
     for record, received in zip(rows.head(limit).to_dict("records"), judged, strict=False):
         if math.isnan(received):

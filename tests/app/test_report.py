@@ -83,9 +83,7 @@ def test_hostile_tokens_are_text(page: Page) -> None:
     assert "<does not dispatch>" in page.text and "toy-<6>l" in page.text
     for _, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes)
-    titles = [
-        attributes["title"] or "" for tag, attributes in page.tags if tag == "span" and "title" in attributes
-    ]
+    titles = [attributes["title"] or "" for tag, attributes in page.tags if tag == "span" and "title" in attributes]
     assert any(EVIL in title for title in titles)
 
 
@@ -99,9 +97,7 @@ def test_nothing_is_loaded_from_anywhere(page: Page) -> None:
 
 
 def test_every_figure_is_valid_json_with_missing_cells(page: Page) -> None:
-    figures = {
-        str(a["id"])[:-5]: json.loads(text) for a, text in page.scripts if str(a.get("id")).endswith("-data")
-    }
+    figures = {str(a["id"])[:-5]: json.loads(text) for a, text in page.scripts if str(a.get("id")).endswith("-data")}
     divs = [a for tag, a in page.tags if tag == "div" and a.get("class") == "figure"]
     assert {a["id"] for a in divs} == set(figures)
     assert len(divs) == len(figures) >= 15
@@ -198,9 +194,7 @@ def test_large_tables_are_cut_and_the_page_says_so(
     sinks = embedded(page, "sinks")
     assert len(sinks) == 100 and "The 5 most important keys of every head, of 960 rows" in page.text
     top = census.tables["sinks"].groupby(["layer", "head"])["importance"].max()
-    assert sinks.groupby(["layer", "head"])["importance"].max().to_numpy() == pytest.approx(
-        top.to_numpy(), rel=1e-5
-    )
+    assert sinks.groupby(["layer", "head"])["importance"].max().to_numpy() == pytest.approx(top.to_numpy(), rel=1e-5)
     assert "The first 100, of 336 rows" in page.text and "heads.csv 20 rows" in page.text
 
 

@@ -164,9 +164,7 @@ def test_from_a_model_equals_its_whole_patterns(name: str, zoo: Path) -> None:
     for key, values in expected.items():
         column, layer = key.split()
         naive_mean = torch.cat(values, -1).double().mean(-1)
-        np.testing.assert_allclose(
-            table.loc[int(layer)][column], naive_mean, rtol=2e-4, atol=1e-5, err_msg=key
-        )
+        np.testing.assert_allclose(table.loc[int(layer)][column], naive_mean, rtol=2e-4, atol=1e-5, err_msg=key)
 
 
 def test_output_gates_of_a_model(zoo: Path) -> None:

@@ -353,9 +353,7 @@ def concentrated(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
     return wrap(model, tmp_path_factory.mktemp("gpt2"))
 
 
-def plant(
-    model: TransformerBridge, block: int, position: int = 0, channel: int = 7
-) -> list[tuple[str, Callable]]:
+def plant(model: TransformerBridge, block: int, position: int = 0, channel: int = 7) -> list[tuple[str, Callable]]:
     def add(tensor: Tensor, hook: Any) -> Tensor:
         tensor = tensor.clone()
         tensor[:, position, channel] += 500

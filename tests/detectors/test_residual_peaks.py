@@ -177,8 +177,7 @@ def test_norms_are_those_of_the_hidden_states(name: str, zoo: Path) -> None:
     states = [hf_model(torch.tensor([row]), output_hidden_states=True).hidden_states for row in rows]
     if name == "mamba":  # its list begins after the first block
         states = [
-            (hf_model.get_input_embeddings()(torch.tensor([row])), *s)
-            for row, s in zip(rows, states, strict=True)
+            (hf_model.get_input_embeddings()(torch.tensor([row])), *s) for row, s in zip(rows, states, strict=True)
         ]
     table = found.by_position.set_index(["layer", "position"])["resid_norm"]
     # the last block is left out: Hugging Face gives its state after the final norm

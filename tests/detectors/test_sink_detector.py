@@ -39,9 +39,7 @@ def detect(records: Sequence[Sequence[LayerRecord]], detector: SinkDetector | No
     return detector.compute()
 
 
-def naive_table(
-    patterns: Sequence[Sequence[Tensor]], windows: Sequence[int | None], eps: float = 0.3
-) -> pd.DataFrame:
+def naive_table(patterns: Sequence[Sequence[Tensor]], windows: Sequence[int | None], eps: float = 0.3) -> pd.DataFrame:
     """Layer by layer, head by head, key by key, from the whole patterns ``[layer][sequence] head q k``."""
     rows = []
     for layer, window in enumerate(windows):
@@ -112,9 +110,7 @@ def test_sweep_counts_the_same_sequences_against_other_thresholds() -> None:
 def test_the_threshold_is_strict() -> None:
     length = 64
     pattern = torch.eye(length, dtype=torch.float64).repeat(2, 1, 1)
-    for head, queries in enumerate(
-        (32, 33)
-    ):  # the first ones give all to key 0, the others look at themselves
+    for head, queries in enumerate((32, 33)):  # the first ones give all to key 0, the others look at themselves
         pattern[head, :queries] = torch.eye(length)[0]
     found = detect([one_layer([pattern])], SinkDetector(0.5))
     first = found.table[found.table["position"] == 0]
@@ -130,9 +126,7 @@ def test_padding_holds_no_meaning() -> None:
         for record in records:
             for value in record.attention.values():
                 if value.is_floating_point():
-                    value[value.isnan() & ~record.real.reshape(len(texts), *[1] * (value.ndim - 2), -1)] = (
-                        filler
-                    )
+                    value[value.isnan() & ~record.real.reshape(len(texts), *[1] * (value.ndim - 2), -1)] = filler
         pd.testing.assert_frame_equal(detect([records]).table, clean.table)
 
 
@@ -157,9 +151,7 @@ def test_strongest_key_by_the_rule_in_words(min_queries: int) -> None:
         for head in range(HEADS):
             scores = {}
             for key in range(max(LENGTHS)):
-                judges = [
-                    a[head, key].item() for a in alphas if a.shape[-1] - key >= max(min_queries, a.shape[-1] / 8)
-                ]
+                judges = [a[head, key].item() for a in alphas if a.shape[-1] - key >= max(min_queries, a.shape[-1] / 8)]
                 if len(judges) >= len(LENGTHS) / 2:
                     scores[key] = np.mean(judges)
             row = found[(found["layer"] == layer) & (found["head"] == head)]
@@ -271,7 +263,12 @@ def test_halves_merge_into_the_whole() -> None:
 
 
 def test_detectors_with_other_settings_do_not_merge() -> None:
-    for other in (SinkDetector(0.4), SinkDetector(min_queries=5), SinkDetector(min_share=0.5), SinkDetector(eps_sweep=(0.1,))):
+    for other in (
+        SinkDetector(0.4),
+        SinkDetector(min_queries=5),
+        SinkDetector(min_share=0.5),
+        SinkDetector(eps_sweep=(0.1,)),
+    ):
         with pytest.raises(InputError, match="different eps, min_queries"):
             SinkDetector().merge(other)
 
@@ -304,9 +301,7 @@ def test_from_a_model_equals_its_whole_patterns(name: str, zoo: Path) -> None:
     exact = ["layer", "head", "position", "n_sequences", "sink_rate"]
     pd.testing.assert_frame_equal(found.table[exact], expected[exact], check_dtype=False)
     for column in ("importance", "null", "ratio"):
-        np.testing.assert_allclose(
-            found.table[column], expected[column], rtol=1e-4, atol=2e-6, err_msg=column
-        )
+        np.testing.assert_allclose(found.table[column], expected[column], rtol=1e-4, atol=2e-6, err_msg=column)
     if name != "gptj":  # the log of a weight that underflows is no score; the hooks show the pattern alone
         finite = np.isfinite(expected["delta_logit"])
         np.testing.assert_allclose(

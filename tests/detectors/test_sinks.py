@@ -147,9 +147,7 @@ def test_importance_keeps_leading_axes(leading: tuple[int, ...]) -> None:
     patterns = torch.stack([random_pattern(12, generator) for _ in range(count)])
     alpha = importance(patterns.reshape(*leading, 4, 12, 12))
     assert alpha.shape == (*leading, 4, 12)
-    torch.testing.assert_close(
-        alpha.reshape(-1, 4, 12), torch.stack([importance(pattern) for pattern in patterns])
-    )
+    torch.testing.assert_close(alpha.reshape(-1, 4, 12), torch.stack([importance(pattern) for pattern in patterns]))
 
 
 def test_tensors_arrays_and_lists_give_the_same() -> None:
@@ -216,9 +214,7 @@ def test_importance_of_a_causal_softmax_is_bounded(length: int, seed: int) -> No
     assert alpha.min() >= 0 and alpha.max() <= 1 + 1e-12
     assert alpha[:, 0].min() >= 1 / length - 1e-12
     queries = length - torch.arange(length)
-    torch.testing.assert_close(
-        (alpha * queries).sum(-1), torch.full((4,), length).double()
-    )  # all mass is somewhere
+    torch.testing.assert_close((alpha * queries).sum(-1), torch.full((4,), length).double())  # all mass is somewhere
 
 
 @given(seed=st.integers(0, 100))
@@ -236,6 +232,4 @@ def test_mass_on_a_learned_sink_is_not_renormalised() -> None:
     assert (importance(short) < importance(whole)).all()
     queries = 20 - torch.arange(20)
     missing = (1 - short.sum(-1)).sum(-1)
-    torch.testing.assert_close(
-        (importance(short) * queries).sum(-1) + missing, torch.full((4,), 20.0).double()
-    )
+    torch.testing.assert_close((importance(short) * queries).sum(-1) + missing, torch.full((4,), 20.0).double())

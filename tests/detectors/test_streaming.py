@@ -82,9 +82,7 @@ def test_order_of_layers_changes_nothing(name: str, cuts: list[tuple[int, int]])
 @EVERY
 @settings(max_examples=20)
 @given(cuts=cut_up(), data=st.data())
-def test_merge_is_associative_and_commutative(
-    name: str, cuts: list[tuple[int, int]], data: st.DataObject
-) -> None:
+def test_merge_is_associative_and_commutative(name: str, cuts: list[tuple[int, int]], data: st.DataObject) -> None:
     # merge random neighbours until one is left: any bracketing of any order
     parts = [fed(name, [cut]) for cut in cuts]
     while len(parts) > 1:

@@ -179,9 +179,7 @@ def test_norms_are_those_of_the_weights(name: str, zoo: Path) -> None:
             kv = head // (heads // kv_heads)
             for column, norms in (("", found.norm[..., kv]), ("_wo", found.wo_norm[..., head])):
                 part = table.loc[found.layer, head]
-                np.testing.assert_allclose(
-                    part["output_norm" if column else "value_norm"], norms.nanmean(0), rtol=2e-4
-                )
+                np.testing.assert_allclose(part["output_norm" if column else "value_norm"], norms.nanmean(0), rtol=2e-4)
                 for key in (0, 5, 10, 20):
                     own = norms[:, key].nanmean()
                     keep = torch.ones(24, dtype=torch.bool)
@@ -189,6 +187,4 @@ def test_norms_are_those_of_the_weights(name: str, zoo: Path) -> None:
                     reach = ~norms[:, key].isnan()
                     others = norms[:, keep].nanmean(1)[reach].mean()
                     assert part["drain" + column][key] == pytest.approx((own / others).item(), rel=2e-4)
-        assert (
-            table.loc[found.layer]["kv_head"].groupby("head").first() == np.arange(4) // (4 // kv_heads)
-        ).all()
+        assert (table.loc[found.layer]["kv_head"].groupby("head").first() == np.arange(4) // (4 // kv_heads)).all()

@@ -78,9 +78,7 @@ def test_oracle_loss_is_what_sampling_tends_to(sampled: torch.Tensor) -> None:
 
 def test_surprisal_is_infinite_where_a_rule_is_broken() -> None:
     task = BigramBackcopy()
-    ids = torch.tensor(
-        [[65, *(task.characters.index(c) for c in "he")], [65, *map(task.characters.index, "3h")]]
-    )
+    ids = torch.tensor([[65, *(task.characters.index(c) for c in "he")], [65, *map(task.characters.index, "3h")]])
     ids = torch.cat([ids, ids[:, -1:]], 1)
     assert task.surprisal(ids)[0, 2] == math.inf, "e is a trigger and must be followed by h, not e"
     assert task.surprisal(ids)[1, 1] == math.inf, "3 is never followed by h"
@@ -109,13 +107,9 @@ def test_texts_spell_sequences_without_bos() -> None:
     assert task.texts(ids) == ["a\nb"]
 
 
-@given(
-    n_triggers=st.integers(0, 64), seed=st.integers(0, 2**31), bos=st.booleans(), length=st.integers(1, 12)
-)
+@given(n_triggers=st.integers(0, 64), seed=st.integers(0, 2**31), bos=st.booleans(), length=st.integers(1, 12))
 @settings(max_examples=30, deadline=None)
-def test_the_rules_hold_for_any_number_of_triggers(
-    n_triggers: int, seed: int, bos: bool, length: int
-) -> None:
+def test_the_rules_hold_for_any_number_of_triggers(n_triggers: int, seed: int, bos: bool, length: int) -> None:
     task = BigramBackcopy(n_triggers=n_triggers, bos=bos)
     ids = task.sample(8, length, generator(seed))
     trigger = task.trigger_mask(ids)

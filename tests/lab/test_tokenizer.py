@@ -42,9 +42,7 @@ def test_a_character_outside_the_alphabet_is_an_error(tokenizer: PreTrainedToken
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_transformer_lens_loads_the_built_in_models_offline(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transformer_lens_loads_the_built_in_models_offline(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformer_lens.model_bridge import TransformerBridge
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -150,9 +150,7 @@ def test_a_damaged_checkpoint_is_refused(interrupted: Path, damage: str) -> None
         tiny(interrupted)
 
 
-def test_a_checkpoint_of_a_newer_format_is_refused(
-    interrupted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_of_a_newer_format_is_refused(interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sinklens.lab.checkpoint._FORMAT", 0)
     with pytest.raises(ResultError, match="format 1"):
         tiny(interrupted)
@@ -163,9 +161,7 @@ def test_no_resume_starts_anew(interrupted: Path, trained: Path) -> None:
     assert same(weights(tiny(interrupted, resume=False)), weights(trained))
 
 
-def test_a_finished_training_is_left_alone(
-    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_training_is_left_alone(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shutil.copytree(trained, tmp_path / "bb")
     kill_at(monkeypatch, 0)
     assert tiny(folder) == folder
@@ -204,9 +200,7 @@ def test_a_strange_checkpoint_folder_is_kept(tmp_path: Path, interrupted: Path) 
     assert (interrupted / "checkpoint" / "state.pt").exists()
 
 
-def test_starting_anew_can_be_interrupted_too(
-    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_starting_anew_can_be_interrupted_too(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shutil.copytree(trained, tmp_path / "bb")
     for step in (1, 4):
         with monkeypatch.context() as patch:

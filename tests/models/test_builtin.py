@@ -58,7 +58,5 @@ def test_a_model_is_a_folder_with_a_recipe(installed: Path) -> None:
             (models / name / file).write_text(json.dumps(content))
     found = builtin_models()
     assert list(found) == ["a", "b"]
-    assert (
-        found["b"].shows == "x" and found["b"].measured == {"loss": 1} and found["b"].recipe == {"shows": "x"}
-    )
+    assert found["b"].shows == "x" and found["b"].measured == {"loss": 1} and found["b"].recipe == {"shows": "x"}
     assert found["a"].shows == "" and found["a"].measured == {} and found["a"].path == models / "a"

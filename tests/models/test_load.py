@@ -74,9 +74,7 @@ def test_what_is_remembered_about_a_model(zoo: Path) -> None:
     assert source_of(bare) is None
 
 
-@pytest.mark.parametrize(
-    "name", list(builtin_models()) or [pytest.param("", marks=pytest.mark.skip("no built-in"))]
-)
+@pytest.mark.parametrize("name", list(builtin_models()) or [pytest.param("", marks=pytest.mark.skip("no built-in"))])
 def test_built_in_models(name: str) -> None:
     model = load(name, device="cpu")
     source = source_of(model)
@@ -104,9 +102,7 @@ def test_a_directory_named_like_a_hub_model_is_still_that_directory(
     assert load("gpt2-small", device="cpu").cfg.architecture == "LlamaForCausalLM"
 
 
-def test_a_built_in_name_wins_over_a_directory(
-    llama: Path, zoo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_built_in_name_wins_over_a_directory(llama: Path, zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_built_ins(monkeypatch, **{"llama": checkpoint("gpt2", zoo)})
     monkeypatch.chdir(llama.parent)
     assert load("llama", device="cpu").cfg.architecture == "GPT2LMHeadModel"

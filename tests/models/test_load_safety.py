@@ -75,9 +75,7 @@ def test_the_marker_works(llama: Path, marker: Path) -> None:
 def test_a_checkpoint_with_its_own_architecture_is_refused(llama: Path, marker: Path) -> None:
     edit(llama / "config.json", model_type="evil", architectures=["EvilModel"], auto_map=AUTO_MAP)
     for options in ({}, {"dtype": "float32"}):
-        with pytest.raises(
-            ModelLoadError, match="comes with its own modelling code, which is not run unless"
-        ) as error:
+        with pytest.raises(ModelLoadError, match="comes with its own modelling code, which is not run unless") as error:
             load(llama, **options)
         assert "trust_remote_code=True" in str(error.value)
     assert not marker.exists()

@@ -69,9 +69,7 @@ def bare(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> TransformerBrid
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    return with_tokenizer(
-        zoo, tmp_path_factory.mktemp("bare"), PreTrainedTokenizerFast(tokenizer_object=core)
-    )
+    return with_tokenizer(zoo, tmp_path_factory.mktemp("bare"), PreTrainedTokenizerFast(tokenizer_object=core))
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +83,11 @@ def rows(batch: TokenBatch) -> list[list[int]]:
 
 
 # ------------------------------------------------------------------ BOS
-def test_auto_does_what_the_shipped_tokenizer_does(
-    plain: TransformerBridge, prepending: TransformerBridge
-) -> None:
+def test_auto_does_what_the_shipped_tokenizer_does(plain: TransformerBridge, prepending: TransformerBridge) -> None:
     batch = tokenize(plain, ["abc", "b"])
     assert rows(batch) == [[A, B, C], [B]]
     assert batch.bos_added_by == "nobody" and batch.bos_id == BOS and not batch.bos.any()
-    assert batch.statement == (
-        "No BOS was prepended because the checkpoint's own tokenizer does not prepend one."
-    )
+    assert batch.statement == ("No BOS was prepended because the checkpoint's own tokenizer does not prepend one.")
     batch = tokenize(prepending, ["abc", "b"])
     assert rows(batch) == [[BOS, A, B, C], [BOS, B]]  # and no EOS, whatever the template says
     assert batch.bos_added_by == "sinklens"
@@ -148,9 +142,7 @@ def test_a_tokenizer_without_bos_gets_none(which: str, request: pytest.FixtureRe
     batch = tokenize(model, "abc")
     assert batch.bos_added_by == "nobody" and batch.bos_id is None and not batch.bos.any()
     assert batch.statement == "The tokenizer has no BOS token, so none was prepended."
-    with pytest.raises(
-        InputError, match='bos="yes" needs a tokenizer with a BOS token and this one has none'
-    ):
+    with pytest.raises(InputError, match='bos="yes" needs a tokenizer with a BOS token and this one has none'):
         tokenize(model, "abc", bos="yes")
     assert tokenize(model, [[EOS, 50]]).bos_added_by == "nobody"  # an EOS is not taken for a BOS
 
@@ -168,17 +160,13 @@ def test_a_bos_spelled_out_in_the_text_is_accounted_for(
 ) -> None:
     batch = tokenize(plain, ["<s>ab", "<s>a"])
     assert rows(batch) == [[BOS, A, B], [BOS, A]]
-    assert batch.bos_added_by == "caller" and batch.statement.endswith(
-        "2 of 2 texts spell the BOS out at their start."
-    )
+    assert batch.bos_added_by == "caller" and batch.statement.endswith("2 of 2 texts spell the BOS out at their start.")
     batch = tokenize(plain, ["<s>ab", "a"])
     assert batch.bos_added_by == "nobody" and "1 of 2 texts spell" in batch.statement
     batch = tokenize(prepending, ["<s>ab", "a"])
     assert rows(batch) == [[BOS, BOS, A, B], [BOS, A]]
     assert batch.bos_added_by == "sinklens"
-    assert batch.statement.endswith(
-        "1 of 2 texts spell the BOS out at their start, so it stands there twice."
-    )
+    assert batch.statement.endswith("1 of 2 texts spell the BOS out at their start, so it stands there twice.")
 
 
 # ------------------------------------------------------------------ ids
@@ -273,9 +261,7 @@ def test_the_context_is_the_longest_by_default(plain: TransformerBridge, zoo: Pa
     batch = tokenize(plain, "a" * 500)
     assert batch.ids.shape == (1, N_CTX) and batch.dropped == 500 - N_CTX
     assert tokenize(plain, "a" * 500, max_tokens=N_CTX).ids.shape == (1, N_CTX)
-    with pytest.raises(
-        InputError, match=f"max_tokens={N_CTX + 1} is longer than the model's context of {N_CTX} "
-    ):
+    with pytest.raises(InputError, match=f"max_tokens={N_CTX + 1} is longer than the model's context of {N_CTX} "):
         tokenize(plain, "abc", max_tokens=N_CTX + 1)
     unlimited = boot("mamba", zoo)
     assert tokenize(unlimited, "a" * 500, bos="no").ids.shape == (1, 500)
@@ -291,9 +277,7 @@ def test_max_tokens_must_leave_room(max_tokens: int, plain: TransformerBridge) -
 
 def test_a_bos_needs_room_for_text(plain: TransformerBridge) -> None:
     assert rows(tokenize(plain, "abc", max_tokens=1)) == [[A]]
-    with pytest.raises(
-        InputError, match=r"max_tokens=1 leaves no room for text after the BOS; use at least 2"
-    ):
+    with pytest.raises(InputError, match=r"max_tokens=1 leaves no room for text after the BOS; use at least 2"):
         tokenize(plain, "abc", max_tokens=1, bos="yes")
     assert rows(tokenize(plain, "abc", max_tokens=2, bos="yes")) == [[BOS, A]]
 
@@ -308,9 +292,7 @@ def test_split_cuts_into_consecutive_rows(plain: TransformerBridge) -> None:
     assert batch.bos[:, 0].all() and batch.dropped == 0
 
 
-@pytest.mark.parametrize(
-    ("length", "kept", "dropped"), [(11, [8], 3), (12, [8, 4], 0), (3, [3], 0), (16, [8, 8], 0)]
-)
+@pytest.mark.parametrize(("length", "kept", "dropped"), [(11, [8], 3), (12, [8, 4], 0), (3, [3], 0), (16, [8, 8], 0)])
 def test_split_leaves_out_a_last_row_shorter_than_half(
     length: int, kept: list[int], dropped: int, plain: TransformerBridge
 ) -> None:
@@ -389,9 +371,7 @@ def test_rows_trim_padding(plain: TransformerBridge) -> None:
 
 
 # ------------------------------------------------------------------ what is refused
-@pytest.mark.parametrize(
-    "nothing", [[], (), torch.zeros(0, 5, dtype=torch.long), np.zeros((0, 3), dtype=int)]
-)
+@pytest.mark.parametrize("nothing", [[], (), torch.zeros(0, 5, dtype=torch.long), np.zeros((0, 3), dtype=int)])
 def test_nothing_to_tokenize(nothing: Any, plain: TransformerBridge) -> None:
     with pytest.raises(InputError, match="Expected at least one text or sequence of ids, got none"):
         tokenize(plain, nothing)
@@ -463,9 +443,7 @@ def test_masks_with_holes(mask: Sequence[int], plain: TransformerBridge) -> None
 def test_masks_that_do_not_fit(plain: TransformerBridge) -> None:
     with pytest.raises(InputError, match=r"padding_mask has shape \(2, 3\), ids have \(2, 4\)"):
         tokenize(plain, random_ids(2, 4), padding_mask=torch.ones(2, 3))
-    with pytest.raises(
-        InputError, match="padding_mask goes with an id tensor; lists of ids carry no padding"
-    ):
+    with pytest.raises(InputError, match="padding_mask goes with an id tensor; lists of ids carry no padding"):
         tokenize(plain, [[A]], padding_mask=torch.ones(1, 1))
     with pytest.raises(InputError, match="padding_mask goes with an id tensor; texts carry no padding"):
         tokenize(plain, "abc", padding_mask=torch.ones(1, 3))
@@ -501,7 +479,5 @@ def test_every_family_takes_text_and_gives_it_back(name: str, zoo: Path) -> None
         assert batch.tokens[1] == ("b",) and batch.lengths.tolist() == [len(ascii_text), 1]
         batch = tokenize(model, text, bos="no")
         assert model.tokenizer.decode(rows(batch)[0]) == text
-    assert tokenize(boot(name, zoo), "a").bos_added_by == (
-        "sinklens" if FAMILIES[name].prepends_bos else "nobody"
-    )
+    assert tokenize(boot(name, zoo), "a").bos_added_by == ("sinklens" if FAMILIES[name].prepends_bos else "nobody")
     assert tokenize(model, "a").bos_added_by == "nobody"  # loaded: as the shipped tokenizer

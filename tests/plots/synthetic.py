@@ -75,9 +75,7 @@ def synthetic_census(n: int = 48) -> Census:
             strongest = int(np.argmax(importance[: n - 9]))
             rate = 1.0 if importance[strongest] > 0.3 else 0.0
             for k in range(n):
-                sinks.append(
-                    (layer, head, k, importance[k], float(importance[k] > 0.3), null[k], N_SEQUENCES)
-                )
+                sinks.append((layer, head, k, importance[k], float(importance[k] > 0.3), null[k], N_SEQUENCES))
             heads.append(
                 {
                     "layer": layer,
@@ -201,9 +199,7 @@ def synthetic_census(n: int = 48) -> Census:
             "tokens": pd.DataFrame(token_rows),
             "massive": pd.DataFrame(massive),
             "profile": pd.DataFrame(profile),
-            "residual_norms": pd.DataFrame(profile)[["layer", "position", "resid_norm"]].assign(
-                n_sequences=2
-            ),
+            "residual_norms": pd.DataFrame(profile)[["layer", "position", "resid_norm"]].assign(n_sequences=2),
             "massive_lifetimes": pd.DataFrame(
                 [("absolute", 0, 7, 1, 4, 2)],
                 columns=["criterion", "position", "channel", "appears", "leaves_after", "n_sequences"],

@@ -60,9 +60,7 @@ def test_no_figure_has_category_axes_or_raw_markup(make: Any) -> None:
             assert axis.type in (None, "linear", "log"), name
         # Nothing heavier than float32 goes to the browser.
         for one in json.loads(text)["data"]:
-            assert all(
-                not isinstance(v, dict) or v.get("dtype") != "f8" for k, v in one.items() if k != "x"
-            ), name
+            assert all(not isinstance(v, dict) or v.get("dtype") != "f8" for k, v in one.items() if k != "x"), name
 
 
 # ---------------------------------------------------------------- layer x head
@@ -81,11 +79,7 @@ def test_heatmap_puts_every_head_in_its_cell_and_leaves_the_rest_missing(census:
 def test_heatmap_hover_says_not_applicable(census: Census) -> None:
     heads = census.tables["heads"].assign(drain=math.nan)
     text = trace(plots.sink_heatmap(heads)).text[1][0]
-    assert (
-        "<b>L1H0</b>" in text
-        and "strongest key at position: 0" in text
-        and "value drain |v| / others: n/a" in text
-    )
+    assert "<b>L1H0</b>" in text and "strongest key at position: 0" in text and "value drain |v| / others: n/a" in text
 
 
 def test_diverging_values_are_centred(census: Census) -> None:
@@ -240,9 +234,7 @@ def test_token_strip_greys_tokens_that_few_queries_see(census: Census) -> None:
 def test_token_strip_says_when_it_clips_or_cuts(census: Census) -> None:
     tokens = census.tables["tokens"]
     assert "≤" not in plots.token_strip(tokens)
-    assert "≤" in plots.token_strip(
-        tokens.assign(received=tokens["received"].where(tokens["position"] != 3, 1e-30))
-    )
+    assert "≤" in plots.token_strip(tokens.assign(received=tokens["received"].where(tokens["position"] != 3, 1e-30)))
     assert "First 5 of 48 tokens" in plots.token_strip(census.tables["tokens"], 1, limit=5)
 
 

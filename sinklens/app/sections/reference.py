@@ -93,7 +93,4 @@ def provenance(census: "Census", downloads: Downloads) -> str:
         **meta.get("versions", {}),
     }
     settings = text(json.dumps(meta["settings"], indent=2, default=str))
-    return (
-        facts(pairs)
-        + f"<h3>Tables</h3>\n<p>{downloads.buttons()}</p>\n<h3>Settings</h3>\n<pre>{settings}</pre>"
-    )
+    return facts(pairs) + f"<h3>Tables</h3>\n<p>{downloads.buttons()}</p>\n<h3>Settings</h3>\n<pre>{settings}</pre>"

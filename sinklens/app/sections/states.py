@@ -64,9 +64,7 @@ def massive(census: "Census", downloads: Downloads) -> str:
         return body + '<p class="na">Not applicable: no hidden state was recorded.</p>'
     rows = plots.strongest_activations(table, 20)
     layers = ["embed" if layer < 0 else str(layer) for layer in rows["layer"]]
-    caption = (
-        f"The {len(rows)} largest entries; each token and channel once, at the layer where it is largest"
-    )
+    caption = f"The {len(rows)} largest entries; each token and channel once, at the layer where it is largest"
     body += html_table(
         rows.assign(layer=layers),
         _MASSIVE_COLUMNS,

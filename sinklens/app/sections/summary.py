@@ -18,9 +18,7 @@ def header(census: "Census") -> str:
     meta = census.meta
     verdict = [str(sentence) for sentence in meta["verdict"]] or ["No verdict was recorded."]
     rest = "".join(f"<li>{text(sentence)}</li>" for sentence in verdict[1:])
-    tiles = "".join(
-        f'<div class="tile"><b>{text(n)}</b><span>{text(what)}</span></div>' for n, what in _tiles(census)
-    )
+    tiles = "".join(f'<div class="tile"><b>{text(n)}</b><span>{text(what)}</span></div>' for n, what in _tiles(census))
     return (
         f'<p class="kind">sinklens census of extreme tokens</p>\n<h1>{text(meta["model"]["name"])}</h1>\n'
         f'<p class="headline">{text(verdict[0])}</p>\n'
