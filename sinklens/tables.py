@@ -134,23 +134,6 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a file under a temporary name in the same directory and rename it.
-
-    Raises:
-        ResultError: The place cannot be written or is full.
-    """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
-    except OSError as error:
-        raise ResultError(f"Cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
 def _swap(scratch: Path, directory: Path) -> None:
     if not directory.exists():
         os.rename(scratch, directory)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from sinklens.app.page import document
 from sinklens.app.sections import SECTIONS, Downloads, header
 from sinklens.errors import ResultError
-from sinklens.plots.export import write_atomically
+from sinklens.files import write_atomically
 
 if TYPE_CHECKING:
     from sinklens.experiments.census import Census

@@ -183,7 +183,7 @@ def _compare(
     limit, checked = TOLERANCE.get(next(model.parameters()).dtype), list(worst)
     if limit is None:
         # rounding differences grow with depth (and can flip expert routing), so only the first layer, whose
-        # input # is the same on both sides, can be held to a bound
+        # input is the same on both sides, can be held to a bound
         limit, checked = LOW_PRECISION_TOLERANCE, [min(worst)]
     for layer in checked:
         if not worst[layer] <= limit:

@@ -50,7 +50,7 @@ class Statistic(ABC):
 
     @abstractmethod
     def update(self, block: Block) -> None:
-        """Add one block."""
+        """Add one block; on a CPU several threads call this at once, each with heads or sequences of its own."""
 
     @abstractmethod
     def compute(self) -> dict[str, Tensor]:
@@ -260,6 +260,8 @@ class DeltaLogit(Statistic):
         row_weight: Float[Tensor, "batch q_pos"],
     ) -> bool:
         """Closed form in O(pos d_head): sums of dot products are dot products with cumulative sums (fp64)."""
+        if query.device.type == "mps":  # has no fp64
+            return False
         k_pos, offset = self.shape.k_pos, self.shape.offset
         visible = torch.arange(offset + 1, k_pos + 1, device=query.device).double()
         others = (visible - 1).clamp(min=1)

@@ -157,9 +157,10 @@ class _Recorder:
     def _attention(self, layer: int, value: Tensor, statistics: list[Statistic]) -> None:
         computed: dict[str, Tensor] = {}
         for statistic in statistics:
-            computed |= statistic.compute()
+            # accumulated on the layer's own device; what is left is O(pos) and joins the other layers on the CPU
+            computed |= {name: value.cpu() for name, value in statistic.compute().items()}
         if layer in self.gates:
-            computed["gate"] = self.gates.pop(layer)
+            computed["gate"] = self.gates.pop(layer).cpu()
         self.pending[layer] = computed, value_norms(value, self.factors[layer])
 
     def _gate(self, projected: Tensor, hook: Any, layer: int) -> None:

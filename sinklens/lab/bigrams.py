@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sinklens.errors import InputError, ResultError
-from sinklens.lab.files import write_atomically
+from sinklens.files import write_atomically
 from sinklens.models.builtin import data_dir
 
 _HEADER = ["first", "second", "count"]

@@ -13,9 +13,9 @@ from safetensors.torch import save as safetensors_bytes
 from transformers import OPTForCausalLM
 
 from sinklens.errors import ResultError
+from sinklens.files import write_atomically
 from sinklens.lab.architecture import deviations
 from sinklens.lab.bigram_backcopy import BOS
-from sinklens.lab.files import write_atomically
 from sinklens.lab.gates import check_gates, gates
 from sinklens.lab.report import FIGURES
 from sinklens.lab.settings import BackcopySettings

@@ -1,12 +1,12 @@
 """Figures to files: PNG through kaleido, or one HTML file that opens offline."""
 
 import importlib.util
-import os
 from pathlib import Path
 
 import plotly.graph_objects as go
 
-from sinklens.errors import MissingExtraError, ResultError
+from sinklens.errors import MissingExtraError
+from sinklens.files import write_atomically
 from sinklens.plots.style import CONFIG
 
 _INSTEAD = "or write HTML instead with sinklens.plots.export_html(fig, path)"
@@ -65,20 +65,3 @@ def export_html(fig: go.Figure, path: str | Path) -> Path:
     """
     text: str = fig.to_html(include_plotlyjs=True, full_html=True, config=CONFIG)
     return write_atomically(path, text.encode("utf-8", "backslashreplace"))
-
-
-def write_atomically(path: str | Path, data: bytes) -> Path:
-    """Write under a temporary name in the same folder and rename, so that a reader never meets half a file.
-
-    Raises:
-        ResultError: when the file cannot be written; the temporary file is removed.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ResultError(f"Expected to write {target}, but {error.strerror or error}; choose another path.") from error
-    return target

@@ -118,7 +118,7 @@ def test_permuting_heads_permutes_results(seed: int, pos: int, order: list[int])
     call = draw_call(seed, pos)
     permuted = dataclasses.replace(call, **{name: getattr(call, name)[:, order] for name in ("query", "key", "value")})
     expected = {name: value if value.ndim == 2 else value[:, order] for name, value in measure(call).items()}
-    assert_same(measure(permuted), expected, 1e-6)
+    assert_same(measure(permuted), expected, 1e-5)
 
 
 @settings(max_examples=25)
@@ -127,7 +127,7 @@ def test_shared_keys_and_values_equal_copies_of_them(seed: int, pos: int, kv_hea
     call = draw_call(seed, pos, kv_heads=kv_heads)
     copies = {name: getattr(call, name).repeat_interleave(HEADS // kv_heads, 1) for name in ("key", "value")}
     expanded = dataclasses.replace(call, **copies)
-    assert_same(measure(call), measure(expanded), 1e-6)
+    assert_same(measure(call), measure(expanded), 1e-5)
     torch.testing.assert_close(attend(call), attend(expanded), atol=1e-6, rtol=1e-6)
 
 
@@ -138,7 +138,7 @@ def test_swapping_sequences_swaps_results(seed: int, pos: int) -> None:
     names = ("query", "key", "value", "real")
     swapped = dataclasses.replace(call, **{name: getattr(call, name).flip(0) for name in names})
     expected = {name: value.flip(0) for name, value in measure(call).items()}
-    assert_same(measure(swapped), expected, 1e-6)
+    assert_same(measure(swapped), expected, 1e-5)
 
 
 @settings(max_examples=25)

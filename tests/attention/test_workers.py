@@ -1,0 +1,75 @@
+"""Heads in threads: the same numbers, the first exception comes out, and torch's threads are as before."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from sinklens.attention import (
+    AttentionCall,
+    DeltaLogit,
+    Distance,
+    Entropy,
+    MissingMass,
+    PooledMap,
+    ReceivedMass,
+    TopKey,
+    attend,
+    kernel,
+)
+from sinklens.attention.workers import run_units
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("batch", "heads", "kv_heads", "length"), [(3, 1, 1, 70), (2, 6, 2, 150), (1, 5, 5, 300)])
+def test_threads_change_nothing(
+    batch: int, heads: int, kv_heads: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(batch, heads, length, 8, generator=generator)
+    key, value = (torch.randn(batch, kv_heads, length, 8, generator=generator) for _ in range(2))
+    real = torch.ones(batch, length, dtype=torch.bool)
+    real[-1, length - 20 :] = False
+    call = AttentionCall(0, query, key, value, 0.5, real=real)
+    factories = [ReceivedMass, Entropy, Distance, TopKey, MissingMass, DeltaLogit, PooledMap]
+    outcomes = []
+    for worth in (1 << 60, 1):
+        monkeypatch.setattr(kernel, "WORTH_THREADS", worth)
+        statistics = [make(call.shape) for make in factories]
+        # blocks of few bytes give every head a unit of its own
+        outcomes.append((attend(call, statistics, block_bytes=1 << 12), [s.compute() for s in statistics]))
+    (alone, computed), (together, computed_together) = outcomes
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-6)
+    for mine, other in zip(computed, computed_together, strict=True):
+        for name, expected in mine.items():
+            torch.testing.assert_close(other[name], expected, equal_nan=True, atol=1e-5, rtol=1e-5)
+
+
+def test_units_run_side_by_side_and_threads_are_restored() -> None:
+    both = threading.Barrier(2, timeout=30)  # passes only if two units are under way at once
+    seen: list[int] = []
+
+    def work(unit: int) -> None:
+        both.wait()
+        assert not torch.is_grad_enabled()
+        seen.append(torch.get_num_threads())
+
+    run_units(work, [0, 1], parallel=True)
+    assert seen == [1, 1] and torch.get_num_threads() == 2
+
+
+def test_an_exception_comes_out_and_threads_are_restored() -> None:
+    def work(unit: int) -> None:
+        raise RuntimeError(f"unit {unit}")
+
+    with pytest.raises(RuntimeError, match="unit"):
+        run_units(work, [0, 1, 2], parallel=True)
+    assert torch.get_num_threads() == 2
