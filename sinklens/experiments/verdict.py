@@ -87,12 +87,13 @@ def _peaks(layers: pd.DataFrame) -> list[str]:
         headline = f"{kind} at position 0: {size}."
     else:
         headline = f"No residual peak at position 0: at most, {size}."
+    reached = ""
+    if largest.layer != peak.layer:
+        reached = f", and reaches {largest.resid_norm_first:.3g} after block {largest.layer}"
     return [
         f"{headline} Growth: its norm goes from {start.resid_norm_first:.3g} before the first block to "
-        f"{largest.resid_norm_first:.3g} after block {largest.layer} "
-        f"(x{largest.resid_norm_first / start.resid_norm_first:.1f}); the other tokens' from "
-        f"{start.resid_norm_others:.3g} to {largest.resid_norm_others:.3g} "
-        f"(x{largest.resid_norm_others / start.resid_norm_others:.1f})."
+        f"{peak.resid_norm_first:.3g} after block {peak.layer} (x{peak.resid_norm_first / start.resid_norm_first:.1f}; "
+        f"the other tokens' x{peak.resid_norm_others / start.resid_norm_others:.1f}){reached}."
     ]
 
 
