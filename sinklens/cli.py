@@ -109,13 +109,13 @@ def scan(
         }
         | ({"detectors": names} if names is not None else {}),
     )
+    saved = ["Nothing was saved; add --out DIR for tables and a report."]
+    if out is not None:  # before anything is printed: a closed pipe (| head) must not cost the result
+        census.save(out)
+        saved = [f"Report: {census.report(out / 'report.html')}", f"Tables: {out}"]
     _print_census(census)
-    if out is None:
-        typer.echo(f"Took {census.meta['seconds']:.1f} s. Nothing was saved; add --out DIR for tables and a report.")
-        return
-    census.save(out)
-    report_path = census.report(out / "report.html")
-    typer.echo(f"Report: {report_path}")
+    for line in saved:
+        typer.echo(line)
     typer.echo(f"Took {census.meta['seconds']:.1f} s.")
 
 

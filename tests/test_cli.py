@@ -184,3 +184,12 @@ def test_full_disk_leaves_the_old_result(monkeypatch: pytest.MonkeyPatch, saved:
         census.save(out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["census"]
+
+
+def test_a_closed_pipe_does_not_cost_the_result(sinklens, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_print_census", closed)
+    status, _, _ = sinklens("scan", "bb-1l", "--max-sequences", 3, "--out", tmp_path / "run")
+    assert status == 141 and (tmp_path / "run" / "report.html").is_file()
