@@ -47,7 +47,11 @@ def figure(table: pd.DataFrame, name: str) -> go.Figure:
     fig.update_layout(
         title=f"Attention received by key position in {Path(name).name}, mean over all heads",
         xaxis_title="key position (0-based, tokens)",
-        yaxis={"title": "importance (mean attention per query)", "type": "log"},
+        yaxis={
+            "title": "importance (mean attention per query)",
+            "type": "log",
+            "tickvals": [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1],
+        },
     )
     return fig
 
