@@ -297,7 +297,8 @@ def _choose_maps(
         if len(chosen) >= count or index >= len(focused):
             continue
         row = focused.iloc[index]
-        chosen.setdefault((int(row["layer"]), int(row["head"])), f"low entropy, {row['entropy']:.2f} nats, no sink")
+        why = f"no sink; entropy {row['entropy']:.2f} of at most {row['entropy_null']:.2f} nats"
+        chosen.setdefault((int(row["layer"]), int(row["head"])), why)
     length = int(batch.lengths[0])
     out = {}
     for (layer, head), why in chosen.items():

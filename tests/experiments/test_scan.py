@@ -1,5 +1,7 @@
 """The census on models whose answer is known: a trained sink, a planted sink, and none."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens import Census, load, scan, tokenize
+from sinklens.capture import capture
 from sinklens.detectors import sinks
 from sinklens.errors import InputError, ResultError
 from tests import families, oracle
@@ -108,6 +111,24 @@ def test_names_that_others_rely_on(bb3_census: Census) -> None:
         assert metric["version"] >= 1 and metric["definition"] and metric["source"]
     assert bb3_census.meta["tokens"]["bos"]["statement"]
     assert bb3_census.meta["tokens"]["bos"]["position0"] == "<s>"
+
+
+def test_a_model_placed_by_accelerate_gives_the_same_numbers(tiny: TransformerBridge, tiny_directory: Path) -> None:
+    spread = load(tiny_directory, device_map={"": "cpu"})
+    ids = families.random_ids(batch=3, pos=30)
+    expected, found = scan(tiny, tokens=ids), scan(spread, tokens=ids)
+    for name, table in expected.tables.items():
+        pd.testing.assert_frame_equal(found.tables[name], table, obj=name)
+
+
+def test_output_gates_are_the_models_own(tmp_path: Path) -> None:
+    model = load(families.build_checkpoint("qwen3_next", tmp_path))
+    ids = families.random_ids(batch=2, pos=24)
+    (record,) = [r for r in capture(model, tokenize(model, ids)) if r.path == "fast"]
+    _, cache = model.run_with_cache(ids, names_filter="blocks.3.attn.hook_q_gate")
+    gate = cache["blocks.3.attn.hook_q_gate"]
+    expected = torch.sigmoid(gate.reshape(*ids.shape, model.cfg.n_heads, -1)).mean(-1).transpose(1, 2)
+    torch.testing.assert_close(record.attention["gate"], expected)
 
 
 def test_the_model_is_as_before(tiny: TransformerBridge) -> None:
