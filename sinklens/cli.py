@@ -18,10 +18,30 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"sinklens {version('sinklens')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Options of the whole program; typer shows the app's own help instead of this line."""
+
+
 @app.command()
 def scan(
     model: Annotated[
-        str, typer.Argument(help="Built-in name (see 'sinklens models'), Hugging Face directory, or hub id.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Built-in name (see 'sinklens models'), Hugging Face directory, or hub id."
+        ),
     ],
     text: Annotated[
         list[str] | None,

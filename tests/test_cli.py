@@ -65,6 +65,8 @@ def test_help_teaches(sinklens) -> None:  # type: ignore[no-untyped-def]
     for words in (["--help"], ["scan", "--help"], ["report", "--help"], ["models", "--help"], ["lab", "--help"]):
         status, printed, _ = sinklens(*words)
         assert status == 0 and "Usage" in printed
+    status, printed, _ = sinklens("--version")
+    assert status == 0 and printed.startswith("sinklens ")
     status, printed, _ = sinklens("models")
     assert status == 0 and "bb-1l" in printed and "bb-3l" in printed
 

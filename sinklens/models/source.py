@@ -42,7 +42,7 @@ def prepends_bos(model: TransformerBridge) -> tuple[bool, str]:
     """Whether ``bos="auto"`` prepends a BOS for this model, and why."""
     source = source_of(model)
     if source is not None:
-        verb = "does" if source.tokenizer_prepends_bos else "does not"
-        return source.tokenizer_prepends_bos, f"the checkpoint's own tokenizer {verb} prepend one"
+        verb = "prepends" if source.tokenizer_prepends_bos else "does not prepend"
+        return source.tokenizer_prepends_bos, f"the checkpoint's own tokenizer {verb} one"
     default = bool(getattr(model.cfg, "default_prepend_bos", False))
     return default, f"TransformerLens' default for {model.cfg.architecture} is default_prepend_bos={default}"

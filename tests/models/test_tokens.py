@@ -93,7 +93,7 @@ def test_auto_does_what_the_shipped_tokenizer_does(plain: TransformerBridge, pre
     assert batch.bos_added_by == "sinklens"
     assert batch.bos.tolist() == [[True, False, False, False], [True, False, False, False]]
     assert batch.statement == (
-        "A BOS was prepended to every sequence because the checkpoint's own tokenizer does prepend one."
+        "A BOS was prepended to every sequence because the checkpoint's own tokenizer prepends one."
     )
 
 
