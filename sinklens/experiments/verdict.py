@@ -50,9 +50,10 @@ def _sinks(heads: pd.DataFrame, tokens: pd.DataFrame, settings: Mapping[str, Any
     groups: list[tuple[Any, pd.DataFrame]] = list(found.groupby("sink_position"))
     for position, group in sorted(groups, key=lambda item: -len(item[1])):
         best = _row(group, group["sink_rate"].idxmax())
+        verb = "gives" if len(group) == 1 else "give"
         out.append(
             f"Position {position}{_what(tokens, int(position))} is an attention sink: {len(group)} of {len(heads)} "
-            f"heads ({_list(group)}) give{'s' if len(group) == 1 else ''} it more than {eps} of their attention in at least half of the sequences. "
+            f"heads ({_list(group)}) {verb} it more than {eps} of their attention in at least half of the sequences. "
             f"Strongest: {_name(best)}, sink rate {best.sink_rate:.2f}, importance {best.importance:.2f}, "
             f"{best.ratio:.1f} times uniform attention."
         )
