@@ -8,7 +8,9 @@ Compares, on a random 6-layer Llama (d_model 384, 6 heads) with batch 1, the tim
 - ``sinklens``: ``sinklens.capture`` with every statistic and detector of ``sinklens.scan``.
 
 Rounds are interleaved (a b c d a b c d ...) and ratios are taken within a round, because machines are noisy. Memory is
-the growth of the resident set sampled every 2 ms (CPU) or torch's peak allocation (CUDA).
+measured in rounds of its own: the growth of the resident set sampled every 2 ms, with the C library told to give every
+large block back at once so that memory in use is seen and not what the allocator keeps (CPU), or torch's peak
+allocation (CUDA).
 
     python benchmarks/capture.py --lengths 1024,4096,8192 --only-sinklens 16384 --out benchmarks/capture.csv
 """
@@ -43,6 +45,8 @@ from sinklens.models import load
 from sinklens.models.tokens import TokenBatch, tokenize
 
 HEADS = 6
+PATTERNS = ("hf_attentions", "run_with_cache")
+M_MMAP_THRESHOLD = -3
 
 
 def make_model(attention: str, device: str) -> LlamaForCausalLM:
@@ -145,48 +149,50 @@ def contenders(device: str, batch: TokenBatch, bridge: TransformerBridge) -> dic
     }
 
 
-def measure(length: int, device: str, rounds: int, only_ours: bool, limit_gib: float) -> list[dict[str, Any]]:
-    """Rows of the result table for one sequence length."""
+def measure(length: int, device: str, rounds: int, skip_patterns: bool, phase: str) -> dict[str, list[float]]:
+    """Seconds of every round, or bytes of one round, by contender, for one sequence length."""
     bridge = make_bridge(device)
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(2, 4096, (1, length), generator=generator)
-    batch = tokenize(bridge, ids)
-    calls = contenders(device, batch, bridge)
-    needs = {"hf_attentions": 6 * HEADS * 4 * length**2, "run_with_cache": 6 * HEADS * 4 * length**2}
-    skipped = {name for name, size in needs.items() if only_ours or size > limit_gib * 2**30}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    memory: dict[str, int] = {}
+    ids = torch.randint(2, 4096, (1, length), generator=torch.Generator().manual_seed(1))
+    calls = contenders(device, tokenize(bridge, ids), bridge)
+    figures: dict[str, list[float]] = {name: [] for name in calls if not (skip_patterns and name in PATTERNS)}
     with torch.no_grad():
-        for turn in range(rounds + 1):  # the first round warms up and measures memory
-            for name, call in calls.items():
-                if name in skipped:
-                    continue
+        for turn in range(rounds + 1):  # the first round warms up
+            for name in figures:
                 with PeakMemory(device) as peak:
                     started = time.perf_counter()
-                    result = call()
+                    result = calls[name]()
                     if device.startswith("cuda"):
                         torch.cuda.synchronize()
                     took = time.perf_counter() - started
                     del result
                 if turn:
-                    seconds[name].append(took)
-                memory[name] = max(memory.get(name, 0), peak.extra)
+                    figures[name].append(took if phase == "time" else peak.extra)
+    return figures
+
+
+def tabulate(length: int, seconds: dict[str, list[float]], extra: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Rows of the result table for one sequence length; ratios are medians of ratios within a round."""
     rows = []
-    for name in calls:
+    for name in ("hf_sdpa", *PATTERNS, "sinklens"):
         row: dict[str, Any] = {"T": length, "what": name}
-        if name in skipped:
-            row["note"] = f"skipped: needs about {needs[name] / 2**30:.0f} GiB"
-        else:
+        if name in seconds:
             row["seconds"] = round(statistics.median(seconds[name]), 3)
-            row["extra_mib"] = round(memory[name] / 2**20, 1)
+            row["extra_mib"] = round(max(extra[name]) / 2**20, 1)
             for base in ("hf_sdpa", "run_with_cache"):
-                if base not in skipped:
+                if base in seconds:
                     ratios = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
                     row[f"time / {base}"] = round(statistics.median(ratios), 2)
-                    row[f"memory / {base}"] = round(memory[name] / max(1, memory[base]), 3)
+                    row[f"memory / {base}"] = round(max(extra[name]) / max(extra[base]), 3)
+        else:
+            row["note"] = f"skipped: needs about {pattern_bytes(length) / 2**30:.0f} GiB"
         rows.append(row)
-        print({k: v for k, v in row.items() if v == v}, flush=True)
+        print(row, flush=True)
     return rows
+
+
+def pattern_bytes(length: int) -> int:
+    """Size of all attention patterns together."""
+    return 6 * HEADS * 4 * length**2
 
 
 def main() -> None:
@@ -199,11 +205,14 @@ def main() -> None:
     parser.add_argument("--limit-gib", type=float, default=12, help="skip a contender whose patterns need more")
     parser.add_argument("--out", type=Path, help="write the table as CSV and Markdown")
     options = parser.parse_args()
-    rows = []
-    for length in [int(n) for n in options.lengths.split(",") if n]:
-        rows += measure(length, options.device, options.rounds, False, options.limit_gib)
-    for length in [int(n) for n in options.only_sinklens.split(",") if n]:
-        rows += measure(length, options.device, options.rounds, True, options.limit_gib)
+    lengths = [int(n) for n in options.lengths.split(",") if n]
+    alone = [int(n) for n in options.only_sinklens.split(",") if n]
+    skip = {n: n in alone or pattern_bytes(n) > options.limit_gib * 2**30 for n in [*lengths, *alone]}
+    seconds = {n: measure(n, options.device, options.rounds, skip[n], "time") for n in skip}
+    if not options.device.startswith("cuda"):
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 20)  # last: it makes allocation slower
+    extra = {n: measure(n, options.device, 2, skip[n], "memory") for n in skip}
+    rows = [row for n in skip for row in tabulate(n, seconds[n], extra[n])]
     table = pd.DataFrame(rows)
     where = torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.processor() or "CPU"
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {where}")

@@ -147,6 +147,9 @@ class AttentionEngine:
         """Measure and edit one layer; called by the registered attention function."""
         statistics = [make(call.shape) for make in self.statistics]
         output = attend(call, statistics, self.edits)
+        output_edits: list[Any] = [edit for edit in self.edits if hasattr(edit, "edit_output")]
+        for edit in output_edits:
+            edit.edit_output(call.shape, output)
         self._finish(call.layer, call.value, statistics)
         return output
 

@@ -2,12 +2,14 @@
 
 The bridge computes one layer's T x T pattern and shows it at ``hook_pattern``; it is cut into the same blocks
 that the kernel makes, so all statistics are shared. Memory is that of one layer's pattern. Edits go in
-through ``hook_attn_scores`` and ``hook_pattern`` where the bridge lets them reach the output.
+through ``hook_attn_scores`` and ``hook_pattern`` where the bridge lets them reach the output, and through
+``hook_z`` where it shows ``pattern @ value`` by head.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,33 +42,55 @@ def hook_layers(
 
     Raises:
         UnsupportedArchitectureError: ``edits`` were asked for, but the bridge delegates this attention to a
-            Hugging Face module that has consumed scores and pattern before any hook sees them.
+            Hugging Face module that has consumed scores and pattern before any hook sees them; or head outputs
+            are edited, but ``hook_z`` shows them gated or cut into the wrong heads.
     """
     layers = attention_layers(model)
+    pattern_edits = [edit for edit in edits if hasattr(edit, "edit_scores") or hasattr(edit, "edit_pattern")]
+    output_edits = [edit for edit in edits if hasattr(edit, "edit_output")]
     hooks: list[tuple[str, Any]] = []
     for layer, attention in layers.items():
         delegates = type(attention).forward is AttentionBridge.forward
-        if delegates and edits:
+        if delegates and pattern_edits:
             raise UnsupportedArchitectureError(
                 f"Attention of {model.cfg.architecture} can be measured but not edited: the bridge shows "
                 "scores and pattern only after they were used. Edit its values or head outputs instead."
+            )
+        gated = getattr(model.cfg, "gated_q_proj", False)
+        if output_edits and (gated or isinstance(attention, MLAAttentionBridge)):
+            raise UnsupportedArchitectureError(
+                f"Head outputs of {model.cfg.architecture} can only be edited on the fast path: hook_z shows them "
+                "after a gate or cut into the wrong heads. Use path='fast', or plan_for(model) to choose."
             )
         watcher = _LayerWatcher(
             layer,
             attention,
             factories,
-            edits,
+            pattern_edits,
             real,
             finish,
-            row_sums_vary=delegates or bool(edits) or has_learned_sink(model, layer),
+            row_sums_vary=delegates or bool(pattern_edits) or has_learned_sink(model, layer),
             threshold=hidden_below(next(model.parameters()).dtype),
         )
         hooks.append((f"blocks.{layer}.attn.hook_v", watcher.on_values))
         if not delegates:
             hooks.append((f"blocks.{layer}.attn.hook_attn_scores", watcher.on_scores))
         hooks.append((f"blocks.{layer}.attn.hook_pattern", watcher.on_pattern))
+        if output_edits:
+            hooks.append((f"blocks.{layer}.attn.hook_z", partial(_edit_output, layer=layer, edits=output_edits)))
     with model.hooks(fwd_hooks=hooks):
         yield
+
+
+def _edit_output(z: Tensor, hook: Any, layer: int, edits: Sequence[Any]) -> Tensor:
+    """``hook_z [batch q_pos head d_value]`` after ``edits``; with a cache, ``k_pos`` is unknown here: ``q_pos``."""
+    if torch.is_grad_enabled() and z.requires_grad:
+        raise InputError("The attention engine keeps no gradients under edits; run it under torch.no_grad().")
+    output = z.transpose(1, 2).clone()
+    shape = make_shape(layer, output.shape[:3], output.shape[2], output.device)
+    for edit in edits:
+        edit.edit_output(shape, output)
+    return output.transpose(1, 2)
 
 
 class _LayerWatcher:

@@ -47,7 +47,8 @@ class Edit(Protocol):
     """Changes attention inside the engine, a block at a time and in place.
 
     ``edit_scores`` runs before the softmax (hidden keys hold ``-inf``; writing ``-inf`` hides a key),
-    ``edit_pattern`` after it. An edit that defines neither changes nothing.
+    ``edit_pattern`` after it, ``edit_output`` once per layer on the finished ``pattern @ value`` of all heads. An edit
+    that defines none of them changes nothing.
     """
 
     def edit_scores(self, block: Block) -> None:
@@ -55,6 +56,12 @@ class Edit(Protocol):
 
     def edit_pattern(self, block: Block) -> None:
         """Change ``block.pattern`` in place and return; rows need not keep their sum."""
+
+    def edit_output(self, shape: AttentionShape, output: Float[Tensor, "batch head q_pos d_value"]) -> None:
+        """Change ``output`` in place: what each head hands on, before any output gate and before ``W_O``.
+
+        Through the bridge's hooks ``shape.k_pos`` leaves out cached keys.
+        """
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,8 @@ def attend(
     rows_per_block = rows_per_block or (128 if on_cpu else 512)
     rows_per_block = -(-rows_per_block // shape.cell) * shape.cell
     block_bytes = block_bytes or (1 << 20 if on_cpu else 1 << 28)
-    out = torch.empty(*call.query.shape[:3], call.value.shape[-1], dtype=call.value.dtype, device=shape.device)
+    sizes = (shape.batch, shape.q_pos, shape.heads, call.value.shape[-1])  # laid out as the architecture reads it
+    out = torch.empty(sizes, dtype=call.value.dtype, device=shape.device).transpose(1, 2)
     ones = torch.ones(shape.batch, shape.q_pos, device=shape.device)
     real = ones if call.real is None else call.real.to(ones)
     by_block: Sequence[Statistic] = statistics

@@ -1,0 +1,196 @@
+"""What all interventions share: opening them on a model, adding them up, and going to JSON and back."""
+
+import inspect
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens.attention import AttentionEngine, StatisticFactory, plan_for
+from sinklens.attention.engine import LayerListener
+from sinklens.errors import InputError, UnsupportedArchitectureError
+from sinklens.interventions.heads import Heads, check_heads, head_name
+from sinklens.interventions.positions import Positions
+
+FORMAT = "sinklens-intervention"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Intervention(ABC):
+    """A change to a model's attention that holds inside ``with`` and nowhere else.
+
+    ::
+
+        with torch.no_grad(), (ScaleKeys(keys=0, gamma=2.0) + AblateHeads(["L1H3"]))(model):
+            logits = model(ids)
+
+    One :class:`~sinklens.attention.AttentionEngine` is opened on the path that is exact for the model; forward passes
+    and generation with a growing KV cache inside it are changed. On exit, and on any exception, the model is what it
+    was before. Gradients are not kept: run under ``torch.no_grad()``.
+
+    Positions count real tokens of each sequence from 0, cached ones included and left padding left out. Layers and
+    heads count from 0. Subclasses are frozen dataclasses that check their fields in ``__post_init__``, register
+    themselves under their name for JSON, and return engine edits from :meth:`edits`.
+    """
+
+    _registry: ClassVar[dict[str, type["Intervention"]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Intervention._registry[cls.__name__] = cls
+
+    @abstractmethod
+    def edits(self, positions: Positions) -> Sequence[Any]:
+        """Fresh edits for the engine (see :class:`sinklens.attention.Edit`), applied in order.
+
+        Args:
+            positions: Says which positions a block's rows and keys have.
+        """
+
+    def check(self, model: TransformerBridge) -> None:
+        """Refuse a model that does not have what the intervention names (by default: its heads).
+
+        Raises:
+            InputError: One sentence about the first thing missing.
+        """
+        heads: Heads | None = getattr(self, "heads", None)
+        if heads is not None:
+            check_heads(model, heads)
+
+    @contextmanager
+    def __call__(
+        self,
+        model: TransformerBridge,
+        *,
+        statistics: Sequence[StatisticFactory] = (),
+        on_layer: LayerListener | None = None,
+        real: Tensor | None = None,
+    ) -> Iterator[AttentionEngine]:
+        """Apply the intervention to every forward pass inside ``with``.
+
+        Args:
+            model: The bridge.
+            statistics: What to measure of the changed attention, as for the engine.
+            on_layer: Receives each measured layer.
+            real: Which positions are real tokens ``[batch pos]``, for the statistics.
+
+        Raises:
+            InputError: The model has no such head, or an intervention or engine is open on it already.
+            UnsupportedArchitectureError: The model has no attention, or it cannot be edited exactly.
+        """
+        self.check(model)
+        plan = plan_for(model)
+        if plan.path == "none":
+            raise UnsupportedArchitectureError(
+                f"{type(self).__name__} changes attention, and {model.cfg.architecture} has none."
+            )
+        positions = Positions()
+        engine = AttentionEngine(
+            model,
+            path=plan.path,
+            statistics=statistics,
+            edits=self.edits(positions),
+            on_layer=on_layer,
+            real=real,
+        )
+        with positions.watch(model), engine:
+            yield engine
+
+    def __add__(self, other: object) -> "Composition":
+        return Composition((*_parts(self), *_parts(other))) if isinstance(other, Intervention) else NotImplemented
+
+    def to_json(self) -> str:
+        """The intervention as JSON text, for :meth:`from_json`."""
+        content = {"format": FORMAT, "version": VERSION, "intervention": _encode(self)}
+        return json.dumps(content, allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str) -> "Intervention":
+        """The intervention that :meth:`to_json` wrote.
+
+        Raises:
+            InputError: Damaged text, another format, a newer version, or an unknown intervention or field.
+        """
+        try:
+            content = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"Expected an intervention as JSON, got text that cannot be read: {error}.") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise InputError(f'Expected JSON with "format": "{FORMAT}", as to_json() writes it.')
+        version = content.get("version")
+        if type(version) is not int or version < 1:
+            raise InputError(f"The intervention's format version is damaged: {version!r}.")
+        if version > VERSION:
+            raise InputError(
+                f"The intervention has format version {version}, this sinklens reads up to {VERSION}; update sinklens."
+            )
+        return _decode(content.get("intervention"))
+
+
+@dataclass(frozen=True)
+class Composition(Intervention):
+    """Several interventions in one engine, in order; what ``A + B`` makes.
+
+    Changes of scores all run before the softmax and changes of head outputs after all of those, so only interventions
+    of the same stage can depend on their order.
+    """
+
+    parts: tuple[Intervention, ...]
+
+    def __post_init__(self) -> None:
+        parts: Any = self.parts
+        listed = isinstance(parts, tuple | list) and len(parts) > 0
+        if not listed or not all(isinstance(part, Intervention) for part in parts):
+            raise InputError(f"A composition needs at least one intervention, got {self.parts!r}.")
+        object.__setattr__(self, "parts", tuple(parts))
+
+    def edits(self, positions: Positions) -> Sequence[Any]:
+        """The edits of all parts."""
+        return [edit for part in self.parts for edit in part.edits(positions)]
+
+    def check(self, model: TransformerBridge) -> None:
+        """Check every part."""
+        for part in self.parts:
+            part.check(model)
+
+
+def _parts(intervention: Intervention) -> tuple[Intervention, ...]:
+    return intervention.parts if isinstance(intervention, Composition) else (intervention,)
+
+
+def _encode(intervention: Intervention) -> dict[str, Any]:
+    content: dict[str, Any] = {"kind": type(intervention).__name__}
+    for field in fields(intervention):
+        value = getattr(intervention, field.name)
+        if field.name == "heads" and value != "all":
+            value = [head_name(head) for head in value]
+        elif field.name == "parts":
+            value = [_encode(part) for part in value]
+        elif isinstance(value, Mapping):
+            value = dict(value)
+        content[field.name] = value
+    return content
+
+
+def _decode(content: object) -> Intervention:
+    if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
+        raise InputError('The intervention is damaged: expected an object with a "kind".')
+    arguments = dict(content)
+    kind = arguments.pop("kind")
+    found = Intervention._registry.get(kind)
+    if found is None or inspect.isabstract(found):
+        known = ", ".join(sorted(Intervention._registry))
+        raise InputError(f"{kind!r} is not an intervention of this sinklens, which has {known}.")
+    if isinstance(arguments.get("parts"), list):
+        arguments["parts"] = tuple(_decode(part) for part in arguments["parts"])
+    try:
+        return found(**arguments)
+    except TypeError:
+        names = ", ".join(field.name for field in fields(found))
+        raise InputError(f"{kind} has the fields {names}; got {', '.join(arguments) or 'none'}.") from None

@@ -1,0 +1,78 @@
+"""Absolute token positions of a block's rows and keys: with a KV cache, a cropped cache, and left padding."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens.attention import Block
+from sinklens.errors import InputError
+from sinklens.interventions.heads import as_index
+
+
+class Positions:
+    """Knows where the forward pass in hand stands in its text.
+
+    Position 0 is the first real token of each sequence: left padding that the attention mask names is not counted
+    (its positions are negative). A sliding-window cache that dropped its oldest keys is taken into account too, which
+    ``block.shape.offset`` alone cannot do.
+    """
+
+    def __init__(self) -> None:
+        self.cached = 0
+        self.first_real: list[int] | None = None
+
+    @contextmanager
+    def watch(self, model: TransformerBridge) -> Iterator[None]:
+        """Note cache length and padding at the start of every forward pass of ``model``."""
+        handle = model.original_model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _begin(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        self.cached = 0 if cache is None else int(cache.get_seq_length())
+        self.first_real = None
+        if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, 0].all()):
+            self.first_real = mask.to(torch.uint8).argmax(-1).tolist()
+
+    def rows(self, block: Block) -> Int[Tensor, " q_pos"]:
+        """Position of each query row of the block."""
+        rows = torch.arange(block.rows.start, block.rows.stop, device=block.scores.device)
+        return rows + (self.cached - self._padding(block))
+
+    def keys(self, block: Block) -> Int[Tensor, " k_pos"]:
+        """Position of each key of the block.
+
+        Raises:
+            InputError: A preallocated (static) cache, whose unfilled keys cannot be told from real ones here.
+        """
+        dropped = self.cached - block.shape.offset
+        if dropped < 0:
+            raise InputError("Interventions need a growing KV cache (DynamicCache); this one is preallocated.")
+        keys = torch.arange(block.keys.start, block.keys.stop, device=block.scores.device)
+        return keys + (dropped - self._padding(block))
+
+    def _padding(self, block: Block) -> int:
+        return 0 if self.first_real is None else self.first_real[block.sequence]
+
+
+def parse_keys(keys: object) -> tuple[int, ...]:
+    """Key positions in order and each once; one number stands for itself.
+
+    Raises:
+        InputError: None at all, or something that is not an integer from 0.
+
+    >>> parse_keys([3, 0, 3]), parse_keys(0)
+    ((0, 3), (0,))
+    """
+    found = tuple(as_index(key) for key in keys) if isinstance(keys, Iterable) else (as_index(keys),)
+    if not found or min(found) < 0:
+        raise InputError(f"keys must be token positions counted from 0, such as (0,) or (0, 5); got {keys!r}.")
+    return tuple(sorted(set(found)))
