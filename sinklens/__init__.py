@@ -22,7 +22,18 @@ _HOMES = {
     "scan": "sinklens.experiments",
     "tokenize": "sinklens.models",
 }
-_ROOMS = ("attention", "capture", "detectors", "errors", "experiments", "lab", "models", "plots", "tables")
+_ROOMS = (
+    "attention",
+    "capture",
+    "detectors",
+    "errors",
+    "experiments",
+    "interventions",
+    "lab",
+    "models",
+    "plots",
+    "tables",
+)
 
 __all__ = ["Census", "SinkLensError", "TokenBatch", "builtin_corpus", "load", "scan", "tokenize"]
 
