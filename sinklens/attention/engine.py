@@ -9,9 +9,10 @@ is what it was before.
 """
 
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class AttentionEngine:
         edits: Changes applied to every layer; an edit sees ``block.shape.layer`` and may skip.
         on_layer: Listener that receives each finished layer, in the order of execution.
         real: Which positions are real tokens ``[batch pos]``; padding rows get weight 0.
+        skipped: Layers that the caller keeps from running; every other layer has to call the engine.
 
     Raises:
         UnsupportedArchitectureError: After a forward pass in which some attention layer never reached the
@@ -63,6 +65,9 @@ class AttentionEngine:
             engine is open already.
     """
 
+    differentiable = False
+    """Whether :meth:`attend` keeps gradients; this one does not."""
+
     def __init__(
         self,
         model: TransformerBridge,
@@ -72,6 +77,7 @@ class AttentionEngine:
         edits: Sequence[Edit] = (),
         on_layer: LayerListener | None = None,
         real: Tensor | None = None,
+        skipped: Collection[int] = (),
     ) -> None:
         if path not in ("fast", "fallback", "none"):
             raise InputError(f'path must be "fast", "fallback" or "none", got {path!r}; plan_for(model) knows it.')
@@ -81,6 +87,7 @@ class AttentionEngine:
         self.edits = tuple(edits)
         self.on_layer = on_layer
         self.real = real
+        self.skipped = frozenset(skipped)
         self.calls: list[int] = []
         self._layers = attention_layers(model)
         self._layer_of = {id(attn.original_component): layer for layer, attn in self._layers.items()}
@@ -136,15 +143,21 @@ class AttentionEngine:
                 f"The hook on {names} was ignored: the fast path never computes what it watches, so the "
                 "numbers would not include its effect. Remove it, or open the engine with path='fallback'."
             )
-        if sorted(self.calls) != sorted(self._layers):
+        expected = sorted(self._layers.keys() - self.skipped)
+        if sorted(self.calls) != expected:
             raise UnsupportedArchitectureError(
-                f"Expected one attention call for each of the {len(self._layers)} attention layers of "
+                f"Expected one attention call for each of the {len(expected)} attention layers of "
                 f"{self.model.cfg.architecture}, got calls for layers {sorted(self.calls)}; its numbers "
                 "would be wrong, so none are given. Use path='fallback', or plan_for(model) to choose."
             )
 
     def attend(self, call: AttentionCall) -> Tensor:
         """Measure and edit one layer; called by the registered attention function."""
+        value_edits: list[Any] = [edit for edit in self.edits if hasattr(edit, "edit_values")]
+        if value_edits:
+            call = replace(call, value=call.value.clone())
+            for edit in value_edits:
+                edit.edit_values(call.shape, call.value)
         statistics = [make(call.shape) for make in self.statistics]
         output = attend(call, statistics, self.edits)
         output_edits: list[Any] = [edit for edit in self.edits if hasattr(edit, "edit_output")]
@@ -183,7 +196,11 @@ def _interface(
     engine = _active.get()
     if engine is None:
         raise RuntimeError("the sinklens attention was called outside of an AttentionEngine")
-    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+    if (
+        not engine.differentiable
+        and torch.is_grad_enabled()
+        and (query.requires_grad or key.requires_grad or value.requires_grad)
+    ):
         raise InputError("The attention engine keeps no gradients; run it under torch.no_grad().")
     if dropout:
         raise InputError("The model is in training mode with attention dropout; call model.eval() first.")

@@ -3,7 +3,7 @@
 The bridge computes one layer's T x T pattern and shows it at ``hook_pattern``; it is cut into the same blocks
 that the kernel makes, so all statistics are shared. Memory is that of one layer's pattern. Edits go in
 through ``hook_attn_scores`` and ``hook_pattern`` where the bridge lets them reach the output, and through
-``hook_z`` where it shows ``pattern @ value`` by head.
+``hook_v`` and ``hook_z`` where it shows values and ``pattern @ value`` by head.
 """
 
 import math
@@ -24,6 +24,7 @@ from sinklens.attention.block import AttentionShape, Block
 from sinklens.attention.kernel import Edit, hidden_below, make_shape
 from sinklens.attention.masks import real_rows
 from sinklens.attention.statistics import Statistic, StatisticFactory
+from sinklens.attention.survey import surveys
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers, has_learned_sink
 
@@ -69,6 +70,7 @@ def hook_layers(
             pattern_edits,
             real,
             finish,
+            value_edits=[edit for edit in edits if hasattr(edit, "edit_values")],
             row_sums_vary=delegates or bool(pattern_edits) or has_learned_sink(model, layer),
             threshold=hidden_below(next(model.parameters()).dtype),
         )
@@ -105,20 +107,31 @@ class _LayerWatcher:
         real: Tensor | None,
         finish: Callable[[int, Tensor, list[Statistic]], None],
         *,
+        value_edits: Sequence[Any],
         row_sums_vary: bool,
         threshold: float,
     ) -> None:
         self.layer, self.attention, self.factories = layer, attention, factories
         self.edits, self.real, self.finish = edits, real, finish
+        self.value_edits = value_edits
         self.row_sums_vary, self.threshold = row_sums_vary, threshold
         self.values: Tensor | None = None
         self.scores: Tensor | None = None
         self.seen: Tensor | None = None
 
-    def on_values(self, values: Tensor, hook: Any) -> None:
-        """``hook_v [batch pos kv_head d_head]``, or heads before positions (latent attention)."""
+    def on_values(self, values: Tensor, hook: Any) -> Tensor | None:
+        """``hook_v [batch pos kv_head d_head]``, or heads before positions (latent attention); edits go in here."""
         heads_first = isinstance(self.attention, MLAAttentionBridge)
         self.values = values.detach() if heads_first else values.detach().transpose(1, 2)
+        if not self.value_edits:
+            return None
+        if torch.is_grad_enabled() and values.requires_grad:
+            raise InputError("The attention engine keeps no gradients under edits; run it under torch.no_grad().")
+        self.values = self.values.clone()
+        shape = make_shape(self.layer, self.values.shape[:3], self.values.shape[2], self.values.device)
+        for edit in self.value_edits:
+            edit.edit_values(shape, self.values)
+        return self.values if heads_first else self.values.transpose(1, 2)
 
     def on_scores(self, scores: Tensor, hook: Any) -> Tensor | None:
         """``hook_attn_scores`` before the softmax; edits go in here."""
@@ -155,6 +168,13 @@ class _LayerWatcher:
         edited = edited.masked_fill(hidden, 0)
         shape = make_shape(self.layer, edited.shape[:3], edited.shape[3], edited.device)
         statistics = [make(shape) for make in self.factories]
+        for look, others in surveys(pattern_edits, shape):
+            for block in self._blocks(shape, scores, edited.clone(), visible):
+                for edit in others:
+                    if hasattr(edit, "edit_pattern"):  # scores are edited already
+                        edit.edit_pattern(block)
+                        block.changed()
+                look.see(block)
         for block in self._blocks(shape, scores, edited, visible):
             block.pattern_edited = self.row_sums_vary
             block.scores_incomplete = incomplete

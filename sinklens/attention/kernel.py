@@ -23,6 +23,7 @@ from torch import Tensor
 from sinklens.attention.block import AttentionShape, Block
 from sinklens.attention.masks import LazyMask
 from sinklens.attention.statistics import Statistic
+from sinklens.attention.survey import surveys
 from sinklens.attention.workers import run_units
 from sinklens.errors import InputError, UnsupportedArchitectureError
 
@@ -46,10 +47,19 @@ def hidden_below(*dtypes: torch.dtype) -> float:
 class Edit(Protocol):
     """Changes attention inside the engine, a block at a time and in place.
 
-    ``edit_scores`` runs before the softmax (hidden keys hold ``-inf``; writing ``-inf`` hides a key),
-    ``edit_pattern`` after it, ``edit_output`` once per layer on the finished ``pattern @ value`` of all heads. An edit
-    that defines none of them changes nothing.
+    ``edit_values`` runs once per layer before everything else, ``edit_scores`` before the softmax (hidden keys hold
+    ``-inf``; writing ``-inf`` hides a key), ``edit_pattern`` after it, ``edit_output`` once per layer on the finished
+    ``pattern @ value`` of all heads. An edit that defines none of them changes nothing.
     """
+
+    def edit_values(self, shape: AttentionShape, value: Float[Tensor, "batch kv_head k_pos d_value"]) -> None:
+        """Change the value states in place; a KV cache keeps the unchanged ones and is edited anew each time.
+
+        Through the bridge's hooks only the new keys come here, and the cache keeps what the edit made of them.
+        """
+
+    def survey(self, shape: AttentionShape) -> Statistic | None:
+        """Something to show every block of the layer before the first is edited (a second pass), or ``None``."""
 
     def edit_scores(self, block: Block) -> None:
         """Change ``block.scores`` in place."""
@@ -145,8 +155,11 @@ def attend(
     ones = torch.ones(shape.batch, shape.q_pos, device=shape.device)
     real = ones if call.real is None else call.real.to(ones)
     by_block: Sequence[Statistic] = statistics
-    if _is_plain(call) and not any(hasattr(edit, "edit_scores") for edit in edits):
+    if is_plain(call) and not any(hasattr(edit, "edit_scores") for edit in edits):
         by_block = [s for s in statistics if not s.take_plain(call.query, call.key, call.scaling, real)]
+    for look, others in surveys(edits, shape):  # writes to ``out`` too, which the pass below overwrites
+        survey = _Job(call, [look], others, out, real, rows_per_block, block_bytes)
+        run_units(survey.run, survey.units(), parallel=False)
     job = _Job(call, by_block, edits, out, real, rows_per_block, block_bytes)
     work = shape.batch * shape.heads * shape.q_pos * shape.k_pos
     # edits may keep state of their own, so they are never run side by side
@@ -226,7 +239,7 @@ class _Job:
         return held[:count].view(size)
 
 
-def _is_plain(call: AttentionCall) -> bool:
+def is_plain(call: AttentionCall) -> bool:
     """Whether scores are nothing but scaled dot products under a full causal mask."""
     shaped = call.soft_cap is not None or call.bias is not None
     return call.mask is None and call.causal and call.shape.q_pos > 1 and not shaped

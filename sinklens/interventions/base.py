@@ -23,7 +23,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Intervention(ABC):
-    """A change to a model's attention that holds inside ``with`` and nowhere else.
+    """A change to a model's attention, values or residual stream that holds inside ``with`` and nowhere else.
 
     ::
 
@@ -52,6 +52,14 @@ class Intervention(ABC):
         Args:
             positions: Says which positions a block's rows and keys have.
         """
+
+    def hooks(self, positions: Positions) -> Sequence[tuple[str, Any]]:
+        """Bridge hooks that the intervention needs besides its edits, as ``(name, function)`` (default: none).
+
+        Args:
+            positions: Says which positions the forward pass in hand has.
+        """
+        return []
 
     def check(self, model: TransformerBridge) -> None:
         """Refuse a model that does not have what the intervention names (by default: its heads).
@@ -86,20 +94,21 @@ class Intervention(ABC):
         """
         self.check(model)
         plan = plan_for(model)
-        if plan.path == "none":
+        positions = Positions()
+        edits = self.edits(positions)
+        if edits and plan.path == "none":
             raise UnsupportedArchitectureError(
                 f"{type(self).__name__} changes attention, and {model.cfg.architecture} has none."
             )
-        positions = Positions()
         engine = AttentionEngine(
             model,
             path=plan.path,
             statistics=statistics,
-            edits=self.edits(positions),
+            edits=edits,
             on_layer=on_layer,
             real=real,
         )
-        with positions.watch(model), engine:
+        with positions.watch(model), model.hooks(fwd_hooks=list(self.hooks(positions))), engine:
             yield engine
 
     def __add__(self, other: object) -> "Composition":
@@ -153,6 +162,10 @@ class Composition(Intervention):
     def edits(self, positions: Positions) -> Sequence[Any]:
         """The edits of all parts."""
         return [edit for part in self.parts for edit in part.edits(positions)]
+
+    def hooks(self, positions: Positions) -> Sequence[tuple[str, Any]]:
+        """The hooks of all parts."""
+        return [hook for part in self.parts for hook in part.hooks(positions)]
 
     def check(self, model: TransformerBridge) -> None:
         """Check every part."""

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import Block
+from sinklens.attention import AttentionShape, Block
 from sinklens.errors import InputError
 from sinklens.interventions.heads import as_index
 
@@ -20,15 +20,24 @@ class Positions:
     Position 0 is the first real token of each sequence: left padding that the attention mask names is not counted
     (its positions are negative). A sliding-window cache that dropped its oldest keys is taken into account too, which
     ``block.shape.offset`` alone cannot do.
+
+    Attributes:
+        cached: Tokens before the pass, as many as the KV cache has seen.
+        first_real: Left padding of each sequence, ``None`` without any.
+        n_layers: Blocks of the watched model, ``None`` before :meth:`watch`.
+        notes: What an intervention's hooks leave for its edits about the pass in hand.
     """
 
     def __init__(self) -> None:
         self.cached = 0
         self.first_real: list[int] | None = None
+        self.n_layers: int | None = None
+        self.notes: dict[Any, Any] = {}
 
     @contextmanager
     def watch(self, model: TransformerBridge) -> Iterator[None]:
         """Note cache length and padding at the start of every forward pass of ``model``."""
+        self.n_layers = len(model.blocks)
         handle = model.original_model.register_forward_pre_hook(self._begin, with_kwargs=True)
         try:
             yield
@@ -44,8 +53,7 @@ class Positions:
 
     def rows(self, block: Block) -> Int[Tensor, " q_pos"]:
         """Position of each query row of the block."""
-        rows = torch.arange(block.rows.start, block.rows.stop, device=block.scores.device)
-        return rows + (self.cached - self._padding(block))
+        return self.row_positions(block.shape)[block.sequence, block.rows]
 
     def keys(self, block: Block) -> Int[Tensor, " k_pos"]:
         """Position of each key of the block.
@@ -53,14 +61,30 @@ class Positions:
         Raises:
             InputError: A preallocated (static) cache, whose unfilled keys cannot be told from real ones here.
         """
-        dropped = self.cached - block.shape.offset
+        keys = torch.arange(block.keys.start, block.keys.stop, device=block.scores.device)
+        return keys + self._before_keys(block.shape)[block.sequence]
+
+    def row_positions(self, shape: AttentionShape) -> Int[Tensor, "batch q_pos"]:
+        """Position of every query row of a layer's call."""
+        return torch.arange(shape.q_pos, device=shape.device) + (self.cached - self._padding(shape))[:, None]
+
+    def key_positions(self, shape: AttentionShape) -> Int[Tensor, "batch k_pos"]:
+        """Position of every key of a layer's call.
+
+        Raises:
+            InputError: A preallocated (static) cache.
+        """
+        return torch.arange(shape.k_pos, device=shape.device) + self._before_keys(shape)[:, None]
+
+    def _before_keys(self, shape: AttentionShape) -> Int[Tensor, " batch"]:
+        dropped = self.cached - shape.offset
         if dropped < 0:
             raise InputError("Interventions need a growing KV cache (DynamicCache); this one is preallocated.")
-        keys = torch.arange(block.keys.start, block.keys.stop, device=block.scores.device)
-        return keys + (dropped - self._padding(block))
+        return dropped - self._padding(shape)
 
-    def _padding(self, block: Block) -> int:
-        return 0 if self.first_real is None else self.first_real[block.sequence]
+    def _padding(self, shape: AttentionShape) -> Int[Tensor, " batch"]:
+        first = [0] * shape.batch if self.first_real is None else self.first_real
+        return torch.tensor(first, device=shape.device)
 
 
 def parse_keys(keys: object) -> tuple[int, ...]:

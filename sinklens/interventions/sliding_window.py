@@ -20,11 +20,22 @@ class SlidingWindow(Intervention):
     """Query i keeps key j only where ``i - j < window`` or ``j < sinks``, in every layer and head.
 
     ``window`` counts the query's own position, as transformers' ``sliding_window`` does: ``window=1`` is the token
-    alone, and a window of ``R + 1`` keeps R earlier tokens and itself. A window as long as the text changes nothing.
-    Layers that slide by themselves keep their own mask as well, so ``sinks`` does not bring back a key that such a
-    layer has dropped.
+    alone. StreamingLLM counts otherwise: its cache holds ``sinks`` first and R most recent entries, and is cut *after*
+    each forward pass, so a query sees the cache and itself on top. :meth:`streaming` takes that R:
 
-    This is StreamingLLM's mask, not its re-numbering: keys keep the positions they were rotated with.
+    ================================  ==================  ====================================  ===================
+    written                           window              query i sees, far from the start      number of keys
+    ================================  ==================  ====================================  ===================
+    ``SlidingWindow(W, sinks=s)``     W                   0 .. s-1 and i-W+1 .. i               s + W
+    ``.streaming(R, sinks=s)``        R + 1               0 .. s-1 and i-R .. i                 s + R cached + itself
+    ================================  ==================  ====================================  ===================
+
+    A window as long as the text changes nothing. Layers that slide by themselves keep their own mask as well, so
+    ``sinks`` does not bring back a key that such a layer has dropped.
+
+    This is StreamingLLM's mask, not its re-numbering: keys keep the positions they were rotated with. Keys and values
+    of deeper layers carry what their tokens saw when they arrived, as in a cache; encoding only the kept tokens anew
+    gives something else.
 
     Args:
         window: Keys up to and including the query's own position, at least 1.
@@ -43,6 +54,24 @@ class SlidingWindow(Intervention):
             raise InputError(f"sinks must be an integer from 0, got {self.sinks!r}.")
         object.__setattr__(self, "window", as_index(self.window))
         object.__setattr__(self, "sinks", as_index(self.sinks))
+
+    @classmethod
+    def streaming(cls, recent: int, sinks: int = 0) -> "SlidingWindow":
+        """The window of a StreamingLLM cache of ``sinks`` + ``recent`` entries (its start_size and recent_size).
+
+        Args:
+            recent: Most recent cached entries R, at least 1; the query itself comes on top.
+            sinks: First tokens that are never dropped.
+
+        Raises:
+            InputError: No recent entry: such a cache would hold nothing new.
+
+        >>> SlidingWindow.streaming(recent=4, sinks=1)
+        SlidingWindow(window=5, sinks=1)
+        """
+        if as_index(recent) < 1:
+            raise InputError(f"recent must be an integer from 1, got {recent!r}.")
+        return cls(as_index(recent) + 1, sinks)
 
     def edits(self, positions: Positions) -> Sequence[Any]:
         """One edit of scores."""

@@ -212,7 +212,7 @@ def test_means_that_do_not_fit_are_refused(zoo: Path) -> None:
         reference.under(bridge, AblateHeads(["L1H3"], "mean", {"L0H0": [0.0] * 8}), ids)
     with pytest.raises(InputError, match=r"no output of L0H1"):
         reference.under(bridge, AblateHeads("all", "mean", {"L0H0": [0.0] * 8}), ids)
-    with pytest.raises(InputError, match="has 3 numbers, its output has 8"):
+    with pytest.raises(InputError, match="has 3 numbers, it needs 8"):
         reference.under(bridge, AblateHeads(["L0H0"], "mean", {"L0H0": [0.0] * 3}), ids)
     for means in ({"L0H0": [math.nan]}, {"L0H0": ["x"]}, {"nobody": [1.0]}, [1.0], {"L0H0": 1.0}):
         with pytest.raises(InputError):
