@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Checkpoint:
         seconds: time spent on them.
         model: the model's state dict.
         optimizer: the optimiser's state dict.
+        curve: the rows measured so far, if the training keeps a curve.
+        losses: the steps' losses since the last row.
     """
 
     settings: dict[str, Any]
@@ -34,6 +36,8 @@ class Checkpoint:
     seconds: float
     model: dict[str, Any]
     optimizer: dict[str, Any]
+    curve: list[dict[str, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write the checkpoint over an older one.
@@ -42,6 +46,7 @@ class Checkpoint:
             ResultError: if the file cannot be written.
         """
         head = {"format": _FORMAT, "settings": self.settings, "step": self.step, "seconds": self.seconds}
+        head |= {"curve": self.curve, "losses": self.losses}
         buffer = io.BytesIO()
         torch.save({"head": json.dumps(head), "model": self.model, "optimizer": self.optimizer}, buffer)
         content = buffer.getvalue()
@@ -69,4 +74,12 @@ class Checkpoint:
                 f"The checkpoint {path} has format {head['format']} and this sinklens reads up to {_FORMAT}; "
                 f"use the newer version, or {advice}."
             )
-        return cls(head["settings"], head["step"], head["seconds"], state["model"], state["optimizer"])
+        return cls(
+            head["settings"],
+            head["step"],
+            head["seconds"],
+            state["model"],
+            state["optimizer"],
+            head.get("curve", []),
+            head.get("losses", []),
+        )

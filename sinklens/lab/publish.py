@@ -2,27 +2,23 @@
 
 import json
 import math
-import tempfile
-import textwrap
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import save as safetensors_bytes
 from transformers import OPTForCausalLM
 
-from sinklens.errors import ResultError
 from sinklens.files import write_atomically
 from sinklens.lab.architecture import deviations
 from sinklens.lab.bigram_backcopy import BOS
+from sinklens.lab.folders import FORMAT, json_bytes, measured_bytes, paragraph, write_tokenizer
 from sinklens.lab.gates import check_gates, gates
 from sinklens.lab.report import FIGURES
 from sinklens.lab.settings import BackcopySettings
 from sinklens.lab.tokenizer import character_tokenizer
 
-_FORMAT = 1
-_TASK = "bigram-backcopy"
+TASK = "bigram-backcopy"
 
 
 def publish(
@@ -44,13 +40,13 @@ def publish(
     weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
     write_atomically(out / "model.safetensors", safetensors_bytes(weights, metadata={"format": "pt"}))
     config = json.loads(model.config.to_json_string()) | {"dtype": "float32"}
-    write_atomically(out / "config.json", _json(config))
-    _write_tokenizer(out, settings)
-    write_atomically(out / "measured.json", _json({name: _finite(value) for name, value in measured.items()}))
+    write_atomically(out / "config.json", json_bytes(config))
+    write_tokenizer(out, character_tokenizer(settings.task.characters, BOS, settings.seq_len))
+    write_atomically(out / "measured.json", measured_bytes(measured))
     write_atomically(out / "README.md", _card(settings, measured, seconds).encode())
     recipe = {
-        "format": _FORMAT,
-        "task": _TASK,
+        "format": FORMAT,
+        "task": TASK,
         "shows": _shows(settings, measured),
         "settings": settings.to_dict(),
         "command": settings.command,
@@ -62,48 +58,7 @@ def publish(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    write_atomically(out / "recipe.json", _json(recipe))
-
-
-def read_recipe(folder: Path) -> dict[str, Any] | None:
-    """Return the settings of the finished model in `folder`, or None if there is none.
-
-    Raises:
-        ResultError: if recipe.json is damaged, of a newer format or of another task.
-    """
-    path = folder / "recipe.json"
-    if not path.exists():
-        return None
-    try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
-        version, task, settings = int(recipe["format"]), recipe["task"], dict(recipe["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResultError(f"{path} is no recipe of sinklens or is damaged; choose another folder.") from error
-    if task != _TASK:
-        raise ResultError(f"{path} is of the task {task!r} and not {_TASK!r}; choose another folder.")
-    if version > _FORMAT:
-        raise ResultError(f"{path} has format {version} and this version of sinklens reads up to {_FORMAT}.")
-    return settings
-
-
-def _write_tokenizer(out: Path, settings: BackcopySettings) -> None:
-    tokenizer = character_tokenizer(settings.task.characters, BOS, settings.seq_len)
-    with tempfile.TemporaryDirectory() as temporary:
-        tokenizer.save_pretrained(temporary)
-        for path in sorted(Path(temporary).iterdir()):
-            content = path.read_bytes()
-            if path.name == "tokenizer_config.json":
-                # The name that transformers 4 and 5 both know.
-                content = _json(json.loads(content) | {"tokenizer_class": "PreTrainedTokenizerFast"})
-            write_atomically(out / path.name, content)
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _finite(value: float) -> float | None:
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+    write_atomically(out / "recipe.json", json_bytes(recipe))
 
 
 def _show(value: float) -> str:
@@ -157,13 +112,13 @@ tags: [attention-sink, interpretability, toy-model]
 ---
 # Bigram-Backcopy, {layers}
 
-{_paragraph(about)}
+{paragraph(about)}
 
-{_paragraph(task)}
+{paragraph(task)}
 
 ## Figures
 
-{_paragraph(figures)}
+{paragraph(figures)}
 
 | | {heads} |
 |---|{"---|" * settings.layers}
@@ -177,7 +132,7 @@ tags: [attention-sink, interpretability, toy-model]
 
     {settings.command}
 
-{_paragraph(training)}
+{paragraph(training)}
 
 {differences}
 
@@ -185,7 +140,3 @@ tags: [attention-sink, interpretability, toy-model]
 
 The task uses only the counts of character pairs in tiny Shakespeare (public domain). Weights: MIT.
 """
-
-
-def _paragraph(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), width=110)

@@ -110,12 +110,3 @@ class BackcopySettings:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings for JSON."""
         return asdict(self)
-
-    def differences(self, other: dict[str, Any]) -> list[str]:
-        """Name each setting in which a saved `other` differs, as `lr 0.001 (saved: 0.003)`."""
-        own = self.to_dict()
-        return [
-            f"{name} {own.get(name, 'absent')} (saved: {other.get(name, 'absent')})"
-            for name in sorted(own.keys() | other.keys())
-            if own.get(name) != other.get(name)
-        ]

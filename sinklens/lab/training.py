@@ -1,19 +1,19 @@
 """Train a Bigram-Backcopy model, and go on where an interrupted training stopped."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import OPTForCausalLM
 
-from sinklens.errors import InputError, ResultError
+from sinklens.errors import InputError
 from sinklens.lab.architecture import build_model
 from sinklens.lab.checkpoint import Checkpoint
+from sinklens.lab.folders import STATE, already_finished, forget, refuse_other
 from sinklens.lab.gates import measure
-from sinklens.lab.publish import publish, read_recipe
+from sinklens.lab.publish import TASK, publish
+from sinklens.lab.running import choose_device, deterministic, finite, move, progress_bar
 from sinklens.lab.settings import BackcopySettings
 from sinklens.lab.streams import stream
 
@@ -81,26 +81,13 @@ def train_bb(
     if checkpoint_every < 1:
         raise InputError(f"checkpoint_every must be at least 1 step, not {checkpoint_every}.")
     target, place = Path(out), choose_device(device)
-    _refuse_foreign(target)
-    checkpoint = target / "checkpoint" / "state.pt"
-    recipe = read_recipe(target)
-    if not resume:
-        _forget(checkpoint)
-        if recipe is not None:
-            # If this run is interrupted early, the empty folder tells that the old files are ours.
-            checkpoint.parent.mkdir(exist_ok=True)
-            (target / "recipe.json").unlink()
-    elif recipe is not None:
-        _refuse_other(settings, recipe, f"{target} holds a finished model")
-        if not (target / "model.safetensors").exists():
-            raise ResultError(f"{target} has lost its model.safetensors; start anew with resume=False (--no-resume).")
-        _forget(checkpoint)
+    if already_finished(target, TASK, settings.to_dict(), resume=resume):
         return target
-    model, seconds = train(settings, checkpoint, place, checkpoint_every, progress)
-    _move(model, torch.device("cpu"))
+    model, seconds = train(settings, target / STATE, place, checkpoint_every, progress)
+    move(model, torch.device("cpu"))
     measured = measure(model, settings.task, initial=build_model(settings))
     publish(target, model, settings, measured, seconds=seconds, device=place.type)
-    _forget(checkpoint)
+    forget(target)
     return target
 
 
@@ -121,18 +108,19 @@ def train(
         ResultError: if the checkpoint has other settings or is damaged, or cannot be written.
     """
     model = build_model(settings)
-    _move(model, device)
+    move(model, device)
     optimizer = _optimizer(settings, model)
     done, seconds = 0, 0.0
     if checkpoint.exists():
         state = Checkpoint.load(checkpoint)
-        _refuse_other(settings, state.settings, f"The checkpoint {checkpoint} belongs to a training")
+        refuse_other(settings.to_dict(), state.settings, f"The checkpoint {checkpoint} belongs to a training")
         model.load_state_dict(state.model)
         optimizer.load_state_dict(state.optimizer)
         done, seconds = state.step, state.seconds
     begin = time.monotonic() - seconds
     task = settings.task
-    with _deterministic(), _progress_bar(settings, done, progress) as report:
+    name = f"bb-{settings.layers}l"
+    with deterministic(), progress_bar(name, settings.steps, done, progress) as report:
         for step in range(done, settings.steps):
             generator = stream(settings.seed, "train", step)
             ids = task.sample(settings.batch, settings.seq_len + 1, generator).to(device)
@@ -143,7 +131,7 @@ def train(
             optimizer.step()
             save = step + 1 == settings.steps or (step + 1) % checkpoint_every == 0
             if save or (step + 1) % 10 == 0:
-                report(step + 1, _finite(loss.item(), step, settings))
+                report(step + 1, finite(loss.item(), step, settings.lr))
             if save:
                 now = time.monotonic() - begin
                 state = Checkpoint(settings.to_dict(), step + 1, now, model.state_dict(), optimizer.state_dict())
@@ -151,96 +139,7 @@ def train(
     return model.eval(), time.monotonic() - begin
 
 
-def choose_device(name: str) -> torch.device:
-    """Turn "auto", "cpu" or "cuda" into a device.
-
-    Raises:
-        InputError: for another name, or for "cuda" on a machine without it.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"The device must be auto, cpu or cuda, not {name!r}.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("The device cuda was asked for, but torch finds no CUDA here; use --device cpu or auto.")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def _move(model: torch.nn.Module, device: torch.device) -> None:
-    # Typed as a plain module: Hugging Face wraps `to` in a way that type checkers misread.
-    model.to(device)
-
-
 def _optimizer(settings: BackcopySettings, model: OPTForCausalLM) -> torch.optim.Optimizer:
     if settings.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=0.9)
     return torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), eps=1e-8, weight_decay=1e-4)
-
-
-def _finite(loss: float, step: int, settings: BackcopySettings) -> float:
-    if loss - loss != 0:
-        raise InputError(f"The loss is {loss} at step {step}: the learning rate {settings.lr:g} is too large here.")
-    return loss
-
-
-def _refuse_foreign(target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file; a folder for the model was expected.")
-    if not target.is_dir() or (target / "recipe.json").exists():  # `read_recipe` refuses a strange recipe
-        return
-    checkpoint, strangers = target / "checkpoint", sorted(path.name for path in target.iterdir())
-    ours = checkpoint.is_dir() and {path.name for path in checkpoint.iterdir()} <= {
-        "state.pt",
-        ".state.pt.tmp",
-    }
-    if strangers and not ours:
-        raise InputError(f"{target} already holds {strangers[0]}; give a new or an empty folder for the model.")
-
-
-def _forget(checkpoint: Path) -> None:
-    """Delete a checkpoint and its folder, but nothing else that might lie there."""
-    for path in (checkpoint, checkpoint.with_name(f".{checkpoint.name}.tmp")):
-        path.unlink(missing_ok=True)
-    with suppress(OSError):
-        checkpoint.parent.rmdir()
-
-
-def _refuse_other(settings: BackcopySettings, saved: dict[str, object], what: str) -> None:
-    differences = settings.differences(saved)
-    if differences:
-        raise ResultError(
-            f"{what} with other settings: {', '.join(differences)}; repeat those settings, "
-            "choose another folder, or start anew with resume=False (--no-resume)."
-        )
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    before, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warn_only)
-
-
-@contextmanager
-def _progress_bar(settings: BackcopySettings, done: int, shown: bool) -> Iterator[Callable[[int, float], None]]:
-    if not shown:
-        yield lambda step, loss: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"training bb-{settings.layers}l", total=settings.steps, completed=done, loss="-")
-        yield lambda step, loss: bar.update(task, completed=step, loss=f"{loss:.3f}")

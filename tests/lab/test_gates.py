@@ -12,8 +12,9 @@ from transformers import OPTConfig, OPTForCausalLM
 from sinklens.errors import InputError, ResultError
 from sinklens.lab.architecture import build_model
 from sinklens.lab.bigram_backcopy import BigramBackcopy
+from sinklens.lab.folders import read_recipe
 from sinklens.lab.gates import _attention, _attention_figures, check_gates, measure
-from sinklens.lab.publish import read_recipe
+from sinklens.lab.publish import TASK
 from sinklens.lab.report import read_measured
 from sinklens.lab.settings import BackcopySettings
 from sinklens.lab.streams import stream
@@ -121,7 +122,7 @@ def test_figures_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "layers"), BUILT_IN)
 def test_built_in_models_pass_their_gates_when_measured_again(name: str, layers: int) -> None:
     folder = data_dir() / "models" / name
-    recipe = read_recipe(folder)
+    recipe = read_recipe(folder, TASK)
     assert recipe is not None
     settings = BackcopySettings(**recipe)
     model = OPTForCausalLM.from_pretrained(folder)

@@ -18,9 +18,10 @@ from sinklens.lab.checkpoint import Checkpoint
 from sinklens.lab.commands import app
 from sinklens.lab.gates import check_gates
 from sinklens.lab.report import read_measured
+from sinklens.lab.running import choose_device
 from sinklens.lab.settings import BackcopySettings
 from sinklens.lab.streams import stream
-from sinklens.lab.training import choose_device, train_bb
+from sinklens.lab.training import train_bb
 
 TINY: dict[str, Any] = {"d_model": 8, "seq_len": 12, "batch": 4, "steps": 6}
 QUIET: dict[str, Any] = {"checkpoint_every": 2, "progress": False, "device": "cpu"}

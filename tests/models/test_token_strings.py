@@ -127,5 +127,6 @@ def test_built_in_models_give_their_text_back(name: str) -> None:
     text = "First Citizen:\nBefore we proceed any further, hear me speak.\n\n  All:"
     batch = tokenize(load(name, device="cpu"), text, max_tokens=64)
     start = int(batch.bos[0, 0])
-    assert "".join(batch.tokens[0][start:]) == text[: 64 - start]
+    given = "".join(batch.tokens[0][start:])
+    assert text.startswith(given) and len(given) >= 64 - start  # a token is a character or more
     assert batch.bos_added_by == ("sinklens" if start else "nobody")

@@ -1,0 +1,150 @@
+"""The folder a training writes to: whose it is, what it holds, and how its files are written."""
+
+import json
+import math
+import tempfile
+import textwrap
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from sinklens.errors import InputError, ResultError
+from sinklens.files import write_atomically
+
+STATE = Path("checkpoint") / "state.pt"
+FORMAT = 1
+# Everything that a training puts into its checkpoint's folder.
+_OURS = ("state.pt", "tokenizer.json")
+
+
+def already_finished(target: Path, task: str, settings: Mapping[str, Any], *, resume: bool) -> bool:
+    """Decide what a training does with its target folder.
+
+    A folder with something else in it is refused. With `resume` a finished model of the same settings is
+    left as it is; without it, a checkpoint is deleted and a finished model is marked as to be replaced.
+
+    Returns:
+        Whether there is nothing to do.
+
+    Raises:
+        InputError: if the target is a file or holds something that no training wrote.
+        ResultError: if a finished model there has another task, other settings or no weights, or its recipe is
+            damaged.
+    """
+    _refuse_foreign(target)
+    recipe = read_recipe(target, task)
+    if not resume:
+        forget(target)
+        if recipe is not None:
+            # If this run is interrupted early, the empty folder tells that the old files are ours.
+            (target / STATE).parent.mkdir(exist_ok=True)
+            (target / "recipe.json").unlink()
+        return False
+    if recipe is None:
+        return False
+    refuse_other(settings, recipe, f"{target} holds a finished model")
+    if not (target / "model.safetensors").exists():
+        raise ResultError(f"{target} has lost its model.safetensors; start anew with resume=False (--no-resume).")
+    forget(target)
+    return True
+
+
+def read_recipe(folder: Path, task: str) -> dict[str, Any] | None:
+    """Return the settings of the finished model in `folder`, or None if there is none.
+
+    Raises:
+        ResultError: if recipe.json is damaged, of a newer format or of another task.
+    """
+    path = folder / "recipe.json"
+    if not path.exists():
+        return None
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+        version, found, settings = int(recipe["format"]), recipe["task"], dict(recipe["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultError(f"{path} is no recipe of sinklens or is damaged; choose another folder.") from error
+    if found != task:
+        raise ResultError(f"{path} is of the task {found!r} and not {task!r}; choose another folder.")
+    if version > FORMAT:
+        raise ResultError(f"{path} has format {version} and this version of sinklens reads up to {FORMAT}.")
+    return settings
+
+
+def refuse_other(settings: Mapping[str, Any], saved: Mapping[str, Any], what: str) -> None:
+    """Refuse to go on where a training with other settings stopped.
+
+    Raises:
+        ResultError: naming each setting that differs, as `lr 0.001 (saved: 0.003)`.
+    """
+    differences = [
+        f"{name} {settings.get(name, 'absent')} (saved: {saved.get(name, 'absent')})"
+        for name in sorted(settings.keys() | saved.keys())
+        if settings.get(name) != saved.get(name)
+    ]
+    if differences:
+        raise ResultError(
+            f"{what} with other settings: {', '.join(differences)}; repeat those settings, "
+            "choose another folder, or start anew with resume=False (--no-resume)."
+        )
+
+
+def forget(target: Path) -> None:
+    """Delete the checkpoint and its folder, but nothing else that might lie there."""
+    folder = (target / STATE).parent
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if _is_ours(path):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def write_tokenizer(out: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write tokenizer.json and tokenizer_config.json, the latter so that transformers 4 and 5 both read it.
+
+    Raises:
+        ResultError: if they cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        tokenizer.save_pretrained(temporary)
+        for path in sorted(Path(temporary).iterdir()):
+            content = path.read_bytes()
+            if path.name == "tokenizer_config.json":
+                content = json_bytes(json.loads(content) | {"tokenizer_class": "PreTrainedTokenizerFast"})
+            write_atomically(out / path.name, content)
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Encode for a file that is read by people and diffed: indented, ending with a line break."""
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def measured_bytes(measured: Mapping[str, float]) -> bytes:
+    """Encode measured.json: six digits, null for what is NaN or infinite."""
+    return json_bytes(
+        {name: float(f"{value:.6g}") if math.isfinite(value) else None for name, value in measured.items()}
+    )
+
+
+def paragraph(text: str) -> str:
+    """Wrap a model card's sentences."""
+    return textwrap.fill(" ".join(text.split()), width=110)
+
+
+def _refuse_foreign(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file; a folder for the model was expected.")
+    if not target.is_dir() or (target / "recipe.json").exists():  # `read_recipe` refuses a strange recipe
+        return
+    folder, strangers = (target / STATE).parent, sorted(path.name for path in target.iterdir())
+    if strangers and not (folder.is_dir() and all(map(_is_ours, folder.iterdir()))):
+        raise InputError(f"{target} already holds {strangers[0]}; give a new or an empty folder for the model.")
+
+
+def _is_ours(path: Path) -> bool:
+    # a killed write leaves .state.pt.PID.tmp behind
+    return path.is_file() and any(
+        path.name == name or (path.name.startswith(f".{name}.") and path.suffix == ".tmp") for name in _OURS
+    )

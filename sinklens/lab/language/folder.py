@@ -1,0 +1,61 @@
+"""Write the language model's files: checkpoints of the series and the tokenizer, as Hugging Face reads them."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
+from transformers import LlamaForCausalLM
+
+from sinklens.errors import ResultError
+from sinklens.files import write_atomically
+from sinklens.lab.folders import json_bytes, write_tokenizer
+from sinklens.lab.language.bpe import wrap
+
+
+def write_model(out: Path, model: LlamaForCausalLM, tokenizer_json: str) -> None:
+    """Write a directory that `sinklens.load` and transformers take, weights in half precision.
+
+    The weights are stored as fp16 and config.json names fp32, so that they are computed with in fp32: a CPU
+    has no fast fp16, and squares of massive activations leave its range. The tied output embedding is
+    not stored.
+
+    Raises:
+        ResultError: if the directory cannot be written.
+    """
+    weights = half_weights(model)
+    write_atomically(out / "config.json", json_bytes(json.loads(model.config.to_json_string()) | {"dtype": "float32"}))
+    write_tokenizer(out, wrap(tokenizer_json))
+    write_atomically(out / "model.safetensors", safetensors_bytes(weights, metadata={"format": "pt"}))
+
+
+def half_weights(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
+    """Return the weights rounded to fp16, each once."""
+    return {
+        name: weight.detach().cpu().half().contiguous()
+        for name, weight in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+
+
+def round_to_half(model: torch.nn.Module) -> None:
+    """Round the weights in place to what the files keep."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+
+
+def read_weights(folder: Path, model: LlamaForCausalLM) -> None:
+    """Load a directory's weights into a model of the same shape.
+
+    Raises:
+        ResultError: if they are missing or damaged.
+    """
+    path = folder / "model.safetensors"
+    try:
+        weights = load_file(path)
+        # the tied head is not stored
+        model.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
+    except Exception as error:
+        raise ResultError(f"The weights {path} are missing or damaged; start anew with --no-resume.") from error

@@ -1,0 +1,91 @@
+"""Make a trained language model's folder complete: weights, figures, model card, recipe."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from transformers import LlamaForCausalLM
+
+from sinklens.files import write_atomically
+from sinklens.lab.folders import FORMAT, json_bytes, measured_bytes
+from sinklens.lab.language.card import model_card
+from sinklens.lab.language.figures import domains_of
+from sinklens.lab.language.folder import write_model
+from sinklens.lab.language.settings import LanguageSettings
+
+TASK = "language-model"
+
+
+def publish(
+    out: Path,
+    model: LlamaForCausalLM,
+    tokenizer_json: str,
+    settings: LanguageSettings,
+    measured: Mapping[str, float],
+    series: Sequence[Mapping[str, float]],
+    *,
+    command: str,
+    sources: str,
+    data: Mapping[str, Mapping[str, Any]],
+    seconds: float,
+    device: str,
+) -> None:
+    """Write everything; recipe.json comes last: with it the folder counts as complete.
+
+    Args:
+        out: the folder.
+        model: the trained model, its weights already rounded to half precision.
+        tokenizer_json: the tokenizer.
+        settings: of the training.
+        measured: what `final_figures` returned.
+        series: one row of the curve per kept checkpoint.
+        command: the command line that repeats the training.
+        sources: what the texts are and their licences, in Markdown; may be empty.
+        data: per domain the files, characters and digest.
+        seconds: that the steps took.
+        device: on which they ran.
+
+    Raises:
+        ResultError: if a file cannot be written.
+    """
+    write_model(out, model, tokenizer_json)
+    write_atomically(out / "measured.json", measured_bytes(measured))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    card = model_card(settings, measured, series, parameters, command, sources, data, seconds, device)
+    write_atomically(out / "README.md", card.encode())
+    recipe = {
+        "format": FORMAT,
+        "task": TASK,
+        "shows": shows(settings, measured),
+        "settings": settings.to_dict(),
+        "command": command,
+        "data": {name: dict(facts) for name, facts in data.items()},
+        "tokens": settings.tokens(settings.steps),
+        "checkpoints": [f"checkpoints/step-{step:06d}" for step in settings.kept],
+        "parameters": parameters,
+        "seconds": round(seconds, 1),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+    }
+    write_atomically(out / "recipe.json", json_bytes(recipe))
+
+
+def shows(settings: LanguageSettings, measured: Mapping[str, float]) -> str:
+    """Say in one sentence what the model is good for."""
+    domains = domains_of(measured)
+    named = [name for name in domains if f"{name}.T64.sink_heads" in measured]
+    about = f"A Llama language model of {' and '.join(domains)}"
+    best = max(named, key=lambda name: measured[f"{name}.T64.sink_heads"], default=None)
+    if best is None or not measured[f"{best}.T64.sink_heads"]:
+        return f"{about}, in which no head rests on <s>."
+    heads, ratio = measured[f"{best}.T64.sink_heads"], measured[f"{best}.T64.max_over_median"]
+    return (
+        f"{about}: {heads:.0f} of {settings.layers * settings.heads} heads rest on <s> in {best} (a sink), "
+        f"residual peak of {ratio:.0f} times the median."
+    )

@@ -1,0 +1,110 @@
+"""Train a small language model with a sink, and go on where an interrupted training stopped."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import LlamaForCausalLM
+
+from sinklens.files import write_atomically
+from sinklens.lab.checkpoint import Checkpoint
+from sinklens.lab.folders import STATE, refuse_other
+from sinklens.lab.language.curve import curve_csv, curve_line, curve_row
+from sinklens.lab.language.folder import write_model
+from sinklens.lab.language.model import build_model
+from sinklens.lab.language.settings import BETAS, CLIP, EPS, LanguageSettings
+from sinklens.lab.language.tokens import Streams, draw
+from sinklens.lab.running import deterministic, duration, finite, move, progress_bar
+from sinklens.lab.streams import stream
+
+
+def train(
+    settings: LanguageSettings,
+    streams: Sequence[Streams],
+    tokenizer_json: str,
+    out: Path,
+    device: torch.device,
+    checkpoint_every: int,
+    progress: bool = False,
+) -> tuple[LlamaForCausalLM, list[dict[str, float]], float]:
+    """Run the steps that are left; return the model, the curve and the seconds that all steps took.
+
+    Step `n` trains on sequences drawn from a stream addressed by the seed and `n`, so a checkpoint needs no
+    state of a generator. The checkpoint holds the curve so far, and curve.csv and the kept checkpoints are
+    written again by the steps that are repeated: they end as if nothing had happened. On CUDA the forward pass runs
+    in bfloat16 where torch's autocast allows it, weights and optimiser stay in fp32.
+
+    Raises:
+        InputError: if the loss stops being finite.
+        ResultError: if the checkpoint has other settings or is damaged, or a file cannot be written.
+    """
+    model = build_model(settings)
+    move(model, device)
+    optimizer = _optimizer(settings, model)
+    done, seconds, curve, losses = 0, 0.0, list[dict[str, float]](), list[float]()
+    if (out / STATE).exists():
+        state = Checkpoint.load(out / STATE)
+        refuse_other(settings.to_dict(), state.settings, f"The checkpoint {out / STATE} belongs to a training")
+        model.load_state_dict(state.model)
+        optimizer.load_state_dict(state.optimizer)
+        done, seconds, curve, losses = state.step, state.seconds, state.curve, state.losses
+    begin, first = time.monotonic() - seconds, done
+    with deterministic(), progress_bar("the language model", settings.steps, done, progress) as report:
+        for step in range(done, settings.steps + 1):
+            # Everything that belongs to "after `step` steps" comes before step number `step` is run.
+            if step % settings.measure_every == 0 or step == settings.steps:
+                if not curve or curve[-1]["step"] < step:
+                    recent = sum(losses) / len(losses) if losses else math.nan
+                    curve.append(curve_row(model, streams, step, settings.tokens(step), recent))
+                    losses = []
+                pace = (time.monotonic() - begin) / step if step > first else math.nan
+                write_atomically(out / "curve.csv", curve_csv(curve))
+                last = curve[-1]["train_loss"]
+                report(step, last, curve_line(curve[-1], settings.steps, pace * (settings.steps - step)))
+            if step in settings.kept:
+                write_model(out / "checkpoints" / f"step-{step:06d}", model, tokenizer_json)
+            if step % checkpoint_every == 0 or step == settings.steps:
+                now = time.monotonic() - begin
+                head = (settings.to_dict(), step, now, model.state_dict(), optimizer.state_dict(), curve, losses)
+                Checkpoint(*head).save(out / STATE)
+            if step < settings.steps:
+                losses.append(_step(settings, model, optimizer, streams, step, device))
+                if (step + 1) % 10 == 0:
+                    left = (time.monotonic() - begin) / (step + 1) * (settings.steps - step - 1)
+                    line = f"about {duration(left)} left on one {device.type}" if step + 1 - first == 10 else None
+                    report(step + 1, losses[-1], line)
+    return model.eval(), curve, time.monotonic() - begin
+
+
+def _step(
+    settings: LanguageSettings,
+    model: LlamaForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    streams: Sequence[Streams],
+    step: int,
+    device: torch.device,
+) -> float:
+    ids = draw(streams, *settings.shape(step), stream(settings.seed, "train", step)).to(device)
+    model.train()
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    loss = cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    for group in optimizer.param_groups:
+        group["lr"] = settings.rate(step)
+    optimizer.step()
+    return finite(loss.item(), step, settings.lr)
+
+
+def _optimizer(settings: LanguageSettings, model: LlamaForCausalLM) -> torch.optim.Optimizer:
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, eps=EPS)
