@@ -72,5 +72,5 @@ $(CORE): pyproject.toml constraints.txt $(BROKEN)
 	@echo "$(CURDIR)" > $@
 
 $(DEV): $(CORE)
-	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,export]'
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,export,cluster]'
 	@touch $@

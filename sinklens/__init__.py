@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from sinklens.experiments.census import Census
     from sinklens.experiments.corpus import builtin_corpus
     from sinklens.experiments.scan import scan
+    from sinklens.experiments.sweeps import Sweep, sweep
     from sinklens.models import TokenBatch, load, tokenize
 
 _HOMES = {
     "Census": "sinklens.experiments",
     "SinkLensError": "sinklens.errors",
+    "Sweep": "sinklens.experiments",
     "TokenBatch": "sinklens.models",
     "builtin_corpus": "sinklens.experiments",
     "load": "sinklens.models",
     "scan": "sinklens.experiments",
+    "sweep": "sinklens.experiments",
     "tokenize": "sinklens.models",
 }
 _ROOMS = (
@@ -35,7 +38,7 @@ _ROOMS = (
     "tables",
 )
 
-__all__ = ["Census", "SinkLensError", "TokenBatch", "builtin_corpus", "load", "scan", "tokenize"]
+__all__ = ["Census", "SinkLensError", "Sweep", "TokenBatch", "builtin_corpus", "load", "scan", "sweep", "tokenize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Results to disk and back: Parquet tables, safetensors arrays and a JSON header, complete or not at all."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -16,28 +17,51 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from sinklens.errors import ResultError
+from sinklens.files import write_atomically
 
-HEADER = "census.json"
+HEADER = "result.json"
 ARRAYS = "arrays.safetensors"
+DAMAGED = "damaged result"
 
 
-def check_writable(directory: Path) -> None:
+def check_writable(directory: Path, kind: str) -> None:
     """Find out before a long run whether its result can be saved.
 
+    Args:
+        directory: Where it is to go.
+        kind: Its ``format``; an older result of the same kind may be replaced, one of another kind may not.
+
     Raises:
-        ResultError: The place cannot be written, or holds something that is not a saved result.
+        ResultError: The place cannot be written, or holds something else.
     """
     if directory.exists() and not directory.is_dir():
         raise ResultError(f"Cannot save to {directory}: it is a file; name a directory.")
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / HEADER).is_file():
-        raise ResultError(
-            f"Will not save to {directory}: it exists and holds no {HEADER}; name a new or an empty directory."
-        )
+    if directory.is_dir() and any(directory.iterdir()):
+        held = kind_of(directory)
+        if held is None:
+            raise ResultError(
+                f"Will not save to {directory}: it exists and holds no {HEADER}; name a new or an empty directory."
+            )
+        if held not in (kind, DAMAGED):  # a damaged one may be made again in its place
+            raise ResultError(
+                f"Will not save a {kind!r} to {directory}: it holds a {held!r}; name a new or an empty directory."
+            )
     parent = directory.absolute()
     while not parent.exists():
         parent = parent.parent
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ResultError(f"Cannot save to {directory}: {parent} is not writable; choose another place with --out.")
+
+
+def kind_of(directory: Path) -> str | None:
+    """``format`` of the result that lies there, ``None`` without one."""
+    path = directory / HEADER
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text())["format"])
+    except (ValueError, KeyError, TypeError, OSError):
+        return DAMAGED
 
 
 def save_result(
@@ -53,7 +77,7 @@ def save_result(
     Raises:
         ResultError: The place cannot be written or is full; what was there before is untouched.
     """
-    check_writable(directory)
+    check_writable(directory, str(meta["format"]))
     with atomic_directory(directory) as scratch:
         files = {}
         for name, table in tables.items():
@@ -64,8 +88,29 @@ def save_result(
             save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, scratch / ARRAYS)
             (scratch / ARRAYS).chmod(0o644)  # safetensors writes for the owner only
             files[ARRAYS] = {"sha256": _digest(scratch / ARRAYS)}
-        header = {**meta, "files": files}
-        (scratch / HEADER).write_text(json.dumps(header, indent=1, allow_nan=False, default=_plain) + "\n")
+        (scratch / HEADER).write_bytes(_header(meta, files))
+
+
+def complete_result(directory: Path, meta: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]) -> None:
+    """Add the result to the directory that its own work lies in: the header last, so that it marks completeness.
+
+    For long runs that keep their state in the result's directory; :func:`save_result` replaces a directory.
+
+    Raises:
+        ResultError: The place cannot be written or is full; there is no header then.
+    """
+    files = {}
+    for name, table in tables.items():
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        path = write_atomically(directory / f"{name}.parquet", buffer.getvalue())
+        files[path.name] = {"sha256": _digest(path), "rows": len(table)}
+    write_atomically(directory / HEADER, _header(meta, files))
+
+
+def _header(meta: Mapping[str, Any], files: Mapping[str, Any]) -> bytes:
+    content = {**meta, "files": files}
+    return (json.dumps(content, indent=1, allow_nan=False, default=_plain) + "\n").encode()
 
 
 def load_result(
@@ -83,12 +128,12 @@ def load_result(
     """
     path = directory / HEADER
     if not path.is_file():
-        raise ResultError(f"{directory} holds no {HEADER}; expected a directory saved by sinklens scan.")
+        raise ResultError(f"{directory} holds no {HEADER}; expected a directory that sinklens saved.")
     try:
         header = json.loads(path.read_text())
         version, files = int(header["format_version"]), dict(header["files"])
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ResultError(f"{path} is damaged ({error}); scan again.") from error
+        raise ResultError(f"{path} is damaged ({error}); make it again.") from error
     if header.get("format") != kind:
         raise ResultError(f"{directory} holds a {header.get('format')!r}, expected {kind!r}.")
     if version > newest:
@@ -100,16 +145,16 @@ def load_result(
     for name, facts in files.items():
         file = directory / Path(name).name  # never outside of the directory, whatever the header says
         if not file.is_file():
-            raise ResultError(f"{directory} is incomplete: {name} is missing; scan again.")
+            raise ResultError(f"{directory} is incomplete: {name} is missing; make it again.")
         if _digest(file) != facts.get("sha256"):
-            raise ResultError(f"{file} is damaged: its contents are not what was saved; scan again.")
+            raise ResultError(f"{file} is damaged: its contents are not what was saved; make it again.")
         try:
             if file.suffix == ".parquet":
                 tables[file.stem] = pd.read_parquet(file)
             else:
                 arrays = load_file(file)
         except (OSError, ValueError, SafetensorError) as error:
-            raise ResultError(f"{file} cannot be read ({error}); scan again.") from error
+            raise ResultError(f"{file} cannot be read ({error}); make it again.") from error
     return {k: v for k, v in header.items() if k != "files"}, tables, arrays
 
 

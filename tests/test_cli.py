@@ -39,8 +39,8 @@ def test_scan_saves_tables_header_and_report(sinklens, tmp_path: Path) -> None: 
     assert status == 0, err
     assert "attention sink" in " ".join(printed.split()) and "report.html" in " ".join(printed.split())
     names = {path.name for path in out.iterdir()}
-    assert {"census.json", "sinks.parquet", "heads.parquet", "tokens.parquet", "report.html"} <= names
-    header = json.loads((out / "census.json").read_text())
+    assert {"result.json", "sinks.parquet", "heads.parquet", "tokens.parquet", "report.html"} <= names
+    header = json.loads((out / "result.json").read_text())
     assert header["format_version"] == 1 and header["tokens"]["n_sequences"] == 20
     (out / "report.html").unlink()
     (out / "notes.txt").write_text("mine")
@@ -86,7 +86,7 @@ BAD_SCANS = {
     "detectors": (["--detectors", "sinks,spikes"], "Unknown detectors spikes"),
     "batch": (["--batch", "0"], "at least 1"),
     "out is a file": (["--out", "{tmp}/short.txt"], "is a file"),
-    "out is someone else's": (["--out", "{tmp}/other"], "holds no census.json"),
+    "out is someone else's": (["--out", "{tmp}/other"], "holds no result.json"),
 }
 
 
@@ -120,7 +120,7 @@ def test_unknown_models(name: str, message: str, sinklens) -> None:  # type: ign
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("nothing there", "holds no census.json"),
+        ("nothing there", "holds no result.json"),
         ("newer", "Update sinklens"),
         ("truncated table", "is damaged"),
         ("missing table", "is missing"),
@@ -131,21 +131,21 @@ def test_unknown_models(name: str, message: str, sinklens) -> None:  # type: ign
 def test_damaged_results(damage: str, message: str, sinklens, tmp_path: Path, saved: Path) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "census"
     shutil.copytree(saved, out)
-    header = json.loads((out / "census.json").read_text())
+    header = json.loads((out / "result.json").read_text())
     match damage:
         case "nothing there":
-            (out / "census.json").unlink()
+            (out / "result.json").unlink()
         case "newer":
-            (out / "census.json").write_text(json.dumps(header | {"format_version": 99}))
+            (out / "result.json").write_text(json.dumps(header | {"format_version": 99}))
         case "truncated table":
             table = out / "sinks.parquet"
             table.write_bytes(table.read_bytes()[:-50])
         case "missing table":
             (out / "heads.parquet").unlink()
         case "no json":
-            (out / "census.json").write_text("{")
+            (out / "result.json").write_text("{")
         case "another kind":
-            (out / "census.json").write_text(json.dumps(header | {"format": "sweep"}))
+            (out / "result.json").write_text(json.dumps(header | {"format": "sweep"}))
     status, _, err = sinklens("report", out)
     assert status == 2 and message in err and "Traceback" not in err
 
@@ -192,6 +192,6 @@ def test_a_closed_pipe_does_not_cost_the_result(sinklens, monkeypatch: pytest.Mo
     def closed(*_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr(cli, "_print_census", closed)
+    monkeypatch.setattr("sinklens.cli.scan._print_census", closed)
     status, _, _ = sinklens("scan", "bb-1l", "--max-sequences", 3, "--out", tmp_path / "run")
     assert status == 141 and (tmp_path / "run" / "report.html").is_file()

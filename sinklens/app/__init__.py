@@ -1,5 +1,6 @@
-"""What a reader opens: the self-contained HTML report."""
+"""What a reader opens: self-contained HTML reports."""
 
 from sinklens.app.report import write_report
+from sinklens.app.sweep_report import write_sweep_report
 
-__all__ = ["write_report"]
+__all__ = ["write_report", "write_sweep_report"]

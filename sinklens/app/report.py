@@ -34,13 +34,20 @@ def write_report(census: "Census", path: str | Path) -> Path:
     Raises:
         ResultError: when the census lacks a table or the file cannot be written.
     """
-    page = render_report(census).encode("utf-8", "backslashreplace")
-    target = Path(path)
+    return write_page(render_report(census), Path(path))
+
+
+def write_page(page: str, target: Path) -> Path:
+    """Write a page under its name once it is complete; missing folders are made.
+
+    Raises:
+        ResultError: when the file cannot be written.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResultError(f"Expected a folder at {target.parent}, but {error.strerror or error}.") from error
-    return write_atomically(target, page)
+    return write_atomically(target, page.encode("utf-8", "backslashreplace"))
 
 
 def render_report(census: "Census") -> str:

@@ -53,7 +53,7 @@ def plan_memory(model: TransformerBridge, n_sequences: int, length: int, batch_s
     """
     sizes = [1 << power for power in range(6)] if batch_size is None else [batch_size]
     sizes = [size for size in sizes if size == 1 or batch_size is not None or size * length <= 16384]
-    budget = _free_memory(model) // 2
+    budget = free_memory(model) // 2
     chosen = _estimate(model, sizes[0], length)
     for size in sizes[1:]:
         candidate = _estimate(model, size, length)
@@ -81,7 +81,8 @@ def _estimate(model: TransformerBridge, batch: int, length: int) -> MemoryPlan:
     return MemoryPlan(batch, length, weights, activations, statistics, pattern)
 
 
-def _free_memory(model: TransformerBridge) -> int:
+def free_memory(model: TransformerBridge) -> int:
+    """Bytes free where the model lies: of its GPU, or of the machine (4 GiB on one that does not tell)."""
     device = next(model.parameters()).device
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

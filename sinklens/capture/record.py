@@ -57,6 +57,10 @@ class LayerRecord:
             length hold no meaning in per-key tensors.
         values: Norms of the value states, ``None`` when not applicable.
         residual: The residual stream after this block, ``None`` if it was not captured.
+        hidden: The residual stream itself, not a copy; only for consumers that ask for it, and only while they are
+            updated.
+        outputs: ``|W_O z|`` per query head and query, the size of what the head writes (before any output gate);
+            only for consumers that ask for it, ``None`` where W_O cannot be read or a gate follows.
     """
 
     layer: int
@@ -66,6 +70,8 @@ class LayerRecord:
     attention: dict[str, Tensor] = field(default_factory=dict)
     values: ValueNorms | None = None
     residual: ResidualNorms | None = None
+    hidden: Float[Tensor, "batch pos d_model"] | None = None
+    outputs: Float[Tensor, "batch head pos"] | None = None
 
     @property
     def real(self) -> Bool[Tensor, "batch pos"]:

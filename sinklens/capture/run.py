@@ -2,17 +2,20 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import (
     AttentionEngine,
     AttentionPlan,
+    AttentionShape,
     DeltaLogit,
     Distance,
     Entropy,
@@ -25,6 +28,7 @@ from sinklens.attention import (
     TopKey,
     plan_for,
 )
+from sinklens.attention.engine import LayerListener
 from sinklens.capture.record import LayerRecord, ResidualNorms, ValueNorms
 from sinklens.capture.residual import residual_norms
 from sinklens.capture.values import output_factor, value_norms
@@ -33,8 +37,25 @@ from sinklens.models.architecture import output_weights
 from sinklens.models.tokens import TokenBatch
 
 
+class Opener(Protocol):
+    """Anything that opens an engine on a model, changing it meanwhile: interventions do."""
+
+    def __call__(
+        self,
+        model: TransformerBridge,
+        *,
+        statistics: Sequence[StatisticFactory],
+        on_layer: LayerListener,
+        real: Tensor,
+    ) -> AbstractContextManager[AttentionEngine]:
+        """Context manager under which forward passes are measured."""
+
+
 class Consumer(Protocol):
-    """Anything that takes layer records: detectors, or your own probe."""
+    """Anything that takes layer records: detectors, or your own probe.
+
+    A consumer whose attribute ``needs`` names ``"hidden"`` or ``"outputs"`` gets those fields of a record filled in.
+    """
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer of one batch."""
@@ -67,6 +88,7 @@ def capture(
     statistics: Callable[[TokenBatch, int], Sequence[StatisticFactory]] | None = None,
     top_k: int = 5,
     first_sequence: int = 0,
+    intervention: Opener | None = None,
     on_layer: Callable[[int], None] | None = None,
 ) -> list[LayerRecord]:
     """Run the tokens through the model and record every layer.
@@ -81,22 +103,29 @@ def capture(
         top_k: How many of the largest residual entries to keep per layer and sequence.
         first_sequence: Number of the first sequence in the records; continue the count when one detector takes the
             records of several calls.
+        intervention: A change of the model under which everything is measured, such as ``AblateHeads(["L1H0"])``.
         on_layer: Called after each layer (for progress) with the number of sequences in it.
 
     Returns:
         Without consumers: all records, layer by layer for each pass. With consumers: an empty list.
 
+    Raises:
+        InputError: ``batch_size`` below 1, or head outputs wanted under an intervention.
+
     Cost: a forward pass with about twice the attention time; memory O(batch heads pos) for one layer.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+    needs = {name for consumer in consumers for name in getattr(consumer, "needs", ())}
+    if "outputs" in needs and intervention is not None:
+        raise InputError("Head outputs are not measured under an intervention; leave out one of the two.")
     plan = plan_for(model)
     factors = {layer.layer: _factor(model, layer.layer) for layer in plan.layers if layer.path != "none"}
     kept: list[LayerRecord] = []
     for start in range(0, len(batch), batch_size):
         rows = batch.rows(slice(start, start + batch_size))
         factories = standard_statistics(rows) if statistics is None else statistics(rows, start)
-        recorder = _Recorder(model, plan, factors, rows, first_sequence + start, top_k)
+        recorder = _Recorder(model, plan, factors, rows, first_sequence + start, top_k, intervention, needs)
 
         def deliver(record: LayerRecord) -> None:
             for consumer in consumers:
@@ -122,11 +151,18 @@ class _Recorder:
         rows: TokenBatch,
         start: int,
         top_k: int,
+        intervention: Opener | None,
+        needs: Collection[str],
     ) -> None:
+        gated = bool(getattr(model.cfg, "gated_q_proj", False))
+        edits: list[Any] = [self] if "outputs" in needs and not gated else []
+        self.open = intervention or partial(AttentionEngine, path=plan.path, edits=edits)
+        self.hidden = "hidden" in needs
         self.model, self.plan, self.factors = model, plan, factors
         self.rows, self.start, self.top_k = rows, start, top_k
         self.pending: dict[int, tuple[dict[str, Tensor], ValueNorms]] = {}
         self.gates: dict[int, Tensor] = {}
+        self.outputs: dict[int, Tensor | None] = {}
         self.deliver: Callable[[LayerRecord], None] = lambda record: None
 
     def run(self, factories: Sequence[StatisticFactory]) -> None:
@@ -139,20 +175,11 @@ class _Recorder:
             hooks += [(f"blocks.{layer}.attn.q.hook_out", partial(self._gate, layer=layer)) for layer in gated]
         ids = self.rows.ids.to(_input_device(self.model))
         options = _forward_options(self.model)
-        with self.model.hooks(fwd_hooks=hooks):
-            if self.plan.path == "none":
-                self.model(ids, return_type=None, **options)
-                return
-            engine = AttentionEngine(
-                self.model,
-                path=self.plan.path,
-                statistics=factories,
-                on_layer=self._attention,
-                real=self.rows.real,
-            )
-            with engine:
-                # right padding needs no attention mask: real queries never see what comes after them
-                self.model(ids, return_type=None, **options)
+        # an intervention's own hooks come first, so that what is recorded is what it left
+        opened = self.open(self.model, statistics=factories, on_layer=self._attention, real=self.rows.real)
+        with opened, self.model.hooks(fwd_hooks=hooks):
+            # right padding needs no attention mask: real queries never see what comes after them
+            self.model(ids, return_type=None, **options)
 
     def _attention(self, layer: int, value: Tensor, statistics: list[Statistic]) -> None:
         computed: dict[str, Tensor] = {}
@@ -162,6 +189,10 @@ class _Recorder:
         if layer in self.gates:
             computed["gate"] = self.gates.pop(layer).cpu()
         self.pending[layer] = computed, value_norms(value, self.factors[layer])
+
+    def edit_output(self, shape: AttentionShape, output: Float[Tensor, "batch head q_pos d_value"]) -> None:
+        """Look at what the heads of a layer hand on; the engine calls this as it would an edit."""
+        self.outputs[shape.layer] = value_norms(output, self.factors[shape.layer]).output
 
     def _gate(self, projected: Tensor, hook: Any, layer: int) -> None:
         """Mean over channels of each head's sigmoid output gate, interleaved with its query (Qwen3-Next)."""
@@ -174,7 +205,9 @@ class _Recorder:
         norms: ResidualNorms = residual_norms(hidden, self.rows.real, self.top_k)
         attention, values = self.pending.pop(layer, ({}, None))
         path = self.plan.layers[layer].path if layer >= 0 else "none"
-        self.deliver(LayerRecord(layer, self.rows, self.start, path, attention, values, norms))
+        outputs = self.outputs.pop(layer, None)
+        states = hidden if self.hidden else None
+        self.deliver(LayerRecord(layer, self.rows, self.start, path, attention, values, norms, states, outputs))
 
 
 def _factor(model: TransformerBridge, layer: int) -> Tensor | None:

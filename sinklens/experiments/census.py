@@ -74,7 +74,8 @@ class Census:
     def _table(self, name: str) -> Table:
         if name not in self.tables:
             chosen = ", ".join(self.meta["settings"]["detectors"])
-            raise ResultError(f"This census has no table {name!r}: it was made with the detectors {chosen}.")
+            why = "its texts had no domains" if name == "domains" else f"it was made with the detectors {chosen}"
+            raise ResultError(f"This census has no table {name!r}: {why}.")
         return Table(name, self.tables[name])
 
     @property
@@ -111,6 +112,26 @@ class Census:
     def residual_peaks(self) -> Table:
         """Residual norm by layer and position."""
         return self._table("residual_norms")
+
+    @property
+    def domains(self) -> Table:
+        """Per head and domain: importance, sink rate and mass of position 0, and how they differ between domains."""
+        return self._table("domains")
+
+    @property
+    def secondary_sinks(self) -> Table:
+        """Tokens that point along the BOS in some layers: creation layer, lifetime, attention received, label."""
+        return self._table("secondary_sinks")
+
+    @property
+    def decorrelation(self) -> Table:
+        """Per layer: how much the other tokens' residual states point along position 0's."""
+        return self._table("decorrelation")
+
+    @property
+    def compression(self) -> Table:
+        """Per layer: matrix entropy and anisotropy with and without row 0 (made on request)."""
+        return self._table("compression")
 
     @property
     def verdict(self) -> list[str]:

@@ -1,5 +1,7 @@
 """What a census keeps besides the detectors' tables: the per-token join, the example sequence and its maps."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import torch
@@ -7,6 +9,8 @@ import torch
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.massive_activations import ABSOLUTE, RATIO
 from sinklens.detectors.sinks import sequence_importance
+from sinklens.experiments.census import AttentionMap
+from sinklens.models.tokens import TokenBatch
 
 
 class TokenJoin:
@@ -111,3 +115,28 @@ class Example:
     def profile(self) -> pd.DataFrame:
         """``layer, position, token, resid_norm, value_norm, wo_value_norm, received``."""
         return pd.concat(self.frames, ignore_index=True) if self.frames else pd.DataFrame()
+
+
+def choose_maps(example: Example, heads: pd.DataFrame | None, batch: TokenBatch, count: int) -> dict[str, AttentionMap]:
+    """Attention maps of the strongest sink heads, then of the most focused others."""
+    if heads is None or heads.empty or not example.maps:
+        return {}
+    sinks = heads.sort_values(["sink_rate", "importance"], ascending=False)
+    sinks = sinks[sinks["is_sink"]].head(math.ceil(count / 2))
+    focused = heads[~heads["is_sink"]].sort_values("entropy").head(count)
+    chosen: dict[tuple[int, int], str] = {}
+    for _, row in sinks.iterrows():
+        why = f"sink rate {row['sink_rate']:.2f} at position {row['sink_position']}"
+        chosen[int(row["layer"]), int(row["head"])] = why
+    for index in [*range((count + 1) // 2), *range(len(focused))]:
+        if len(chosen) >= count or index >= len(focused):
+            continue
+        row = focused.iloc[index]
+        why = f"no sink; entropy {row['entropy']:.2f} of at most {row['entropy_null']:.2f} nats"
+        chosen.setdefault((int(row["layer"]), int(row["head"])), why)
+    length = int(batch.lengths[0])
+    out = {}
+    for (layer, head), why in chosen.items():
+        values = example.maps[layer, head]
+        out[f"L{layer}H{head}"] = AttentionMap(layer, head, values, example.cell, length, list(batch.tokens[0]), why)
+    return out

@@ -14,7 +14,7 @@ MILD_PEAK = 1.5
 
 
 def describe(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
-    """Sentences about sinks, drains, residual peaks, massive activations and virtual sinks, in this order.
+    """Sentences: sinks, drains, residual peaks, massive activations, virtual and secondary sinks, domains.
 
     A head counts as a sink head when its strongest key has ``sink_rate >= 0.5`` and at least twice the importance of
     uniform attention; a drain is a norm ratio below 0.5, a peak a ratio of at least 3 and a mild one of at least 1.5.
@@ -29,6 +29,10 @@ def describe(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) ->
         sentences += _massive(tables["layers"], tables["massive_lifetimes"])
     if "heads" in tables:
         sentences += _virtual(tables["heads"])
+    if "secondary_sinks" in tables:
+        sentences += _secondary(tables["secondary_sinks"])
+    if "domains" in tables:
+        sentences += _domains(tables["domains"])
     return sentences
 
 
@@ -141,6 +145,46 @@ def _virtual(heads: pd.DataFrame) -> list[str]:
             f"({low.gate:.2f})."
         )
     return out
+
+
+def _secondary(table: pd.DataFrame) -> list[str]:
+    """Only where there are some: most models and short texts have none."""
+    found = table[table["label"] == "secondary"]
+    if found.empty:
+        return []
+    top = _row(found, found["importance_max"].idxmax())
+    return [
+        f"Secondary sinks: {len(found)} tokens in {found['sequence'].nunique()} sequences point along the BOS for part "
+        f"of its life and are attended to; the strongest is {top.token!r} at position {top.position} of sequence "
+        f"{top.sequence}, after blocks {top.first_layer} to {top.last_layer}, importance {top.importance_max:.2f}."
+    ]
+
+
+def _domains(table: pd.DataFrame) -> list[str]:
+    """Where position 0 is a sink, domain by domain, and the head that differs most."""
+    names = list(dict.fromkeys(table["domain"]))
+    if len(names) < 2:
+        return []
+    low, high = table["importance_first_difference_low"], table["importance_first_difference_high"]
+    if low.isna().all():
+        return ["The domains cannot be compared: an interval needs at least 5 sequences of each."]
+    differing = table[(low > 0) | (high < 0)]
+    counts = [f"{int(group['is_sink_first'].sum())} on {name}" for name, group in table.groupby("domain", sort=False)]
+    n_heads, n_differing = (len(rows[["layer", "head"]].drop_duplicates()) for rows in (table, differing))
+    sentence = (
+        f"By domain: position 0 is a sink for {', '.join(counts)} of {n_heads} heads, and {n_differing} give it more "
+        "attention on one than on the rest (95 % intervals; 5 % of the heads would by chance)"
+    )
+    if not n_differing:
+        return [f"{sentence}."]
+    top = _row(differing, differing["importance_first_difference"].idxmax())
+    rest = "the rest" if len(names) > 2 else next(name for name in names if name != top.domain)
+    difference = top.importance_first_difference
+    return [
+        f"{sentence}; most {_name(top)}: importance {top.importance_first:.2f} on {top.domain}, "
+        f"{top.importance_first - difference:.2f} on {rest} (difference {difference:.2f} "
+        f"[{top.importance_first_difference_low:.2f}, {top.importance_first_difference_high:.2f}])."
+    ]
 
 
 def _row(frame: pd.DataFrame, label: Any) -> Any:

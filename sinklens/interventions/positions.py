@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
@@ -30,6 +31,7 @@ class Positions:
 
     def __init__(self) -> None:
         self.cached = 0
+        self._lengths: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self.first_real: list[int] | None = None
         self.n_layers: int | None = None
         self.notes: dict[Any, Any] = {}
@@ -38,18 +40,42 @@ class Positions:
     def watch(self, model: TransformerBridge) -> Iterator[None]:
         """Note cache length and padding at the start of every forward pass of ``model``."""
         self.n_layers = len(model.blocks)
-        handle = model.original_model.register_forward_pre_hook(self._begin, with_kwargs=True)
+        root = model.original_model
+        handles = [
+            root.register_forward_pre_hook(self._begin, with_kwargs=True),
+            root.register_forward_hook(self._end, with_kwargs=True),
+        ]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def _begin(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        self.cached = 0 if cache is None else int(cache.get_seq_length())
+        cache, mask = kwargs.get("past_key_values", kwargs.get("cache_params")), kwargs.get("attention_mask")
+        self.cached = 0 if cache is None else self._length(cache)
         self.first_real = None
         if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, 0].all()):
             self.first_real = mask.to(torch.uint8).argmax(-1).tolist()
+
+    def _end(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        cache = getattr(output, "cache_params", None)
+        tokens = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+        if cache is not None and tokens is not None:
+            self._lengths[cache] = self.cached + tokens.shape[1]
+
+    def _length(self, cache: Any) -> int:
+        """Tokens in a cache; one of state-space layers alone knows no length, so its tokens are counted here."""
+        try:
+            return int(cache.get_seq_length())
+        except ValueError:
+            started = any(any(layer.has_previous_state.values()) for layer in cache.layers)
+            if started and cache not in self._lengths:
+                raise InputError(
+                    "This cache was started outside of the intervention and does not say how many tokens it has seen; "
+                    "begin the text inside."
+                ) from None
+            return self._lengths.get(cache, 0)
 
     def rows(self, block: Block) -> Int[Tensor, " q_pos"]:
         """Position of each query row of the block."""

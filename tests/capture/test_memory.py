@@ -41,5 +41,5 @@ def test_the_batch_is_no_larger_than_needed(n_sequences: int, zoo: Path) -> None
 def test_the_batch_fits(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bridge = boot("llama", zoo)
     assert plan_memory(bridge, 100, 1000).batch_size * 1000 <= 16384
-    monkeypatch.setattr(memory, "_free_memory", lambda model: 0)
+    monkeypatch.setattr(memory, "free_memory", lambda model: 0)
     assert plan_memory(bridge, 100, 64).batch_size == 1  # and then it is tried one by one

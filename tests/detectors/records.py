@@ -164,14 +164,16 @@ def collate(texts: Sequence[Text], first_sequence: int = 0, top_k: int = 3) -> l
         hidden = stack([text.hidden[layer + 1].T for text in texts]).transpose(1, 2)
         residual = residual_norms(hidden, batch.real, top_k)
         if layer < 0:
-            records.append(LayerRecord(layer, batch, first_sequence, "none", residual=residual))
+            records.append(LayerRecord(layer, batch, first_sequence, "none", residual=residual, hidden=hidden))
             continue
         names = [name for name in texts[0].statistics[layer] if name[:5] != "mass_" or bool(batch.bos.any())]
         attention = {name: stack([text.statistics[layer][name] for text in texts]) for name in names}
         values = ValueNorms(
             stack([text.values[layer] for text in texts]), stack([text.outputs[layer] for text in texts])
         )
-        records.append(LayerRecord(layer, batch, first_sequence, "fast", attention, values, residual))
+        written = stack([text.outputs[layer].flip(-1) for text in texts])  # any positive numbers do
+        record = LayerRecord(layer, batch, first_sequence, "fast", attention, values, residual, hidden, written)
+        records.append(record)
     return records
 
 

@@ -1,6 +1,7 @@
 """What all detectors promise: the order of passes, their size and how parts are merged change nothing."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ from hypothesis import strategies as st
 
 from sinklens.capture import capture
 from sinklens.detectors import (
+    ActiveDormantDetector,
     AttentionSummaryDetector,
+    CompressionDetector,
+    DecorrelationDetector,
     Detector,
     MassiveActivationDetector,
     ResidualPeakDetector,
+    SecondarySinkDetector,
     SinkDetector,
     ValueDrainDetector,
 )
@@ -28,6 +33,11 @@ DETECTORS: dict[str, Callable[[], Any]] = {
     "massive_activations": MassiveActivationDetector,
     "residual_peaks": ResidualPeakDetector,
     "attention_summary": AttentionSummaryDetector,
+    # bounds so low that random states reach them
+    "secondary_sinks": partial(SecondarySinkDetector, cosine=0.1, guard=0.5, absolute=True, eps=0.1, min_queries=2),
+    "compression": CompressionDetector,
+    "decorrelation": DecorrelationDetector,
+    "active_dormant": ActiveDormantDetector,
 }
 EVERY = pytest.mark.parametrize("name", DETECTORS)
 TEXTS = random_texts((14, 3, 22, 9, 1, 17), seed=5, without_bos=(2, 4))
@@ -135,7 +145,10 @@ def test_a_model_without_attention(name: str, zoo: Path) -> None:
     detector = DETECTORS[name]()
     capture(model, tokenize(model, rows), [detector])
     found = detector.compute()
-    if name in ("massive_activations", "residual_peaks"):
+    if name == "secondary_sinks":
+        assert len(found.windows) == 2 and set(found.layers["layer"]) == {0, 1}
+        assert not set(found.table["label"]) & {"secondary", "bos_sink"}  # nothing is known about attention
+    elif name in ("massive_activations", "residual_peaks", "compression", "decorrelation"):
         assert sorted(set(found.to_dataframe()["layer"])) == [-1, 0, 1]
     else:
         assert all(frame.empty for frame in frames(detector).values())  # not applicable, and not 0
@@ -145,6 +158,6 @@ def test_a_model_with_some_attention(zoo: Path) -> None:
     model = boot("qwen3_next", zoo)  # attention in block 3 alone
     detectors = {name: make() for name, make in DETECTORS.items()}
     capture(model, tokenize(model, random_ids(2, 20)), list(detectors.values()))
-    for name in ("sinks", "value_drains", "attention_summary"):
+    for name in ("sinks", "value_drains", "attention_summary", "active_dormant"):
         assert set(detectors[name].compute().to_dataframe()["layer"]) == {3}
     assert set(detectors["residual_peaks"].compute().table["layer"]) == {-1, 0, 1, 2, 3}

@@ -12,6 +12,7 @@ from sinklens import Census, load, scan, tokenize
 from sinklens.capture import capture
 from sinklens.detectors import sinks
 from sinklens.errors import InputError, ResultError
+from sinklens.interventions import MaskKeys, ScaleKeys
 from tests import families, oracle
 
 
@@ -200,3 +201,24 @@ def test_built_in_corpus_is_seeded_and_fits(bb3: TransformerBridge, tiny: Transf
     assert torch.equal(first.tokens.ids, again.tokens.ids) and not torch.equal(first.tokens.ids, other.tokens.ids)
     assert first.tokens.ids.shape == (100, 64) and "own task" in first.source
     assert "shakespeare" in builtin_corpus(tiny, n_sequences=5).source
+
+
+# ------------------------------------------------------------------ under an intervention
+def test_a_scan_under_an_intervention_measures_the_changed_model(bb3: TransformerBridge, bb3_census: Census) -> None:
+    changed = scan(bb3, intervention=MaskKeys(0))
+    before, after = bb3_census.heads.to_dataframe(), changed.heads.to_dataframe()
+    assert float(before["importance_first"].max()) > 0.7
+    assert float(after["importance_first"].max()) < 0.1  # only row 0 still sees key 0
+    assert changed.meta["intervention"]["intervention"]["kind"] == "MaskKeys"
+    assert any("MaskKeys" in sentence for sentence in changed.verdict)
+    assert bb3_census.meta["intervention"] is None
+    again = scan(bb3)
+    pd.testing.assert_frame_equal(again.heads.to_dataframe(), before)
+
+
+def test_an_identity_changes_no_number(bb3: TransformerBridge, bb3_census: Census) -> None:
+    same = scan(bb3, intervention=ScaleKeys(0, 1.0))
+    pd.testing.assert_frame_equal(same.heads.to_dataframe(), bb3_census.heads.to_dataframe(), rtol=1e-4, atol=1e-5)
+    pd.testing.assert_frame_equal(
+        same.residual_peaks.to_dataframe(), bb3_census.residual_peaks.to_dataframe(), rtol=1e-4, atol=1e-5
+    )

@@ -21,7 +21,7 @@ from sinklens.interventions import (
     SetActivations,
     mean_activations,
 )
-from sinklens.interventions.entries import hook_name, parse_where
+from sinklens.interventions.entries import parse_where
 from sinklens.models.tokens import tokenize
 from tests.families import boot, checkpoint, padding_mask, random_ids
 from tests.interventions import reference
@@ -32,11 +32,16 @@ NOTHING = SetActivations([(0, POS, 0)])  # type: ignore[arg-type]
 ENTRIES = ((-1, 2, 5), (0, 0, 7), (0, 9, 3), (1, 0, 7))
 
 
+def point(layer: int) -> str:
+    """Where TransformerLens shows the stream after a block, and the embedding's output for -1."""
+    return "blocks.0.hook_in" if layer == -1 else f"blocks.{layer}.hook_out"
+
+
 def by_hand(bridge: TransformerBridge, ids: Tensor, change: Any, layers: Any) -> Tensor:
     """Logits with ``change(layer, hidden)`` in place of the residual stream after each of ``layers``."""
 
     def at(layer: int) -> tuple[str, Any]:
-        return hook_name(layer), lambda x, hook: change(layer, x.clone())
+        return point(layer), lambda x, hook: change(layer, x.clone())
 
     with bridge.hooks(fwd_hooks=[at(layer) for layer in layers]):
         found: Tensor = bridge(ids)
@@ -51,7 +56,7 @@ def streams(bridge: TransformerBridge, ids: Tensor) -> dict[int, Tensor]:
         def keep(x: Tensor, hook: Any) -> None:
             found[layer] = x.clone()
 
-        return hook_name(layer), keep
+        return point(layer), keep
 
     with bridge.hooks(fwd_hooks=[at(layer) for layer in range(-1, len(bridge.blocks))]):
         bridge(ids)
@@ -177,6 +182,26 @@ def test_cached_decoding_equals_a_full_forward(name: str, method: Intervention, 
     torch.testing.assert_close(torch.cat(parts, 1), full, atol=1e-4, rtol=0)
 
 
+def test_cached_decoding_without_attention(zoo: Path) -> None:
+    bridge, ids = boot("mamba", zoo), random_ids(pos=POS)
+    method = RULED + NAMED
+    full = reference.under(bridge, method, ids)
+    model, cache, parts = bridge.original_model, None, []
+    with method(bridge):
+        for start, stop in ((0, 22), *((i, i + 1) for i in range(22, POS))):
+            out = model(ids[:, start:stop], cache_params=cache, use_cache=True)
+            cache = out.cache_params
+            parts.append(out.logits)
+    torch.testing.assert_close(torch.cat(parts, 1), full, atol=1e-4, rtol=0)
+    options: dict[str, Any] = dict(max_new_tokens=8, do_sample=False, stop_at_eos=False, verbose=False)
+    with method(bridge):
+        text = bridge.generate(ids[:1], return_type="tokens", use_past_kv_cache=True, **options)
+        assert torch.equal(text[:, POS:], bridge(text)[:, POS - 1 : -1].argmax(-1))
+    cache = model(ids, use_cache=True).cache_params
+    with method(bridge), pytest.raises(InputError, match="begin the text inside"):
+        model(ids[:, :1], cache_params=cache, use_cache=True)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "opt", "bloom"])
 def test_left_padding_does_not_count(name: str, zoo: Path) -> None:
     bridge, ids = boot(name, zoo), random_ids(pos=POS)
@@ -219,7 +244,7 @@ def test_tensors_that_others_hold_are_left_alone(zoo: Path) -> None:
     bridge, ids = boot("llama", zoo), random_ids(pos=POS)
     held: list[Tensor] = []
     method = SetActivations([(0, 3, 5)], 300.0)  # type: ignore[arg-type]
-    with bridge.hooks(fwd_hooks=[(hook_name(0), lambda x, hook: held.append(x))]), method(bridge):
+    with bridge.hooks(fwd_hooks=[(point(0), lambda x, hook: held.append(x))]), method(bridge):
         bridge(ids)
     assert not (held[0] == 300).any()
 
@@ -235,7 +260,7 @@ def test_bucketed_means_restore_both_and_a_pooled_mean_does_not(zoo: Path) -> No
         x[:, 0, 7], x[:, 9, 7] = 500.0, 1500.0
         return x
 
-    with bridge.hooks(fwd_hooks=[(hook_name(0), plant)]):
+    with bridge.hooks(fwd_hooks=[(point(0), plant)]):
         means = mean_activations(bridge, tokenize(bridge, ids), rule)
         assert means == {"L0D7": (500.0, 1500.0)}
         planted = engine(bridge, ids)

@@ -1,41 +1,13 @@
-"""The command line: thin commands over the Python API. Errors are one sentence and exit status 2."""
+"""`sinklens scan` and `sinklens report`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sinklens.errors import InputError, SinkLensError
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="Find attention sinks, value-state drains, residual peaks and massive activations in transformers.\n\n"
-    "Try: [bold]sinklens scan bb-3l --out runs/demo[/bold]",
-)
+from sinklens.cli.texts import read_texts
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"sinklens {version('sinklens')}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
-    ] = False,
-) -> None:
-    """Options of the whole program; typer shows the app's own help instead of this line."""
-
-
-@app.command()
 def scan(
     model: Annotated[
         str,
@@ -47,9 +19,10 @@ def scan(
         list[str] | None,
         typer.Option(
             "--text",
-            metavar="FILE|-",
-            help="UTF-8 text file, or - for standard input; repeat for more. Without it: a built-in corpus that fits "
-            "the model, 100 sequences of 64 tokens.",
+            metavar="[DOMAIN=]FILE|-",
+            help="UTF-8 text file, or - for standard input; repeat for more. With domains (code=a.py, prose=b.txt) "
+            "heads are compared between them. Without it: a built-in corpus that fits the model, 100 sequences of 64 "
+            "tokens.",
         ),
     ] = None,
     out: Annotated[
@@ -69,7 +42,7 @@ def scan(
         ),
     ] = None,
     max_sequences: Annotated[
-        int, typer.Option("--max-sequences", metavar="N", help="Use at most this many sequences.")
+        int, typer.Option("--max-sequences", metavar="N", help="Use at most this many sequences (of each domain).")
     ] = 100,
     batch: Annotated[
         int | None,
@@ -86,7 +59,8 @@ def scan(
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="Some of sinks,value_drains,massive_activations,residual_peaks. Default: all.",
+            help="Some of sinks,value_drains,massive_activations,residual_peaks,secondary_sinks,decorrelation (the "
+            "default: all of these) and compression (matrix entropy, slow).",
         ),
     ] = None,
     eps: Annotated[float, typer.Option(help="Threshold of the sink rate.")] = 0.3,
@@ -105,13 +79,16 @@ def scan(
 
       sinklens scan path/to/llama --text book.txt --max-tokens 64 --dtype bfloat16 --out runs/llama
 
+      sinklens scan path/to/llama --text prose=book.txt --text code=script.py --max-tokens 64
+
       cat notes.txt | sinklens scan path/to/llama --text - --bos no
     """
+    from sinklens.experiments.census import FORMAT
     from sinklens.tables import check_writable
 
     if out is not None:
-        check_writable(out)  # before the work, not after it
-    texts = [_read_text(name) for name in text] if text else None
+        check_writable(out, FORMAT)  # before the work, not after it
+    texts = read_texts(text) if text else None
     names = [name.strip() for name in detectors.split(",") if name.strip()] if detectors is not None else None
     census = _run_scan(
         model,
@@ -139,46 +116,26 @@ def scan(
     typer.echo(f"Took {census.meta['seconds']:.1f} s.")
 
 
-@app.command()
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What 'sinklens scan --out DIR' saved.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What 'sinklens scan' or 'sinklens ablate' saved with --out.")
+    ],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to write it. Default: DIR/report.html.")
     ] = None,
 ) -> None:
-    """Write the self-contained HTML report of a saved scan again."""
-    from sinklens.experiments import Census
+    """Write the self-contained HTML report of a saved scan or sweep again."""
+    from sinklens.app import write_report, write_sweep_report
+    from sinklens.experiments import Census, Sweep
+    from sinklens.experiments.sweeps.result import FORMAT
+    from sinklens.tables import kind_of
 
-    path = Census.load(directory).report(out or directory / "report.html")
+    target = out or directory / "report.html"
+    if kind_of(directory) == FORMAT:
+        path = write_sweep_report(Sweep.load(directory), target)
+    else:
+        path = write_report(Census.load(directory), target)
     typer.echo(f"Report: {path}")
-
-
-@app.command()
-def models() -> None:
-    """List the built-in models: size, what they show, how they were trained."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from sinklens.models.builtin import builtin_models
-
-    table = Table(title="Built-in models", show_lines=True)
-    for column in ("name", "size", "what it shows", "how it was trained"):
-        table.add_column(column, overflow="fold")
-    for model in builtin_models().values():
-        bytes_on_disk = sum(file.stat().st_size for file in model.path.iterdir() if file.is_file())
-        size = f"{model.recipe['parameters']:,} parameters\n{bytes_on_disk / 1e6:.1f} MB"
-        table.add_row(model.name, size, model.shows, _how_trained(model))
-    Console().print(table)
-
-
-def _how_trained(model: Any) -> str:
-    recipe, measured = model.recipe, model.measured
-    gist = ", ".join(
-        f"{name.removeprefix('L0.').replace('_', ' ')} {measured[name]:.3g}"
-        for name in ("backcopy_loss", "bigram_loss")
-        if name in measured
-    )
-    return f"{recipe['command']}\n{recipe['seconds'] / 60:.0f} min on {recipe['device']}; {gist}"
 
 
 def _run_scan(model: str, loading: dict[str, Any], options: dict[str, Any]) -> Any:
@@ -238,52 +195,3 @@ def _print_census(census: Any) -> None:
         console.print(f"Note: {escape(warning)}", highlight=False)
     for line in tokens["skipped"][:5]:
         console.print(f"Skipped {escape(line)}", highlight=False)
-
-
-def _read_text(name: str) -> str:
-    """A text file or standard input, refused with a sentence when it is missing, binary or empty."""
-    label = "standard input" if name == "-" else name
-    try:
-        raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"There is no text file {name}; check the path given to --text.") from error
-    except OSError as error:
-        raise InputError(f"Cannot read {name}: {error.strerror}; --text takes a text file or -.") from error
-    if b"\0" in raw:
-        raise InputError(f"{label} is a binary file; --text takes UTF-8 text.")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{label} is not UTF-8 text (byte {error.start}: {error.reason}); convert it, or name another file."
-        ) from error
-    if not text.strip():
-        raise InputError(f"{label} is empty; expected some text.")
-    return text
-
-
-def _mount_lab() -> None:
-    from sinklens.lab.commands import app as lab
-
-    app.add_typer(lab, name="lab")
-
-
-_mount_lab()
-
-
-def main() -> None:
-    """Entry point: sinklens' own errors and interruptions end in one sentence instead of a traceback."""
-    try:
-        app()
-    except SinkLensError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; nothing was saved.", err=True)
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        raise SystemExit(141) from None
-
-
-if __name__ == "__main__":
-    main()

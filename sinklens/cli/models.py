@@ -1,0 +1,30 @@
+"""`sinklens models`."""
+
+from typing import Any
+
+
+def models() -> None:
+    """List the built-in models: size, what they show, how they were trained."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sinklens.models.builtin import builtin_models
+
+    table = Table(title="Built-in models", show_lines=True)
+    for column in ("name", "size", "what it shows", "how it was trained"):
+        table.add_column(column, overflow="fold")
+    for model in builtin_models().values():
+        bytes_on_disk = sum(file.stat().st_size for file in model.path.iterdir() if file.is_file())
+        size = f"{model.recipe['parameters']:,} parameters\n{bytes_on_disk / 1e6:.1f} MB"
+        table.add_row(model.name, size, model.shows, _how_trained(model))
+    Console().print(table)
+
+
+def _how_trained(model: Any) -> str:
+    recipe, measured = model.recipe, model.measured
+    gist = ", ".join(
+        f"{name.removeprefix('L0.').replace('_', ' ')} {measured[name]:.3g}"
+        for name in ("backcopy_loss", "bigram_loss")
+        if name in measured
+    )
+    return f"{recipe['command']}\n{recipe['seconds'] / 60:.0f} min on {recipe['device']}; {gist}"

@@ -1,0 +1,56 @@
+"""The program: its options, its commands, and how it ends."""
+
+from typing import Annotated
+
+import typer
+
+from sinklens.cli.ablate import ablate
+from sinklens.cli.models import models
+from sinklens.cli.scan import report, scan
+from sinklens.errors import SinkLensError
+from sinklens.lab.commands import app as lab
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Find attention sinks, value-state drains, residual peaks and massive activations in transformers.\n\n"
+    "Try: [bold]sinklens scan bb-3l --out runs/demo[/bold]",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"sinklens {version('sinklens')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Options of the whole program; typer shows the app's own help instead of this line."""
+
+
+for command in (scan, report, ablate, models):
+    app.command()(command)
+app.add_typer(lab, name="lab")
+
+
+def main() -> None:
+    """Entry point: sinklens' own errors and interruptions end in one sentence instead of a traceback."""
+    try:
+        app()
+    except SinkLensError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; nothing was saved.", err=True)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise SystemExit(141) from None

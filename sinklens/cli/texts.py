@@ -1,0 +1,54 @@
+"""Texts as the commands take them: files or standard input, with or without a domain."""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sinklens.errors import InputError
+
+
+def read_texts(names: Sequence[str]) -> list[str] | dict[str, list[str]]:
+    """The texts of ``FILE`` options in a list, or of ``DOMAIN=FILE`` options by domain.
+
+    A file whose own name holds ``=`` wins over a domain.
+
+    Raises:
+        InputError: Some have a domain and some have none, or a text cannot be used.
+    """
+    split = [("", name) if Path(name).exists() else _domain(name) for name in names]
+    plain = [name for domain, name in split if not domain]
+    if 0 < len(plain) < len(split):
+        raise InputError(f"Give every --text a domain, as in code=FILE, or none; {plain[0]} has none.")
+    by_domain: dict[str, list[str]] = {}
+    for domain, name in split:
+        by_domain.setdefault(domain, []).append(read_text(name))
+    return by_domain[""] if plain else by_domain
+
+
+def _domain(name: str) -> tuple[str, str]:
+    """Domain (empty without one) and file."""
+    match = re.fullmatch(r"\s*([^=/\\\s][^=/\\]*)=(.+)", name, re.DOTALL)
+    return (match[1].strip(), match[2]) if match else ("", name)
+
+
+def read_text(name: str) -> str:
+    """A text file or standard input, refused with a sentence when it is missing, binary or empty."""
+    label = "standard input" if name == "-" else name
+    try:
+        raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"There is no text file {name}; check the path given to --text.") from error
+    except OSError as error:
+        raise InputError(f"Cannot read {name}: {error.strerror}; --text takes a text file or -.") from error
+    if b"\0" in raw:
+        raise InputError(f"{label} is a binary file; --text takes UTF-8 text.")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{label} is not UTF-8 text (byte {error.start}: {error.reason}); convert it, or name another file."
+        ) from error
+    if not text.strip():
+        raise InputError(f"{label} is empty; expected some text.")
+    return text

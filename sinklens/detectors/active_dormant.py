@@ -1,0 +1,300 @@
+"""Active and dormant heads: at work on one kind of text or token, resting on a sink on another."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sinklens.capture.record import LayerRecord
+from sinklens.detectors.base import Metric
+from sinklens.errors import InputError
+from sinklens.models.tokens import TokenBatch
+
+MASS = Metric(
+    "sink_mass",
+    1,
+    "Mean over the queries i > 0 of one domain and token class of the attention on the sink keys (position 0 unless "
+    "said otherwise), per sequence and then over sequences. Query 0 is left out: by causality it attends to itself "
+    "alone. Null: the same under uniform attention.",
+    "Guo et al. 2024, arXiv 2410.13835 (which keeps query 0); null added here",
+)
+OUTPUT_NORM = Metric(
+    "head_output_norm",
+    1,
+    "Mean over the same queries of |W_O z_i|, what the head writes. norm_ratio: over the mean of the heads of its "
+    "layer (NaN with one head). own_ratio: over the head's own largest mean among domains and classes (NaN with one).",
+    "norm_ratio: Sandoval-Segura et al. 2025, arXiv 2504.03889 (HONOR), there with a threshold that follows the "
+    "distribution of scores; own_ratio added here",
+)
+ABLATION = Metric(
+    "ablation_delta",
+    1,
+    "Rise of the loss in nats per token, on the same queries, when the head's output is set to zero; per sequence, "
+    "then over sequences, with a paired bootstrap interval.",
+    "Guo et al. 2024, arXiv 2410.13835: a head is active where zeroing it costs loss, dormant where it does not",
+)
+
+Criterion = Literal["mass", "norm", "own_norm", "ablation"]
+CRITERIA: tuple[Criterion, ...] = ("mass", "norm", "own_norm", "ablation")
+State = Literal["active", "dormant", "unclear"]
+Label = Literal["active", "dormant", "idle", "loaded sink", "unclear", "not judged"]
+
+GROUP = ("domain", "class")
+HEAD = ("layer", "head")
+COLUMNS = (
+    *HEAD, *GROUP, "n_sequences", "n_queries", "mass", "null", "norm", "norm_ratio", "own_ratio",
+)  # fmt: skip
+SEQUENCE_COLUMNS = (*HEAD, *GROUP, "sequence", "n_queries", "mass", "null", "norm")
+
+TokenClasses = Callable[[TokenBatch], Mapping[str, Bool[Tensor, "batch pos"]]]
+"""Names classes of queries: for each the rows that belong to it. Padding and position 0 are left out in any case."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where the criteria draw their lines; between them a head is ``"unclear"``.
+
+    Attributes:
+        dormant_mass: Sink mass from which a head is dormant (Guo et al.'s heads have 0.7 to 0.97 on idle tokens).
+        active_mass: Sink mass up to which it is active (Gu et al.'s eps).
+        null_ratio: A dormant head gives the sink at least so many times what uniform attention would; below that it is
+            active.
+        norm: Ratio of output norms below which a head is dormant (to the layer's mean, and to its own largest); our
+            choice, from it on the head is active.
+        effect: Rise of the loss in nats that matters: the card's gate for "zeroing attention leaves bigrams alone".
+
+    Raises:
+        InputError: Not ``0 < active_mass <= dormant_mass < 1``, or another threshold is not positive.
+    """
+
+    dormant_mass: float = 0.5
+    active_mass: float = 0.3
+    null_ratio: float = 2.0
+    norm: float = 0.5
+    effect: float = 0.03
+
+    def __post_init__(self) -> None:
+        if not 0 < self.active_mass <= self.dormant_mass < 1 or not min(self.null_ratio, self.norm, self.effect) > 0:
+            raise InputError(
+                f"Expected 0 < active_mass <= dormant_mass < 1 and positive thresholds, got {asdict(self)}."
+            )
+
+
+THRESHOLDS = Thresholds()
+
+
+def state_by_mass(mass: float, null: float, thresholds: Thresholds = THRESHOLDS) -> State | None:
+    """Dormant if the head rests on the sink, active if it does not; ``None`` for NaN.
+
+    Example:
+        >>> state_by_mass(0.97, 0.05), state_by_mass(0.4, 0.05), state_by_mass(0.4, 0.3), state_by_mass(0.01, 0.05)
+        ('dormant', 'unclear', 'active', 'active')
+    """
+    if math.isnan(mass) or math.isnan(null):
+        return None
+    if mass <= thresholds.active_mass or mass < thresholds.null_ratio * null:
+        return "active"
+    return "dormant" if mass >= thresholds.dormant_mass else "unclear"
+
+
+def state_by_norm(ratio: float, thresholds: Thresholds = THRESHOLDS) -> State | None:
+    """Dormant if the head writes little beside others, or beside what it writes elsewhere; ``None`` for NaN.
+
+    Example:
+        >>> state_by_norm(0.1), state_by_norm(1.3)
+        ('dormant', 'active')
+    """
+    if math.isnan(ratio):
+        return None
+    return "dormant" if ratio < thresholds.norm else "active"
+
+
+def state_by_ablation(low: float, high: float, thresholds: Thresholds = THRESHOLDS) -> State | None:
+    """Active if the whole interval of the loss's rise lies beyond the effect that matters, dormant if all is within it.
+
+    A head whose removal *lowers* the loss by as much has an effect, too, and is active. ``None`` without an interval.
+
+    Example:
+        >>> state_by_ablation(6.1, 6.8), state_by_ablation(-0.01, 0.02), state_by_ablation(0.01, 0.2)
+        ('active', 'dormant', 'unclear')
+    """
+    if math.isnan(low) or math.isnan(high):
+        return None
+    if low > thresholds.effect or high < -thresholds.effect:
+        return "active"
+    return "dormant" if -thresholds.effect <= low and high <= thresholds.effect else "unclear"
+
+
+def head_label(mass: State | None, ablation: State | None) -> Label:
+    """What a head is on one kind of text or token: ablation says whether it matters, mass whether it rests on a sink.
+
+    - ``"active"``: its removal matters, and it does not rest on the sink;
+    - ``"dormant"``: its removal does not matter, and it rests on the sink;
+    - ``"idle"``: its removal does not matter, though it does not (clearly) rest on the sink: it is not needed, or
+      others stand in for it;
+    - ``"loaded sink"``: its removal matters although it rests on the sink: what the sink's value writes is used;
+    - ``"unclear"``: the interval of the effect does not decide; ``"not judged"``: there is none.
+
+    The norms are evidence and enter :func:`agreement`, not the label: the literature shares no threshold for them.
+
+    Example:
+        >>> head_label("active", "active"), head_label("dormant", "dormant"), head_label("unclear", "dormant")
+        ('active', 'dormant', 'idle')
+    """
+    if ablation is None:
+        return "not judged"
+    if ablation == "unclear":
+        return "unclear"
+    if ablation == "active":
+        return "loaded sink" if mass == "dormant" else "active"
+    return "dormant" if mass == "dormant" else "idle"
+
+
+def agreement(states: pd.DataFrame, criteria: Sequence[str] = CRITERIA) -> pd.DataFrame:
+    """How often two criteria say the same of a head on a domain and class.
+
+    Args:
+        states: A column of ``"active"``, ``"dormant"`` or anything else (left out) per criterion.
+        criteria: Names of the columns.
+
+    Returns:
+        One row per pair: ``criterion, other, n`` (rows where both decide), ``agreement`` (share of them that are equal)
+        and ``kappa`` = (agreement - chance) / (1 - chance), Cohen's, with the chance of two independent criteria of
+        these frequencies. NaN without rows, and kappa too where both say one thing only.
+
+    Example:
+        >>> agreement(pd.DataFrame({"a": ["active", "dormant", "unclear"], "b": ["active", "dormant", "active"]}), "ab")
+          criterion other  n  agreement  kappa
+        0         a     b  2        1.0    1.0
+    """
+    rows = []
+    for place, one in enumerate(criteria):
+        for other in criteria[place + 1 :]:
+            decided = states[[one, other]].isin(["active", "dormant"]).all(axis=1)
+            left, right = (states.loc[decided, name] == "dormant" for name in (one, other))
+            n = int(decided.sum())
+            same = float((left == right).mean()) if n else math.nan
+            chance = left.mean() * right.mean() + (1 - left.mean()) * (1 - right.mean()) if n else math.nan
+            rows.append((one, other, n, same, (same - chance) / (1 - chance) if n and chance < 1 else math.nan))
+    return pd.DataFrame(rows, columns=["criterion", "other", "n", "agreement", "kappa"])
+
+
+def every_query(batch: TokenBatch) -> dict[str, Bool[Tensor, "batch pos"]]:
+    """One class that holds every token."""
+    return {"all": batch.real}
+
+
+@dataclass(frozen=True)
+class HeadActivity:
+    """Sink mass and output norm of every head by domain and token class.
+
+    Attributes:
+        table: One row per head, domain and class, means over the sequences that have such queries: ``mass`` with its
+            ``null``, ``norm``, ``norm_ratio``, ``own_ratio`` (see the metrics), ``n_sequences``, ``n_queries`` in all.
+        by_sequence: The same before averaging.
+    """
+
+    table: pd.DataFrame
+    by_sequence: pd.DataFrame
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The table."""
+        return self.table
+
+
+class ActiveDormantDetector:
+    """Sink mass and output norm by token class, sequence by sequence; the zero-out test is an experiment's.
+
+    Takes ``mass_sink`` (from :class:`~sinklens.attention.KeySetMass` over ``keys``) where it was measured, else
+    ``mass_bos`` in sequences whose only BOS is at position 0. Norms need a capture that records head outputs.
+
+    Args:
+        domain: Name of the texts; detectors of several domains can be merged.
+        classes: Which queries belong to which class; default: all to one.
+        keys: Positions of the sink.
+
+    Cost: four numbers per head, class and sequence.
+    """
+
+    needs = ("outputs",)
+
+    def __init__(self, domain: str = "text", classes: TokenClasses = every_query, keys: Sequence[int] = (0,)) -> None:
+        self.domain, self.classes, self.keys = domain, classes, tuple(keys)
+        self._parts: list[pd.DataFrame] = []
+
+    def update(self, record: LayerRecord) -> None:
+        """Take one layer; layers without attention are left out."""
+        if "entropy_null" not in record.attention:
+            return
+        mass, null = self._mass(record), self._null(record)
+        norm = torch.full_like(mass, math.nan) if record.outputs is None else record.outputs.to(mass.device)
+        sequences, heads = mass.shape[:2]
+        queries = record.real.to(mass.device).clone()
+        queries[:, 0] = False
+        for name, members in self.classes(record.batch).items():
+            rows = queries & members.to(mass.device)
+            count = rows.sum(1)
+            columns = {"mass": _mean(mass, rows), "null": _mean(null.expand_as(mass), rows), "norm": _mean(norm, rows)}
+            frame = pd.DataFrame({column: value.flatten().cpu().numpy() for column, value in columns.items()})
+            frame["layer"], frame["domain"], frame["class"] = record.layer, self.domain, name
+            frame["head"] = np.tile(np.arange(heads), sequences)
+            frame["sequence"] = np.repeat(np.arange(sequences), heads) + record.first_sequence
+            frame["n_queries"] = np.repeat(count.cpu().numpy(), heads)
+            self._parts.append(frame[frame["n_queries"] > 0])
+
+    def _mass(self, record: LayerRecord) -> Float[Tensor, "batch head q_pos"]:
+        if "mass_sink" in record.attention:
+            return record.attention["mass_sink"].double()
+        entropy = record.attention["entropy"]
+        if "mass_bos" not in record.attention:
+            return torch.full_like(entropy, math.nan, dtype=torch.float64)
+        only_first = record.batch.bos[:, 0] & (record.batch.bos.sum(1) == 1) & (self.keys == (0,))
+        return (
+            record.attention["mass_bos"].double().masked_fill(~only_first.to(entropy.device)[:, None, None], math.nan)
+        )
+
+    def _null(self, record: LayerRecord) -> Float[Tensor, "batch 1 q_pos"]:
+        """Mass on the sink under uniform attention, from the number of keys that each query sees."""
+        visible = record.attention["entropy_null"].double().exp().round()
+        query = torch.arange(visible.shape[1], device=visible.device)
+        seen = [(query >= key) & (query - key < visible) for key in self.keys]  # a window hides what lies before it
+        return (torch.stack(seen).sum(0) / visible)[:, None]
+
+    def merge(self, other: Self) -> None:
+        """Add what another detector saw of other sequences or another domain."""
+        self._parts += other._parts
+
+    def compute(self) -> HeadActivity:
+        """Both tables."""
+        parts = [part for part in self._parts if len(part)]
+        if not parts:
+            return HeadActivity(pd.DataFrame(columns=[*COLUMNS]), pd.DataFrame(columns=[*SEQUENCE_COLUMNS]))
+        rows = pd.concat(parts, ignore_index=True)[[*SEQUENCE_COLUMNS]]
+        order = [*HEAD, *GROUP, "sequence"]
+        rows = rows.sort_values(order, kind="stable", ignore_index=True)
+        grouped = rows.groupby([*HEAD, *GROUP], sort=False)
+        table = grouped[["mass", "null", "norm"]].mean()
+        table["n_sequences"], table["n_queries"] = grouped.size(), grouped["n_queries"].sum()
+        table = table.reset_index()
+        return HeadActivity(_with_ratios(table)[[*COLUMNS]], rows)
+
+
+def _with_ratios(table: pd.DataFrame) -> pd.DataFrame:
+    norms = table.groupby(["layer", *GROUP])["norm"]
+    table["norm_ratio"] = table["norm"] / norms.transform("mean").where(norms.transform("size") > 1)
+    own = table.groupby([*HEAD])["norm"]
+    largest = own.transform("max").where((own.transform("size") > 1) & (own.transform("max") > 0))
+    table["own_ratio"] = table["norm"] / largest
+    return table
+
+
+def _mean(values: Float[Tensor, "batch head q_pos"], rows: Bool[Tensor, "batch q_pos"]) -> Float[Tensor, "batch head"]:
+    total: Any = torch.where(rows[:, None], values.double(), 0).sum(-1)
+    mean: Tensor = total / rows.sum(1)[:, None]
+    return mean

@@ -1,0 +1,352 @@
+"""Which heads are at work on one domain or token class and dormant on another: mass, norms and zero-out ablation."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens.attention import Entropy, KeySetMass, StatisticFactory, plan_for
+from sinklens.capture import capture
+from sinklens.detectors.active_dormant import (
+    ABLATION,
+    CRITERIA,
+    GROUP,
+    HEAD,
+    MASS,
+    OUTPUT_NORM,
+    THRESHOLDS,
+    ActiveDormantDetector,
+    Thresholds,
+    agreement,
+    head_label,
+    state_by_ablation,
+    state_by_mass,
+    state_by_norm,
+)
+from sinklens.errors import InputError, ResultError, UnsupportedArchitectureError
+from sinklens.experiments.bootstrap import paired_interval
+from sinklens.experiments.contrasts import contrasts
+from sinklens.experiments.corpus import builtin_corpus
+from sinklens.experiments.domains import Domains, DomainTexts, choose_domains
+from sinklens.experiments.effects import predicted_rows
+from sinklens.experiments.head_sets import head_set_losses
+from sinklens.experiments.provenance import provenance
+from sinklens.experiments.sweeps.layout import choose_layout
+from sinklens.interventions import AblateHeads
+from sinklens.interventions.heads import Head, head_name
+from sinklens.models.architecture import attention_layers
+from sinklens.models.tokens import BosChoice, TokenBatch
+from sinklens.tables import load_result, save_result
+
+FORMAT = "sinklens-active-dormant"
+FORMAT_VERSION = 1
+TABLES = ("heads", "contrasts", "agreement", "by_sequence")
+
+
+@dataclass(frozen=True)
+class ActiveDormant:
+    """Heads that are active on one kind of text or token and dormant on another, with the evidence.
+
+    Attributes:
+        meta: Model, tokens with BOS provenance, domains, classes, thresholds, definitions.
+        tables: By name, see the properties.
+    """
+
+    meta: dict[str, Any] = field(repr=False)
+    tables: dict[str, pd.DataFrame] = field(repr=False)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per head, domain and token class.
+
+        Columns: layer, head, domain, class, n_sequences, n_queries; ``mass`` with its ``null``; ``norm``,
+        ``norm_ratio``, ``own_ratio``; ``clean_loss`` and ``delta`` (its rise without the head, in nats) with
+        ``delta_low`` and ``delta_high``, and ``delta_layer``, the mean rise of the layer's other heads, as a control;
+        the state by each criterion ``by_mass, by_norm, by_own_norm, by_ablation`` (missing where not applicable);
+        ``label`` and the ``evidence`` for it in words. See :func:`~sinklens.detectors.active_dormant.head_label`.
+        """
+        return self.tables["heads"].copy()
+
+    def contrasts(self) -> pd.DataFrame:
+        """One row per head and pair of domains (same class) or classes (same domain).
+
+        ``mass_difference`` and ``delta_difference``, first minus second, with 95 % bootstrap intervals (``_low``,
+        ``_high``; ``paired`` by sequence for two classes of one domain); ``active_dormant``: labelled active on one and
+        dormant on the other, and both intervals exclude no difference.
+        """
+        return self.tables["contrasts"].copy()
+
+    def agreement(self) -> pd.DataFrame:
+        """How often two criteria agree; see :func:`~sinklens.detectors.active_dormant.agreement`."""
+        return self.tables["agreement"].copy()
+
+    def by_sequence(self) -> pd.DataFrame:
+        """Mass, norm and rise of the loss of every head, domain, class and sequence."""
+        return self.tables["by_sequence"].copy()
+
+    @property
+    def verdict(self) -> list[str]:
+        """Which heads are active here and dormant there, in sentences; an honest negative when none is."""
+        found = self.tables["contrasts"]
+        found = found[found["active_dormant"].astype(bool)]
+        table = self.tables["heads"]
+        evidence = {tuple(row[:4]): row[4:] for row in table[[*HEAD, *GROUP, "label", "evidence"]].to_numpy().tolist()}
+        out = []
+        for row in found.to_dict("records"):
+            head = (row["layer"], row["head"])
+            ends = [(row["domain"], row["class"]), (row["other_domain"], row["other_class"])]
+            if evidence[*head, *ends[0]][0] == "dormant":
+                ends.reverse()
+            active, dormant = (f"{_group(*end)} ({evidence[*head, *end][1]})" for end in ends)
+            out.append(f"{head_name(head)} is active on {active} and dormant on {dormant}.")
+        return out or [f"No head is active on one domain or class and dormant on another; {_counts(table['label'])}."]
+
+    def save(self, directory: str | Path) -> Path:
+        """Write a directory of Parquet tables and a JSON header, complete or not at all.
+
+        Raises:
+            ResultError: The place cannot be written, or holds something else.
+        """
+        save_result(Path(directory), {"format": FORMAT, **self.meta}, self.tables, {})
+        return Path(directory)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Self:
+        """Read a saved result.
+
+        Raises:
+            ResultError: No such result there, a newer format, or damaged files.
+        """
+        meta, tables, _ = load_result(Path(directory), kind=FORMAT, newest=FORMAT_VERSION)
+        missing = [name for name in TABLES if name not in tables]
+        if missing:
+            raise ResultError(f"{directory} is damaged: its header names no {', '.join(missing)}.")
+        del meta["format"]
+        return cls(meta, tables)
+
+
+@torch.no_grad()
+def active_dormant(
+    model: TransformerBridge,
+    texts: DomainTexts | str | Sequence[str] | None = None,
+    *,
+    classes: Mapping[str, Collection[int]] | None = None,
+    sink: Sequence[int] = (0,),
+    thresholds: Thresholds = THRESHOLDS,
+    bos: BosChoice = "auto",
+    max_tokens: int | None = None,
+    split: bool = True,
+    max_sequences: int | None = 100,
+    batch_size: int | None = None,
+    seed: int = 0,
+    on_done: Callable[[int, int], None] | None = None,
+) -> ActiveDormant:
+    """Judge every head on every domain and token class by sink mass, output norm and zero-out ablation.
+
+    ::
+
+        found = active_dormant(model, {"prose": prose, "code": code}, max_tokens=64)
+        print(found.verdict[0])
+
+    All three are measured on the same queries: those that predict a token, position 0 left out.
+
+    Args:
+        model: The bridge; it is the same afterwards.
+        texts: Texts by domain (or tokens); one or several texts make the domain ``"text"``. Default: the built-in
+            corpus that fits the model.
+        classes: Token ids by class, such as ``{"trigger": task.trigger_ids}``; queries whose token is in none are
+            ``"other"``. Default: one class, ``"all"``.
+        sink: Positions of the sink.
+        thresholds: Where the criteria draw their lines.
+        bos: As for :func:`sinklens.tokenize`.
+        max_tokens: Longest sequence; default: the model's context (64 for the built-in corpus).
+        split: Cut long texts into sequences of ``max_tokens``.
+        max_sequences: Use at most this many sequences of each domain, the first ones.
+        batch_size: Sequences in one clean pass; default: what fits the memory.
+        seed: Of corpus and bootstrap.
+        on_done: Called with the number of ablations done and of all.
+
+    Raises:
+        InputError: Texts that cannot be used, a class without a name or in two classes at once, or no such position.
+        UnsupportedArchitectureError: The model has no attention heads.
+
+    Source: Guo et al. 2024, arXiv 2410.13835, with intervals and two further criteria added.
+
+    Cost: two forward passes over everything, and for every head on average half a forward pass.
+    """
+    if not attention_layers(model) or plan_for(model).path == "none":
+        raise UnsupportedArchitectureError(f"{model.cfg.architecture} has no attention heads to judge.")
+    named = _check_classes(classes)
+    domains = _domains(model, texts, bos, max_tokens, split, max_sequences, seed)
+    if not sink or min(sink) < 0 or max(sink) >= int(domains.batch.lengths.min()):
+        raise InputError(f"sink must be positions that every sequence has, got {tuple(sink)}.")
+    heads = [(layer, head) for layer in attention_layers(model) for head in range(int(model.cfg.n_heads))]
+    rows = partial(_query_classes, named=named)
+    length = int(domains.batch.lengths.max())
+    layout = choose_layout(model, len(domains.batch), length, batch_size=batch_size)
+    detector, losses = ActiveDormantDetector(), []
+    done, total = 0, len(heads) * len(domains.batch)
+    for name in domains.names:
+        index = [number for number, of in enumerate(domains.of) if of == name]
+        here = ActiveDormantDetector(name, rows, tuple(sink))
+        for start in range(0, len(index), layout.chunk):
+            numbers = index[start : start + layout.chunk]
+            part = domains.batch.rows(numbers)
+            statistics = partial(_statistics, keys=tuple(sink))
+            capture(model, part, [here], batch_size=len(part), statistics=statistics, first_sequence=numbers[0])
+            losses.append(_losses(model, part, name, numbers, heads, rows(part), layout.rows))
+            done += len(heads) * len(part)
+            if on_done is not None:
+                on_done(done, total)
+        detector.merge(here)
+    activity = detector.compute()
+    keys = [*HEAD, *GROUP, "sequence"]
+    by_sequence = activity.by_sequence.merge(pd.concat(losses, ignore_index=True), on=keys)
+    table = _label(activity.table.merge(_effects(by_sequence, seed), on=[*HEAD, *GROUP]), thresholds)
+    ranks = {name: rank for rank, name in enumerate([*domains.names, *named, "other", "all"])}  # as they were given
+    table = table.sort_values(
+        [*HEAD, *GROUP], key=lambda column: column.map(lambda name: ranks.get(name, name)), ignore_index=True
+    )
+    meta = {
+        "format_version": FORMAT_VERSION,
+        **provenance(model, domains.batch),
+        "source": domains.source,
+        "domains": domains.facts(),
+        "classes": {name: sorted(int(token) for token in ids) for name, ids in named.items()},
+        "warnings": domains.notes(),
+        "metrics": {metric.name: metric.as_dict() for metric in (MASS, OUTPUT_NORM, ABLATION)},
+        "settings": {"sink": list(sink), "thresholds": asdict(thresholds), "max_tokens": max_tokens, "seed": seed},
+    }
+    tables = {
+        "heads": table,
+        "contrasts": contrasts(table, by_sequence, seed),
+        "agreement": agreement(table, [f"by_{name}" for name in CRITERIA]),
+        "by_sequence": by_sequence,
+    }
+    return ActiveDormant(meta, tables)
+
+
+def _domains(
+    model: TransformerBridge,
+    texts: DomainTexts | str | Sequence[str] | None,
+    bos: BosChoice,
+    max_tokens: int | None,
+    split: bool,
+    max_sequences: int | None,
+    seed: int,
+) -> Domains:
+    if texts is None:
+        corpus = builtin_corpus(model, bos=bos, length=max_tokens, n_sequences=max_sequences or 100, seed=seed)
+        return Domains(corpus.tokens, ("text",) * len(corpus.tokens), corpus.source)
+    by_domain = texts if isinstance(texts, Mapping) else {"text": texts}
+    return choose_domains(model, by_domain, bos=bos, max_tokens=max_tokens, split=split, max_sequences=max_sequences)
+
+
+def _check_classes(classes: Mapping[str, Collection[int]] | None) -> dict[str, Collection[int]]:
+    named = dict(classes or {})
+    listed = [int(token) for ids in named.values() for token in ids]
+    if not all(named) or "other" in named or not all(len(ids) for ids in named.values()):
+        raise InputError('Every class needs a name, not "other", and at least one token id.')
+    if len(set(listed)) < len(listed):
+        raise InputError("A token id is in two classes, or twice in one; each may be in one only.")
+    return named
+
+
+def _query_classes(batch: TokenBatch, named: Mapping[str, Collection[int]]) -> dict[str, Bool[Tensor, "batch pos"]]:
+    """Queries of each class that predict a token; position 0, which can only attend to itself, left out."""
+    counted = predicted_rows(batch)
+    counted[:, 0] = False
+    if not named:
+        return {"all": counted}
+    rows = {name: counted & torch.isin(batch.ids, torch.tensor([*ids])) for name, ids in named.items()}
+    return rows | {"other": counted & ~torch.stack([*rows.values()]).any(0)}
+
+
+def _statistics(rows: TokenBatch, start: int, keys: tuple[int, ...]) -> list[StatisticFactory]:
+    members = torch.zeros_like(rows.real)
+    members[:, list(keys)] = True
+    return [Entropy, partial(KeySetMass, sets={"sink": members & rows.real})]
+
+
+def _losses(
+    model: TransformerBridge,
+    batch: TokenBatch,
+    domain: str,
+    numbers: Sequence[int],
+    heads: Sequence[Head],
+    classes: Mapping[str, Bool[Tensor, "batch pos"]],
+    max_rows: int,
+) -> pd.DataFrame:
+    """Clean loss and its rise without each head, by class and sequence."""
+    zeroed = AblateHeads(tuple(heads), how="zero")
+    clean, changed = head_set_losses(model, batch, zeroed, [[head] for head in heads], max_rows=max_rows)
+    frames = []
+    for name, rows in classes.items():
+        before, after = _means(clean[None], rows)[0], _means(changed, rows)
+        for head, each in zip(heads, after, strict=True):
+            frame = pd.DataFrame({"layer": head[0], "head": head[1], "domain": domain, "class": name}, index=[*numbers])
+            frames.append(frame.assign(sequence=numbers, clean_loss=before, delta=each - before))
+    found = pd.concat(frames, ignore_index=True)
+    return found[found["clean_loss"].notna()]
+
+
+def _means(losses: Float[Tensor, "set batch pos"], rows: Bool[Tensor, "batch pos"]) -> Float[np.ndarray, "set batch"]:
+    rows = rows.to(losses.device)
+    total = torch.where(rows, losses.double(), 0).sum(-1)
+    means: Float[np.ndarray, "set batch"] = (total / rows.sum(-1)).cpu().numpy()  # NaN for a sequence without any
+    return means
+
+
+def _effects(by_sequence: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Mean rise of the loss with its interval, by head and group."""
+    rows = []
+    for key, group in by_sequence.groupby([*HEAD, *GROUP], sort=False):
+        interval = paired_interval(group["delta"].to_numpy(), seed=seed)
+        rows.append((*key, group["clean_loss"].mean(), interval.value, interval.low, interval.high))
+    table = pd.DataFrame(rows, columns=[*HEAD, *GROUP, "clean_loss", "delta", "delta_low", "delta_high"])
+    layer = table.groupby(["layer", *GROUP])["delta"]
+    others = (layer.transform("size") - 1).where(lambda count: count > 0)
+    return table.assign(delta_layer=(layer.transform("sum") - table["delta"]) / others)
+
+
+def _label(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
+    rows: list[Any] = list(table.itertuples())
+    table["by_mass"] = [state_by_mass(row.mass, row.null, thresholds) for row in rows]
+    table["by_norm"] = [state_by_norm(row.norm_ratio, thresholds) for row in rows]
+    table["by_own_norm"] = [state_by_norm(row.own_ratio, thresholds) for row in rows]
+    table["by_ablation"] = [state_by_ablation(row.delta_low, row.delta_high, thresholds) for row in rows]
+    states = zip(table["by_mass"], table["by_ablation"], strict=True)
+    table["label"] = [head_label(_known(mass), _known(ablation)) for mass, ablation in states]
+    table["evidence"] = [_evidence(row) for row in rows]
+    return table
+
+
+def _known(state: Any) -> Any:
+    return state if isinstance(state, str) else None  # pandas turns None into NaN in a column of texts
+
+
+def _evidence(row: Any) -> str:
+    parts = [
+        f"{row.mass:.2f} of its attention on the sink, {row.null:.2f} if uniform",
+        f"zeroing it changes the loss by {row.delta:+.3f} [{row.delta_low:+.3f}, {row.delta_high:+.3f}] nats",
+    ]
+    if not np.isnan(row.norm_ratio):
+        parts.append(f"writes {row.norm_ratio:.2f} times the layer's mean head")
+    if not np.isnan(row.own_ratio):
+        parts.append(f"{row.own_ratio:.2f} times its own most")
+    return "; ".join(parts)
+
+
+def _group(domain: str, name: str) -> str:
+    return domain if name == "all" else name if domain == "text" else f"{name} in {domain}"
+
+
+def _counts(labels: pd.Series) -> str:
+    return "labels: " + ", ".join(f"{count} {label}" for label, count in labels.value_counts().items())

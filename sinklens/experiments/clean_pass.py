@@ -1,0 +1,240 @@
+"""One forward pass of the unchanged model that later passes go on from, in the middle of the network.
+
+An ablation in layer l leaves all earlier layers as they were. So they are run once, and every ablated pass starts with
+the residual stream that enters layer l; even layer l's own attention is shared, because head outputs that change from z
+to z' change what the layer writes by ``(z' - z) W_O``.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens.attention import AttentionEngine
+from sinklens.attention.kernel import AttentionCall, attend, is_plain
+from sinklens.errors import UnsupportedArchitectureError
+from sinklens.models.architecture import attention_layers, output_weights
+
+
+def parity(values: Tensor) -> float:
+    """Largest difference, as a share of the largest entry, up to which two ways of computing ``values`` are equal."""
+    return 1e-4 if values.dtype in (torch.float32, torch.float64) else 2e-2
+
+
+@dataclass
+class CleanPass:
+    """What the unchanged model did on a batch, for the layers asked for.
+
+    Attributes:
+        ids: ``[batch pos]``.
+        logits: ``[batch pos d_vocab]``.
+        returned: What every block returned, the residual stream (its first or only item) left out.
+        entered: Residual stream that enters a layer (and its block).
+        written: What a layer's attention module returned; what it adds to the residual stream comes first.
+        z: Head outputs ``[batch head pos d_value]``.
+        z_edited: Head outputs after edits of all heads of this layer alone.
+    """
+
+    ids: Int[Tensor, "batch pos"]
+    logits: Float[Tensor, "batch pos d_vocab"] = field(default_factory=lambda: torch.empty(0))
+    returned: dict[int, Any] = field(default_factory=dict)
+    entered: dict[int, Float[Tensor, "batch pos d_model"]] = field(default_factory=dict)
+    written: dict[int, Any] = field(default_factory=dict)
+    z: dict[int, Float[Tensor, "batch head pos d_value"]] = field(default_factory=dict)
+    z_edited: dict[int, Float[Tensor, "batch head pos d_value"]] = field(default_factory=dict)
+
+    def constant_part(self, model: TransformerBridge, layer: int) -> Float[Tensor, " d_model"] | None:
+        """What the layer's attention writes besides ``z W_O`` (its bias).
+
+        ``None`` where that differs between tokens (a gate or norm follows z) or ``W_O`` cannot be read.
+        """
+        weights = output_weights(model, layer)
+        if weights is None or layer not in self.z:
+            return None
+        written = _first(self.written[layer])
+        rest = written - _project(self.z[layer], weights)
+        constant: Tensor = rest.mean((0, 1))
+        scale = 1e-6 + written.abs().max()
+        if (rest - constant).abs().max() > parity(written) * scale:
+            return None
+        return constant * (constant.abs().max() > 1e-5 * scale)  # without a bias only rounding is left
+
+
+def run_clean(
+    model: TransformerBridge, ids: Int[Tensor, "batch pos"], path: str, layers: set[int], edits: Sequence[Any] = ()
+) -> CleanPass:
+    """Run the unchanged model and keep what passes that go on from ``layers`` need.
+
+    Args:
+        model: The bridge.
+        ids: Right-padded tokens.
+        path: The engine's path for the model.
+        layers: Layers from which later passes start.
+        edits: What those passes will do to all heads of the layer they start from (fast path only).
+
+    Cost: one forward pass, and the attention of ``layers`` a second time if ``edits`` change scores or pattern;
+    memory of four hidden states for each of ``layers``.
+    """
+    kept = CleanPass(ids)
+    engine = _Keeping(model, kept, layers, edits) if path == "fast" else AttentionEngine(model, path=path)
+    attentions = attention_layers(model)
+    hooks = [(f"blocks.{layer}.hook_in", _entering(kept.entered, layer)) for layer in layers]
+    with ExitStack() as stack:
+        stack.enter_context(engine)
+        stack.enter_context(model.hooks(fwd_hooks=hooks))
+        for layer, block in enumerate(model.blocks):
+            stack.callback(block.register_forward_hook(_keep(kept.returned, layer, form_only=True)).remove)
+            if layer in layers:
+                stack.callback(attentions[layer].register_forward_hook(_keep(kept.written, layer)).remove)
+        kept.logits = model(ids)
+    return kept
+
+
+class LeanEngine(AttentionEngine):
+    """An engine that leaves layers which nobody edits to torch's fused attention.
+
+    Args:
+        model: The bridge, on the fast path.
+        edits: What to change.
+        edited: Layers that ``edits`` touch.
+        skipped: Layers that do not run.
+    """
+
+    def __init__(
+        self, model: TransformerBridge, edits: Sequence[Any], edited: set[int], skipped: Collection[int] = ()
+    ) -> None:
+        super().__init__(model, edits=edits, skipped=skipped)
+        self.edited = edited
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        """One layer's head outputs."""
+        if call.layer in self.edited:
+            return super().attend(call)
+        self._finish(call.layer, call.value, [])
+        return fused(call)
+
+
+def fused(call: AttentionCall) -> Float[Tensor, "batch head q_pos d_value"]:
+    """The call's head outputs from torch's fused attention where its mask is plainly causal, else the engine's own."""
+    shape = call.shape
+    if not is_plain(call) or call.sink_logits is not None or shape.q_pos != shape.k_pos:
+        return attend(call)
+    grouped = call.key.shape[1] != call.query.shape[1]
+    return torch.nn.functional.scaled_dot_product_attention(
+        call.query, call.key, call.value, is_causal=True, scale=call.scaling, enable_gqa=grouped
+    )
+
+
+class _Keeping(AttentionEngine):
+    """Leaves attention as it is; keeps head outputs of some layers, and what edits would have made of them."""
+
+    def __init__(self, model: TransformerBridge, kept: CleanPass, layers: set[int], edits: Sequence[Any]) -> None:
+        super().__init__(model)
+        self.kept, self.wanted, self.would = kept, layers, edits
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        self._finish(call.layer, call.value, [])
+        if call.layer not in self.wanted:
+            return fused(call)
+        # both from the same code, so that an edit without effect changes nothing at all
+        output = attend(call)
+        self.kept.z[call.layer] = output
+        if self.would:
+            weighted = any(hasattr(edit, "edit_scores") or hasattr(edit, "edit_pattern") for edit in self.would)
+            edited = attend(call, (), self.would) if weighted else output.clone()
+            for edit in self.would:
+                if hasattr(edit, "edit_output"):
+                    edit.edit_output(call.shape, edited)
+            self.kept.z_edited[call.layer] = edited
+        return output
+
+
+@contextmanager
+def going_on(model: TransformerBridge, clean: CleanPass, layer: int, copies: int) -> Iterator[None]:
+    """Forward passes inside ``with`` start at ``layer`` with ``copies`` of the clean residual stream in a row.
+
+    Embedding and norms around the stack run as always; the blocks before ``layer`` hand on what they returned.
+    """
+    with ExitStack() as stack:
+        for number in range(layer):
+            residual = clean.entered[layer] if number == layer - 1 else None
+            stack.enter_context(_replaced(model.blocks[number], _pass_on(clean.returned[number], residual, copies)))
+        yield
+
+
+@contextmanager
+def writing(
+    model: TransformerBridge,
+    clean: CleanPass,
+    layer: int,
+    constant: Float[Tensor, " d_model"],
+    chosen: Bool[Tensor, "copy head"],
+) -> Iterator[None]:
+    """The layer's attention writes what it would if ``chosen`` heads were edited, without being run."""
+    weights = output_weights(model, layer)
+    z, edited, written = clean.z[layer], clean.z_edited[layer], clean.written[layer]
+    if weights is None:
+        raise UnsupportedArchitectureError(f"W_O of layer {layer} cannot be read.")
+    sums = []
+    for heads in chosen.to(z.device):
+        if 2 * int(heads.sum()) <= len(heads):
+            sums.append(_first(written) + _project(edited[:, heads] - z[:, heads], weights[heads]))
+        else:  # adding up anew: a norm that follows would blow up what is left by rounding where all heads are zero
+            sums.append(constant + _project(torch.where(heads[:, None, None], edited, z), weights))
+    with _replaced(attention_layers(model)[layer], lambda *args, **kwargs: _with_first(written, torch.cat(sums))):
+        yield
+
+
+def _project(z: Tensor, weights: Tensor) -> Tensor:
+    return torch.einsum("bhpd,hdm->bpm", z, weights.to(z.dtype))
+
+
+def _keep(store: dict[int, Any], layer: int, form_only: bool = False) -> Any:
+    def hook(module: Any, arguments: Any, returned: Any) -> None:
+        store[layer] = _with_first(returned, None) if form_only else returned
+
+    return hook
+
+
+def _entering(store: dict[int, Tensor], layer: int) -> Any:
+    def hook(residual: Tensor, hook: Any) -> None:
+        store[layer] = residual
+
+    return hook
+
+
+def _pass_on(returned: Any, residual: Tensor | None, copies: int) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if residual is not None:
+            return _with_first(returned, residual.repeat(copies, 1, 1))
+        return _with_first(returned, args[0] if args else kwargs["hidden_states"])
+
+    return forward
+
+
+def _first(returned: Any) -> Tensor:
+    tensor: Tensor = returned[0] if isinstance(returned, tuple) else returned
+    return tensor
+
+
+def _with_first(returned: Any, tensor: Tensor | None) -> Any:
+    return (tensor, *returned[1:]) if isinstance(returned, tuple) else tensor
+
+
+@contextmanager
+def _replaced(module: torch.nn.Module, forward: Any) -> Iterator[None]:
+    """``module.forward`` replaced and put back; past nn.Module's own setattr, which a bridge hands on."""
+    before = module.__dict__.get("forward")
+    object.__setattr__(module, "forward", forward)
+    try:
+        yield
+    finally:
+        if before is None:
+            module.__dict__.pop("forward", None)
+        else:
+            object.__setattr__(module, "forward", before)

@@ -1,0 +1,63 @@
+"""What a census says about its model and tokens: only what JSON can hold."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens.attention import AttentionPlan
+from sinklens.models.architecture import context_length
+from sinklens.models.source import ModelSource, source_of
+from sinklens.models.tokens import TokenBatch
+
+
+def model_facts(model: TransformerBridge, plan: AttentionPlan) -> dict[str, Any]:
+    """Name, sizes, precision and how each layer's attention is measured."""
+    cfg, source = model.cfg, source_of(model)
+    parameter = next(model.parameters())
+    kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+    return {
+        "name": _display_name(source) if source else str(getattr(cfg, "model_name", "bridge")),
+        "path": None if source is None else "built in" if source.builtin else source.name,
+        "architecture": cfg.architecture,
+        "n_layers": len(model.blocks),
+        "n_heads": cfg.n_heads,
+        "n_kv_heads": kv_heads,
+        "d_model": cfg.d_model,
+        "d_head": cfg.d_head,
+        "d_vocab": cfg.d_vocab,
+        "n_ctx": context_length(model),
+        "n_params": sum(p.numel() for p in model.original_model.parameters()),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": str(parameter.device),
+        "attention_reason": plan.reason,
+        "attention": [
+            {"layer": p.layer, "path": p.path, "window": p.window, "learned_sink": p.learned_sink} for p in plan.layers
+        ],
+    }
+
+
+def _display_name(source: ModelSource) -> str:
+    """Last part of a path, or the name that was asked for."""
+    return Path(source.name).name if Path(source.name).is_dir() else source.name
+
+
+def token_facts(batch: TokenBatch, source: str, skipped: Sequence[str]) -> dict[str, Any]:
+    """Number, lengths and source of the sequences, and where the BOS comes from."""
+    firsts = {row[0] for row in batch.tokens}
+    return {
+        "n_sequences": len(batch),
+        "n_tokens": int(batch.lengths.sum()),
+        "max_length": int(batch.lengths.max()),
+        "min_length": int(batch.lengths.min()),
+        "source": source,
+        "skipped": list(skipped),
+        "dropped": batch.dropped,
+        "bos": {
+            "position0": next(iter(firsts)) if len(firsts) == 1 else None,
+            "id": batch.bos_id,
+            "added_by": batch.bos_added_by,
+            "statement": batch.statement,
+        },
+    }

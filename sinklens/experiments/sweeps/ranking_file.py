@@ -1,0 +1,89 @@
+"""A ranking of heads from a file: a table with scores, a list of names, or a saved census or sweep."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sinklens.errors import InputError, ResultError
+from sinklens.experiments.sweeps.variants import rank
+from sinklens.interventions.heads import Head, parse_head
+
+SCORES = {"heads": "sink_rate", "summary": "delta_loss"}
+"""Tables of saved results that rank heads, and their usual column."""
+
+
+def read_ranking(name: str) -> list[Head]:
+    """Heads in order, the highest score first.
+
+    Args:
+        name: ``PATH`` or ``PATH:COLUMN``, with ``PATH:-COLUMN`` for the lowest first. The path is a CSV or Parquet
+            table with the columns layer and head (or head, or variant, with names such as L5H1) and a score; a text
+            file with a name in each line, the first one first; or the directory of a saved census (by sink_rate if no
+            column is named) or sweep (delta_loss, single heads of its first intervention).
+
+    Raises:
+        InputError: No such file or column, or something that is no head.
+        ResultError: A damaged result.
+    """
+    path, column = _split(name)
+    if not path.exists():
+        raise InputError(f"There is no ranking {path}; expected a table, a list of heads, or a saved census or sweep.")
+    if path.is_dir():
+        table, usual = _saved(path)
+        column = column or usual
+    elif path.suffix in (".csv", ".tsv", ".parquet"):
+        table = _table(path)
+    else:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        return [parse_head(line) for line in lines if line.strip() and not line.startswith("#")]
+    heads = _heads(table, path)
+    if column is None:
+        known = [c for c in table.columns if c not in ("layer", "head", "variant") and table[c].dtype.kind in "fiub"]
+        if len(known) > 1:
+            raise InputError(
+                f"{path} has several columns to rank by ({', '.join(known)}); name one: {path}:{known[0]}."
+            )
+        column = known[0] if known else None
+    if column is None:
+        return heads
+    sign, column = (-1, column[1:]) if column.startswith("-") else (1, column)
+    if column not in table or table[column].dtype.kind not in "fiub":
+        raise InputError(f"{path} has no column of numbers {column!r}; it has {', '.join(map(str, table.columns))}.")
+    return rank({head: sign * float(score) for head, score in zip(heads, table[column], strict=True)})
+
+
+def _split(name: str) -> tuple[Path, str | None]:
+    path, colon, column = name.rpartition(":")
+    return (Path(path), column) if colon and column and not Path(name).exists() else (Path(name), None)
+
+
+def _table(path: Path) -> pd.DataFrame:
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
+    except (OSError, ValueError) as error:
+        raise InputError(f"The ranking {path} cannot be read: {' '.join(str(error).split())[:200]}.") from error
+
+
+def _saved(path: Path) -> tuple[pd.DataFrame, str]:
+    from sinklens.experiments.census import Census
+    from sinklens.experiments.sweeps.result import Sweep
+
+    try:
+        return Census.load(path).heads.to_dataframe(), SCORES["heads"]
+    except ResultError as error:
+        if "sinklens-sweep" not in str(error):
+            raise
+    return Sweep.load(path).ranking(), SCORES["summary"]
+
+
+def _heads(table: pd.DataFrame, path: Path) -> list[Head]:
+    if {"layer", "head"} <= {*table.columns}:
+        pairs: Any = zip(table["layer"].tolist(), table["head"].tolist(), strict=True)
+        return [parse_head(pair) for pair in pairs]
+    for column in ("head", "variant"):
+        if column in table:
+            return [parse_head(name) for name in table[column].tolist()]
+    raise InputError(f"{path} names no heads; expected columns layer and head, or head with names such as L5H1.")

@@ -1,0 +1,189 @@
+"""Layer x head grid of what changes when a head is taken away."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from sinklens.errors import InputError
+from sinklens.plots.axes import grid_background, layer_axis
+from sinklens.plots.effects import EFFECTS, Effect, EffectMetric, choose_intervention, with_interval
+from sinklens.plots.style import (
+    DIVERGING,
+    INK,
+    SEQUENTIAL,
+    colorbar,
+    empty_figure,
+    float32,
+    head_label,
+    layer_list,
+    new_figure,
+    number,
+    require_columns,
+)
+
+_HOVER: Final[tuple[EffectMetric, ...]] = ("delta_loss", "kl", "top1_agreement", "delta_logit_diff")
+
+
+def ablation_heatmap(
+    summary: pd.DataFrame,
+    *,
+    metric: EffectMetric = "delta_loss",
+    intervention: str | None = None,
+    n_layers: int | None = None,
+    limit: float | None = None,
+) -> go.Figure:
+    """Draw the effect of each head's ablation as a layer x head grid, layer 0 at the top.
+
+    Estimates by attribution (rows that are not `exact`) stand where a head was not run; the subtitle counts them.
+
+    Changes (`delta_loss`, `delta_logit_diff`) have colours centred on 0, symmetric, reaching the largest magnitude or
+    `limit`; cells beyond it are clipped and counted. A diamond marks heads whose 95 % interval leaves out 0: with that
+    many heads about one in twenty without any effect is marked too. KL and top-1 agreement have a bound that every
+    ablation stays on one side of, so their intervals say nothing about "no effect" and nothing is marked. A cell is
+    grey when its head was not ablated or has no such number; the subtitle says how many.
+
+    Args:
+        summary: A sweep's summary, of which the rows of kind "head" are drawn; needs `kind`, `intervention`, `layer`,
+            `head`, the metric and its bounds (`delta_loss_low`, `delta_loss_high`).
+        metric: Column to colour.
+        intervention: Which intervention, when the sweep has several.
+        n_layers: Layers of the model, so that trailing layers without attention keep their (grey) row.
+        limit: Magnitude at which colours end, for changes; by default the largest one.
+
+    Raises:
+        InputError: An unknown metric or intervention, several interventions and none chosen, a `limit` that is not
+            above 0, or a missing column.
+    """
+    if metric not in EFFECTS:
+        raise InputError(f"ablation_heatmap can colour {', '.join(EFFECTS)}, not {metric!r}.")
+    bounds = (f"{metric}_low", f"{metric}_high")
+    require_columns(summary, ("intervention", "kind", "layer", "head", metric, *bounds), "ablation_heatmap")
+    if limit is not None and not 0 < limit < float("inf"):
+        raise InputError(f"limit must be a magnitude above 0, got {limit!r}.")
+    look = EFFECTS[metric]
+    rows = summary[summary["kind"] == "head"]
+    if rows.empty or rows[metric].isna().all():
+        return empty_figure(look.title, f"Not applicable: no single head of this sweep has a value for {metric}.")
+    rows, chosen = choose_intervention(rows, intervention)
+    title = f"{look.title}: {chosen}"
+    if rows.empty or rows[metric].isna().all():
+        return empty_figure(title, f"Not applicable: no single head of this sweep has a value for {metric}.")
+    if "exact" in rows.columns:  # a head that was both estimated and run shows what was run
+        rows = rows.sort_values("exact", ascending=False, kind="stable").drop_duplicates(["layer", "head"])
+    layer, head = rows["layer"].to_numpy(dtype=int), rows["head"].to_numpy(dtype=int)
+    n_rows, n_columns = max(n_layers or 0, int(layer.max()) + 1), int(head.max()) + 1
+    grid = _Grid((n_rows, n_columns), layer, head)
+    z = grid.fill(rows[metric])
+    texts = np.full((n_rows, n_columns), "", dtype=object)
+    for at, number_of, record in zip(layer, head, rows.to_dict("records"), strict=True):
+        texts[at, number_of] = _hover_text(record, head_label(int(at), int(number_of)), metric)
+    options, clipped = _colours(z, look, limit)
+    low, high = grid.fill(rows[bounds[0]]), grid.fill(rows[bounds[1]])
+    apart = np.argwhere((low > 0) | (high < 0))
+
+    fig = new_figure(
+        title, _notes(rows, z, look, len(apart), clipped, options["zmax"]), height=min(900, max(230, 22 * n_rows))
+    )
+    fig.add_trace(
+        go.Heatmap(
+            z=float32(z),
+            x=np.arange(n_columns),
+            y=np.arange(n_rows),
+            text=texts.tolist(),
+            hovertemplate="%{text}<extra></extra>",
+            hoverongaps=False,
+            xgap=1,
+            ygap=1,
+            **options,
+        )
+    )
+    if look.signed:
+        fig.add_trace(
+            go.Scatter(
+                x=apart[:, 1],
+                y=apart[:, 0],
+                name="interval leaves out 0",
+                mode="markers",
+                marker={"symbol": "diamond", "size": 7, "color": "white", "line": {"color": INK, "width": 1.2}},
+                hoverinfo="skip",
+                showlegend=False,
+            )
+        )
+    fig.update_layout(
+        xaxis={
+            "title": {"text": "head (0-based)"},
+            "range": [-0.5, n_columns - 0.5],
+            "dtick": max(1, -(-n_columns // 32)),
+            "tick0": 0,
+        },
+        yaxis=layer_axis(range(n_rows)) | {"range": [n_rows - 0.5, -0.5]},
+    )
+    grid_background(fig)
+    return fig
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where the rows of the table lie on the layer x head grid."""
+
+    shape: tuple[int, int]
+    layer: Any
+    head: Any
+
+    def fill(self, values: "pd.Series[Any]") -> "np.ndarray[Any, np.dtype[np.float64]]":
+        """The values in their cells; every other cell is NaN."""
+        cells = np.full(self.shape, np.nan)
+        cells[self.layer, self.head] = values.to_numpy(dtype=float, na_value=np.nan)
+        return cells
+
+
+def _colours(z: Any, look: Effect, limit: float | None) -> tuple[dict[str, Any], int]:
+    """The trace's colour options, and how many cells lie beyond them."""
+    if look.scale == "signed":
+        top = limit or float(np.nanmax(np.abs(z))) or 1.0
+        clipped = int((np.abs(z) > top).sum())
+        options = {"zmin": -top, "zmax": top, "zmid": 0, "colorscale": DIVERGING, "colorbar": colorbar(look.unit)}
+        return options, clipped
+    top = 1.0 if look.scale == "share" else float(np.nanmax(z)) or 1.0
+    return {"zmin": 0, "zmax": top, "colorscale": SEQUENTIAL, "colorbar": colorbar(look.unit)}, 0
+
+
+def _notes(rows: pd.DataFrame, z: Any, look: Effect, apart: int, clipped: int, top: float) -> str:
+    """The subtitle: what the marks are, what is estimated, missing and clipped."""
+    without = np.flatnonzero(~np.isin(np.arange(len(z)), rows["layer"].to_numpy(dtype=int))).tolist()
+    empty = int(np.isnan(z).sum()) - z.shape[1] * len(without)
+    measured = int((~np.isnan(z)).sum())
+    notes = [look.note]
+    if look.signed:
+        notes.append(f"Diamond: the 95 % interval leaves out 0 ({apart} of {measured:,} heads).")
+    estimated = _estimated(rows) & rows[look.column].notna()
+    if estimated.any():
+        notes.append(f"Estimated by attribution, not run: {int(estimated.sum()):,} heads.")
+    if without:
+        notes.append(f"Grey rows: nothing ablated in {layer_list(without)}.")
+    if empty:
+        notes.append(f"Grey cells ({empty}): not ablated or not applicable.")
+    if clipped:
+        notes.append(f"Colours are clipped: {clipped} cell(s) lie beyond {number(top)}; the hover has their value.")
+    return " ".join(notes)
+
+
+def _estimated(rows: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows come from attribution patching instead of a run."""
+    exact = rows["exact"] if "exact" in rows.columns else pd.Series(True, index=rows.index)
+    return ~exact.astype(bool)
+
+
+def _hover_text(record: dict[Any, Any], name: str, metric: EffectMetric) -> str:
+    lines = [f"<b>{name}</b>" + ("" if record.get("exact", True) else " (estimate)")]
+    for key in (metric, *(other for other in _HOVER if other != metric)):
+        if key in record:
+            look = EFFECTS[key]
+            interval = with_interval(record, key)
+            lines.append(f"{look.short}: {interval}")
+    if "n_sequences" in record:
+        lines.append(f"sequences: {number(record['n_sequences'], ',.0f')}")
+    return "<br>".join(lines)

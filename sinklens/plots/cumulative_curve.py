@@ -1,0 +1,183 @@
+"""Loss against the number of heads taken away, strongest first, beside as many random ones."""
+
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from sinklens.errors import InputError
+from sinklens.plots.axes import light_grid, thinned
+from sinklens.plots.effects import EFFECTS, EffectMetric, choose_intervention
+from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, escaped, float32, new_figure, require_columns
+
+_GREY: Final = "rgba(82,96,109,0.16)"
+
+
+def cumulative_curve(
+    summary: pd.DataFrame, *, metric: EffectMetric = "delta_loss", intervention: str | None = None
+) -> go.Figure:
+    """Draw the effect of ablating the top k heads against k, with the band that k random heads span.
+
+    The coloured line is the chosen ranking's first k heads together, with 95 % intervals over sequences. Every faint
+    point is one draw of k random heads (its mean over sequences); the grey band is their mean +- one standard
+    deviation, the dotted lines their extremes. The ranking found something where the line leaves the dotted ones. A k
+    without random draws has no band: nothing is drawn across it.
+
+    Args:
+        summary: A sweep's summary, of which the rows of kind "top" and "random" are drawn; needs `kind`,
+            `intervention`, `k`, the metric and its bounds (`delta_loss_low`, `delta_loss_high`).
+        metric: Column to draw.
+        intervention: Which intervention, when the sweep has several.
+
+    Raises:
+        InputError: An unknown metric or intervention, several interventions and none chosen, or a missing column.
+    """
+    if metric not in EFFECTS:
+        raise InputError(f"cumulative_curve can draw {', '.join(EFFECTS)}, not {metric!r}.")
+    bounds = (f"{metric}_low", f"{metric}_high")
+    require_columns(summary, ("intervention", "kind", "k", metric, *bounds), "cumulative_curve")
+    look = EFFECTS[metric]
+    name = f"{look.title} with the number of heads ablated"
+    rows = summary[summary["kind"].isin(["top", "random"])].dropna(subset=[metric])
+    if not (rows["kind"] == "top").any():
+        return empty_figure(name, f"Not applicable: the sweep has no cumulative sets with a value for {metric}.")
+    rows, chosen = choose_intervention(rows, intervention)
+    top = rows[rows["kind"] == "top"].sort_values("k")
+    draws = _draws(rows, top).sort_values("k")
+    if top.empty:
+        return empty_figure(name, f"Not applicable: the sweep has no cumulative sets of {chosen} for {metric}.")
+    band = draws.groupby("k")[metric].agg(["mean", "std", "min", "max", "count"])
+    ks = sorted({*top["k"].astype(int), *draws["k"].astype(int)})
+    band = band.reindex(ks)  # a k without draws stays missing
+    fig = new_figure(f"{name}: {chosen}", _notes(band, look.note), height=380)
+    _add_band(fig, band, draws, metric)
+    value, low, high = (top[column].to_numpy(dtype=float) for column in (metric, *bounds))
+    fig.add_trace(
+        go.Scatter(
+            x=top["k"].to_numpy(dtype=int),
+            y=float32(value),
+            error_y={"array": float32(high - value), "arrayminus": float32(value - low), "width": 4, "thickness": 1.4},
+            name="top k, 95 % interval",
+            mode="lines+markers",
+            line={"color": CATEGORICAL[1], "width": 2.4},
+            marker={"size": 8},
+            text=[_heads(record) for record in top.to_dict("records")],
+            customdata=float32(np.stack([low, high], -1)),
+            hovertemplate=f"top %{{x}}<br>{look.short}: %{{y:.4g}} [%{{customdata[0]:.4g}}, %{{customdata[1]:.4g}}]"
+            "%{text}<extra></extra>",
+        )
+    )
+    if look.signed:
+        fig.add_hline(y=0, line={"color": MUTED, "width": 1})
+    room = 0.04 * max(ks[-1] - ks[0], 1)
+    fig.update_layout(
+        xaxis={
+            "title": {"text": "heads ablated (k)"},
+            "tickvals": [ks[i] for i in thinned(len(ks), 24)],
+            "range": [ks[0] - room, ks[-1] + room],
+        }
+        | light_grid(),
+        yaxis={"title": {"text": look.unit}} | light_grid(),
+        # below the axis: above it a long subtitle would run into it
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"},
+        margin={"b": 88},
+        height=fig.layout.height + 32,
+    )
+    return fig
+
+
+def _add_band(fig: go.Figure, band: pd.DataFrame, draws: pd.DataFrame, metric: str) -> None:
+    """Random draws: the band, the extremes, their mean, and every draw as a faint point."""
+    for run in _runs(band):
+        x = run.index.to_numpy(dtype=int)
+        spread = run["std"].fillna(0.0)
+        for column, y in (("upper", run["mean"] + spread), ("lower", run["mean"] - spread)):
+            fig.add_trace(
+                go.Scatter(
+                    x=x,
+                    y=float32(y),
+                    name="random k, mean ± sd",
+                    mode="lines",
+                    line={"width": 0},
+                    fill="tonexty" if column == "lower" else None,
+                    fillcolor=_GREY if column == "lower" else None,
+                    hoverinfo="skip",
+                    showlegend=False,
+                )
+            )
+    if draws.empty:
+        return
+    x = band.index.to_numpy(dtype=int)
+    for column in ("min", "max"):
+        fig.add_trace(
+            go.Scatter(
+                x=x,
+                y=float32(band[column]),
+                name="random k, extremes",
+                mode="lines",
+                line={"color": MUTED, "width": 1.2, "dash": "dot"},
+                showlegend=column == "min",
+                legendgroup="extremes",
+                hoverinfo="skip",
+            )
+        )
+    fig.add_trace(
+        go.Scatter(
+            x=draws["k"].to_numpy(dtype=int),
+            y=float32(draws[metric]),
+            name="one random draw",
+            mode="markers",
+            marker={"size": 5, "color": MUTED, "opacity": 0.35},
+            text=[_heads(record) for record in draws.to_dict("records")],
+            hovertemplate="random %{x}: %{y:.4g}%{text}<extra></extra>",
+        )
+    )
+    fig.add_trace(
+        go.Scatter(
+            x=x,
+            y=float32(band["mean"]),
+            name="random k, mean ± sd",
+            mode="lines+markers",
+            line={"color": MUTED, "width": 1.6},
+            marker={"size": 5, "symbol": "square"},
+            customdata=np.stack([band["std"].to_numpy(dtype=float), band["count"].to_numpy(dtype=float)], -1),
+            hovertemplate="random %{x}: mean %{y:.4g}, sd %{customdata[0]:.3g}"
+            " (%{customdata[1]:.0f} draws)<extra></extra>",
+        )
+    )
+
+
+def _draws(rows: pd.DataFrame, top: pd.DataFrame) -> pd.DataFrame:
+    """The random sets, without those that were drawn as controls of something else of the same size (a group)."""
+    draws = rows[rows["kind"] == "random"]
+    if not {"control_of", "variant"} <= {*rows.columns}:
+        return draws
+    return draws[draws["control_of"].isna() | draws["control_of"].isin(top["variant"])]
+
+
+def _runs(band: pd.DataFrame) -> list[pd.DataFrame]:
+    """Stretches of k that have draws; a filled band may not bridge a gap."""
+    missing = band["mean"].isna()
+    return [run for _, run in band[~missing].groupby(missing.cumsum()[~missing])]
+
+
+def _heads(record: dict[Any, Any]) -> str:
+    """The heads of a set for the hover, the first twelve of them."""
+    listed = record.get("heads")
+    if not isinstance(listed, str) or not listed:
+        return ""
+    names = listed.split(",")
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return "<br>" + escaped(", ".join(names[:12]) + more)
+
+
+def _notes(band: pd.DataFrame, note: str) -> str:
+    counts = band["count"].dropna()
+    if counts.empty:
+        return f"{note} No random draws: nothing says what as many other heads would do."
+    few, many = int(counts.min()), int(counts.max())
+    draws = f"{few}" if few == many else f"{few} to {many}"
+    without = int(band["mean"].isna().sum())
+    gap = f" {without} of {len(band)} sizes have no random draws." if without else ""
+    return f"{note} Random sets: {draws} draws of each size; band = mean ± one standard deviation.{gap}"

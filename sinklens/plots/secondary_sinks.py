@@ -1,0 +1,102 @@
+"""When tokens turn into the BOS's direction, and for how long they stay."""
+
+from typing import Final
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from sinklens.plots.axes import layer_axis, light_grid
+from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, new_figure, require_columns, token_label
+
+_TITLE: Final = "Tokens that point along the BOS: creation and lifetime"
+_LABELS: Final[dict[str, tuple[str, str, str]]] = {
+    "secondary": ("secondary sink", CATEGORICAL[1], "circle"),
+    "bos_sink": ("as long as the BOS", CATEGORICAL[0], "diamond"),
+    "aligned, not a sink": ("aligned, hardly attended to", CATEGORICAL[2], "square"),
+    "aligned, not judged": ("aligned, attention not judged", CATEGORICAL[3], "cross"),
+    "noise": ("too brief", MUTED, "x"),
+}
+
+
+def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -> go.Figure:
+    """Draw one mark for all tokens created in the same layer that live equally long; its area is their number.
+
+    The hover names some of the tokens. A grey line is the longest possible life of a token created in a layer: until
+    the BOS loses its norm (its most common window, where `windows` is given).
+
+    Args:
+        tokens: What `SecondarySinks.to_dataframe()` gives: `first_layer`, `life`, `label`, `token`, `importance_max`.
+        windows: One row per sequence with `start` and `end` of the BOS's own window.
+
+    Raises:
+        InputError: A missing column.
+
+    Source: after Wong et al. 2025 (arXiv 2512.22213), creation layer and lifetime of secondary sinks.
+    """
+    require_columns(tokens, ("first_layer", "life", "label", "token", "importance_max"), "secondary_sinks")
+    judged = None if windows is None else windows.dropna(subset=["start"])
+    notes = []
+    if windows is not None and judged is not None:
+        notes.append(f"{len(judged)} of {len(windows)} sequences have a BOS whose norm grows at once and stays.")
+    if tokens.empty:
+        why = "no token points along the BOS while that is long"
+        if judged is not None and judged.empty:
+            why = "no sequence has a BOS whose norm grows at once"
+        return empty_figure(_TITLE, f"Not applicable: {why}.")
+    fig = new_figure(_TITLE, " ".join([*notes, "The area of a mark is the number of tokens."]), height=360)
+    largest = int(tokens.groupby(["label", "first_layer", "life"]).size().max())
+    if judged is not None and len(judged):
+        start, end = (int(judged[name].mode().iloc[0]) for name in ("start", "end"))
+        fig.add_trace(
+            go.Scatter(
+                x=[start, end - 1],
+                y=[end - start, 1],
+                mode="lines",
+                name="until the BOS loses its norm",
+                line={"color": MUTED, "width": 1.5, "dash": "dash"},
+                hoverinfo="skip",
+            )
+        )
+    for label, (name, colour, symbol) in _LABELS.items():
+        rows = tokens[tokens["label"] == label]
+        if rows.empty:
+            continue
+        layers_made, lives, counts, texts = [], [], [], []
+        for _, group in rows.sort_values("importance_max", ascending=False).groupby(["first_layer", "life"]):
+            some = ", ".join(token_label(str(token), 16) for token in group["token"].drop_duplicates().head(5))
+            layers_made.append(int(group["first_layer"].iloc[0]))
+            lives.append(int(group["life"].iloc[0]))
+            counts.append(len(group))
+            texts.append(f"{len(group)} token(s), such as {some}")
+        fig.add_trace(
+            go.Scatter(
+                x=layers_made,
+                y=lives,
+                name=f"{name} ({len(rows)})",
+                mode="markers",
+                cliponaxis=False,
+                marker={
+                    "size": 8 + 22 * np.sqrt(np.array(counts) / largest),
+                    "color": colour,
+                    "symbol": symbol,
+                    "opacity": 0.75,
+                    "line": {"width": 1, "color": "white"},
+                },
+                text=texts,
+                hovertemplate=f"<b>{name}</b><br>after layer %{{x}}, for %{{y}} layers<br>%{{text}}<extra></extra>",
+            )
+        )
+    layers = list(range(int(tokens["first_layer"].min()), int(tokens["first_layer"].max()) + 1))
+    if judged is not None and len(judged):
+        layers = list(range(min(start, layers[0]), max(end, layers[-1] + 1)))
+    fig.update_layout(
+        xaxis=layer_axis(layers)
+        | light_grid()
+        | {
+            "title": {"text": "created after layer (0-based)"},
+            "range": [layers[0] - 0.6, layers[-1] + 0.6],
+        },
+        yaxis={"title": {"text": "lifetime (layers)"}, "rangemode": "tozero"} | light_grid(),
+    )
+    return fig

@@ -1,0 +1,248 @@
+"""Secondary sinks: the card's synthetic model, the window of the BOS, labels, invariances, and a loop over states."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from sinklens.capture.record import LayerRecord
+from sinklens.detectors import SecondarySinkDetector, SecondarySinks
+from sinklens.detectors.bos_similarity import bos_cosine
+from sinklens.detectors.secondary_sinks import Window, lifetime_label, sink_window
+from sinklens.errors import InputError
+from sinklens.models.tokens import TokenBatch
+
+LAYERS, LENGTH, D_MODEL = 36, 300, 64
+PLANTED = {222: range(16, 34), 50: range(20, 23), 60: range(6, 35), 90: range(7, 34), 70: range(16, 29)}
+"""Position and the blocks after which it points along the BOS; 70 points the opposite way."""
+
+
+ALIGNED = ("aligned, not a sink", "aligned, not judged")
+
+
+def batch_of(length: int, n: int = 1, bos: bool = True) -> TokenBatch:
+    ids = torch.arange(10, 10 + length).repeat(n, 1)
+    if bos:
+        ids[:, 0] = 1
+    real = torch.ones_like(ids, dtype=torch.bool)
+    tokens = tuple(f"t{i}" for i in range(length))
+    return TokenBatch(ids, real, ids == 1, (tokens,) * n, 1, "caller", "")
+
+
+def planted(
+    layers: int = LAYERS, length: int = LENGTH, start: int = 6, end: int = 35, tokens: Mapping[int, range] = PLANTED
+) -> Tensor:
+    """Hidden states ``[layer + 1, pos, d_model]``, embedding first: a BOS of norm 500 in a window, else of norm 1."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(layers + 1, length, D_MODEL, generator=generator)
+    direction = torch.nn.functional.normalize(torch.randn(D_MODEL, generator=generator), dim=0)
+    for layer in range(-1, layers):
+        hidden[layer + 1, 0] = direction * (500 if start <= layer < end else 1)
+        for position, life in tokens.items():
+            if layer in life:
+                sign = -1 if position == 70 else 1
+                noise = torch.randn(D_MODEL, generator=generator)
+                hidden[layer + 1, position] = sign * 20 * direction + 0.3 * noise
+    return hidden
+
+
+def detect(
+    hidden: Tensor, received: float = 0.5, batch: TokenBatch | None = None, **settings: object
+) -> SecondarySinks:
+    """Detect in one sequence where one of two heads gives every token this importance and the other gives nothing."""
+    layers, length = hidden.shape[0] - 1, hidden.shape[1]
+    batch = batch or batch_of(length)
+    detector = SecondarySinkDetector(**settings)  # type: ignore[arg-type]
+    queries = (length - torch.arange(length)).float()
+    mass = torch.stack([received * queries, 0 * queries])[None]
+    for layer in range(-1, layers):
+        attention = {} if layer < 0 else {"mass": mass, "null_mass": queries[None] * 0.01}
+        detector.update(LayerRecord(layer, batch, 0, "fast", attention, hidden=hidden[layer + 1][None]))
+    return detector.compute()
+
+
+def labels(found: SecondarySinks) -> dict[int, str]:
+    return dict(zip(found.table["position"], found.table["label"], strict=True))
+
+
+# ------------------------------------------------------------------ the card's check 1
+def test_the_planted_tokens_come_back_with_life_and_label() -> None:
+    found = detect(planted())
+    assert found.windows[["bos_position", "start", "end"]].to_numpy().tolist() == [[0, 6, 35]]
+    assert labels(found) == {222: "secondary", 50: "noise", 60: "bos_sink", 90: "bos_sink"}
+    row = found.table.set_index("position").loc[222]
+    assert (row["first_layer"], row["last_layer"], row["life"]) == (16, 33, 18)
+    assert row["share"] == pytest.approx(18 / 29) and row["cosine"] > 0.95 and row["token"] == "t222"
+    assert row["importance_max"] == pytest.approx(0.5) and row["importance"] == pytest.approx(0.25)
+    assert row["null"] == pytest.approx(0.01)
+
+
+def test_the_opposite_direction_counts_in_absolute_mode_alone() -> None:
+    found = detect(planted(), absolute=True)
+    assert labels(found) == {222: "secondary", 50: "noise", 60: "bos_sink", 90: "bos_sink", 70: "secondary"}
+    assert found.table.set_index("position").loc[70, "life"] == 13
+    assert found.table.set_index("position").loc[70, "cosine"] < -0.9
+
+
+def test_a_life_with_a_gap_counts_its_blocks() -> None:
+    hidden = planted()
+    hidden[1 + 20, 222] = torch.randn(D_MODEL)
+    row = detect(hidden).table.set_index("position").loc[222]
+    assert (row["first_layer"], row["last_layer"], row["life"]) == (16, 33, 17)
+
+
+def test_blocks_count_tokens_while_the_window_is_open() -> None:
+    layers = detect(planted()).layers.set_index("layer")
+    assert layers.loc[5, "n_active"] == 0 and math.isnan(layers.loc[5, "n_aligned"])
+    assert layers.loc[6, "n_aligned"] == 1 and layers.loc[21, "n_aligned"] == 4 and layers.loc[34, "n_aligned"] == 1
+    assert math.isnan(layers.loc[35, "n_aligned"])
+
+
+# ------------------------------------------------------------------ checks 2 to 4
+def test_shallow_models_have_more_than_one_label() -> None:
+    tokens = {20: range(4, 6), 30: range(4, 9), 40: range(2, 11), 50: range(5, 6)}
+    found = detect(planted(12, 100, 2, 11, tokens))
+    # the reference calls everything a bos_sink here: 12 - 15 < 0
+    assert labels(found) == {20: "noise", 30: "secondary", 40: "bos_sink", 50: "noise"}
+
+
+def test_rotation_and_scale_change_nothing() -> None:
+    hidden = planted()
+    rotation = torch.linalg.qr(torch.randn(D_MODEL, D_MODEL, generator=torch.Generator().manual_seed(1))).Q
+    expected = detect(hidden)
+    for changed in (hidden @ rotation, hidden * 1e-3):
+        found = detect(changed)
+        pd.testing.assert_frame_equal(found.table, expected.table, rtol=1e-4)
+        assert found.windows[["start", "end"]].equals(expected.windows[["start", "end"]])
+
+
+def test_aligned_without_attention_is_no_sink() -> None:
+    assert labels(detect(planted(), received=0.0))[222] == "aligned, not a sink"
+    assert labels(detect(planted(), received=0.3))[222] == "aligned, not a sink"  # strict, as the sink rate
+    assert labels(detect(planted(), received=0.3, eps=0.25))[222] == "secondary"
+    late = {295: range(16, 34)}
+    assert labels(detect(planted(tokens=late)))[295] == "aligned, not judged"
+    assert labels(detect(planted(tokens=late), min_queries=5))[295] == "secondary"
+
+
+def test_a_model_without_attention_is_not_judged() -> None:
+    hidden, detector = planted(), SecondarySinkDetector()
+    for layer in range(-1, LAYERS):
+        detector.update(LayerRecord(layer, batch_of(LENGTH), 0, "none", hidden=hidden[layer + 1][None]))
+    found = detector.compute()
+    assert labels(found)[222] == "aligned, not judged" and labels(found)[50] == "noise"
+    assert found.table["importance"].isna().all()
+
+
+# ------------------------------------------------------------------ the window
+def test_window_of_a_curve() -> None:
+    assert sink_window([1, 1, 500, 510, 505, 1]) == Window(2, 5)
+    assert sink_window([1, 1, 500, 510, 520]) == Window(2, 5)  # never falls
+    assert sink_window([1, 1, 1, 1, 500]) == Window(4, 5)
+    assert sink_window([500, 501, 502, 3], before=1) == Window(0, 3)
+    assert sink_window([500, 501, 502, 3]) is None  # the reference never looks at block 0
+    assert sink_window([1.0, 2.0, 4.0, 7.0, 9.0]) is None  # gradual
+    assert sink_window([1.0, 2.0, 4.0, 7.0, 9.0], guard=1) == Window(3, 5)
+    assert sink_window([9.0, 5.0, 3.0]) is None and sink_window([3.0]) is None and sink_window([2, 2, 2]) is None
+
+
+@pytest.mark.parametrize("norms", [[], [[1.0, 2.0]], [1.0, math.nan], [-1.0, 2.0]])
+def test_what_is_no_curve_is_refused(norms: list[float]) -> None:
+    with pytest.raises(InputError, match="one norm for each block"):
+        sink_window(norms)
+
+
+def test_gradual_growth_has_no_window_and_no_tokens() -> None:
+    hidden = planted()
+    direction = hidden[10, 0] / hidden[10, 0].norm()
+    for layer in range(LAYERS + 1):
+        hidden[layer, 0] = direction * (1 + 10 * layer)
+    found = detect(hidden)
+    assert found.table.empty and found.windows["start"].isna().all() and found.windows["n_aligned"].isna().all()
+    assert found.windows["growth_ratio"].item() == pytest.approx(1, rel=1e-3)
+
+
+def test_the_labels_are_the_reference_s_where_it_was_made() -> None:
+    for window, layers in ((29, 36), (43, 48)):
+        for life in range(1, window + 1):
+            reference = "secondary" if 4 < life < layers - 15 else "bos_sink" if life >= layers - 15 else "noise"
+            if abs(life - (layers - 15)) > 1:
+                assert lifetime_label(life, window) == reference, (life, window)
+    with pytest.raises(InputError, match="from 1 to the window's 5 blocks"):
+        lifetime_label(6, 5)
+
+
+# ------------------------------------------------------------------ which token is the BOS
+def test_the_model_s_own_bos_is_the_bos_and_else_the_largest_of_the_first() -> None:
+    hidden = planted()
+    hidden[:, 1] = hidden[:, 0] * 2
+    assert detect(hidden).windows["bos_position"].item() == 0
+    without = batch_of(LENGTH, bos=False)
+    assert detect(hidden, batch=without).windows["bos_position"].item() == 1
+    assert 0 not in labels(detect(hidden, batch=without)) and 222 in labels(detect(hidden, batch=without))
+    assert detect(hidden, batch=without, candidates=1).windows["bos_position"].item() == 0
+
+
+# ------------------------------------------------------------------ against a loop
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_cosines_by_hand_and_in_every_precision(dtype: torch.dtype) -> None:
+    hidden = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, 0.0], [-3.0, 0.0]], dtype=dtype)
+    torch.testing.assert_close(bos_cosine(hidden), torch.tensor([1, math.sqrt(0.5), 0, -1]).to(bos_cosine(hidden)))
+    assert bos_cosine(hidden).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert bos_cosine(hidden, 3)[0] == -1
+
+
+def test_streaming_equals_a_loop_over_padded_batches() -> None:
+    generator = torch.Generator().manual_seed(3)
+    lengths, layers = [40, 25, 33], 8
+    batch = batch_of(40, 3)
+    real = torch.arange(40)[None] < torch.tensor(lengths)[:, None]
+    batch = replace(batch, real=real, tokens=tuple(row[:n] for row, n in zip(batch.tokens, lengths, strict=True)))
+    hidden = torch.randn(layers + 1, 3, 40, 4, generator=generator)
+    along = torch.rand(layers + 1, 3, 40, 1, generator=generator) < 0.7
+    hidden += 6 * along * torch.nn.functional.normalize(hidden[:, :, :1], dim=-1)
+    hidden[4:7, :, 0] *= 100 / hidden[4:7, :, 0].norm(dim=-1, keepdim=True)
+    mass = torch.rand(layers, 3, 2, 40, generator=generator) * 20
+    filler = hidden.masked_fill(~real[None, :, :, None], math.nan)
+    detector = SecondarySinkDetector(min_queries=4)
+    for layer in range(-1, layers):
+        attention = {} if layer < 0 else {"mass": mass[layer], "null_mass": torch.ones(3, 40)}
+        detector.update(LayerRecord(layer, batch, 7, "fast", attention, hidden=filler[layer + 1]))
+    found = detector.compute()
+    assert found.windows["start"].tolist() == [3] * 3 and found.windows["end"].tolist() == [6] * 3
+    expected = []
+    for sequence, length in enumerate(lengths):
+        for position in range(1, length):
+            life = []
+            for layer in (3, 4, 5):
+                one, other = (hidden[layer + 1, sequence, p].double().numpy() for p in (0, position))
+                if one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.9:
+                    alpha = mass[layer, sequence, :, position].double().numpy() / (length - position)
+                    life.append((layer, alpha.mean(), alpha.max()))
+            if life:
+                blocks, mean, top = zip(*life, strict=True)
+                label = "noise" if len(life) < 2 else "bos_sink" if len(life) == 3 else "secondary"
+                if label != "noise" and length - position < 4:
+                    label = "aligned, not judged"
+                elif label != "noise" and max(top) <= 0.3:
+                    label = "aligned, not a sink"
+                ends = blocks[0], blocks[-1], len(life)
+                expected.append((sequence + 7, position, *ends, np.mean(mean), max(top), label))
+    columns = ["sequence", "position", "first_layer", "last_layer", "life", "importance", "importance_max", "label"]
+    assert {row[-1] for row in expected} == {"noise", "secondary", "bos_sink", *ALIGNED}
+    pd.testing.assert_frame_equal(
+        found.table[columns], pd.DataFrame(expected, columns=columns), check_dtype=False, rtol=1e-5
+    )
+
+
+def test_settings_are_checked() -> None:
+    for settings in ({"cosine": 1.0}, {"cosine": 0.0}, {"candidates": 0}):
+        with pytest.raises(InputError, match="Expected cosine"):
+            SecondarySinkDetector(**settings)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="different settings"):
+        SecondarySinkDetector().merge(SecondarySinkDetector(0.8))
