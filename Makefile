@@ -30,7 +30,7 @@ env: $(CORE) ## build .venv from constraints.txt and install sinklens (reused wh
 env-dev: $(DEV) ## the same with what tests and checks need
 
 demo: $(CORE) ## scan a built-in model into figures/demo
-	$(BIN)/sinklens scan bb-3l --out figures/demo
+	$(BIN)/sinklens scan tiny-llama --out figures/demo
 
 test: lint types ## ruff, import-linter, mypy, then all tests and doctests but the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)

@@ -12,9 +12,9 @@ def scan(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Built-in name (see 'sinklens models'), Hugging Face directory, or hub id."
+            metavar="[MODEL]", help="Built-in name (see 'sinklens models'), Hugging Face directory, or hub id."
         ),
-    ],
+    ] = "tiny-llama",
     text: Annotated[
         list[str] | None,
         typer.Option(
@@ -74,6 +74,8 @@ def scan(
     Prints what was found, and with --out saves Parquet tables, a JSON header and one self-contained report.html.
 
     For example:
+
+      sinklens scan --out runs/demo
 
       sinklens scan bb-3l --out runs/bb
 
