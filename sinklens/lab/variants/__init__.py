@@ -1,0 +1,1 @@
+"""Attention variants, one function a file, listed in `catalogue`; `decoder` trains with any of them."""
