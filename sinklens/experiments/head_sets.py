@@ -22,7 +22,7 @@ from sinklens.interventions.positions import Positions
 from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import TokenBatch
 
-TOKENS_PER_PASS = {"cpu": 1024, "cuda": 1 << 16}
+TOKENS_PER_PASS = {"cpu": 4096, "cuda": 1 << 16}
 """Tokens of one forward pass, all copies together, unless the caller says otherwise."""
 
 

@@ -6,11 +6,14 @@ from typing import Annotated
 import typer
 
 from sinklens.lab.language.settings import LanguageSettings
+from sinklens.lab.variants.commands import train_variant_command, variants_command
 
 _LM = LanguageSettings()
 app = typer.Typer(no_args_is_help=True, help="Train small models that show how attention sinks emerge.")
 _train = typer.Typer(no_args_is_help=True, help="Train one of the lab's models.")
 app.add_typer(_train, name="train")
+app.command("variants")(variants_command)
+_train.command("variant")(train_variant_command)
 
 
 @_train.command("bb", rich_help_panel="Tasks")
