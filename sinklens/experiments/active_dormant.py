@@ -1,10 +1,9 @@
 """Which heads are at work on one domain or token class and dormant on another: mass, norms and zero-out ablation."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +30,7 @@ from sinklens.detectors.active_dormant import (
     state_by_mass,
     state_by_norm,
 )
-from sinklens.errors import InputError, ResultError, UnsupportedArchitectureError
+from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.experiments.bootstrap import paired_interval
 from sinklens.experiments.builtin_domains import builtin_domains
 from sinklens.experiments.contrasts import contrasts
@@ -40,11 +39,11 @@ from sinklens.experiments.effects import predicted_rows
 from sinklens.experiments.head_sets import head_set_losses
 from sinklens.experiments.provenance import provenance
 from sinklens.experiments.sweeps.layout import choose_layout
+from sinklens.experiments.table_result import TableResult
 from sinklens.interventions import AblateHeads
 from sinklens.interventions.heads import Head, head_name
 from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import BosChoice, TokenBatch
-from sinklens.tables import load_result, save_result
 
 FORMAT = "sinklens-active-dormant"
 FORMAT_VERSION = 1
@@ -52,16 +51,13 @@ TABLES = ("heads", "contrasts", "agreement", "by_sequence")
 
 
 @dataclass(frozen=True)
-class ActiveDormant:
+class ActiveDormant(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
     """Heads that are active on one kind of text or token and dormant on another, with the evidence.
 
     Attributes:
         meta: Model, tokens with BOS provenance, domains, classes, thresholds, definitions.
         tables: By name, see the properties.
     """
-
-    meta: dict[str, Any] = field(repr=False)
-    tables: dict[str, pd.DataFrame] = field(repr=False)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per head, domain and token class.
@@ -107,29 +103,6 @@ class ActiveDormant:
             active, dormant = (f"{_group(*end)} ({evidence[*head, *end][1]})" for end in ends)
             out.append(f"{head_name(head)} is active on {active} and dormant on {dormant}.")
         return out or [f"No head is active on one domain or class and dormant on another; {_counts(table['label'])}."]
-
-    def save(self, directory: str | Path) -> Path:
-        """Write a directory of Parquet tables and a JSON header, complete or not at all.
-
-        Raises:
-            ResultError: The place cannot be written, or holds something else.
-        """
-        save_result(Path(directory), {"format": FORMAT, **self.meta}, self.tables, {})
-        return Path(directory)
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Self:
-        """Read a saved result.
-
-        Raises:
-            ResultError: No such result there, a newer format, or damaged files.
-        """
-        meta, tables, _ = load_result(Path(directory), kind=FORMAT, newest=FORMAT_VERSION)
-        missing = [name for name in TABLES if name not in tables]
-        if missing:
-            raise ResultError(f"{directory} is damaged: its header names no {', '.join(missing)}.")
-        del meta["format"]
-        return cls(meta, tables)
 
 
 @torch.no_grad()

@@ -127,9 +127,7 @@ def head_importance(
         frame[f"{name}_low"] = [interval.low for interval in intervals]
         frame[f"{name}_high"] = [interval.high for interval in intervals]
     frame["n_sequences"] = len(batch)
-    facts = provenance(model, batch)
-    facts["model"]["n_kv_heads"] = kv_head_count(model)
-    facts["tokens"]["source"] = source
+    facts = provenance(model, batch, source)
     meta = {
         **facts,
         "settings": {"measures": list(wanted), "answers": answers is not None, "batch_size": batch_size, "seed": seed},

@@ -114,9 +114,7 @@ def heterogeneous_heads(
                 label, share = labels[name]
                 row |= {f"{name}_heterogeneous": label[head // group], f"{name}_share": share[head // group]}
             rows.append(row)
-    facts = provenance(model, batch)
-    facts["model"]["n_kv_heads"] = kv_heads
-    facts["tokens"]["source"] = source
+    facts = provenance(model, batch, source)
     missing = bool(np.isnan(distances["written"]).any())
     meta = {
         **facts,

@@ -1,48 +1,102 @@
-"""What a saved result says about where its numbers come from."""
+"""What a saved result says about where its numbers come from: only what JSON can hold."""
 
 import datetime
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.models.source import source_of
+from sinklens.attention import AttentionPlan
+from sinklens.models.architecture import context_length
+from sinklens.models.source import ModelSource, source_of
 from sinklens.models.tokens import TokenBatch
 
 
-def provenance(model: TransformerBridge, batch: TokenBatch) -> dict[str, Any]:
-    """Versions, time, model and tokens of a run, for the header of its result; only what JSON can hold."""
-    source, parameter = source_of(model), next(model.parameters())
-    firsts = {row[0] for row in batch.tokens}
+def provenance(model: TransformerBridge, batch: TokenBatch, source: str | None = None) -> dict[str, Any]:
+    """Versions, time, model and tokens of a run, for the header of its result.
+
+    Args:
+        model: The bridge.
+        batch: Its tokens.
+        source: Where the texts come from, in words.
+    """
+    return {**made_with(), "model": model_facts(model), "tokens": token_facts(batch, source)}
+
+
+def made_with() -> dict[str, Any]:
+    """Versions and time."""
+    versions = package_versions()
     return {
-        "sinklens_version": _version("sinklens"),
-        "versions": {name: _version(name) for name in ("torch", "transformers", "transformer_lens")},
+        "sinklens_version": versions.pop("sinklens"),
+        "versions": versions,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "model": {
-            "name": str(getattr(model.cfg, "model_name", "bridge")) if source is None else source.name,
-            "architecture": model.cfg.architecture,
-            "n_layers": len(model.blocks),
-            "n_heads": model.cfg.n_heads,
-            "dtype": str(parameter.dtype).removeprefix("torch."),
-            "device": str(parameter.device),
-        },
-        "tokens": {
-            "n_sequences": len(batch),
-            "n_tokens": int(batch.lengths.sum()),
-            "min_length": int(batch.lengths.min()) if len(batch) else 0,
-            "max_length": int(batch.lengths.max()) if len(batch) else 0,
-            "bos": {
-                "position0": next(iter(firsts)) if len(firsts) == 1 else None,
-                "id": batch.bos_id,
-                "added_by": batch.bos_added_by,
-                "statement": batch.statement,
-            },
-        },
     }
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide about numbers."""
+    found = {}
+    for name in ("sinklens", "torch", "transformers", "transformer_lens"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def model_facts(model: TransformerBridge) -> dict[str, Any]:
+    """Name, place, sizes and precision."""
+    cfg, source = model.cfg, source_of(model)
+    parameter = next(model.parameters())
+    return {
+        "name": _display_name(source) if source else str(getattr(cfg, "model_name", "bridge")),
+        "path": None if source is None else "built in" if source.builtin else source.name,
+        "architecture": cfg.architecture,
+        "n_layers": len(model.blocks),
+        "n_heads": cfg.n_heads,
+        "n_kv_heads": getattr(cfg, "n_key_value_heads", None) or cfg.n_heads,
+        "d_model": cfg.d_model,
+        "d_head": cfg.d_head,
+        "d_vocab": cfg.d_vocab,
+        "n_ctx": context_length(model),
+        "n_params": sum(p.numel() for p in model.original_model.parameters()),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": str(parameter.device),
+    }
+
+
+def attention_facts(plan: AttentionPlan) -> dict[str, Any]:
+    """How each layer's attention is measured, and why so."""
+    return {
+        "attention_reason": plan.reason,
+        "attention": [
+            {"layer": p.layer, "path": p.path, "window": p.window, "learned_sink": p.learned_sink} for p in plan.layers
+        ],
+    }
+
+
+def _display_name(source: ModelSource) -> str:
+    """Last part of a path, or the name that was asked for."""
+    return Path(source.name).name if Path(source.name).is_dir() else source.name
+
+
+def token_facts(batch: TokenBatch, source: str | None = None, skipped: Sequence[str] = ()) -> dict[str, Any]:
+    """Number, lengths and source of the sequences, and where the BOS comes from."""
+    firsts = {row[0] for row in batch.tokens}
+    return {
+        "n_sequences": len(batch),
+        "n_tokens": int(batch.lengths.sum()),
+        "max_length": int(batch.lengths.max()) if len(batch) else 0,
+        "min_length": int(batch.lengths.min()) if len(batch) else 0,
+        "source": source,
+        "skipped": list(skipped),
+        "dropped": batch.dropped,
+        "bos": {
+            "position0": next(iter(firsts)) if len(firsts) == 1 else None,
+            "id": batch.bos_id,
+            "added_by": batch.bos_added_by,
+            "statement": batch.statement,
+        },
+    }

@@ -27,9 +27,8 @@ from sinklens.detectors.sinks import EPS, EPS_SWEEP, MIN_QUERIES, MIN_SHARE, sho
 from sinklens.errors import InputError
 from sinklens.experiments.census import FORMAT_VERSION, Census
 from sinklens.experiments.domains import DomainJoin, Domains, DomainTexts, choose_domains
-from sinklens.experiments.facts import model_facts, token_facts
 from sinklens.experiments.joins import Example, TokenJoin, choose_maps
-from sinklens.experiments.provenance import provenance
+from sinklens.experiments.provenance import attention_facts, made_with, model_facts, token_facts
 from sinklens.experiments.sequences import choose_sequences
 from sinklens.experiments.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO, describe
 from sinklens.interventions import Intervention
@@ -214,8 +213,8 @@ def scan(
     kept = choose_maps(example, tables.get("heads"), batch, maps)
     meta = {
         "format_version": FORMAT_VERSION,
-        **provenance(model, batch),
-        "model": model_facts(model, plan),
+        **made_with(),
+        "model": model_facts(model) | attention_facts(plan),
         "tokens": token_facts(batch, source, skipped) | ({"domains": domains.facts()} if domains is not None else {}),
         "metrics": {metric.name: metric.as_dict() for metric in METRICS if metric not in (OUTPUT_NORM, ABLATION)},
         "settings": settings,

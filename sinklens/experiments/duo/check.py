@@ -2,16 +2,14 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.errors import ResultError
 from sinklens.experiments.bootstrap import paired_interval
 from sinklens.experiments.controls import random_head_sets
 from sinklens.experiments.duo.passkeys import Passkeys, draw_passkeys
@@ -20,11 +18,11 @@ from sinklens.experiments.duo.split import Split, kv_name
 from sinklens.experiments.duo.streams import stream
 from sinklens.experiments.kv_budget import kv_budget, measure_kv_bytes
 from sinklens.experiments.provenance import provenance
+from sinklens.experiments.table_result import TableResult
 from sinklens.interventions import CompensatedWindow, Intervention, SlidingWindow, heads_of_kv
 from sinklens.interventions.heads import Head
 from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.models.tokens import BosChoice, bos_prefix, tokenize
-from sinklens.tables import load_result, save_result
 
 FORMAT = "sinklens-split-check"
 FORMAT_VERSION = 1
@@ -38,16 +36,13 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class SplitCheck:
+class SplitCheck(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=("conditions", "by_sequence")):
     """How well passkeys are answered under a split, next to full attention and to its controls.
 
     Attributes:
         meta: Model, texts with BOS provenance, the split, KV budget, definitions, settings.
         tables: ``conditions`` and ``by_sequence``.
     """
-
-    meta: dict[str, Any] = field(repr=False)
-    tables: dict[str, pd.DataFrame] = field(repr=False)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per condition: ``full``, ``split``, ``split, compensated``, ``random 0``.., ``streaming``.
@@ -61,28 +56,6 @@ class SplitCheck:
     def by_sequence(self) -> pd.DataFrame:
         """The three measures of every condition and sequence."""
         return self.tables["by_sequence"].copy()
-
-    def save(self, directory: str | Path) -> Path:
-        """Write a directory of Parquet tables and a JSON header, complete or not at all.
-
-        Raises:
-            ResultError: The place cannot be written, or holds something else.
-        """
-        save_result(Path(directory), {"format": FORMAT, **self.meta}, self.tables, {})
-        return Path(directory)
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Self:
-        """Read a saved check.
-
-        Raises:
-            ResultError: No check there, a newer format, or damaged files.
-        """
-        meta, tables, _ = load_result(Path(directory), kind=FORMAT, newest=FORMAT_VERSION)
-        if not {"conditions", "by_sequence"} <= tables.keys():
-            raise ResultError(f"{directory} is damaged: its header does not name both tables.")
-        del meta["format"]
-        return cls(meta, tables)
 
 
 @torch.no_grad()

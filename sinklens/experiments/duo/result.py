@@ -1,8 +1,6 @@
 """Learned gates as a result: a table by KV head, the course of the losses, and the split they give."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -10,9 +8,8 @@ from jaxtyping import Float
 
 from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
-from sinklens.errors import ResultError
 from sinklens.experiments.duo.split import Split, split_gates
-from sinklens.tables import load_result, save_result
+from sinklens.experiments.table_result import TableResult
 
 FORMAT = "sinklens-streaming-gates"
 FORMAT_VERSION = 1
@@ -28,16 +25,13 @@ METRIC = Metric(
 
 
 @dataclass(frozen=True)
-class StreamingGates:
+class StreamingGates(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
     """DuoAttention's gates of a model.
 
     Attributes:
         meta: Model, probe texts, settings with every default filled in, definition, warnings.
         tables: ``gates`` and ``losses``, see :meth:`to_dataframe` and :meth:`losses`.
     """
-
-    meta: dict[str, Any] = field(repr=False)
-    tables: dict[str, pd.DataFrame] = field(repr=False)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per KV head: ``layer``, ``kv_head`` and ``alpha``, from 0 (streaming) to 1 (retrieval)."""
@@ -88,26 +82,3 @@ class StreamingGates:
     @property
     def _group(self) -> int:
         return int(self.meta["model"]["n_heads"]) // int(self.meta["model"]["n_kv_heads"])
-
-    def save(self, directory: str | Path) -> Path:
-        """Write a directory of Parquet tables and a JSON header, complete or not at all.
-
-        Raises:
-            ResultError: The place cannot be written, or holds something else.
-        """
-        save_result(Path(directory), {"format": FORMAT, **self.meta}, self.tables, {})
-        return Path(directory)
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Self:
-        """Read saved gates.
-
-        Raises:
-            ResultError: No gates there, a newer format, or damaged files.
-        """
-        meta, tables, _ = load_result(Path(directory), kind=FORMAT, newest=FORMAT_VERSION)
-        missing = [name for name in TABLES if name not in tables]
-        if missing:
-            raise ResultError(f"{directory} is damaged: its header names no {', '.join(missing)}.")
-        del meta["format"]
-        return cls(meta, tables)

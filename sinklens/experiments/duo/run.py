@@ -17,7 +17,6 @@ from sinklens.experiments.duo.settings import GateSettings
 from sinklens.experiments.provenance import provenance
 from sinklens.experiments.sweeps.folder import locked, refuse_other
 from sinklens.files import write_atomically
-from sinklens.interventions import kv_head_count
 from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.models.tokens import BosChoice, bos_prefix, tokenize
 from sinklens.tables import HEADER, check_writable, complete_result, kind_of
@@ -136,7 +135,6 @@ def _run(
 def _meta(learner: Learner, distinct: bool, first: Any, statement: str) -> dict[str, Any]:
     settings, model = learner.settings, learner.model
     facts = provenance(model, first)
-    facts["model"]["n_kv_heads"] = kv_head_count(model)
     facts["tokens"]["bos"]["statement"] = statement
     facts["tokens"] |= {
         "source": "passkeys among random ordinary tokens, drawn anew for every step",

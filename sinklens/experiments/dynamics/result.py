@@ -1,31 +1,25 @@
 """How sinks, drains, peaks and loss come about over a series of checkpoints."""
 
 import math
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass
 
 import pandas as pd
 
-from sinklens.errors import ResultError
 from sinklens.experiments.dynamics.folder import FORMAT, FORMAT_VERSION
 from sinklens.experiments.dynamics.measure import ALL
-from sinklens.tables import load_result, save_result
+from sinklens.experiments.table_result import TableResult
 
 TABLES = ("steps", "heads", "layers", "checkpoints")
 
 
 @dataclass(frozen=True)
-class Dynamics:
+class Dynamics(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES, header=("spec", "settings", "series")):
     """What a series of checkpoints shows on the same tokens, by training step.
 
     Attributes:
         meta: Series, model, tokens with BOS provenance, definitions, settings, warnings.
         tables: By name, see the methods.
     """
-
-    meta: dict[str, Any] = field(repr=False)
-    tables: dict[str, pd.DataFrame] = field(repr=False)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per measured step and domain (``"all"``: all domains together).
@@ -81,29 +75,6 @@ class Dynamics:
         for row in missing[~missing["measured"].astype(bool)].to_dict("records"):
             sentences.append(f"Missing: {row['name']}. {row['reason']}")
         return sentences
-
-    def save(self, directory: str | Path) -> Path:
-        """Write a directory of Parquet tables and a JSON header, complete or not at all.
-
-        Raises:
-            ResultError: The place cannot be written, or holds something else.
-        """
-        save_result(Path(directory), {"format": FORMAT, **self.meta}, self.tables, {})
-        return Path(directory)
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Self:
-        """Read a saved result.
-
-        Raises:
-            ResultError: No such result there, a newer format, or damaged files.
-        """
-        meta, tables, _ = load_result(Path(directory), kind=FORMAT, newest=FORMAT_VERSION)
-        missing = [name for name in TABLES if name not in tables]
-        if missing or not {"spec", "settings", "series"} <= meta.keys():
-            raise ResultError(f"{directory} is damaged: its header names no {(missing or ['settings'])[0]}.")
-        del meta["format"]
-        return cls(meta, tables)
 
 
 def _sinks(steps: pd.DataFrame, eps: float) -> str:

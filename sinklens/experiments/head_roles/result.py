@@ -2,21 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Self
 
 import pandas as pd
 
 from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
-from sinklens.errors import InputError, ResultError
+from sinklens.errors import InputError
 from sinklens.experiments.head_roles.agreement import DEFINITIONS, agreement
 from sinklens.experiments.head_roles.join import join_scores, model_sizes
 from sinklens.experiments.head_roles.role_file import HeadRoles
 from sinklens.experiments.head_roles.rules import Rule, choose_rules
+from sinklens.experiments.table_result import TableResult
 from sinklens.interventions.heads import Head, head_name
-from sinklens.tables import load_result, save_result
 
 FORMAT, FORMAT_VERSION = "sinklens-roles", 1
 TABLES = ("heads", "criteria", "agreement")
@@ -25,16 +24,13 @@ TOLD = 5
 
 
 @dataclass(frozen=True)
-class Roles:
+class Roles(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
     """Roles of a model's heads by several criteria.
 
     Attributes:
         meta: Model, what each criterion was measured on, definitions, settings, warnings.
         tables: By name, see the methods.
     """
-
-    meta: dict[str, Any] = field(repr=False)
-    tables: dict[str, pd.DataFrame] = field(repr=False)
 
     @classmethod
     def of(
@@ -159,29 +155,6 @@ class Roles:
                 f"{0.05 * len(pairs):.1f} would by chance)."
             )
         return out
-
-    def save(self, directory: str | Path) -> Path:
-        """Write a directory of Parquet tables and a JSON header, complete or not at all.
-
-        Raises:
-            ResultError: The place cannot be written, or holds something else.
-        """
-        save_result(Path(directory), {"format": FORMAT, **self.meta}, self.tables, {})
-        return Path(directory)
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Self:
-        """Read a saved result.
-
-        Raises:
-            ResultError: No roles there, a newer format, or damaged files.
-        """
-        meta, tables, _ = load_result(Path(directory), kind=FORMAT, newest=FORMAT_VERSION)
-        missing = [name for name in TABLES if name not in tables]
-        if missing:
-            raise ResultError(f"{directory} is damaged: its header names no {', '.join(missing)}.")
-        del meta["format"]
-        return cls(meta, tables)
 
 
 def pair_sentence(row: Any, first: str, second: str) -> str:

@@ -1,6 +1,5 @@
 """The main job: run the criteria one after another, keep what is finished, join and compare."""
 
-import datetime
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +12,11 @@ from sinklens.attention import plan_for
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError, ResultError, SinkLensError
 from sinklens.experiments.controls import all_heads
-from sinklens.experiments.facts import model_facts
 from sinklens.experiments.head_roles.criteria import CRITERIA, USUAL, missing_scores
 from sinklens.experiments.head_roles.result import FORMAT, Roles
 from sinklens.experiments.head_roles.rules import Rule
 from sinklens.experiments.head_roles.store import ScoreStore
-from sinklens.experiments.sweeps.recipe import package_versions
+from sinklens.experiments.provenance import attention_facts, made_with, model_facts
 from sinklens.models.load import load
 from sinklens.models.tokens import BosChoice
 from sinklens.tables import complete_result
@@ -118,12 +116,10 @@ def roles(
     if len(failed) == len(parts) and not given:
         raise InputError(f"No criterion gave any score. {' '.join(notes)}")
     parts |= dict(given or {})
-    facts = model_facts(model, plan_for(model))
+    facts = model_facts(model) | attention_facts(plan_for(model))
     found = Roles.of(parts, model=facts, rules=rules, top=top, seed=seed, on_pair=on_pair)
     found.meta.update(
-        sinklens_version=package_versions()["sinklens"],
-        versions=package_versions(),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **made_with(),
         warnings=notes + found.meta["warnings"],
         seconds=time.perf_counter() - started,
     )

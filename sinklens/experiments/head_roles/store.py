@@ -14,7 +14,8 @@ from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import ResultError
 from sinklens.experiments.head_roles.result import FORMAT as ROLES
-from sinklens.experiments.sweeps.recipe import fingerprint, package_versions
+from sinklens.experiments.provenance import package_versions
+from sinklens.experiments.sweeps.recipe import fingerprint
 from sinklens.tables import HEADER, check_writable, kind_of, load_result, save_result
 
 FORMAT, FORMAT_VERSION = "sinklens-head-scores", 1

@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,11 +11,11 @@ import torch
 
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.detectors.retrieval import METRICS, RETRIEVAL_HEAD, CopyScores, RetrievalDetector
-from sinklens.errors import InputError, ResultError
+from sinklens.errors import InputError
 from sinklens.experiments.bootstrap import paired_interval
 from sinklens.experiments.census import Table
 from sinklens.experiments.needles.wilson import wilson_interval
-from sinklens.tables import load_result, save_result
+from sinklens.experiments.table_result import TableResult
 
 FORMAT = "sinklens-needles"
 FORMAT_VERSION = 1
@@ -36,16 +35,19 @@ MEASURES = {
 
 
 @dataclass(frozen=True)
-class NeedleResult:
+class NeedleResult(
+    TableResult,
+    format=FORMAT,
+    newest=FORMAT_VERSION,
+    needs=TABLES,
+    header=("interventions", "needles", "settings", "heads"),
+):
     """What a model, and the model under interventions, made of needles at several lengths and depths.
 
     Attributes:
         meta: Model, needles with BOS provenance, interventions as JSON, definitions, settings, warnings.
         tables: ``prompts``, ``instances``, ``grid`` and ``copies``; the properties below wrap them.
     """
-
-    meta: dict[str, Any] = field(repr=False)
-    tables: dict[str, pd.DataFrame] = field(repr=False)
 
     @property
     def prompts(self) -> Table:
@@ -131,31 +133,6 @@ class NeedleResult:
         frame = self.heads.frame
         chosen = frame[frame["retrieval"] >= threshold]
         return chosen.sort_values(["retrieval", "layer", "head"], ascending=[False, True, True], ignore_index=True)
-
-    def save(self, directory: str | Path) -> Path:
-        """Write a directory of Parquet tables and a JSON header, complete or not at all.
-
-        Raises:
-            ResultError: The place cannot be written, or holds something else.
-        """
-        save_result(Path(directory), {"format": FORMAT, **self.meta}, self.tables, {})
-        return Path(directory)
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Self:
-        """Read a saved result.
-
-        Raises:
-            ResultError: No finished result there, a newer format, or damaged files.
-        """
-        meta, tables, _ = load_result(Path(directory), kind=FORMAT, newest=FORMAT_VERSION)
-        del meta["format"]
-        missing = [name for name in TABLES if name not in tables]
-        if missing or not {"interventions", "needles", "settings", "heads"} <= meta.keys():
-            raise ResultError(
-                f"{directory} is damaged: its header lacks {(missing or ['settings'])[0]}; make it again."
-            )
-        return cls(meta, tables)
 
 
 def grid_table(instances: pd.DataFrame, variants: Mapping[str, Any] | list[str], seed: int) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
+from sinklens.experiments.provenance import package_versions
 from sinklens.models.load import load
 from sinklens.models.source import source_of
 
@@ -119,14 +119,3 @@ def check_finite(model: TransformerBridge) -> None:
                 f"The model's weights hold NaN or infinity (first in {name.replace('_original_component.', '')}), so "
                 "nothing measured on it would mean anything; use an intact model."
             )
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide about numbers."""
-    found = {}
-    for name in ("sinklens", "torch", "transformers", "transformer_lens"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found

@@ -2,19 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sinklens.errors import InputError, ResultError
+from sinklens.errors import InputError
 from sinklens.experiments.census import Table
 from sinklens.experiments.controls import compare_with_controls
 from sinklens.experiments.summary import MEASURES, summarise
 from sinklens.experiments.sweeps.variants import Variant
-from sinklens.tables import load_result, save_result
+from sinklens.experiments.table_result import TableResult
 
 FORMAT = "sinklens-sweep"
 FORMAT_VERSION = 1
@@ -22,7 +21,13 @@ IDENTITY = ("intervention", "variant", "kind", "k", "draw", "heads", "layer", "h
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(
+    TableResult,
+    format=FORMAT,
+    newest=FORMAT_VERSION,
+    needs=("effects", "summary"),
+    header=("interventions", "spec", "settings"),
+):
     """What interventions on sets of heads did to a model's predictions.
 
     Attributes:
@@ -30,9 +35,6 @@ class Sweep:
             ``approx`` the measured rank correlation of the estimates by intervention.
         tables: ``effects`` and ``summary``; the properties below wrap them.
     """
-
-    meta: dict[str, Any] = field(repr=False)
-    tables: dict[str, pd.DataFrame] = field(repr=False)
 
     @property
     def effects(self) -> Table:
@@ -76,31 +78,6 @@ class Sweep:
         order = ["layer", "head"]
         ascending = by in ("top1_agreement", "delta_logit_diff")  # there the smallest is the strongest
         return heads.sort_values([by, *order], ascending=[ascending, True, True], kind="stable", ignore_index=True)
-
-    def save(self, directory: str | Path) -> Path:
-        """Write a directory of Parquet tables and a JSON header, complete or not at all.
-
-        Raises:
-            ResultError: The place cannot be written, or holds something else.
-        """
-        save_result(Path(directory), {"format": FORMAT, **self.meta}, self.tables, {})
-        return Path(directory)
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Self:
-        """Read a saved sweep.
-
-        Raises:
-            ResultError: No finished sweep there, a newer format, or damaged files.
-        """
-        meta, tables, _ = load_result(Path(directory), kind=FORMAT, newest=FORMAT_VERSION)
-        del meta["format"]
-        missing = [name for name in ("effects", "summary") if name not in tables]
-        if missing or not {"interventions", "spec", "settings"} <= meta.keys():
-            raise ResultError(
-                f"{directory} is damaged: its header names no {(missing or ['settings'])[0]}; sweep again."
-            )
-        return cls(meta, tables)
 
     def to_markdown(self, count: int = 10) -> str:
         """Provenance and the strongest variants of each intervention as Markdown.
