@@ -177,7 +177,7 @@ def _print_census(census: Any) -> None:
     if "heads" in census.tables and len(census.tables["heads"]):
         shown = strongest_heads(census.tables["heads"])
         table = Table(
-            title="Strongest key of each head",
+            title="Heads with the most attention on one key",
             caption="rate: share of sequences with importance alpha above eps; null: uniform attention; |v|, |W_O v|: "
             "norm over the other tokens'",
         )

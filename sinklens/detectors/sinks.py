@@ -198,6 +198,7 @@ class SinkDetector:
         enough = (record.batch.lengths[:, None] * self.min_share).clamp(min=self.min_queries).to(queries.device)
         eligible = reached & (queries >= enough)
         above = torch.stack([alpha > threshold for threshold in self.thresholds]) & reached[:, None]
+        above = above.double().masked_fill(alpha.isnan(), torch.nan)  # an overflow is no answer, not a "no"
         delta = record.attention.get("delta_logit", torch.full_like(alpha, torch.nan))
         finite = delta.isfinite() & reached[:, None]
         sums = {

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sinklens.errors import ResultError
+from sinklens.experiments.sink_ranking import by_importance
 from sinklens.tables import load_result, save_result
 
 FORMAT = "sinklens-census"
@@ -204,22 +205,22 @@ class Census:
 
 
 def strongest_heads(heads: pd.DataFrame, count: int = 10) -> pd.DataFrame:
-    """The heads with the highest sink rate, in a short table.
+    """The heads that give their strongest key the most attention, in a short table.
 
-    Columns: strongest key, sink rate, importance alpha, its causal-uniform null and their ratio, norm of the key's
+    Columns: strongest key, importance alpha, its causal-uniform null and their ratio, sink rate, norm of the key's
     value state over the others' before and after W_O, entropy in nats.
     """
     columns = {
         "sink_position": "key",
-        "sink_rate": "rate",
         "importance": "alpha",
         "null": "null",
         "ratio": "x null",
+        "sink_rate": "rate",
         "drain": "|v|",
         "drain_wo": "|W_O v|",
         "entropy": "entropy",
     }
-    top = heads.sort_values(["sink_rate", "importance"], ascending=False).head(count)
+    top = by_importance(heads).head(count)
     out = pd.DataFrame({"head": [f"L{row.layer}H{row.head}" for row in top.itertuples()]})
     for column, title in columns.items():
         if column in top:

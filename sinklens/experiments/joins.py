@@ -10,6 +10,7 @@ from sinklens.capture.record import LayerRecord
 from sinklens.detectors.massive_activations import ABSOLUTE, RATIO
 from sinklens.detectors.sinks import sequence_importance
 from sinklens.experiments.census import AttentionMap
+from sinklens.experiments.sink_ranking import by_importance
 from sinklens.models.tokens import TokenBatch
 
 
@@ -121,12 +122,11 @@ def choose_maps(example: Example, heads: pd.DataFrame | None, batch: TokenBatch,
     """Attention maps of the strongest sink heads, then of the most focused others."""
     if heads is None or heads.empty or not example.maps:
         return {}
-    sinks = heads.sort_values(["sink_rate", "importance"], ascending=False)
-    sinks = sinks[sinks["is_sink"]].head(math.ceil(count / 2))
-    focused = heads[~heads["is_sink"]].sort_values("entropy").head(count)
+    sinks = by_importance(heads[heads["is_sink"]]).head(math.ceil(count / 2))
+    focused = heads[~heads["is_sink"]].sort_values(["entropy", "layer", "head"]).head(count)
     chosen: dict[tuple[int, int], str] = {}
     for _, row in sinks.iterrows():
-        why = f"sink rate {row['sink_rate']:.2f} at position {row['sink_position']}"
+        why = f"importance {row['importance']:.2f} at position {row['sink_position']}, sink rate {row['sink_rate']:.2f}"
         chosen[int(row["layer"]), int(row["head"])] = why
     for index in [*range((count + 1) // 2), *range(len(focused))]:
         if len(chosen) >= count or index >= len(focused):

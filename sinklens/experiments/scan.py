@@ -32,6 +32,7 @@ from sinklens.experiments.provenance import attention_facts, made_with, model_fa
 from sinklens.experiments.sequences import choose_sequences
 from sinklens.experiments.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO, describe
 from sinklens.interventions import Intervention
+from sinklens.models.architecture import norm_after_attention
 from sinklens.models.load import load
 from sinklens.models.tokens import BosChoice, TokenBatch
 
@@ -173,6 +174,8 @@ def scan(
     layers = pd.DataFrame({"layer": range(-1, len(model.blocks))})
     layers["attention"] = ["embedding"] + [layer.path for layer in plan.layers]
     layers["window"] = pd.array([None] + [layer.window for layer in plan.layers], dtype="Int64")
+    posts = [None if each.path == "none" else norm_after_attention(model, each.layer) for each in plan.layers]
+    layers["norm_after_attention"] = pd.array([None, *posts], dtype="boolean")
     drain_table = drains.compute().to_dataframe() if wants["value_drains"] else pd.DataFrame()
     if wants["value_drains"]:
         tables["value_drains"] = drain_table
@@ -183,7 +186,7 @@ def scan(
         layers = layers.merge(_sinks_by_layer(tables["heads"]), on="layer", how="left")
     if wants["residual_peaks"]:
         result = peaks.compute()
-        layers = layers.merge(result.table, on="layer", how="left")
+        layers = _with_entering(layers.merge(result.table, on="layer", how="left"))
         tables["residual_norms"] = result.by_position
     if wants["massive_activations"]:
         entries = massive.compute()
@@ -292,6 +295,16 @@ def _join_heads(
         wanted = drains.rename(columns={"position": "sink_position"}).drop(columns="n_sequences")
         heads = heads.merge(wanted, on=[*key, "sink_position"], how="left")
     return heads
+
+
+def _with_entering(layers: pd.DataFrame) -> pd.DataFrame:
+    """The stream that enters a block, which its attention reads, beside the one that leaves it.
+
+    What enters block L is what left block L-1; nothing enters the embedding.
+    """
+    for column in ("resid_norm_first", "resid_norm_others", "resid_ratio"):
+        layers[f"{column}_in"] = layers[column].shift(1)
+    return layers
 
 
 def _sinks_by_layer(heads: pd.DataFrame) -> pd.DataFrame:

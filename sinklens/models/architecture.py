@@ -41,6 +41,14 @@ def output_weights(model: TransformerBridge, layer: int) -> Float[Tensor, "head 
     return weights if weights.ndim == 3 else None
 
 
+def norm_after_attention(model: TransformerBridge, layer: int) -> bool:
+    """Whether a norm stands between what the heads write together and the residual stream (Gemma-2 and 3, OLMo-2).
+
+    There ``|W_O v|`` of one head is not what arrives in the stream.
+    """
+    return "ln1_post" in model.blocks[layer]._modules
+
+
 def window_of(model: TransformerBridge, layer: int) -> int | None:
     """Sliding-window size of an attention layer in tokens (its own position included), ``None`` for full attention."""
     config: Any = text_config(model)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 from sinklens import plots
 from sinklens.app.page import figure, html_table, text
 from sinklens.app.sections.source import Downloads
+from sinklens.experiments.sink_ranking import by_importance
 from sinklens.plots.sink_heatmap import HeadValue
 from sinklens.plots.style import head_label
 
@@ -63,12 +64,12 @@ def sinks(census: "Census", downloads: Downloads) -> str:
     body += f"<details><summary>More head maps ({len(more)})</summary>\n{''.join(more)}</details>\n"
     if absent:
         body += f'<p class="note">Not applicable to this model: {text(", ".join(absent))}.</p>'
-    strongest = heads.sort_values(["sink_rate", "importance"], ascending=False, kind="stable").head(20)
+    strongest = by_importance(heads).head(20)
     names = [head_label(int(row["layer"]), int(row["head"])) for row in strongest.to_dict("records")]
     body += html_table(
         strongest.assign(name=names),
         _HEAD_COLUMNS,
-        caption=f"The {len(strongest)} heads with the highest sink rate, then importance",
+        caption=f"The {len(strongest)} heads with the highest importance",
         formats={
             "importance": ".3f",
             "null": ".4f",

@@ -11,7 +11,7 @@ from sinklens.experiments.sweeps.variants import rank
 from sinklens.interventions.heads import Head, parse_head
 from sinklens.tables import kind_of
 
-SCORES = {"heads": "sink_rate", "summary": "delta_loss"}
+SCORES = {"heads": "importance", "summary": "delta_loss"}
 """Tables of saved results that rank heads, and their usual column."""
 
 
@@ -22,7 +22,7 @@ def read_ranking(name: str) -> list[Head]:
         name: ``PATH`` or ``PATH:COLUMN``, with ``PATH:-COLUMN`` for the lowest first. The path is a CSV or Parquet
             table with the columns layer and head (or head, or variant, with names such as L5H1) and a score; a text
             file with a name in each line, the first one first; a head-role file or Retrieval_Head's scores
-            (``.json``); or the directory of a saved census (by sink_rate if no column is named), sweep (delta_loss,
+            (``.json``); or the directory of a saved census (by importance if no column is named), sweep (delta_loss,
             single heads of its first intervention) or roles (by any score).
 
     Raises:

@@ -26,7 +26,7 @@ def describe(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) ->
     sentences = []
     if "heads" in tables:
         sentences += describe_sinks(tables["heads"], tables["tokens"], settings)
-        sentences += describe_drains(tables["heads"])
+        sentences += describe_drains(tables["heads"], tables["layers"])
     if "resid_ratio" in tables["layers"]:
         sentences += describe_peaks(tables["layers"])
     if "massive" in tables:

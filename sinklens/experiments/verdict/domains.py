@@ -2,11 +2,11 @@
 
 import pandas as pd
 
-from sinklens.experiments.verdict.wording import name_of, row_at
+from sinklens.experiments.verdict.wording import name_of
 
 
 def describe_domains(table: pd.DataFrame) -> list[str]:
-    """Where position 0 is a sink, domain by domain, and the head that differs most."""
+    """Where position 0 is a sink, domain by domain, and the head that differs most, either way."""
     names = list(dict.fromkeys(table["domain"]))
     if len(names) < 2:
         return []
@@ -18,11 +18,11 @@ def describe_domains(table: pd.DataFrame) -> list[str]:
     n_heads, n_differing = (len(rows[["layer", "head"]].drop_duplicates()) for rows in (table, differing))
     sentence = (
         f"By domain: position 0 is a sink for {', '.join(counts)} of {n_heads} heads, and {n_differing} give it more "
-        "attention on one than on the rest (95 % intervals; 5 % of the heads would by chance)"
+        "or less attention on one than on the rest (95 % intervals; 5 % of the comparisons would by chance)"
     )
     if not n_differing:
         return [f"{sentence}."]
-    top = row_at(differing, differing["importance_first_difference"].idxmax())
+    top = _largest(differing)
     rest = "the rest" if len(names) > 2 else next(name for name in names if name != top.domain)
     difference = top.importance_first_difference
     return [
@@ -30,3 +30,12 @@ def describe_domains(table: pd.DataFrame) -> list[str]:
         f"{top.importance_first - difference:.2f} on {rest} (difference {difference:.2f} "
         f"[{top.importance_first_difference_low:.2f}, {top.importance_first_difference_high:.2f}])."
     ]
+
+
+def _largest(differing: pd.DataFrame) -> pd.Series:
+    """Two domains differ by the same amount in opposite directions: the one with more attention is named."""
+    difference = differing["importance_first_difference"]
+    ordered = differing.assign(_size=difference.abs().round(9), _less=difference < 0).sort_values(
+        ["_size", "_less", "layer", "head"], ascending=[False, True, True, True], kind="stable"
+    )
+    return ordered.iloc[0]

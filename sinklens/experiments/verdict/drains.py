@@ -2,22 +2,35 @@
 
 import pandas as pd
 
-from sinklens.experiments.verdict.wording import name_of, row_at, span
+from sinklens.experiments.verdict.wording import heads_at, span
 
 DRAINED = 0.5
+"""Share of the other tokens' norm below which the sink's value state counts as drained."""
 
 
-def describe_drains(heads: pd.DataFrame) -> list[str]:
-    """How small the value state of the sink is in the sink heads."""
+def describe_drains(heads: pd.DataFrame, layers: pd.DataFrame) -> list[str]:
+    """How small the value state of the sink is in the sink heads where it is measured."""
     if "drain" not in heads or not len(heads) or not heads["is_sink"].any():
         return []
-    sinks = heads[heads["is_sink"]]
-    measure, label = ("drain_wo", "|W_O v|") if sinks["drain_wo"].notna().all() else ("drain", "|v|")
-    drained = sinks[sinks[measure] < DRAINED]
-    size = span(sinks[measure])
+    sinks = heads[heads["is_sink"].astype(bool)]
+    measure, label = ("drain_wo", "|W_O v|") if sinks["drain_wo"].notna().any() else ("drain", "|v|")
+    known = sinks[sinks[measure].notna()]
+    if known.empty:
+        return [f"Value-state drains could not be measured in any of the {len(sinks)} sink heads."]
+    drained = known[known[measure] < DRAINED]
+    left = f"; not measured in {len(sinks) - len(known)} more" if len(known) < len(sinks) else ""
+    size = f"{label} of the sink is {span(known[measure])} times the other tokens' mean"
+    smallest = f"smallest in {heads_at(known, measure, known[measure].min())}"
     if drained.empty:
-        return [f"No value-state drain: {label} of the sink is {size} times the other tokens' in the sink heads."]
-    return [
-        f"Value-state drain in {len(drained)} of {len(sinks)} sink heads: {label} of the sink is {size} times the "
-        f"other tokens' (smallest in {name_of(row_at(sinks, sinks[measure].idxmin()))})."
-    ]
+        sentence = f"No value-state drain in {len(known)} sink heads{left}: {size} ({smallest})."
+    else:
+        sentence = (
+            f"Value-state drain in {len(drained)} of {len(known)} sink heads{left} ({label} of the sink below "
+            f"{DRAINED} times the other tokens' mean): over all {len(known)}, {size} ({smallest})."
+        )
+    if measure == "drain_wo" and "norm_after_attention" in layers and layers["norm_after_attention"].eq(True).any():
+        sentence += (
+            " This model normalises what attention writes, all heads together, before it reaches the residual stream: "
+            "|W_O v| compares tokens within a head and is not what arrives there."
+        )
+    return [sentence]

@@ -5,34 +5,66 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.experiments.verdict.wording import head_list, name_of, row_at, token_at
+from sinklens.experiments.sink_ranking import by_importance
+from sinklens.experiments.verdict.wording import head_list, heads_at, layer_runs, strongest_of, token_at
 
 
 def describe_sinks(heads: pd.DataFrame, tokens: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
-    """Which positions are sinks, for which heads; or that there is none, and how near it comes."""
+    """Which positions are sinks, for which heads and in which layers; or that there is none, and how near it comes.
+
+    Heads whose importance is NaN (an overflow in half precision) are counted and named, and are in no other number.
+    """
     if heads.empty:
         return ["Attention sinks are not applicable: no block of this model has softmax attention."]
-    eps = settings["eps"]
-    found = heads[heads["is_sink"]]
-    if found.empty:
-        best = row_at(heads, heads["importance_first"].idxmax())
-        top = row_at(heads, heads["sink_rate"].idxmax())
-        return [
-            f"No attention sink: no head gives any one key position more than {eps} of its attention in half of the "
-            f"sequences. Position 0 receives at most {best.importance_first:.3f} ({name_of(best)}, "
-            f"{best.importance_first / best.null_first:.1f} times uniform attention); the highest sink rate anywhere "
-            f"is {top.sink_rate:.2f} ({name_of(top)} at position {top.sink_position})."
-        ]
+    known, lost = heads[heads["importance"].notna()], heads[heads["importance"].isna()]
+    if known.empty:
+        return [f"No verdict on attention sinks: all {len(heads)} heads gave NaN."]
+    found = known[known["is_sink"].astype(bool)]
+    out = [_none(known, settings["eps"])] if found.empty else _positions(known, found, tokens, settings["eps"])
+    if not found.empty:
+        out.append(_layers(known, found))
+    if len(lost):
+        names = head_list(lost.sort_values(["layer", "head"]))
+        out.append(f"{len(lost)} of {len(heads)} heads gave NaN and are in no other count here: {names}.")
+    return out
+
+
+def _positions(known: pd.DataFrame, found: pd.DataFrame, tokens: pd.DataFrame, eps: float) -> list[str]:
     out = []
     groups: list[tuple[Any, pd.DataFrame]] = list(found.groupby("sink_position"))
-    for position, group in sorted(groups, key=lambda item: -len(item[1])):
-        best = row_at(group, group["sink_rate"].idxmax())
-        verb = "gives" if len(group) == 1 else "give"
+    for position, group in sorted(groups, key=lambda item: (-len(item[1]), item[0])):
+        best = strongest_of(group)
+        top, verb = best.iloc[0], "gives" if len(group) == 1 else "give"
         out.append(
-            f"Position {position}{token_at(tokens, int(position))} is an attention sink: {len(group)} of {len(heads)} "
-            f"heads ({head_list(group)}) {verb} it more than {eps} of their attention in at least half of the "
-            "sequences. "
-            f"Strongest: {name_of(best)}, sink rate {best.sink_rate:.2f}, importance {best.importance:.2f}, "
-            f"{best.ratio:.1f} times uniform attention."
+            f"Position {position}{token_at(tokens, int(position))} is an attention sink: {len(group)} of {len(known)} "
+            f"heads ({head_list(by_importance(group))}) {verb} it more than {eps} of their attention in at least half "
+            "of the sequences, and at least twice what uniform attention would. "
+            f"Strongest: {head_list(best)}, importance {top.importance:.3f}, sink rate {top.sink_rate:.2f}, "
+            f"{top.ratio:.1f} times uniform attention."
         )
     return out
+
+
+def _layers(known: pd.DataFrame, found: pd.DataFrame) -> str:
+    """Sink-free layers in the middle of a model are a finding of their own."""
+    having = set(found["layer"].astype(int))
+    without = set(known["layer"].astype(int)) - having
+    if not without:
+        return f"By layer: sink heads in every layer with attention, {layer_runs(having)}."
+    return f"By layer: sink heads in {layer_runs(having)}, none in {layer_runs(without)}."
+
+
+def _none(known: pd.DataFrame, eps: float) -> str:
+    first, rate = known["importance_first"].max(), known["sink_rate"].max()
+    nearest = known[known["importance_first"] == first].sort_values(["layer", "head"])
+    positions = known[known["sink_rate"] == rate]["sink_position"].astype(int)
+    highest = f"{rate:.2f}"
+    if rate > 0:
+        shared = f" at position {positions.iloc[0]}" if positions.nunique() == 1 else ""
+        highest += f" ({heads_at(known, 'sink_rate', rate)}{shared})"
+    return (
+        f"No attention sink: no head gives any one key position more than {eps} of its attention in half of the "
+        f"sequences and at least twice what uniform attention would. Position 0 receives at most {first:.3f} "
+        f"({head_list(nearest)}, {(nearest['importance_first'] / nearest['null_first']).max():.1f} times uniform "
+        f"attention); the highest sink rate anywhere is {highest}."
+    )

@@ -2,23 +2,26 @@
 
 import pandas as pd
 
-from sinklens.experiments.verdict.wording import name_of, row_at
+from sinklens.experiments.verdict.wording import heads_at
+
+TAKEN = 0.01
+"""Missing mass of a head from which a learned sink is worth a sentence."""
 
 
 def describe_virtual(heads: pd.DataFrame) -> list[str]:
-    """What learned sink logits take, and what output gates pass."""
+    """What learned sink logits take, and what output gates pass; means over the heads where it is known."""
     out = []
-    if len(heads) and (heads["missing_mass"] > 0.01).any():
-        top = row_at(heads, heads["missing_mass"].idxmax())
+    if len(heads) and (heads["missing_mass"] > TAKEN).any():
+        missing = heads["missing_mass"]
         out.append(
-            f"Virtual sink: learned sink logits take {heads['missing_mass'].mean():.2f} of the attention on "
-            f"average, at most {top.missing_mass:.2f} ({name_of(top)}); that mass reaches no key and is not in the "
-            "sink rates."
+            f"Virtual sink: learned sink logits take {missing.mean():.2f} of the attention on average, at most "
+            f"{missing.max():.2f} ({heads_at(heads, 'missing_mass', missing.max())}); that mass reaches no key and is "
+            "not in the sink rates."
         )
     if len(heads) and heads["gate"].notna().any():
-        low = row_at(heads, heads["gate"].idxmin())
+        gate = heads["gate"]
         out.append(
-            f"Output gates pass {heads['gate'].mean():.2f} of the heads' output on average, least in {name_of(low)} "
-            f"({low.gate:.2f})."
+            f"Output gates pass {gate.mean():.2f} of the heads' output on average, least in "
+            f"{heads_at(heads, 'gate', gate.min())} ({gate.min():.2f})."
         )
     return out
