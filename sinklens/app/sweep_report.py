@@ -8,6 +8,7 @@ import pandas as pd
 from sinklens.app.page import callout, document, facts, figure, html_table, text
 from sinklens.app.report import write_page
 from sinklens.app.sections.source import Downloads
+from sinklens.experiments.sweeps.result import largest_effects
 from sinklens.plots.ablation_heatmap import ablation_heatmap
 from sinklens.plots.before_after import before_after
 from sinklens.plots.cumulative_curve import cumulative_curve
@@ -62,11 +63,18 @@ def _intervention(sweep: "Sweep", summary: pd.DataFrame, label: str, place: int)
     tested = rows[rows["kind"].isin(["group", "top"])]
     if len(tested):
         parts.append(figure(before_after(tested), f"tested{place}"))
-    singles = sweep.ranking(label).head(20)
+    ranking = sweep.ranking(label)
+    singles = largest_effects(ranking, "delta_loss").head(20)
     columns = {"variant": "head", "delta_loss": "Δ loss", "delta_loss_low": "low", "delta_loss_high": "high"}
-    columns |= {"kl": "KL", "top1_agreement": "top-1 agreement", "n_sequences": "sequences"}
+    columns |= {"kl": "KL", "kl_low": "low", "kl_high": "high"}
+    columns |= {"top1_agreement": "top-1 agreement", "top1_agreement_low": "low", "top1_agreement_high": "high"}
+    columns |= {"n_sequences": "sequences"}
     if len(singles):
-        parts.append(html_table(singles, columns, caption="The heads with the largest effect", words=("variant",)))
+        caption = (
+            f"{len(singles)} of {len(ranking)} heads, the largest change of the loss by size first; low and high are "
+            "95 % intervals over sequences"
+        )
+        parts.append(html_table(singles, columns, caption=caption, words=("variant",)))
     return "\n".join(parts)
 
 

@@ -133,7 +133,7 @@ def ablate(
         str,
         typer.Option(
             metavar="A,B,...",
-            help="Shown, of loss, kl, top1, logit_diff; the first one orders the heads. All are saved.",
+            help="Shown, of loss, kl, top1, logit_diff; the first one orders the heads, by size. All are saved.",
             rich_help_panel=RUNNING,
         ),
     ] = "loss,kl,top1",
@@ -349,8 +349,8 @@ def _print(result: Any, metrics: list[str]) -> None:
     for label in meta["interventions"]:
         shown = short_table(result, label, metrics=metrics)
         table = Table(
-            title=f"{escape(label)}: strongest heads and tested sets",
-            caption="changed minus clean, mean over sequences [95 % interval]",
+            title=f"{escape(label)}: largest effects by size, and tested sets",
+            caption=_caption(metrics),
         )
         for column in shown.columns:
             table.add_column(escape(column), justify="left" if column == "variant" else "right")
@@ -359,3 +359,15 @@ def _print(result: Any, metrics: list[str]) -> None:
         console.print(table)
     for warning in meta["warnings"]:
         console.print(f"Note: {escape(warning)}", highlight=False)
+
+
+def _caption(metrics: list[str]) -> str:
+    """What the columns are; the first one orders the heads."""
+    what = {
+        "delta_loss": "delta loss: changed minus clean, nats",
+        "kl": "KL: from the clean predictions, nats",
+        "top1_agreement": "top-1: share of the clean first choices kept",
+        "delta_logit_diff": "delta logit diff: changed minus clean",
+    }
+    listed = "; ".join(what[metric] for metric in metrics)
+    return f"means over sequences [95 % interval; none for fewer than 5 sequences]. {listed}"

@@ -170,8 +170,10 @@ class ControlComparison:
     p: float
 
 
-def compare_with_controls(tested: float, controls: Iterable[float]) -> ControlComparison:
+def compare_with_controls(tested: float, controls: Iterable[float], *, tie: float = 0.0) -> ControlComparison:
     """Rank a tested value among its controls; controls that are NaN are left out, and without any all is NaN.
+
+    Values within ``tie`` of the tested one count as equal to it: where nothing has an effect, rounding must not rank.
 
     >>> compare_with_controls(5.0, [1.0, 2.0, 3.0])
     ControlComparison(mean=2.0, sd=1.0, n=3, rank=1.0, p=0.25)
@@ -182,5 +184,5 @@ def compare_with_controls(tested: float, controls: Iterable[float]) -> ControlCo
     sd = float(values.std(ddof=1)) if n > 1 else math.nan
     if math.isnan(tested) or not n:
         return ControlComparison(mean, sd, n, math.nan, math.nan)
-    larger, equal = int((values > tested).sum()), int((values == tested).sum())
+    larger, equal = int((values > tested + tie).sum()), int((np.abs(values - tested) <= tie).sum())
     return ControlComparison(mean, sd, n, 1 + larger + equal / 2, (1 + larger + equal) / (n + 1))

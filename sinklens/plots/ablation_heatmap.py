@@ -155,10 +155,12 @@ def _notes(rows: pd.DataFrame, z: Any, look: Effect, apart: int, clipped: int, t
     """The subtitle: what the marks are, what is estimated, missing and clipped."""
     without = np.flatnonzero(~np.isin(np.arange(len(z)), rows["layer"].to_numpy(dtype=int))).tolist()
     empty = int(np.isnan(z).sum()) - z.shape[1] * len(without)
-    measured = int((~np.isnan(z)).sum())
     notes = [look.note]
-    if look.signed:
-        notes.append(f"Diamond: the 95 % interval leaves out 0 ({apart} of {measured:,} heads).")
+    judged = int(rows[[look.column, f"{look.column}_low", f"{look.column}_high"]].notna().all(axis=1).sum())
+    if look.signed and judged:
+        notes.append(f"Diamond: the 95 % interval leaves out 0 ({apart} of {judged:,} heads that have one).")
+    elif look.signed:
+        notes.append("No head has an interval (fewer than 5 sequences), so none is marked.")
     estimated = _estimated(rows) & rows[look.column].notna()
     if estimated.any():
         notes.append(f"Estimated by attribution, not run: {int(estimated.sum()):,} heads.")

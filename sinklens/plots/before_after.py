@@ -89,7 +89,7 @@ def before_after(
             x=float32(value),
             y=float32(y - 0.12),
             error_x={"array": float32(high - value), "arrayminus": float32(value - low), "width": 5, "thickness": 1.6},
-            name="effect, 95 % interval",
+            name="effect, 95 % interval" if np.isfinite(low).any() else "effect (no interval)",
             mode="markers",
             marker={"size": 9, "color": CATEGORICAL[0]},
             text=[

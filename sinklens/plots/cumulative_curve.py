@@ -1,4 +1,4 @@
-"""Loss against the number of heads taken away, strongest first, beside as many random ones."""
+"""Loss against the number of heads taken away, in the order of a ranking, beside as many random ones."""
 
 from typing import Any, Final
 
@@ -58,7 +58,7 @@ def cumulative_curve(
             x=top["k"].to_numpy(dtype=int),
             y=float32(value),
             error_y={"array": float32(high - value), "arrayminus": float32(value - low), "width": 4, "thickness": 1.4},
-            name="top k, 95 % interval",
+            name="top k, 95 % interval" if np.isfinite(low).any() else "top k (no interval)",
             mode="lines+markers",
             line={"color": CATEGORICAL[1], "width": 2.4},
             marker={"size": 8},
@@ -180,4 +180,6 @@ def _notes(band: pd.DataFrame, note: str) -> str:
     draws = f"{few}" if few == many else f"{few} to {many}"
     without = int(band["mean"].isna().sum())
     gap = f" {without} of {len(band)} sizes have no random draws." if without else ""
-    return f"{note} Random sets: {draws} draws of each size; band = mean ± one standard deviation.{gap}"
+    sizes = f"{draws} draw{'s' * (draws != '1')} of each size"
+    band_note = "band = mean ± one standard deviation" if many > 1 else "one draw has no spread, so there is no band"
+    return f"{note} Random sets: {sizes}; {band_note}.{gap}"

@@ -119,10 +119,22 @@ def test_heads_whose_interval_leaves_out_zero_are_marked(summary: pd.DataFrame) 
     fig = plots.ablation_heatmap(table, intervention=ZERO)
     marks = named(fig, "interval leaves out 0")
     assert {*zip(marks.y, marks.x, strict=True)} == {heads()[3], heads()[5]}
-    assert f"(2 of {len(heads())} heads)" in title(fig)
+    assert f"(2 of {len(heads()) - 1} heads that have one)" in title(fig)
     for metric in ("kl", "top1_agreement"):
         fig = plots.ablation_heatmap(table, metric=metric, intervention=ZERO)  # type: ignore[arg-type]
         assert len(fig.data) == 1 and "Diamond" not in title(fig)
+
+
+def test_without_intervals_no_figure_says_there_are_some(summary: pd.DataFrame) -> None:
+    """Fewer than 5 sequences have no interval: "0 of 9 heads leave out 0" was said of heads that were not judged."""
+    table = summary.copy()
+    table[["delta_loss_low", "delta_loss_high"]] = math.nan
+    assert "No head has an interval" in title(plots.ablation_heatmap(table, intervention=ZERO))
+    curve = plots.cumulative_curve(table, intervention=ZERO)
+    assert "top k (no interval)" in [one.name for one in curve.data]
+    assert "effect (no interval)" in [one.name for one in plots.before_after(table.head(3)).data]
+    one_draw = summary[(summary["kind"] != "random") | (summary["draw"] == 0)]
+    assert "one draw has no spread" in title(plots.cumulative_curve(one_draw, intervention=ZERO))
 
 
 def test_hover_has_all_effects_with_their_intervals(summary: pd.DataFrame) -> None:

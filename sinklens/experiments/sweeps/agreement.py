@@ -28,7 +28,9 @@ class RankAgreement:
 
     def __str__(self) -> str:
         """``0.93 [0.78, 0.99] on 16 heads``."""
-        rho = "n/a" if math.isnan(self.rho) else f"{self.rho:.2f}"
+        if math.isnan(self.rho):
+            return f"not applicable on {self.n} head{'s' * (self.n != 1)} (it needs three, and effects that differ)"
+        rho = f"{self.rho:.2f}"
         interval = "no interval" if math.isnan(self.low) else f"[{self.low:.2f}, {self.high:.2f}]"
         return f"{rho} {interval} on {self.n} heads"
 

@@ -12,6 +12,7 @@ from sinklens.errors import InputError
 from sinklens.experiments.census import Table
 from sinklens.experiments.controls import compare_with_controls
 from sinklens.experiments.summary import MEASURES, summarise
+from sinklens.experiments.sweeps.sentences import SAME, TITLES, mean_and_sd, signed_interval, sweep_sentences
 from sinklens.experiments.sweeps.variants import Variant
 from sinklens.experiments.table_result import TableResult
 
@@ -61,7 +62,10 @@ class Sweep(
         return Table("summary", self.tables["summary"])
 
     def ranking(self, intervention: str | None = None, by: str = "delta_loss") -> pd.DataFrame:
-        """Single heads of one intervention, the largest effect first; exact values where there are both.
+        """Single heads of one intervention, what raises the loss most first; exact values where there are both.
+
+        By KL the largest first too, by top-1 agreement or logit difference the lowest. Heads that are equal stand in
+        the order of layers: a place in this table is no rank.
 
         Raises:
             InputError: No such intervention or column.
@@ -101,30 +105,8 @@ class Sweep(
 
     @property
     def verdict(self) -> list[str]:
-        """What was found, a sentence for each intervention and for each set with controls."""
-        found = []
-        for label in self.meta["interventions"]:
-            heads = self.ranking(label)
-            if len(heads):
-                top = heads.iloc[0]
-                how = "" if top["exact"] else " (estimated)"
-                found.append(
-                    f"{label}: of {len(heads)} heads {top['variant']} changes the loss most upwards, by "
-                    f"{_with_interval(top, 'delta_loss')} nats{how}."
-                )
-            table = self.tables["summary"]
-            tested = table[(table["intervention"] == label) & (table["control_n"].fillna(0) > 0)]
-            for row in tested.to_dict("records"):
-                change, n = _with_interval(row, "delta_loss"), row["control_n"]
-                size = f"{row['k']} head{'s' * (row['k'] > 1)}"
-                found.append(
-                    f"{label}: {row['variant']} ({size}) changes the loss by {change} nats; {n} random sets as large "
-                    f"by {mean_and_sd(row)}, rank {row['control_rank']:g} of {n + 1}."
-                )
-            for metric, agreement in self.meta["approx"].get(label, {}).items():
-                what = f"estimated with exact {TITLES[metric]}"
-                found.append(f"{label}: rank correlation (Spearman) of {what}: {agreement['text']}.")
-        return found
+        """What was found; see :func:`~sinklens.experiments.sweeps.sentences.sweep_sentences`."""
+        return sweep_sentences(self.tables["summary"], list(self.meta["interventions"]), self.meta["approx"])
 
 
 def assemble(
@@ -170,7 +152,7 @@ def _with_controls(summary: pd.DataFrame) -> pd.DataFrame:
     random = summary[summary["kind"] == "random"].groupby(["intervention", "control_of"])["delta_loss"]
     controls = {key: values.to_numpy() for key, values in random}
     compared = [
-        compare_with_controls(row["delta_loss"], controls.get((row["intervention"], row["variant"]), ()))
+        compare_with_controls(row["delta_loss"], controls.get((row["intervention"], row["variant"]), ()), tie=SAME)
         if row["kind"] != "random" and row["exact"]
         else None
         for row in summary.to_dict("records")
@@ -183,21 +165,22 @@ def _with_controls(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def short_table(sweep: Sweep, intervention: str, count: int = 10, metrics: Sequence[str] = MEASURES) -> pd.DataFrame:
-    """The strongest heads of an intervention, then its tested sets, in a table to read.
+    """The heads with the largest effects of an intervention, then its tested sets, in a table to read.
 
     Args:
         sweep: The result.
         intervention: Which one.
         count: How many heads.
-        metrics: Columns to show; the first one orders the heads.
+        metrics: Columns to show; the first one orders the heads: the largest size of a change (in either direction),
+            the largest KL, the lowest top-1 agreement.
     """
     summary = sweep.tables["summary"]
-    heads = sweep.ranking(intervention, metrics[0]).head(count)
+    heads = largest_effects(sweep.ranking(intervention, metrics[0]), metrics[0]).head(count)
     sets = summary[(summary["intervention"] == intervention) & summary["kind"].isin(["group", "top"])]
     rows = []
     for row in [*heads.to_dict("records"), *sets.to_dict("records")]:
         short = {"variant": row["variant"] if row["exact"] else f"{row['variant']} (estimate)"}
-        short |= {TITLES[name]: _with_interval(row, name) for name in metrics}
+        short |= {TITLES[name]: _cell(row, name) for name in metrics}
         if "delta_loss" in metrics and not pd.isna(row["control_n"]):
             short["random sets, delta loss"] = mean_and_sd(row)
             short["rank"] = f"{row['control_rank']:g} of {row['control_n'] + 1}"
@@ -205,21 +188,17 @@ def short_table(sweep: Sweep, intervention: str, count: int = 10, metrics: Seque
     return pd.DataFrame(rows).fillna("")
 
 
-TITLES = {
-    "delta_loss": "delta loss",
-    "kl": "KL",
-    "top1_agreement": "top-1 agreement",
-    "delta_logit_diff": "delta logit diff",
-}
+def largest_effects(ranking: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A ranking by size: changes that lower the loss stand with those that raise it as much."""
+    size = ranking[metric].abs() if metric.startswith("delta") else ranking[metric]
+    ascending = metric == "top1_agreement"
+    return ranking.loc[size.sort_values(ascending=ascending, kind="stable").index]
 
 
-def mean_and_sd(row: Any) -> str:
-    """Mean and standard deviation of the random sets; one set has no deviation."""
-    spread = row["control_sd"]
-    return f"{row['control_mean']:.3g}" + ("" if np.isnan(spread) else f" ± {spread:.2g}")
-
-
-def _with_interval(row: Any, name: str) -> str:
+def _cell(row: Any, name: str) -> str:
+    """A mean with its interval; changes carry their sign."""
+    if name.startswith("delta"):
+        return signed_interval(row, name)
     value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
     if np.isnan(value):
         return "n/a"
