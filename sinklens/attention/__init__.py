@@ -8,6 +8,7 @@ from sinklens.attention.future_influence import FutureInfluence
 from sinklens.attention.kernel import AttentionCall, Edit, attend
 from sinklens.attention.last_rows import last_rows
 from sinklens.attention.maps import FullMap, PooledMap
+from sinklens.attention.observer import Observer
 from sinklens.attention.plan import AttentionPlan, LayerPlan, plan_for
 from sinklens.attention.statistics import (
     DeltaLogit,
@@ -39,6 +40,7 @@ __all__ = [
     "KeySetMass",
     "LayerPlan",
     "MissingMass",
+    "Observer",
     "PooledMap",
     "ReceivedMass",
     "Statistic",

@@ -24,6 +24,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from sinklens.attention.fallback import hook_layers
+from sinklens.attention.fused import fused
 from sinklens.attention.kernel import AttentionCall, Edit, attend
 from sinklens.attention.masks import lazy_mask, real_rows
 from sinklens.attention.statistics import Statistic, StatisticFactory
@@ -52,6 +53,9 @@ class AttentionEngine:
             :func:`sinklens.attention.plan.plan_for` finds out which one is exact for a model.
         statistics: Factories, called with the shape of each layer's call.
         edits: Changes applied to every layer; an edit sees ``block.shape.layer`` and may skip.
+        observers: Look at each layer's call and at its finished output, see :class:`~sinklens.attention.Observer`.
+        edited: Layers that ``edits`` touch: where nothing is measured either, torch's fused attention computes the
+            others. ``None``: every layer runs in sinklens' own kernel, so that an edit without effect changes no bit.
         on_layer: Listener that receives each finished layer, in the order of execution.
         real: Which positions are real tokens ``[batch pos]``; padding rows get weight 0.
         skipped: Layers that the caller keeps from running; every other layer has to call the engine.
@@ -75,6 +79,8 @@ class AttentionEngine:
         path: str = "fast",
         statistics: Sequence[StatisticFactory] = (),
         edits: Sequence[Edit] = (),
+        observers: Sequence[Any] = (),
+        edited: Collection[int] | None = None,
         on_layer: LayerListener | None = None,
         real: Tensor | None = None,
         skipped: Collection[int] = (),
@@ -85,27 +91,30 @@ class AttentionEngine:
         self.path = path
         self.statistics = tuple(statistics)
         self.edits = tuple(edits)
+        self.observers = tuple(observers)
+        self.edited = None if edited is None else frozenset(edited)
         self.on_layer = on_layer
         self.real = real
         self.skipped = frozenset(skipped)
         self.calls: list[int] = []
-        self._layers = attention_layers(model)
-        self._layer_of = {id(attn.original_component): layer for layer, attn in self._layers.items()}
+        self.layers = attention_layers(model)
+        self._layer_of = {id(attn.original_component): layer for layer, attn in self.layers.items()}
         self._stack: ExitStack | None = None
         self._silent: dict[torch.nn.Module, Any] = {}  # points with hooks that have not fired this time
 
     def __enter__(self) -> "AttentionEngine":
-        if self._stack or any("forward" in attention.__dict__ for attention in self._layers.values()):
+        if self._stack or any("forward" in attention.__dict__ for attention in self.layers.values()):
             raise InputError("An AttentionEngine is already open on this model; close it before opening another.")
         with ExitStack() as stack:
             if self.path == "fast":
                 stack.enter_context(_implementation(self.model))
-                stack.enter_context(delegated(self._layers.values()))
+                stack.enter_context(delegated(self.layers.values()))
                 token = _active.set(self)
                 stack.callback(_active.reset, token)
                 stack.callback(self._forget_hooks)
             else:
-                stack.enter_context(hook_layers(self.model, self.statistics, self.edits, self.real, self._finish))
+                hooked = hook_layers(self.model, self.statistics, self.edits, self.observers, self.real, self.finish)
+                stack.enter_context(hooked)
             handle = self.model.original_model.register_forward_pre_hook(self._begin)
             stack.callback(handle.remove)
             checker = self.model.original_model.register_forward_hook(self._check)
@@ -122,7 +131,7 @@ class AttentionEngine:
         self.calls = []
         self._forget_hooks()
         if self.path == "fast":
-            for attention in self._layers.values():
+            for attention in self.layers.values():
                 for point in attention.modules():
                     if isinstance(point, HookPoint) and point.fwd_hooks:
                         self._silent[point] = point.register_forward_hook(self._fired)
@@ -141,9 +150,9 @@ class AttentionEngine:
             names = ", ".join(str(getattr(point, "name", "?")) for point in self._silent)
             raise InputError(
                 f"The hook on {names} was ignored: the fast path never computes what it watches, so the "
-                "numbers would not include its effect. Remove it, or open the engine with path='fallback'."
+                "numbers would not include its effect. Remove it, or make the change with an intervention."
             )
-        expected = sorted(self._layers.keys() - self.skipped)
+        expected = sorted(self.layers.keys() - self.skipped)
         if sorted(self.calls) != expected:
             raise UnsupportedArchitectureError(
                 f"Expected one attention call for each of the {len(expected)} attention layers of "
@@ -152,21 +161,38 @@ class AttentionEngine:
             )
 
     def attend(self, call: AttentionCall) -> Tensor:
-        """Measure and edit one layer; called by the registered attention function."""
+        """Measure and edit one layer; called by the registered attention function.
+
+        A subclass that computes the output in another way ends with :meth:`finish`.
+        """
         value_edits: list[Any] = [edit for edit in self.edits if hasattr(edit, "edit_values")]
         if value_edits:
             call = replace(call, value=call.value.clone())
             for edit in value_edits:
                 edit.edit_values(call.shape, call.value)
         statistics = [make(call.shape) for make in self.statistics]
-        output = attend(call, statistics, self.edits)
+        own = bool(statistics) or self.edited is None or call.layer in self.edited
+        output = attend(call, statistics, self.edits) if own else fused(call)
         output_edits: list[Any] = [edit for edit in self.edits if hasattr(edit, "edit_output")]
         for edit in output_edits:
             edit.edit_output(call.shape, output)
-        self._finish(call.layer, call.value, statistics)
+        observers: list[Any] = list(self.observers)
+        for observer in observers:
+            if hasattr(observer, "observe"):
+                observer.observe(call)
+            if hasattr(observer, "observe_output"):
+                observer.observe_output(call.shape, output)
+        self.finish(call.layer, call.value, statistics)
         return output
 
-    def _finish(self, layer: int, value: Tensor, statistics: list[Statistic]) -> None:
+    def finish(self, layer: int, value: Tensor, statistics: list[Statistic]) -> None:
+        """Note that a layer is done, and hand it to the listener.
+
+        Args:
+            layer: Block index.
+            value: Its value states, ``[batch kv_head k_pos d_value]``.
+            statistics: What was measured.
+        """
         self.calls.append(layer)
         if self.on_layer is not None:
             self.on_layer(layer, value, statistics)

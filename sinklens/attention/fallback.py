@@ -36,6 +36,7 @@ def hook_layers(
     model: TransformerBridge,
     factories: Sequence[StatisticFactory],
     edits: Sequence[Edit],
+    observers: Sequence[Any],
     real: Bool[Tensor, "batch pos"] | None,
     finish: Callable[[int, Tensor, list[Statistic]], None],
 ) -> Iterator[None]:
@@ -44,11 +45,18 @@ def hook_layers(
     Raises:
         UnsupportedArchitectureError: ``edits`` were asked for, but the bridge delegates this attention to a
             Hugging Face module that has consumed scores and pattern before any hook sees them; or head outputs
-            are edited, but ``hook_z`` shows them gated or cut into the wrong heads.
+            are edited or observed, but ``hook_z`` shows them gated or cut into the wrong heads; or an observer wants
+            queries and keys, which no hook shows as attention uses them.
     """
     layers = attention_layers(model)
+    if layers and any(hasattr(observer, "observe") for observer in observers):
+        raise UnsupportedArchitectureError(
+            f"Queries and keys of {model.cfg.architecture} cannot be observed: its attention is measured through the "
+            "bridge's hooks, which do not show them as attention uses them."
+        )
     pattern_edits = [edit for edit in edits if hasattr(edit, "edit_scores") or hasattr(edit, "edit_pattern")]
     output_edits = [edit for edit in edits if hasattr(edit, "edit_output")]
+    watching = [observer for observer in observers if hasattr(observer, "observe_output")]
     hooks: list[tuple[str, Any]] = []
     for layer, attention in layers.items():
         delegates = type(attention).forward is AttentionBridge.forward
@@ -58,10 +66,10 @@ def hook_layers(
                 "scores and pattern only after they were used. Edit its values or head outputs instead."
             )
         gated = getattr(model.cfg, "gated_q_proj", False)
-        if output_edits and (gated or isinstance(attention, MLAAttentionBridge)):
+        if (output_edits or watching) and (gated or isinstance(attention, MLAAttentionBridge)):
             raise UnsupportedArchitectureError(
-                f"Head outputs of {model.cfg.architecture} can only be edited on the fast path: hook_z shows them "
-                "after a gate or cut into the wrong heads. Use path='fast', or plan_for(model) to choose."
+                f"Head outputs of {model.cfg.architecture} can only be seen and edited on the fast path: hook_z shows "
+                "them after a gate or cut into the wrong heads. plan_for(model) chooses the path."
             )
         watcher = _LayerWatcher(
             layer,
@@ -80,6 +88,8 @@ def hook_layers(
         hooks.append((f"blocks.{layer}.attn.hook_pattern", watcher.on_pattern))
         if output_edits:
             hooks.append((f"blocks.{layer}.attn.hook_z", partial(_edit_output, layer=layer, edits=output_edits)))
+        if watching:  # after the edits
+            hooks.append((f"blocks.{layer}.attn.hook_z", partial(_show_output, layer=layer, observers=watching)))
     with model.hooks(fwd_hooks=hooks):
         yield
 
@@ -93,6 +103,14 @@ def _edit_output(z: Tensor, hook: Any, layer: int, edits: Sequence[Any]) -> Tens
     for edit in edits:
         edit.edit_output(shape, output)
     return output.transpose(1, 2)
+
+
+def _show_output(z: Tensor, hook: Any, layer: int, observers: Sequence[Any]) -> None:
+    """``hook_z`` as head outputs, to look at."""
+    output = z.detach().transpose(1, 2)
+    shape = make_shape(layer, output.shape[:3], output.shape[2], output.device)
+    for observer in observers:
+        observer.observe_output(shape, output)
 
 
 class _LayerWatcher:

@@ -59,8 +59,12 @@ class LayerRecord:
         residual: The residual stream after this block, ``None`` if it was not captured.
         hidden: The residual stream itself, not a copy; only for consumers that ask for it, and only while they are
             updated.
-        outputs: ``|W_O z|`` per query head and query, the size of what the head writes (before any output gate);
-            only for consumers that ask for it, ``None`` where W_O cannot be read or a gate follows.
+        outputs: ``|W_O z|`` per query head and query, the size of what the head writes, also under an intervention;
+            only for consumers that ask for it, ``None`` where W_O cannot be read or an output gate follows.
+        keys: Keys as attention uses them, after rotation and norms; only for consumers that ask for them, and only
+            while they are updated; ``None`` in layers without attention and on the fallback path.
+        halves: What enters the block (``before``) and what its two halves add (``attention``, ``mlp``, each where the
+            block has one); only for consumers that ask for them, and only while they are updated.
     """
 
     layer: int
@@ -72,6 +76,8 @@ class LayerRecord:
     residual: ResidualNorms | None = None
     hidden: Float[Tensor, "batch pos d_model"] | None = None
     outputs: Float[Tensor, "batch head pos"] | None = None
+    keys: Float[Tensor, "batch kv_head pos d_head"] | None = None
+    halves: dict[str, Float[Tensor, "batch pos d_model"]] | None = None
 
     @property
     def real(self) -> Bool[Tensor, "batch pos"]:

@@ -8,14 +8,12 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import (
     AttentionEngine,
     AttentionPlan,
-    AttentionShape,
     DeltaLogit,
     Distance,
     Entropy,
@@ -29,6 +27,8 @@ from sinklens.attention import (
     plan_for,
 )
 from sinklens.attention.engine import LayerListener
+from sinklens.capture.halves import BlockHalves
+from sinklens.capture.needs import KeepKeys, KeepOutputs, fields_asked, joined, statistics_asked
 from sinklens.capture.record import LayerRecord, ResidualNorms, ValueNorms
 from sinklens.capture.residual import residual_norms
 from sinklens.capture.values import output_factor, value_norms
@@ -45,6 +45,7 @@ class Opener(Protocol):
         model: TransformerBridge,
         *,
         statistics: Sequence[StatisticFactory],
+        observers: Sequence[Any],
         on_layer: LayerListener,
         real: Tensor,
     ) -> AbstractContextManager[AttentionEngine]:
@@ -54,7 +55,9 @@ class Opener(Protocol):
 class Consumer(Protocol):
     """Anything that takes layer records: detectors, or your own probe.
 
-    A consumer whose attribute ``needs`` names ``"hidden"`` or ``"outputs"`` gets those fields of a record filled in.
+    Its attribute ``needs`` names fields of a record that must be filled in (``"hidden"``, ``"keys"``, ``"outputs"``,
+    ``"halves"``), ``wants`` those that it uses where the model has them. A method ``statistics(batch)`` names the
+    statistics of attention that it reads; without it, it gets :func:`standard_statistics`.
     """
 
     def update(self, record: LayerRecord) -> None:
@@ -99,7 +102,7 @@ def capture(
         consumers: Receive each record as soon as its layer is done; the record is then dropped.
         batch_size: Sequences in one forward pass.
         statistics: Called with the rows of a pass and the index of the first one, returns the statistics to
-            take; default: :func:`standard_statistics`.
+            take instead of those that the consumers declare.
         top_k: How many of the largest residual entries to keep per layer and sequence.
         first_sequence: Number of the first sequence in the records; continue the count when one detector takes the
             records of several calls.
@@ -110,22 +113,27 @@ def capture(
         Without consumers: all records, layer by layer for each pass. With consumers: an empty list.
 
     Raises:
-        InputError: ``batch_size`` below 1, or head outputs wanted under an intervention.
+        InputError: ``batch_size`` below 1, or a consumer that asks for what no record carries.
+        UnsupportedArchitectureError: A consumer needs what this model cannot give, or it cannot be measured exactly.
 
     Cost: a forward pass with about twice the attention time; memory O(batch heads pos) for one layer.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
-    needs = {name for consumer in consumers for name in getattr(consumer, "needs", ())}
-    if "outputs" in needs and intervention is not None:
-        raise InputError("Head outputs are not measured under an intervention; leave out one of the two.")
     plan = plan_for(model)
     factors = {layer.layer: _factor(model, layer.layer) for layer in plan.layers if layer.path != "none"}
+    gated, readable = bool(getattr(model.cfg, "gated_q_proj", False)), all(f is not None for f in factors.values())
+    asked = fields_asked(consumers, plan, gated=gated, readable=readable)
     kept: list[LayerRecord] = []
     for start in range(0, len(batch), batch_size):
         rows = batch.rows(slice(start, start + batch_size))
-        factories = standard_statistics(rows) if statistics is None else statistics(rows, start)
-        recorder = _Recorder(model, plan, factors, rows, first_sequence + start, top_k, intervention, needs)
+        if statistics is not None:
+            factories = joined(statistics(rows, start))
+        elif consumers:
+            factories = statistics_asked(consumers, rows, standard_statistics)
+        else:
+            factories = standard_statistics(rows)
+        recorder = _Recorder(model, plan, factors, rows, first_sequence + start, top_k, intervention, asked)
 
         def deliver(record: LayerRecord) -> None:
             for consumer in consumers:
@@ -152,17 +160,16 @@ class _Recorder:
         start: int,
         top_k: int,
         intervention: Opener | None,
-        needs: Collection[str],
+        asked: Collection[str],
     ) -> None:
-        gated = bool(getattr(model.cfg, "gated_q_proj", False))
-        edits: list[Any] = [self] if "outputs" in needs and not gated else []
-        self.open = intervention or partial(AttentionEngine, path=plan.path, edits=edits)
-        self.hidden = "hidden" in needs
+        self.open = intervention or partial(AttentionEngine, path=plan.path)
+        self.asked = asked
+        self.keys, self.halves = KeepKeys(), BlockHalves()
+        self.outputs = KeepOutputs(lambda layer, output: value_norms(output, factors[layer]).output)
         self.model, self.plan, self.factors = model, plan, factors
         self.rows, self.start, self.top_k = rows, start, top_k
         self.pending: dict[int, tuple[dict[str, Tensor], ValueNorms]] = {}
         self.gates: dict[int, Tensor] = {}
-        self.outputs: dict[int, Tensor | None] = {}
         self.deliver: Callable[[LayerRecord], None] = lambda record: None
 
     def run(self, factories: Sequence[StatisticFactory]) -> None:
@@ -173,10 +180,15 @@ class _Recorder:
         if getattr(self.model.cfg, "gated_q_proj", False):
             gated = [layer.layer for layer in self.plan.layers if layer.path != "none"]
             hooks += [(f"blocks.{layer}.attn.q.hook_out", partial(self._gate, layer=layer)) for layer in gated]
+        if "halves" in self.asked:
+            hooks = self.halves.hooks(self.model) + hooks  # before the record of the block is made
+        watching: dict[str, Any] = {"keys": self.keys, "outputs": self.outputs}
+        observers = [observer for name, observer in watching.items() if name in self.asked]
         ids = self.rows.ids.to(_input_device(self.model))
         options = _forward_options(self.model)
         # an intervention's own hooks come first, so that what is recorded is what it left
-        opened = self.open(self.model, statistics=factories, on_layer=self._attention, real=self.rows.real)
+        real = self.rows.real
+        opened = self.open(self.model, statistics=factories, observers=observers, on_layer=self._attention, real=real)
         with opened, self.model.hooks(fwd_hooks=hooks):
             # right padding needs no attention mask: real queries never see what comes after them
             self.model(ids, return_type=None, **options)
@@ -190,10 +202,6 @@ class _Recorder:
             computed["gate"] = self.gates.pop(layer).cpu()
         self.pending[layer] = computed, value_norms(value, self.factors[layer])
 
-    def edit_output(self, shape: AttentionShape, output: Float[Tensor, "batch head q_pos d_value"]) -> None:
-        """Look at what the heads of a layer hand on; the engine calls this as it would an edit."""
-        self.outputs[shape.layer] = value_norms(output, self.factors[shape.layer]).output
-
     def _gate(self, projected: Tensor, hook: Any, layer: int) -> None:
         """Mean over channels of each head's sigmoid output gate, interleaved with its query (Qwen3-Next)."""
         batch, pos = projected.shape[:2]
@@ -205,9 +213,21 @@ class _Recorder:
         norms: ResidualNorms = residual_norms(hidden, self.rows.real, self.top_k)
         attention, values = self.pending.pop(layer, ({}, None))
         path = self.plan.layers[layer].path if layer >= 0 else "none"
-        outputs = self.outputs.pop(layer, None)
-        states = hidden if self.hidden else None
-        self.deliver(LayerRecord(layer, self.rows, self.start, path, attention, values, norms, states, outputs))
+        self.deliver(
+            LayerRecord(
+                layer,
+                self.rows,
+                self.start,
+                path,
+                attention,
+                values,
+                norms,
+                hidden=hidden if "hidden" in self.asked else None,
+                outputs=self.outputs.by_layer.pop(layer, None),
+                keys=self.keys.by_layer.pop(layer, None),
+                halves=self.halves.by_layer.pop(layer, None),
+            )
+        )
 
 
 def _factor(model: TransformerBridge, layer: int) -> Tensor | None:

@@ -222,7 +222,7 @@ class ActiveDormantDetector:
     Cost: four numbers per head, class and sequence.
     """
 
-    needs = ("outputs",)
+    wants = ("outputs",)
 
     def __init__(self, domain: str = "text", classes: TokenClasses = every_query, keys: Sequence[int] = (0,)) -> None:
         self.domain, self.classes, self.keys = domain, classes, tuple(keys)

@@ -1,21 +1,17 @@
 """Life of a massive activation: what every block's attention and MLP add to one entry of the residual stream."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionEngine, StatisticFactory, plan_for
-from sinklens.attention.engine import LayerListener
+from sinklens.attention import StatisticFactory
 from sinklens.capture import capture
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import Metric
@@ -33,7 +29,6 @@ METRIC = Metric(
 
 COLUMNS = ("sequence", "layer", "position", "token", "channel", "before", "attention", "mlp", "after")
 PARTS: Final = ("attention", "mlp")
-_MIXERS: Final = ("attn", "linear_attn", "mamba", "mixer", "ssm")
 _ROUNDING: Final = 8.0
 
 
@@ -109,62 +104,22 @@ def _share(step: Step) -> float:
     return step.share
 
 
-class BlockHalves:
-    """Opens an engine and notes what enters each block and what its halves add; give it to ``capture`` as its change.
-
-    It changes nothing. A layer's parts are held until they are taken out of ``by_layer``.
-    """
-
-    def __init__(self) -> None:
-        self.by_layer: dict[int, dict[str, Float[Tensor, "batch pos d_model"]]] = {}
-
-    @contextmanager
-    def __call__(
-        self,
-        model: TransformerBridge,
-        *,
-        statistics: Sequence[StatisticFactory],
-        on_layer: LayerListener,
-        real: Tensor,
-    ) -> Iterator[AttentionEngine]:
-        """An engine on ``model``, with the hooks in place."""
-        path = plan_for(model).path
-        engine = AttentionEngine(model, path=path, statistics=statistics, on_layer=on_layer, real=real)
-        with engine, model.hooks(fwd_hooks=self._hooks(model)):
-            yield engine
-
-    def _hooks(self, model: TransformerBridge) -> list[tuple[str, Any]]:
-        hooks: list[tuple[str, Any]] = []
-        for layer, block in enumerate(model.blocks):
-            names = {"before": "hook_in"}
-            mixer = next((name for name in _MIXERS if name in block._modules), None)
-            if mixer == "attn":
-                names["attention"] = "hook_attn_out"  # after a norm that follows, where there is one
-            elif mixer is not None:
-                names["attention"] = f"{mixer}.hook_out"
-            if "mlp" in block._modules:
-                names["mlp"] = "hook_mlp_out"
-            for part, name in names.items():
-                hooks.append((f"blocks.{layer}.{name}", partial(self._note, layer=layer, part=part)))
-        return hooks
-
-    def _note(self, value: Tensor, hook: Any, layer: int, part: str) -> None:
-        self.by_layer.setdefault(layer, {})[part] = value
-
-
 class LifecycleDetector:
     """Reads the entries ``(position, channel)`` in every block. Cost: O(entries) numbers per layer and sequence.
 
     Args:
         entries: Token positions and channels, from 0; a sequence that does not reach a position is left out there.
-        halves: Where the parts of a block come from.
     """
 
-    needs = ("hidden",)
+    needs = ("hidden", "halves")
 
-    def __init__(self, entries: Sequence[tuple[int, int]], halves: BlockHalves) -> None:
-        self.entries, self.halves = tuple(entries), halves
+    def __init__(self, entries: Sequence[tuple[int, int]]) -> None:
+        self.entries = tuple(entries)
         self._rows: list[tuple[Any, ...]] = []
+
+    def statistics(self, batch: TokenBatch) -> list[StatisticFactory]:
+        """Attention is not looked at."""
+        return []
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer of one batch.
@@ -172,10 +127,9 @@ class LifecycleDetector:
         Raises:
             UnsupportedArchitectureError: The halves of the block do not add up to its output.
         """
-        parts = self.halves.by_layer.pop(record.layer, None)
-        if parts is None or record.hidden is None:
+        if record.halves is None or record.hidden is None:
             return
-        parts = parts | {"after": record.hidden}
+        parts = record.halves | {"after": record.hidden}
         self._check(record, parts)
         names = ("before", *PARTS, "after")
         for position, channel in self.entries:
@@ -246,7 +200,6 @@ def trace_entries(
                 f"There is no entry ({position}, {channel}): expected a position below {longest} and a channel below "
                 f"{d_model}, both from 0."
             )
-    halves = BlockHalves()
-    detector = LifecycleDetector(entries, halves)
-    capture(model, batch, [detector], statistics=lambda rows, start: [], batch_size=batch_size, intervention=halves)
+    detector = LifecycleDetector(entries)
+    capture(model, batch, [detector], batch_size=batch_size)
     return detector.compute()

@@ -1,8 +1,6 @@
 """Norms of keys, values and residual states: one position (the sink) against the other tokens."""
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -13,9 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionEngine, StatisticFactory, plan_for
-from sinklens.attention.engine import LayerListener
-from sinklens.attention.kernel import AttentionCall
+from sinklens.attention import StatisticFactory
 from sinklens.capture import capture
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import LayerSums, Metric
@@ -55,55 +51,27 @@ class StateNorms:
         return self.table
 
 
-class KeyNorms:
-    """Opens an engine that notes ``|k|`` of every key; give it to :func:`sinklens.capture.capture` as its change.
-
-    It changes nothing. Keys are those the attention function receives; on the fallback path there are none to see.
-    """
-
-    def __init__(self) -> None:
-        self.by_layer: dict[int, Float[Tensor, "batch kv_head pos"]] = {}
-
-    def __call__(
-        self,
-        model: TransformerBridge,
-        *,
-        statistics: Sequence[StatisticFactory],
-        on_layer: LayerListener,
-        real: Tensor,
-    ) -> AbstractContextManager[AttentionEngine]:
-        """An engine on ``model``."""
-        path = plan_for(model).path
-        return _Watching(model, path=path, statistics=statistics, on_layer=on_layer, real=real, noted=self.by_layer)
-
-
-class _Watching(AttentionEngine):
-    def __init__(self, model: TransformerBridge, *, noted: dict[int, Tensor], **options: Any) -> None:
-        super().__init__(model, **options)
-        self.noted = noted
-
-    def attend(self, call: AttentionCall) -> Tensor:
-        """The engine's attention, after a look at the keys."""
-        self.noted[call.layer] = torch.linalg.vector_norm(call.key.float(), dim=-1)
-        return super().attend(call)
-
-
 class StateNormDetector:
     """Accumulates norms at ``position`` and the others' mean. Cost: O(kv_heads) numbers per layer.
 
     Args:
         position: The position held against the others; shorter sequences, and sequences of one token, are left out.
-        keys: Where key norms come from; without, there are none.
 
     Raises:
         InputError: A negative position.
     """
 
-    def __init__(self, position: int = 0, keys: KeyNorms | None = None) -> None:
+    wants = ("keys",)
+
+    def __init__(self, position: int = 0) -> None:
         if position < 0:
             raise InputError(f"Positions count from 0; got {position}.")
-        self.position, self.keys = position, keys
+        self.position = position
         self._sums = LayerSums()
+
+    def statistics(self, batch: TokenBatch) -> list[StatisticFactory]:
+        """Attention is not looked at."""
+        return []
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer of one batch."""
@@ -112,9 +80,8 @@ class StateNormDetector:
             found["hidden"] = record.residual.norm[:, None]
         if record.values is not None:
             found["value"] = record.values.value
-        keys = None if self.keys is None else self.keys.by_layer.pop(record.layer, None)
-        if keys is not None:
-            found["key"] = keys
+        if record.keys is not None:
+            found["key"] = torch.linalg.vector_norm(record.keys.float(), dim=-1)
         for state, norms in found.items():
             own, others, count = against_others(norms, record.real.to(norms.device), self.position)
             for name, value in (("own", own), ("others", others), ("count", count)):
@@ -184,7 +151,6 @@ def measure_state_norms(
     """
     if int(batch.lengths.max()) < max(2, position + 1):
         raise InputError(f"No sequence has position {position} and another token to hold it against.")
-    keys = KeyNorms()
-    detector = StateNormDetector(position, keys)
-    capture(model, batch, [detector], statistics=lambda rows, start: [], batch_size=batch_size, intervention=keys)
+    detector = StateNormDetector(position)
+    capture(model, batch, [detector], batch_size=batch_size)
     return detector.compute()

@@ -2,11 +2,13 @@
 
 import math
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Self
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sinklens.attention import StatisticFactory, TargetMass
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import Metric
 from sinklens.detectors.head_means import NULL, HeadMeans
@@ -50,6 +52,10 @@ class TargetDetector(ABC):
     @abstractmethod
     def targets(self, batch: TokenBatch) -> Int[Tensor, "batch q_pos m"]:
         """The keys of every query, for :class:`~sinklens.attention.TargetMass`."""
+
+    def statistics(self, batch: TokenBatch) -> list[StatisticFactory]:
+        """What the pass has to measure."""
+        return [partial(TargetMass, targets={self.metric.name: self.targets(batch)})]
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer; layers without attention, or without these targets, are left out."""

@@ -186,7 +186,7 @@ class _Differentiable(AttentionEngine):
             scale=call.scaling,
             enable_gqa=call.key.shape[1] != call.query.shape[1],
         )
-        self._finish(call.layer, call.value, [])
+        self.finish(call.layer, call.value, [])
         self.z[call.layer] = _watched(output)
         return self.z[call.layer]
 

@@ -5,7 +5,7 @@ the residual stream that enters layer l; even layer l's own attention is shared,
 to z' change what the layer writes by ``(z' - z) W_O``.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionCall, AttentionEngine, attend, fused
+from sinklens.attention import AttentionCall, AttentionEngine, AttentionShape, attend
 from sinklens.errors import UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers, output_weights
 
@@ -80,7 +80,11 @@ def run_clean(
     memory of four hidden states for each of ``layers``.
     """
     kept = CleanPass(ids)
-    engine = _Keeping(model, kept, layers, edits) if path == "fast" else AttentionEngine(model, path=path)
+    if path == "fast":
+        # edited and unedited outputs come from the same code, so that an edit without effect changes nothing at all
+        engine = AttentionEngine(model, edited=layers, observers=[_Keeping(kept, layers, edits)])
+    else:
+        engine = AttentionEngine(model, path=path)
     attentions = attention_layers(model)
     hooks = [(f"blocks.{layer}.hook_in", _entering(kept.entered, layer)) for layer in layers]
     with ExitStack() as stack:
@@ -94,52 +98,28 @@ def run_clean(
     return kept
 
 
-class LeanEngine(AttentionEngine):
-    """An engine that leaves layers which nobody edits to torch's fused attention.
+class _Keeping:
+    """Observer that keeps head outputs of some layers, and what edits would have made of them."""
 
-    Args:
-        model: The bridge, on the fast path.
-        edits: What to change.
-        edited: Layers that ``edits`` touch.
-        skipped: Layers that do not run.
-    """
+    def __init__(self, kept: CleanPass, layers: set[int], edits: Sequence[Any]) -> None:
+        self.kept, self.layers, self.would = kept, layers, edits
+        self.weighted = any(hasattr(edit, "edit_scores") or hasattr(edit, "edit_pattern") for edit in edits)
 
-    def __init__(
-        self, model: TransformerBridge, edits: Sequence[Any], edited: set[int], skipped: Collection[int] = ()
-    ) -> None:
-        super().__init__(model, edits=edits, skipped=skipped)
-        self.edited = edited
+    def observe(self, call: AttentionCall) -> None:
+        """Attend once more under edits of scores or pattern."""
+        if call.layer in self.layers and self.weighted:
+            self.kept.z_edited[call.layer] = attend(call, (), self.would)
 
-    def attend(self, call: AttentionCall) -> Tensor:
-        """One layer's head outputs."""
-        if call.layer in self.edited:
-            return super().attend(call)
-        self._finish(call.layer, call.value, [])
-        return fused(call)
-
-
-class _Keeping(AttentionEngine):
-    """Leaves attention as it is; keeps head outputs of some layers, and what edits would have made of them."""
-
-    def __init__(self, model: TransformerBridge, kept: CleanPass, layers: set[int], edits: Sequence[Any]) -> None:
-        super().__init__(model)
-        self.kept, self.wanted, self.would = kept, layers, edits
-
-    def attend(self, call: AttentionCall) -> Tensor:
-        self._finish(call.layer, call.value, [])
-        if call.layer not in self.wanted:
-            return fused(call)
-        # both from the same code, so that an edit without effect changes nothing at all
-        output = attend(call)
-        self.kept.z[call.layer] = output
+    def observe_output(self, shape: AttentionShape, output: Tensor) -> None:
+        """Keep the outputs, and edit a copy."""
+        if shape.layer not in self.layers:
+            return
+        self.kept.z[shape.layer] = output
         if self.would:
-            weighted = any(hasattr(edit, "edit_scores") or hasattr(edit, "edit_pattern") for edit in self.would)
-            edited = attend(call, (), self.would) if weighted else output.clone()
+            edited = self.kept.z_edited.setdefault(shape.layer, output if self.weighted else output.clone())
             for edit in self.would:
                 if hasattr(edit, "edit_output"):
-                    edit.edit_output(call.shape, edited)
-            self.kept.z_edited[call.layer] = edited
-        return output
+                    edit.edit_output(shape, edited)
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import plan_for
+from sinklens.attention import AttentionEngine, plan_for
 from sinklens.errors import InputError, UnsupportedArchitectureError
-from sinklens.experiments.clean_pass import CleanPass, LeanEngine, going_on, parity, run_clean, writing
+from sinklens.experiments.clean_pass import CleanPass, going_on, parity, run_clean, writing
 from sinklens.experiments.effects import Answers, Reference, token_losses
 from sinklens.interventions import Intervention
 from sinklens.interventions.by_sequence import by_sequence
@@ -218,6 +218,6 @@ class _Run:
             logits: Tensor = self.model(self.ids.repeat(len(numbers), 1))
         return logits
 
-    def _open(self, edits: Sequence[Any], edited: set[int], skipped: Sequence[int]) -> LeanEngine:
+    def _open(self, edits: Sequence[Any], edited: set[int], skipped: Sequence[int]) -> AttentionEngine:
         present = [layer for layer in skipped if layer in attention_layers(self.model)]
-        return LeanEngine(self.model, edits, edited, present)
+        return AttentionEngine(self.model, edits=edits, edited=edited, skipped=present)

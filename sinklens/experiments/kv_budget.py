@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionCall, AttentionEngine, fused, plan_for
+from sinklens.attention import AttentionCall, AttentionEngine, plan_for
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions.heads import Head
 
@@ -102,22 +102,21 @@ def measure_kv_bytes(
         raise UnsupportedArchitectureError(
             f"Keys of {model.cfg.architecture} do not pass through the engine's fast path; count them with kv_budget."
         )
-    engine = _Weighing(model, set(streaming_kv), sinks, recent, compensation)
-    with engine:
+    weighing = _Weighing(set(streaming_kv), sinks, recent, compensation)
+    with AttentionEngine(model, observers=[weighing], edited=()):
         model(ids.to(next(model.parameters()).device))
-    return KVBudget(engine.kept, engine.full)
+    return KVBudget(weighing.kept, weighing.full)
 
 
-class _Weighing(AttentionEngine):
-    def __init__(
-        self, model: TransformerBridge, streaming: set[Head], sinks: int, recent: int, compensation: bool
-    ) -> None:
-        super().__init__(model)
+class _Weighing:
+    """Observer that adds up the bytes of keys and values, whole and as the budget would keep them."""
+
+    def __init__(self, streaming: set[Head], sinks: int, recent: int, compensation: bool) -> None:
         self.streaming, self.sinks, self.recent, self.compensation = streaming, sinks, recent, compensation
         self.kept = self.full = 0
 
-    def attend(self, call: AttentionCall) -> Tensor:
-        self._finish(call.layer, call.value, [])
+    def observe(self, call: AttentionCall) -> None:
+        """Add one layer's."""
         n_tokens = call.key.shape[2]
         position = torch.arange(n_tokens, device=call.key.device)
         stays = (position < self.sinks) | (position >= n_tokens - self.recent)
@@ -130,4 +129,3 @@ class _Weighing(AttentionEngine):
                     extra = [dropped.mean(1, keepdim=True)] if self.compensation and dropped.shape[1] else []
                     entries = torch.cat([entries[:, stays], *extra], 1)
                 self.kept += entries.nbytes
-        return fused(call)

@@ -1,14 +1,12 @@
 """Previous-token, duplicate-token, induction and echo scores of every head from one pass over repeated tokens."""
 
 import json
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import StatisticFactory, TargetMass
 from sinklens.capture import capture, plan_memory
 from sinklens.detectors.duplicate_token import DuplicateTokenDetector
 from sinklens.detectors.echo import EchoDetector
@@ -23,7 +21,6 @@ from sinklens.experiments.repeated_tokens import repeated_tokens
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import attention_layers
 from sinklens.models.load import load
-from sinklens.models.tokens import TokenBatch
 
 BLOCK, REPEATS, SEQUENCES = 64, 4, 8
 
@@ -95,15 +92,11 @@ def pattern_scores(
         EchoDetector(probe.repeats, "razor_induction"),
     ]
 
-    def statistics(rows: TokenBatch, start: int) -> Sequence[StatisticFactory]:
-        return [partial(TargetMass, targets={d.metric.name: d.targets(rows) for d in detectors})]
-
     capture(
         model,
         probe.batch,
         detectors,
         batch_size=plan_memory(model, n_sequences, probe.repeats.length, batch_size).batch_size,
-        statistics=statistics,
         intervention=intervention,
         on_layer=on_layer,
     )

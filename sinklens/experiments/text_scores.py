@@ -2,13 +2,11 @@
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import StatisticFactory, TargetMass
 from sinklens.capture import capture, plan_memory
 from sinklens.detectors.attention_entropy import EntropyDetector
 from sinklens.detectors.delimiter import KINDS, DelimiterDetector, DelimiterKind
@@ -92,23 +90,12 @@ def text_scores(
     resting = ValueWeightedDetector(sinks)
     batch, source = choose_sequences(model, texts, tokens, bos, max_tokens, split, seed, source, max_sequences)
 
-    def statistics(rows: TokenBatch, start: int) -> Sequence[StatisticFactory]:
-        wanted = [
-            *spans.statistics(rows),
-            *entropy.statistics(rows),
-            *marks.statistics(rows),
-            *resting.statistics(rows),
-        ]
-        wanted.append(partial(TargetMass, targets={before.metric.name: before.targets(rows)}))
-        return _each_once(wanted)
-
     detectors = (entropy, spans, before, marks, resting)
     capture(
         model,
         batch,
         detectors,
         batch_size=plan_memory(model, len(batch), batch.ids.shape[1], batch_size).batch_size,
-        statistics=statistics,
         intervention=intervention,
         on_layer=on_layer,
     )
@@ -137,15 +124,6 @@ def text_scores(
         "warnings": [*split_up.heads.meta["warnings"], *_warnings(batch, frame)],
     }
     return HeadScores(frame[[*KEYS, *kept, *labels, "n_sequences"]], metrics, meta)
-
-
-def _each_once(wanted: Sequence[StatisticFactory]) -> list[StatisticFactory]:
-    """Detectors may ask for the same plain statistic."""
-    out: list[StatisticFactory] = []
-    for factory in wanted:
-        if factory not in out:
-            out.append(factory)
-    return out
 
 
 def _warnings(batch: TokenBatch, frame: Any) -> list[str]:

@@ -77,6 +77,7 @@ class Intervention(ABC):
         model: TransformerBridge,
         *,
         statistics: Sequence[StatisticFactory] = (),
+        observers: Sequence[Any] = (),
         on_layer: LayerListener | None = None,
         real: Tensor | None = None,
     ) -> Iterator[AttentionEngine]:
@@ -85,6 +86,7 @@ class Intervention(ABC):
         Args:
             model: The bridge.
             statistics: What to measure of the changed attention, as for the engine.
+            observers: Look at the changed attention, as for the engine.
             on_layer: Receives each measured layer.
             real: Which positions are real tokens ``[batch pos]``, for the statistics.
 
@@ -105,6 +107,7 @@ class Intervention(ABC):
             path=plan.path,
             statistics=statistics,
             edits=edits,
+            observers=observers,
             on_layer=on_layer,
             real=real,
         )

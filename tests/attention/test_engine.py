@@ -290,7 +290,7 @@ def test_hooks_that_would_be_ignored_are_refused(name: str, point: str, inside: 
     hooks = [(f"blocks.1.attn.{point}", lambda x, hook: x * 0)]
     hooked, engine = bridge.hooks(fwd_hooks=hooks), AttentionEngine(bridge)
     outer, inner = (engine, hooked) if inside else (hooked, engine)
-    raises = pytest.raises(InputError, match=r"blocks\.1\.attn\..*path='fallback'")
+    raises = pytest.raises(InputError, match=r"blocks\.1\.attn\..*make the change with an intervention")
     with unchanged(bridge), raises, outer, inner:
         bridge(IDS)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sinklens.capture import capture
-from sinklens.detectors.lifecycle import BlockHalves, LifecycleDetector, steps, trace_entries
+from sinklens.detectors.lifecycle import LifecycleDetector, steps, trace_entries
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.tokens import tokenize
 from tests.attention.test_engine import unchanged
@@ -106,21 +106,18 @@ def test_what_does_not_add_up_is_refused(zoo: Path) -> None:
 
 def test_half_precision_is_rounded_not_refused(zoo: Path) -> None:
     bridge = boot("llama", zoo)
-    halves = BlockHalves()
-    detector = LifecycleDetector([(0, 0)], halves)
+    detector = LifecycleDetector([(0, 0)])
 
     class Halved:
-        needs = ("hidden",)
+        needs = ("hidden", "halves")
 
         def update(self, record: Any) -> None:
-            if record.layer in halves.by_layer:
-                parts = halves.by_layer[record.layer]
-                rounded = {name: part.bfloat16() for name, part in parts.items()}
-                halves.by_layer[record.layer] = rounded
+            if record.halves is not None:
+                rounded = {name: part.bfloat16() for name, part in record.halves.items()}
                 total = rounded["before"] + rounded["attention"] + rounded["mlp"]
-                detector.update(replace(record, hidden=total))
+                detector.update(replace(record, hidden=total, halves=rounded))
 
-    capture(bridge, tokenize(bridge, rows()), [Halved()], intervention=halves)
+    capture(bridge, tokenize(bridge, rows()), [Halved()])
     assert len(detector.compute().table) == 3 * 2
 
 
@@ -131,7 +128,7 @@ def test_merging_joins_sequences(zoo: Path) -> None:
         whole, trace_entries(bridge, tokenize(bridge, rows()), ENTRIES, batch_size=3).table, rtol=1e-4, atol=1e-5
     )
     with pytest.raises(InputError, match="different entries"):
-        LifecycleDetector([(0, 1)], BlockHalves()).merge(LifecycleDetector([(0, 2)], BlockHalves()))
+        LifecycleDetector([(0, 1)]).merge(LifecycleDetector([(0, 2)]))
 
 
 @pytest.mark.parametrize(

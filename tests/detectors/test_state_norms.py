@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sinklens.capture import capture
-from sinklens.detectors.state_norms import STATES, KeyNorms, StateNormDetector, against_others, measure_state_norms
+from sinklens.detectors.state_norms import STATES, StateNormDetector, against_others, measure_state_norms
 from sinklens.errors import InputError
+from sinklens.interventions import ScaleKeys
 from sinklens.models.tokens import tokenize
 from tests.attention.test_engine import unchanged
 from tests.detectors.records import passes, random_texts
@@ -134,9 +135,10 @@ def test_wrong_input_is_explained(zoo: Path) -> None:
         StateNormDetector(0).merge(StateNormDetector(1))
 
 
-def test_nothing_is_left_behind(zoo: Path) -> None:
+def test_keys_are_known_under_an_intervention_too(zoo: Path) -> None:
     bridge = boot("llama", zoo)
-    keys = KeyNorms()
-    detector = StateNormDetector(0, keys)
-    capture(bridge, tokenize(bridge, rows()), [detector], intervention=keys)
-    assert keys.by_layer == {}
+    plain, changed = StateNormDetector(), StateNormDetector()
+    capture(bridge, tokenize(bridge, rows()), [plain])
+    capture(bridge, tokenize(bridge, rows()), [changed], intervention=ScaleKeys(0, 1.0))
+    pd.testing.assert_frame_equal(plain.compute().table, changed.compute().table, rtol=1e-4)
+    assert "key" in set(changed.compute().table["state"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionCall, AttentionEngine, fused
+from sinklens.attention import AttentionCall, AttentionEngine, AttentionShape, fused
 from sinklens.attention.kernel import is_plain
 from sinklens.attention.masks import LazyMask
 from sinklens.errors import UnsupportedArchitectureError
@@ -21,18 +21,15 @@ ROWS = 256
 HeadOutputs = dict[int, Float[Tensor, "batch head pos d_value"]]
 
 
-class FullEngine(AttentionEngine):
-    """Leaves attention as it is and keeps the head outputs of every layer."""
+class KeepOutputs:
+    """Observer that keeps the head outputs of every layer."""
 
-    def __init__(self, model: TransformerBridge) -> None:
-        super().__init__(model)
+    def __init__(self) -> None:
         self.z: HeadOutputs = {}
 
-    def attend(self, call: AttentionCall) -> Tensor:
-        """One layer's head outputs, kept."""
-        self._finish(call.layer, call.value, [])
-        self.z[call.layer] = fused(call)
-        return self.z[call.layer]
+    def observe_output(self, shape: AttentionShape, output: Tensor) -> None:
+        """Keep one layer's."""
+        self.z[shape.layer] = output
 
 
 class GatedEngine(AttentionEngine):
@@ -64,7 +61,7 @@ class GatedEngine(AttentionEngine):
 
     def attend(self, call: AttentionCall) -> Tensor:
         """One layer's mixed head outputs."""
-        self._finish(call.layer, call.value, [])
+        self.finish(call.layer, call.value, [])
         alpha = self.gates[call.layer].to(call.query.device)
         if call.query.shape[1] % len(alpha):
             raise UnsupportedArchitectureError(

@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.attention import AttentionEngine
 from sinklens.errors import UnsupportedArchitectureError
-from sinklens.experiments.duo.gated import FullEngine, GatedEngine, HeadOutputs, frozen
+from sinklens.experiments.duo.gated import GatedEngine, HeadOutputs, KeepOutputs, frozen
 from sinklens.experiments.duo.passkeys import Passkeys, draw_passkeys
 from sinklens.experiments.duo.settings import GateSettings
 from sinklens.experiments.duo.streams import stream
@@ -99,9 +100,9 @@ class Learner:
         ids = drawn.ids.to(self.gates.device)
         rows = drawn.answers | drawn.questions if settings.labels == "questions_and_answers" else drawn.answers
         with torch.no_grad():
-            engine = FullEngine(self.model)
-            wanted = last_hidden(self.model, ids, rows, engine)
-        teacher: HeadOutputs | None = engine.z if settings.full_outputs == "teacher" else None
+            full = KeepOutputs()
+            wanted = last_hidden(self.model, ids, rows, AttentionEngine(self.model, observers=[full], edited=()))
+        teacher: HeadOutputs | None = full.z if settings.full_outputs == "teacher" else None
         gates = dict(zip(self.layers, self.gates, strict=True))
         gated = GatedEngine(self.model, gates, int(settings.sinks or 0), int(settings.recent or 1), teacher)
         squares = (last_hidden(self.model, ids, rows, gated) - wanted).square()

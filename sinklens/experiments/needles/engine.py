@@ -48,14 +48,13 @@ class LastRowsEngine(AttentionEngine):
     def __init__(
         self, model: TransformerBridge, edits: Sequence[Any], edited: Collection[int], keys: bool, on_layer: Any
     ) -> None:
-        super().__init__(model, statistics=[TopKey] if keys else [], edits=edits, on_layer=on_layer)
-        self.edited = frozenset(edited)
+        super().__init__(model, statistics=[TopKey] if keys else [], edits=edits, edited=edited, on_layer=on_layer)
 
     def attend(self, call: AttentionCall) -> Tensor:
         """One layer's head outputs."""
-        if self.filling and call.layer == max(self._layers):
+        if self.filling and call.layer == max(self.layers):
             raise _Filled
-        if call.layer in self.edited:
+        if self.edited is not None and call.layer in self.edited:
             return super().attend(call)
         statistics: list[Statistic] = []
         output = None
@@ -63,7 +62,7 @@ class LastRowsEngine(AttentionEngine):
             end = last_rows(call, self.rows)
             statistics = [make(end.shape) for make in self.statistics]
             output = attend(end, statistics)
-        self._finish(call.layer, call.value, statistics)
+        self.finish(call.layer, call.value, statistics)
         return fused(call) if output is None or output.shape[2] < call.shape.q_pos else output
 
 

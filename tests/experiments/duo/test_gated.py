@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.attention import AttentionEngine
 from sinklens.experiments.duo import gated
-from sinklens.experiments.duo.gated import FullEngine, GatedEngine, frozen
+from sinklens.experiments.duo.gated import GatedEngine, KeepOutputs, frozen
 from sinklens.experiments.duo.learn import last_hidden
 from sinklens.interventions import SlidingWindow, kv_head_count
 from tests.families import FAMILIES, boot, random_ids
@@ -44,8 +45,8 @@ def gates_of(bridge: TransformerBridge, name: str, value: float | None) -> dict[
 def logits_of(
     bridge: TransformerBridge, gates: dict[int, Tensor], ids: Tensor, *, teacher: bool, window: tuple[int, int]
 ) -> Tensor:
-    full = FullEngine(bridge)
-    with full:
+    full = KeepOutputs()
+    with AttentionEngine(bridge, observers=[full], edited=()):
         bridge(ids)
     with GatedEngine(bridge, gates, *window, full.z if teacher else None):
         found: Tensor = bridge(ids)
@@ -137,8 +138,8 @@ def test_gradients_are_those_of_finite_differences(name: str, teacher: bool, zoo
     bridge, ids = boot(name, zoo), random_ids(pos=POS)
     rows = torch.zeros_like(ids, dtype=torch.bool)
     rows[:, -9:] = True
-    full = FullEngine(bridge)
-    wanted = last_hidden(bridge, ids, rows, full)
+    full = KeepOutputs()
+    wanted = last_hidden(bridge, ids, rows, AttentionEngine(bridge, observers=[full], edited=()))
     layers = FAMILIES[name].attention_layers
     start = torch.stack(list(gates_of(bridge, name, None).values()))
 
@@ -163,7 +164,7 @@ def test_hidden_states_are_those_after_the_final_norm(zoo: Path) -> None:
     bridge, ids = boot("llama", zoo), random_ids(pos=POS)
     rows = torch.zeros_like(ids, dtype=torch.bool)
     rows[0, 3], rows[1, 7:9] = True, True
-    hidden = last_hidden(bridge, ids, rows, FullEngine(bridge))
+    hidden = last_hidden(bridge, ids, rows, AttentionEngine(bridge, edited=()))
     unembed: Any = bridge.original_model
     torch.testing.assert_close(hidden @ unembed.get_output_embeddings().weight.T, bridge(ids)[rows], atol=1e-4, rtol=0)
 
