@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ties import in_order, margin, same_choice, same_indicators, same_shares
+from tests.ties import in_order, margin, same_choice, same_indicators, same_ranks, same_shares
 
 SCORES = torch.tensor([[1.0, 3.0, 3.0 - 1e-6], [5.0, 2.0, 4.0]])
 
@@ -26,6 +26,8 @@ def test_only_a_near_tie_may_turn() -> None:
     same_shares(torch.tensor(0.5), torch.tensor(1.0), margins)
     same_choice(torch.tensor([2, 0]), SCORES)
     in_order(torch.tensor([3.0 - 1e-6, 3.0, 1.0]))
+    for ranks in ([1, 2], [2, 2]):
+        same_ranks(torch.tensor(ranks), SCORES, torch.tensor([1, 2]))
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,8 @@ def test_only_a_near_tie_may_turn() -> None:
         lambda: same_choice(torch.tensor([2, 2]), SCORES),
         lambda: same_choice(torch.tensor([0, 0]), SCORES),
         lambda: in_order(torch.tensor([1.0, 3.0, 2.0])),
+        lambda: same_ranks(torch.tensor([3, 2]), SCORES, torch.tensor([1, 2])),
+        lambda: same_ranks(torch.tensor([1, 1]), SCORES, torch.tensor([1, 2])),
     ],
 )
 def test_a_fault_fails(compare: Callable[[], None]) -> None:

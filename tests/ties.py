@@ -44,6 +44,15 @@ def same_choice(chosen: Tensor, scores: Tensor, tolerance: float = TIE) -> None:
     assert bool((short <= tolerance).all()), f"chosen entries are up to {float(short.max()):.3g} below the largest"
 
 
+def same_ranks(ranks: Tensor, scores: Tensor, of: Tensor, tolerance: float = TIE) -> None:
+    """``ranks`` ``[...]`` are 1 + how many of ``scores`` ``[... n]`` are above entry ``of``, up to near ties."""
+    gap = scores.double() - scores.double().gather(-1, of[..., None])
+    least, most = (1 + (gap > limit).sum(-1) for limit in (tolerance, -tolerance))
+    most = most - 1  # the entry itself is never above itself
+    wrong = (ranks < least) | (ranks > torch.maximum(least, most))
+    assert not bool(wrong.any()), f"{ranks[wrong]}, not from {least[wrong]} to {most[wrong]}"
+
+
 def in_order(scores: Tensor, tolerance: float = TIE) -> None:
     """``scores`` ``[n]``, as ranked, never rise by more than the tolerance."""
     rise = scores.double().diff()

@@ -10,14 +10,25 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens import load
 from sinklens.attention import plan_for
 from sinklens.errors import InputError, UnsupportedArchitectureError
-from sinklens.experiments.needles import Outcome, decode_needle, make_needles, run_needles, score_needles
+from sinklens.experiments.needles import (
+    NeedleInstance,
+    NeedleSet,
+    Outcome,
+    decode_needle,
+    make_needles,
+    run_needles,
+    score_needles,
+)
 from sinklens.experiments.needles.engine import reading
 from sinklens.interventions import AblateHeads, CalibrateSinks, Intervention, MaskKeys, ScaleKeys, SlidingWindow
 from sinklens.models.architecture import attention_layers
 from tests import families
+from tests.interventions import reference
+from tests.ties import same_choice, same_ranks
 
 WITH_ATTENTION = [name for name, family in families.FAMILIES.items() if family.path != "none"]
 LENGTHS, DEPTHS, SIZE = (20, 60), (0.0, 0.4), 3
+KEY_TIE = 1e-5  # of a weight; the patterns of random models are flat
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +51,43 @@ def run(model: TransformerBridge, needles: object, **options: object) -> dict[in
     return dict(sorted(found.items()))
 
 
-def assert_same(left: dict[int, Outcome], right: dict[int, Outcome], tolerance: float = 1e-5) -> None:
+def assert_right(
+    model: TransformerBridge, each: NeedleInstance, found: Outcome, intervention: Intervention | None = None
+) -> None:
+    """The outcome is what a pass with dense patterns says, up to near ties of tokens or keys."""
+    ids = torch.tensor([each.fed])
+    with torch.no_grad():
+        if intervention is None:
+            logits, cache = model.run_with_cache(ids)
+            patterns = {layer: cache[f"blocks.{layer}.attn.hook_pattern"] for layer in attention_layers(model)}
+        else:
+            logits = reference.under(model, intervention, ids)
+            patterns = reference.patterns(model, ids, intervention)
+    rows, answer = logits[0, -SIZE:].double().log_softmax(-1), torch.tensor(each.answer)
+    torch.testing.assert_close(found.log_prob.double(), rows.gather(-1, answer[:, None])[:, 0], atol=1e-4, rtol=0)
+    same_choice(found.produced, rows)
+    same_ranks(found.rank, rows, answer)
+    assert found.top_key is not None
+    for place, layer in enumerate(sorted(patterns)):
+        same_choice(found.top_key[place], patterns[layer][0, :, -SIZE:], KEY_TIE)
+
+
+def assert_same(
+    model: TransformerBridge,
+    needles: NeedleSet,
+    left: dict[int, Outcome],
+    right: dict[int, Outcome],
+    intervention: Intervention | None = None,
+) -> None:
     assert left.keys() == right.keys()
     for number, one in left.items():
         other = right[number]
-        torch.testing.assert_close(one.log_prob, other.log_prob, atol=tolerance, rtol=0)
-        assert torch.equal(one.rank, other.rank) and torch.equal(one.produced, other.produced)
+        torch.testing.assert_close(one.log_prob, other.log_prob, atol=1e-5, rtol=0)
         assert one.top_key is not None and other.top_key is not None
-        assert torch.equal(one.top_key, other.top_key)
+        pairs = ((one.rank, other.rank), (one.produced, other.produced), (one.top_key, other.top_key))
+        if not all(torch.equal(*pair) for pair in pairs):  # only near ties may differ: both are right then
+            for outcome in (one, other):
+                assert_right(model, needles.instances[number], outcome, intervention)
 
 
 @pytest.mark.parametrize("name", WITH_ATTENTION)
@@ -56,20 +96,9 @@ def test_equals_dense_patterns_however_it_runs(name: str, zoo: Path, bridges: di
     needles = make_needles(model, lengths=LENGTHS, depths=DEPTHS, repeats=2, size=SIZE)
     whole = run(model, needles, share=False)
     for number, outcome in list(whole.items())[::3]:
-        each = needles.instances[number]
-        with torch.no_grad():
-            logits, cache = model.run_with_cache(torch.tensor([each.fed]))
-        rows = logits[0, -SIZE:].double().log_softmax(-1)
-        answer = torch.tensor(each.answer)[:, None]
-        torch.testing.assert_close(outcome.log_prob.double(), rows.gather(-1, answer)[:, 0], atol=1e-4, rtol=0)
-        assert torch.equal(outcome.produced, rows.argmax(-1))
-        assert torch.equal(outcome.rank, 1 + (rows > rows.gather(-1, answer)).sum(-1))
-        assert outcome.top_key is not None
-        for place, layer in enumerate(sorted(attention_layers(model))):
-            dense = cache[f"blocks.{layer}.attn.hook_pattern"][0, :, -SIZE:]
-            assert torch.equal(outcome.top_key[place], dense.argmax(-1)), layer
-    assert_same(run(model, needles, share=True), whole)
-    assert_same(run(model, needles, share=False, max_tokens=1), whole)
+        assert_right(model, needles.instances[number], outcome)
+    assert_same(model, needles, run(model, needles, share=True), whole)
+    assert_same(model, needles, run(model, needles, share=False, max_tokens=1), whole)
 
 
 INTERVENTIONS: dict[str, Intervention] = {
@@ -90,7 +119,8 @@ def test_interventions_change_what_the_model_does(
     needles = make_needles(model, lengths=LENGTHS, depths=DEPTHS, repeats=2, size=SIZE)
     intervention = INTERVENTIONS[change]
     shared = run(model, needles, intervention=intervention)
-    assert_same(shared, run(model, needles, intervention=intervention, share=False, max_tokens=1))
+    alone = run(model, needles, intervention=intervention, share=False, max_tokens=1)
+    assert_same(model, needles, shared, alone, intervention)
     clean = run(model, needles)
     assert any(not torch.allclose(clean[i].log_prob, shared[i].log_prob, atol=1e-4) for i in clean)
     each = needles.instances[5]
@@ -113,9 +143,14 @@ def test_one_pass_gives_what_decoding_token_by_token_gives(
         with reading(model) as reader:
             logits, keys, _ = reader.run(fed, 6)
         assert keys is not None and slow.top_key is not None
-        assert torch.equal(keys[:, 0], slow.top_key)
         log_probs = logits[0].log_softmax(-1)
-        assert torch.equal(log_probs.argmax(-1), slow.produced)
+        same_choice(slow.produced, log_probs)
+        if not torch.equal(keys[:, 0], slow.top_key):  # two keys with the same weight, as far as rounding can tell
+            _, cache = model.run_with_cache(fed)
+            for place, layer in enumerate(sorted(attention_layers(model))):
+                pattern = cache[f"blocks.{layer}.attn.hook_pattern"][0, :, -6:]
+                same_choice(keys[place, 0], pattern, KEY_TIE)
+                same_choice(slow.top_key[place], pattern, KEY_TIE)
         torch.testing.assert_close(log_probs.amax(-1), slow.log_prob, atol=1e-5, rtol=0)
 
 
