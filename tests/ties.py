@@ -5,6 +5,9 @@ or first of a list moves by a whole unit where the two candidates are that close
 margin that decided each of them: results may differ only where the margin is within ``TIE``, or a stated tolerance.
 """
 
+from collections.abc import Mapping, Sequence
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -51,6 +54,16 @@ def same_ranks(ranks: Tensor, scores: Tensor, of: Tensor, tolerance: float = TIE
     most = most - 1  # the entry itself is never above itself
     wrong = (ranks < least) | (ranks > torch.maximum(least, most))
     assert not bool(wrong.any()), f"{ranks[wrong]}, not from {least[wrong]} to {most[wrong]}"
+
+
+def same_figures(
+    actual: Mapping[str, float], expected: Mapping[str, float], counted: Sequence[str], step: float = 0.02
+) -> None:
+    """Figures measured again: within a thousandth, or a few ties (``step``) where a name holds a ``counted`` word."""
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        allowed = step if any(word in name for word in counted) else 1e-3
+        assert actual[name] == pytest.approx(value, rel=1e-3, abs=allowed, nan_ok=True), name
 
 
 def in_order(scores: Tensor, tolerance: float = TIE) -> None:

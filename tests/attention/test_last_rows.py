@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers.masking_utils import and_masks, causal_mask_function, sliding_window_overlay
 
-from sinklens.attention import AttentionCall, TopKey, attend, fused, last_rows
+from sinklens.attention import AttentionCall, FullMap, TopKey, attend, fused, last_rows
 from sinklens.attention.masks import LazyMask, lazy_mask
+from tests.ties import same_choice
 
 BATCH, HEADS, KV, D, N = 2, 4, 2, 8, 50
 
@@ -51,13 +52,18 @@ CALLS = {
 @pytest.mark.parametrize("count", [1, 5, 20, 80])
 def test_last_rows_are_those_of_the_whole_call(name: str, count: int) -> None:
     call = CALLS[name]()
-    whole, top = attend(call, [seen := TopKey(call.shape)]), seen.compute()
+    whole = attend(call, [seen := TopKey(call.shape), weights := FullMap(call.shape)])
+    top = seen.compute()
     end = last_rows(call, count)
     rows = min(count, call.shape.q_pos)
     assert end.shape.q_pos == rows
     output, own = attend(end, [alone := TopKey(end.shape)]), alone.compute()
     torch.testing.assert_close(output, whole[:, :, -rows:], atol=1e-6, rtol=1e-5)
-    assert torch.equal(own["top_key"], top["top_key"][..., -rows:])
+    kept = own["top_key"] >= 0  # -1: a row without weight
+    assert torch.equal(kept, top["top_key"][..., -rows:] >= 0)
+    pattern = weights.compute()["full_map"].nan_to_num()[..., -rows:, :]
+    for keys in (own["top_key"], top["top_key"][..., -rows:]):
+        same_choice(keys[kept], pattern[kept], 1e-6)
     torch.testing.assert_close(own["top_weight"], top["top_weight"][..., -rows:], equal_nan=True, atol=1e-6, rtol=1e-5)
 
 

@@ -221,7 +221,7 @@ def test_importance_of_a_causal_softmax_is_bounded(length: int, seed: int) -> No
 def test_heads_can_be_permuted(seed: int) -> None:
     pattern = random_pattern(15, torch.Generator().manual_seed(seed))
     order = torch.randperm(4, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(importance(pattern[order]), importance(pattern)[order])
+    torch.testing.assert_close(importance(pattern[order]), importance(pattern)[order])
     assert torch.equal(sink_rate(importance(pattern[order])), sink_rate(importance(pattern))[order])
 
 

@@ -20,6 +20,7 @@ from sinklens.lab.language.model import build_model
 from sinklens.lab.language.settings import LanguageSettings
 from sinklens.lab.language.tokens import Streams
 from sinklens.lab.streams import stream
+from tests.ties import same_shares
 
 VOCAB = 12
 
@@ -138,7 +139,8 @@ def test_figures_equal_the_engines(trained_lm: Path) -> None:
         residuals[record.layer] = record.residual
     bos = sinks.compute().to_dataframe().query("position == 0").sort_values(["layer", "head"])
     assert figures.alpha.mean(0).flatten().tolist() == pytest.approx(bos["importance"].tolist(), rel=1e-4)
-    assert figures.rate.flatten().tolist() == bos["sink_rate"].tolist()
+    margins = (figures.alpha - 0.3).flatten(1).T  # [head sequence]
+    same_shares(figures.rate.flatten().double(), torch.tensor(bos["sink_rate"].to_numpy()), margins)
     table = drains.compute().to_dataframe().query("position == 0").sort_values(["layer", "head"])
     assert figures.drain.flatten().tolist() == pytest.approx(table["drain"].tolist(), rel=1e-4)
     for layer in range(2):

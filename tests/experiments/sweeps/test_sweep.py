@@ -29,6 +29,7 @@ from sinklens.experiments.sweeps.question import Question
 from sinklens.interventions import AblateHeads, MaskKeys, ScaleKeys, mean_outputs, prompt_outputs
 from tests import families
 from tests.experiments.sweeps.killed import INTERVENTIONS, run_sweep
+from tests.ties import TIE, margin
 
 IDS = [row[: 24 - 6 * (number % 2)] for number, row in enumerate(families.random_ids(6, 24).tolist())]
 EXACT = {"check_exact": True}
@@ -42,11 +43,13 @@ def naive(model: TransformerBridge, intervention: Any, heads: Any, row: list[int
         with replace(intervention, heads=heads)(model):
             changed = model(ids)[0, :-1].double().log_softmax(-1)
     target = ids[0, 1:, None]
+    decisive = torch.minimum(margin(clean), margin(changed, clean.argmax(1)))
     return {
         "clean_loss": -float(clean.gather(1, target).mean()),
         "loss": -float(changed.gather(1, target).mean()),
         "kl": float((clean.exp() * (clean - changed)).sum(1).mean()),
         "top1_agreement": float((clean.argmax(1) == changed.argmax(1)).double().mean()),
+        "near ties": float((decisive < TIE).double().mean()),
     }
 
 
@@ -58,8 +61,10 @@ def test_every_head_equals_the_plain_loop(tiny: TransformerBridge) -> None:
     for row in effects[effects["sequence"].isin([0, 3])].to_dict("records"):
         heads = [(row["layer"], row["head"])]
         expected = naive(tiny, interventions[row["intervention"]], heads, IDS[row["sequence"]])
+        turned = expected.pop("near ties")
         for name, value in expected.items():
-            assert row[name] == pytest.approx(value, abs=2e-5), (row["intervention"], row["variant"], name)
+            tolerance = 2e-5 + turned if name == "top1_agreement" else 2e-5
+            assert row[name] == pytest.approx(value, abs=tolerance), (row["intervention"], row["variant"], name)
         assert row["delta_loss"] == row["loss"] - row["clean_loss"]
         assert row["n_tokens"] == len(IDS[row["sequence"]]) - 1
     assert effects["delta_loss"].abs().max() > 0.01, "something happened"
