@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from sinklens.experiments.sink_ranking import by_importance
-from sinklens.experiments.verdict.wording import head_list, heads_at, layer_runs, strongest_of, token_at
+from sinklens.experiments.verdict.wording import head_list, heads_at, layer_runs, several, strongest_of, token_at
 
 
 def describe_sinks(heads: pd.DataFrame, tokens: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:
@@ -18,14 +18,14 @@ def describe_sinks(heads: pd.DataFrame, tokens: pd.DataFrame, settings: Mapping[
         return ["Attention sinks are not applicable: no block of this model has softmax attention."]
     known, lost = heads[heads["importance"].notna()], heads[heads["importance"].isna()]
     if known.empty:
-        return [f"No verdict on attention sinks: all {len(heads)} heads gave NaN."]
+        return [f"No verdict on attention sinks: all {several(len(heads), 'head')} gave NaN."]
     found = known[known["is_sink"].astype(bool)]
     out = [_none(known, settings["eps"])] if found.empty else _positions(known, found, tokens, settings["eps"])
     if not found.empty:
         out.append(_layers(known, found))
     if len(lost):
         names = head_list(lost.sort_values(["layer", "head"]))
-        out.append(f"{len(lost)} of {len(heads)} heads gave NaN and are in no other count here: {names}.")
+        out.append(f"{len(lost)} of {several(len(heads), 'head')} gave NaN and are in no other count here: {names}.")
     return out
 
 
@@ -35,12 +35,12 @@ def _positions(known: pd.DataFrame, found: pd.DataFrame, tokens: pd.DataFrame, e
     for position, group in sorted(groups, key=lambda item: (-len(item[1]), item[0])):
         best = strongest_of(group)
         top, verb = best.iloc[0], "gives" if len(group) == 1 else "give"
+        named, share = head_list(by_importance(group)), f"{len(group)} of {several(len(known), 'head')}"
         out.append(
-            f"Position {position}{token_at(tokens, int(position))} is an attention sink: {len(group)} of {len(known)} "
-            f"heads ({head_list(by_importance(group))}) {verb} it more than {eps} of their attention in at least half "
-            "of the sequences, and at least twice what uniform attention would. "
-            f"Strongest: {head_list(best)}, importance {top.importance:.3f}, sink rate {top.sink_rate:.2f}, "
-            f"{top.ratio:.1f} times uniform attention."
+            f"Position {position}{token_at(tokens, int(position))} is an attention sink: {share} ({named}) {verb} it "
+            f"more than {eps} of their attention in at least half of the sequences, and at least twice what uniform "
+            f"attention would. Strongest: {head_list(best)}, importance {top.importance:.3f}, "
+            f"sink rate {top.sink_rate:.2f}, {top.ratio:.1f} times uniform attention."
         )
     return out
 

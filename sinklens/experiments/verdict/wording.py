@@ -49,6 +49,11 @@ def strongest_of(heads: pd.DataFrame) -> pd.DataFrame:
     return ordered[(ordered[alike] == best[alike]).all(axis=1)]
 
 
+def several(count: int, what: str) -> str:
+    """``1 head``, ``3 heads``."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def listed(words: Iterable[str]) -> str:
     """``a, b and c``."""
     *most, last = words

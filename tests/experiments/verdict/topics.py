@@ -1,0 +1,17 @@
+"""All kinds of verdict, each with its checker."""
+
+from tests.experiments.verdict.checks import domains, drains, sinks, virtual
+from tests.experiments.verdict.evidence import Topic
+
+TOPICS: dict[str, Topic] = {
+    "sinks": sinks.TOPIC,
+    "drains": drains.TOPIC,
+    "virtual": virtual.TOPIC,
+    "domains": domains.TOPIC,
+}
+
+UNCHECKED: tuple[str, ...] = (
+    "Massive activations", "No massive activation", "Residual peak", "Mild residual peak", "No residual peak",
+    "Secondary sinks",
+)  # fmt: skip
+"""How sentences begin whose checker is still to come; to be emptied."""
