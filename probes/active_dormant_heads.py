@@ -11,6 +11,7 @@ stands beside it. Writes figures/active_dormant_heads.{csv,md,html} and, with a 
 
 import argparse
 import itertools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from sinklens.plots import save_figure
 
 KEYS = ["layer", "head", "domain", "class", "other_domain", "other_class"]
 DORMANT_MASSES, EFFECTS = (0.3, 0.4, 0.5, 0.6), (0.01, 0.02, 0.03, 0.05)
-DEFAULT, SINK = Thresholds(), Thresholds(dormant_mass=0.3)
+DEFAULT, SINK = Thresholds(effect=0.03), Thresholds(dormant_mass=0.3, effect=0.03)
 CONTROL = "bb-3l"
 
 
@@ -61,7 +62,7 @@ def judged(found: ActiveDormant, thresholds: Thresholds) -> pd.DataFrame:
     labels = {}
     for row in found.to_dataframe().to_dict("records"):
         mass = state_by_mass(row["mass"], row["null"], thresholds)
-        effect = state_by_ablation(row["delta_low"], row["delta_high"], thresholds)
+        effect = state_by_ablation(row["delta_low"], row["delta_high"], float(thresholds.effect or math.nan))
         labels[row["layer"], row["head"], row["domain"], row["class"]] = head_label(mass, effect)
     table = found.contrasts()
     kept = []
@@ -197,17 +198,22 @@ def main() -> None:
     domains = builtin_domains(model, length=options.max_tokens, n_sequences=options.max_sequences)
     texts = {name: domains.batch.rows([i for i, of in enumerate(domains.of) if of == name]) for name in domains.names}
     classes = token_classes(model)
-    by_domain, by_class = (active_dormant(model, texts, classes=each, max_sequences=None) for each in (None, classes))
+    by_domain, by_class = (
+        active_dormant(model, texts, classes=each, thresholds=DEFAULT, max_sequences=None) for each in (None, classes)
+    )
     by_domain.meta["source"] = domains.source
     pairs = {
-        kind: [active_dormant(model, half, classes=each, max_sequences=None) for half in halves(domains)]
+        kind: [
+            active_dormant(model, half, classes=each, thresholds=DEFAULT, max_sequences=None)
+            for half in halves(domains)
+        ]
         for kind, each in (("domain", None), ("class", classes))
     }
     tests = [
         tested(confirmed(pairs[kind], thresholds))
         for kind, thresholds in (("domain", SINK), ("class", DEFAULT), ("class", SINK))
     ]
-    control = active_dormant(load(CONTROL), classes={"trigger": BigramBackcopy().trigger_ids})
+    control = active_dormant(load(CONTROL), classes={"trigger": BigramBackcopy().trigger_ids}, thresholds=DEFAULT)
     stem = options.out / "active_dormant_heads"
     table = pd.concat([by_domain.to_dataframe(), by_class.to_dataframe()], ignore_index=True)
     save_figure(active_dormant_figure(table), stem.with_suffix(".png"), table.drop(columns="evidence"), width=1200)

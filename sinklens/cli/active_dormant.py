@@ -54,7 +54,14 @@ def active_dormant(
     active_mass: Annotated[
         float, typer.Option("--active-mass", help="Attention on the sink up to which it does not.")
     ] = 0.3,
-    effect: Annotated[float, typer.Option(help="Rise of the loss without the head that matters, in nats.")] = 0.03,
+    effect: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NATS",
+            help="Rise of the loss without the head that matters. Default: by domain a tenth of the standard deviation "
+            "of the loss between its sequences.",
+        ),
+    ] = None,
     sink: Annotated[str, typer.Option(metavar="POS,...", help="Positions of the sink.")] = "0",
     bos: Annotated[
         str, typer.Option(metavar="auto|yes|no", help="Prepend a BOS: auto does what the model's tokenizer does.")
@@ -184,7 +191,8 @@ def _print(found: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from sinklens.app.active_dormant_report import strongest_contrasts
+    from sinklens.app.active_dormant_report import effects_that_matter, strongest_contrasts
+    from sinklens.experiments.active_dormant_sentences import change
 
     console = Console()
     meta = found.meta
@@ -198,6 +206,7 @@ def _print(found: Any) -> None:
     for sentence in found.verdict:
         console.print(f"- {escape(sentence)}", highlight=False)
     heads = found.to_dataframe()
+    console.print(f"An effect matters from {escape(effects_that_matter(found))} on.", highlight=False)
     labels = Table(title="Labels", caption="number of heads by domain and token class")
     groups = list(dict.fromkeys(zip(heads["domain"], heads["class"], strict=True)))
     kinds = list(dict.fromkeys(heads["label"]))
@@ -220,8 +229,7 @@ def _print(found: Any) -> None:
         for row in strongest_contrasts(contrasts, 10).to_dict("records"):
             ends = [_group(row[f"{end}domain"], row[f"{end}class"]) for end in ("", "other_")]
             spans = [
-                f"{row[f'{name}_difference']:+.2f} [{row[f'{name}_difference_low']:+.2f}, "
-                f"{row[f'{name}_difference_high']:+.2f}]"
+                change(*(row[f"{name}_difference{end}"] for end in ("", "_low", "_high")), decimals=2)
                 for name in ("mass", "delta")
             ]
             mark = [("A / D" if row["active_dormant"] else "")] if found_any else []

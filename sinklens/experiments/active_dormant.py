@@ -31,6 +31,7 @@ from sinklens.detectors.active_dormant import (
     state_by_norm,
 )
 from sinklens.errors import InputError, UnsupportedArchitectureError
+from sinklens.experiments.active_dormant_sentences import active_dormant_sentences, evidence
 from sinklens.experiments.bootstrap import paired_interval
 from sinklens.experiments.builtin_domains import builtin_domains
 from sinklens.experiments.contrasts import contrasts
@@ -41,7 +42,7 @@ from sinklens.experiments.provenance import provenance
 from sinklens.experiments.sweeps.layout import choose_layout
 from sinklens.experiments.table_result import TableResult
 from sinklens.interventions import AblateHeads
-from sinklens.interventions.heads import Head, head_name
+from sinklens.interventions.heads import Head
 from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import BosChoice, TokenBatch
 
@@ -64,7 +65,8 @@ class ActiveDormant(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TAB
 
         Columns: layer, head, domain, class, n_sequences, n_queries; ``mass`` with its ``null``; ``norm``,
         ``norm_ratio``, ``own_ratio``; ``clean_loss`` and ``delta`` (its rise without the head, in nats) with
-        ``delta_low`` and ``delta_high``, and ``delta_layer``, the mean rise of the layer's other heads, as a control;
+        ``delta_low`` and ``delta_high``, ``delta_layer``, the mean rise of the layer's other heads, as a control, and
+        ``effect_bound``, the rise from which an effect matters there (see :class:`Thresholds`);
         the state by each criterion ``by_mass, by_norm, by_own_norm, by_ablation`` (missing where not applicable);
         ``label`` and the ``evidence`` for it in words. See :func:`~sinklens.detectors.active_dormant.head_label`.
         """
@@ -89,20 +91,8 @@ class ActiveDormant(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TAB
 
     @property
     def verdict(self) -> list[str]:
-        """Which heads are active here and dormant there, in sentences; an honest negative when none is."""
-        found = self.tables["contrasts"]
-        found = found[found["active_dormant"].astype(bool)]
-        table = self.tables["heads"]
-        evidence = {tuple(row[:4]): row[4:] for row in table[[*HEAD, *GROUP, "label", "evidence"]].to_numpy().tolist()}
-        out = []
-        for row in found.to_dict("records"):
-            head = (row["layer"], row["head"])
-            ends = [(row["domain"], row["class"]), (row["other_domain"], row["other_class"])]
-            if evidence[*head, *ends[0]][0] == "dormant":
-                ends.reverse()
-            active, dormant = (f"{_group(*end)} ({evidence[*head, *end][1]})" for end in ends)
-            out.append(f"{head_name(head)} is active on {active} and dormant on {dormant}.")
-        return out or [f"No head is active on one domain or class and dormant on another; {_counts(table['label'])}."]
+        """Which heads are active here and dormant there, in sentences; an honest negative when none is shown to be."""
+        return active_dormant_sentences(self.tables["heads"], self.tables["contrasts"])
 
 
 @torch.no_grad()
@@ -182,7 +172,9 @@ def active_dormant(
     activity = detector.compute()
     keys = [*HEAD, *GROUP, "sequence"]
     by_sequence = activity.by_sequence.merge(pd.concat(losses, ignore_index=True), on=keys)
-    table = _label(activity.table.merge(_effects(by_sequence, seed), on=[*HEAD, *GROUP]), thresholds)
+    table = activity.table.merge(_effects(by_sequence, seed), on=[*HEAD, *GROUP])
+    table["effect_bound"] = table["domain"].map(effect_bounds(by_sequence, thresholds))
+    table = _label(table, thresholds)
     ranks = {name: rank for rank, name in enumerate([*domains.names, *named, "other", "all"])}  # as they were given
     table = table.sort_values(
         [*HEAD, *GROUP], key=lambda column: column.map(lambda name: ranks.get(name, name)), ignore_index=True
@@ -288,37 +280,32 @@ def _effects(by_sequence: pd.DataFrame, seed: int) -> pd.DataFrame:
     return table.assign(delta_layer=(layer.transform("sum") - table["delta"]) / others)
 
 
+def effect_bounds(by_sequence: pd.DataFrame, thresholds: Thresholds) -> dict[str, float]:
+    """The effect that matters in each domain, in nats: as given, or a share of how much its sequences differ.
+
+    The spread is the standard deviation (n - 1) over the domain's sequences of the clean loss on all judged queries,
+    whatever their class; NaN with one sequence, where nothing is judged.
+    """
+    found = {}
+    for domain, rows in by_sequence.groupby("domain", sort=False):
+        one_head = rows[(rows["layer"] == rows["layer"].iloc[0]) & (rows["head"] == rows["head"].iloc[0])]
+        total = (one_head["clean_loss"] * one_head["n_queries"]).groupby(one_head["sequence"]).sum()
+        losses = total / one_head.groupby("sequence")["n_queries"].sum()
+        found[str(domain)] = thresholds.effect or float(losses.std()) * thresholds.spread
+    return found
+
+
 def _label(table: pd.DataFrame, thresholds: Thresholds) -> pd.DataFrame:
     rows: list[Any] = list(table.itertuples())
     table["by_mass"] = [state_by_mass(row.mass, row.null, thresholds) for row in rows]
     table["by_norm"] = [state_by_norm(row.norm_ratio, thresholds) for row in rows]
     table["by_own_norm"] = [state_by_norm(row.own_ratio, thresholds) for row in rows]
-    table["by_ablation"] = [state_by_ablation(row.delta_low, row.delta_high, thresholds) for row in rows]
+    table["by_ablation"] = [state_by_ablation(row.delta_low, row.delta_high, row.effect_bound) for row in rows]
     states = zip(table["by_mass"], table["by_ablation"], strict=True)
     table["label"] = [head_label(_known(mass), _known(ablation)) for mass, ablation in states]
-    table["evidence"] = [_evidence(row) for row in rows]
+    table["evidence"] = [evidence(row) for row in rows]
     return table
 
 
 def _known(state: Any) -> Any:
     return state if isinstance(state, str) else None  # pandas turns None into NaN in a column of texts
-
-
-def _evidence(row: Any) -> str:
-    parts = [
-        f"{row.mass:.2f} of its attention on the sink, {row.null:.2f} if uniform",
-        f"zeroing it changes the loss by {row.delta:+.3f} [{row.delta_low:+.3f}, {row.delta_high:+.3f}] nats",
-    ]
-    if not np.isnan(row.norm_ratio):
-        parts.append(f"writes {row.norm_ratio:.2f} times the layer's mean head")
-    if not np.isnan(row.own_ratio):
-        parts.append(f"{row.own_ratio:.2f} times its own most")
-    return "; ".join(parts)
-
-
-def _group(domain: str, name: str) -> str:
-    return domain if name == "all" else name if domain == "text" else f"{name} in {domain}"
-
-
-def _counts(labels: pd.Series) -> str:
-    return "labels: " + ", ".join(f"{count} {label}" for label, count in labels.value_counts().items())

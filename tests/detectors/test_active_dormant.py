@@ -40,7 +40,8 @@ def test_norm_and_ablation_have_their_lines() -> None:
     assert [state_by_norm(ratio, Thresholds(norm=0.1)) for ratio in (0.09, 0.49)] == ["dormant", "active"]
     intervals = [(0.031, 2), (-2, -0.031), (-0.03, 0.03), (0.0, 0.0), (0.02, 0.04), (-1, 1), (NAN, 1)]
     expected = ["active", "active", "dormant", "dormant", "unclear", "unclear", None]
-    assert [state_by_ablation(*interval) for interval in intervals] == expected
+    assert [state_by_ablation(*interval, effect=0.03) for interval in intervals] == expected
+    assert state_by_ablation(0.0, 0.0, NAN) is None
 
 
 def test_the_rule_for_every_pair() -> None:
@@ -58,7 +59,15 @@ def test_the_rule_for_every_pair() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"active_mass": 0.6}, {"dormant_mass": 1.0}, {"active_mass": 0.0}, {"norm": 0.0}, {"effect": -0.1}]
+    "wrong",
+    [
+        {"active_mass": 0.6},
+        {"dormant_mass": 1.0},
+        {"active_mass": 0.0},
+        {"norm": 0.0},
+        {"effect": -0.1},
+        {"spread": 0.0},
+    ],
 )
 def test_thresholds_are_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match="positive thresholds"):

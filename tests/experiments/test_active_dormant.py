@@ -233,7 +233,7 @@ def test_losses_by_head_set_are_those_of_the_intervention(tiny: TransformerBridg
 # ------------------------------------------------------------------ negatives, settings, files
 def test_an_untrained_model_has_none_and_says_so(found: ActiveDormant) -> None:
     assert not found.contrasts()["active_dormant"].any()
-    assert found.verdict[0].startswith("No head is active on one domain or class and dormant on another; labels: ")
+    assert found.verdict[0].startswith(f"In none of {len(found.contrasts())} comparisons is a head ")
 
 
 def test_thresholds_decide(bb1: ActiveDormant) -> None:
@@ -243,6 +243,25 @@ def test_thresholds_decide(bb1: ActiveDormant) -> None:
     assert set(strict.to_dataframe()["by_ablation"]) == {"dormant"}
     assert strict.meta["settings"]["thresholds"]["effect"] == 100 and not strict.contrasts()["active_dormant"].any()
     assert set(strict.to_dataframe()["label"]) == {"dormant", "idle"}
+
+
+def test_the_effect_that_matters_follows_the_spread_of_the_texts(bb1: ActiveDormant, found: ActiveDormant) -> None:
+    """0.03 nats is much where texts hardly differ and nothing where they differ by whole nats."""
+    for result in (bb1, found):
+        rows = result.by_sequence().query("layer == 0 and head == 0").to_dict("records")
+        for domain in {row["domain"] for row in rows}:
+            sums: dict[int, list[float]] = {}
+            for row in rows:
+                if row["domain"] == domain:
+                    held = sums.setdefault(row["sequence"], [0.0, 0.0])
+                    held[0] += row["clean_loss"] * row["n_queries"]
+                    held[1] += row["n_queries"]
+            means = [total / n for total, n in sums.values()]
+            middle = sum(means) / len(means)
+            spread = math.sqrt(sum((mean - middle) ** 2 for mean in means) / (len(means) - 1))
+            own = result.to_dataframe().query("domain == @domain")["effect_bound"]
+            assert own.to_numpy() == pytest.approx(0.1 * spread)
+    assert bb1.meta["settings"]["thresholds"]["effect"] is None
 
 
 def test_it_comes_back_from_disk(bb1: ActiveDormant, tmp_path: Path) -> None:
@@ -266,7 +285,7 @@ def test_one_text_is_one_domain_and_progress_is_told(tiny: TransformerBridge) ->
     assert set(table["domain"]) == {"text"} and set(table["class"]) == {"all"}
     assert found.contrasts().empty and table["own_ratio"].isna().all() and table["norm_ratio"].notna().all()
     assert told[-1] == (8 * len(set(found.by_sequence()["sequence"])),) * 2 and len(told) > 1
-    assert "sequences" not in found.verdict[0] and found.verdict[0].startswith("No head")
+    assert "sequences" not in found.verdict[0] and found.verdict[0].startswith("No head is compared")
 
 
 def test_inputs_that_cannot_be_used(tiny: TransformerBridge, domains: dict, tmp_path: Path) -> None:

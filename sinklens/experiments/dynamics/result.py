@@ -1,12 +1,11 @@
 """How sinks, drains, peaks and loss come about over a series of checkpoints."""
 
-import math
 from dataclasses import dataclass
 
 import pandas as pd
 
 from sinklens.experiments.dynamics.folder import FORMAT, FORMAT_VERSION
-from sinklens.experiments.dynamics.measure import ALL
+from sinklens.experiments.dynamics.sentences import dynamics_sentences
 from sinklens.experiments.table_result import TableResult
 
 TABLES = ("steps", "heads", "layers", "checkpoints")
@@ -54,53 +53,4 @@ class Dynamics(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES, 
     @property
     def verdict(self) -> list[str]:
         """What grew when, in sentences; and which checkpoints are missing."""
-        steps = self.tables["steps"]
-        steps = steps[steps["domain"] == self.domains[0]].sort_values("step", ignore_index=True)
-        first, last = steps.iloc[0], steps.iloc[-1]
-        sentences = [
-            _sinks(steps, self.meta["settings"]["eps"]),
-            *_change(first, last, "delta_logit", "The logit margin of position 0 over the other keys"),
-            *_change(
-                first, last, "drain_wo", "The value drain (|W_O v| of position 0 over the others', mean of heads)"
-            ),
-            *_change(first, last, "resid_ratio", "The residual norm of position 0 over the others' (highest block)"),
-            *_change(first, last, "max_over_median", "The largest residual entry over the median (highest block)"),
-        ]
-        several = self.tables["steps"][self.tables["steps"]["domain"] != ALL].groupby("domain", sort=False)
-        for domain, rows in several:
-            losses = rows.sort_values("step")["loss"]
-            named = "" if len(several) == 1 and domain == "text" else f" on {domain}"
-            sentences.append(f"Loss{named}: {losses.iloc[0]:.3g} to {losses.iloc[-1]:.3g} nats per token.")
-        missing = self.tables["checkpoints"]
-        for row in missing[~missing["measured"].astype(bool)].to_dict("records"):
-            sentences.append(f"Missing: {row['name']}. {row['reason']}")
-        return sentences
-
-
-def _sinks(steps: pd.DataFrame, eps: float) -> str:
-    if steps["importance_first"].isna().all():
-        return "Attention sinks are not applicable: no block of this model has softmax attention."
-    first, last = steps.iloc[0], steps.iloc[-1]
-    found = steps[steps["n_sink_heads"] > 0]
-    if found.empty:
-        top = steps.sort_values("importance_first_max", na_position="first").iloc[-1]
-        return (
-            f"No head has a sink at position 0 at any of {len(steps)} steps (eps {eps}); the strongest gives it "
-            f"{top['importance_first_max']:.2f} of its attention, at step {int(top['step']):,}."
-        )
-    when = int(found.iloc[0]["step"])
-    before = steps[steps["step"] < when]
-    since = f"by step {when:,}" if before.empty else f"between steps {int(before.iloc[-1]['step']):,} and {when:,}"
-    return (
-        f"The first head with a sink at position 0 appears {since}; at step {int(last['step']):,} "
-        f"{int(last['n_sink_heads'])} of {int(last['n_heads'])} heads have one. Mean importance of position 0: "
-        f"{first['importance_first']:.3f} at step {int(first['step']):,}, {last['importance_first']:.3f} at the end, "
-        f"{last['null_first']:.3f} if attention were uniform."
-    )
-
-
-def _change(first: pd.Series, last: pd.Series, column: str, what: str) -> list[str]:
-    """A sentence about a figure at both ends, none where it is not applicable."""
-    if math.isnan(last[column]):
-        return []
-    return [f"{what} goes from {first[column]:.3g} to {last[column]:.3g}."]
+        return dynamics_sentences(self.tables["steps"], self.tables["checkpoints"], self.meta["settings"]["eps"])
