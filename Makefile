@@ -81,5 +81,5 @@ $(CORE): pyproject.toml constraints.txt $(BROKEN)
 	@echo "$(CURDIR)" > $@
 
 $(DEV): $(CORE)
-	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,export,cluster,dashboard,notebooks,docs]'
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,export,cluster,dashboard,gguf,notebooks,docs]'
 	@touch $@

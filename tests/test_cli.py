@@ -110,7 +110,11 @@ def test_bad_input_is_one_sentence(case: str, sinklens, model: Path, tmp_path: P
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("bb-3", "Did you mean bb-3l"), ("/no/such/place", "There is no directory"), ("no-such-model-xyz", "built-in")],
+    [
+        ("bb-3", "Did you mean bb-3l"),
+        ("/no/such/place", "There is no directory or file"),
+        ("no-such-model-xyz", "built-in"),
+    ],
 )
 def test_unknown_models(name: str, message: str, sinklens) -> None:  # type: ignore[no-untyped-def]
     status, _, err = sinklens("scan", name)

@@ -8,6 +8,7 @@ import pandas as pd
 from sinklens.app.page import callout, document, facts, figure, html_table, text
 from sinklens.app.report import write_page
 from sinklens.app.sections.source import Downloads
+from sinklens.experiments.provenance import precision
 from sinklens.plots.active_dormant import active_dormant as active_dormant_figure
 from sinklens.plots.style import head_label, number
 
@@ -123,7 +124,7 @@ def _definitions(found: "ActiveDormant", downloads: Downloads) -> str:
     meta = found.meta
     tokens, model = meta["tokens"], meta["model"]
     known = {
-        "model": f"{model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, {model['dtype']}",
+        "model": f"{model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, {precision(model)}",
         "texts": f"{tokens['n_sequences']} sequences of {tokens['min_length']} to {tokens['max_length']} tokens; "
         f"{meta['source']}",
         "BOS": tokens["bos"]["statement"],

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from sinklens.app.page import callout, document, facts, figure, html_table, text
 from sinklens.app.report import write_page
 from sinklens.app.sections.source import Downloads
+from sinklens.experiments.provenance import precision
 from sinklens.plots.dynamics import dynamics as dynamics_figure
 from sinklens.plots.step_heatmap import step_heatmap
 
@@ -104,7 +105,7 @@ def _definitions(dynamics: "Dynamics", downloads: Downloads) -> str:
     meta = dynamics.meta
     tokens, model = meta["tokens"], meta["model"]
     known = {
-        "model": f"{model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, {model['dtype']}",
+        "model": f"{model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, {precision(model)}",
         "texts": f"{tokens['n_sequences']} sequences of {tokens['min_length']} to {tokens['max_length']} tokens, the "
         f"same for every checkpoint; {tokens['source']}",
         "BOS": tokens["bos"]["statement"],

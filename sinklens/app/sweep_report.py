@@ -8,6 +8,7 @@ import pandas as pd
 from sinklens.app.page import callout, document, facts, figure, html_table, text
 from sinklens.app.report import write_page
 from sinklens.app.sections.source import Downloads
+from sinklens.experiments.provenance import precision
 from sinklens.experiments.sweeps.result import largest_effects
 from sinklens.plots.ablation_heatmap import ablation_heatmap
 from sinklens.plots.before_after import before_after
@@ -82,7 +83,7 @@ def _definitions(sweep: "Sweep", downloads: Downloads) -> str:
     meta = sweep.meta
     tokens, model = meta["tokens"], meta["model"]
     known = {
-        "model": f"{model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, {model['dtype']}",
+        "model": f"{model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, {precision(model)}",
         "texts": f"{tokens['n_sequences']} sequences of {tokens['min_length']} to {tokens['max_length']} tokens, "
         f"{tokens['source']}",
         "BOS": tokens["bos"]["statement"],

@@ -332,6 +332,7 @@ def _print(result: Any, metrics: list[str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from sinklens.experiments.provenance import precision
     from sinklens.experiments.sweeps.result import short_table
 
     console = Console()
@@ -339,7 +340,7 @@ def _print(result: Any, metrics: list[str]) -> None:
     tokens = meta["tokens"]
     console.print(
         f"[bold]{escape(meta['model']['name'])}[/bold]: {meta['model']['architecture']}, {meta['model']['n_layers']} "
-        f"layers x {meta['model']['n_heads']} heads, {meta['model']['dtype']}; {tokens['n_sequences']} sequences of "
+        f"layers x {meta['model']['n_heads']} heads, {precision(meta['model'])}; {tokens['n_sequences']} sequences of "
         f"{tokens['min_length']} to {tokens['max_length']} tokens from {escape(tokens['source'])}. "
         f"{escape(tokens['bos']['statement'])}",
         highlight=False,

@@ -193,13 +193,14 @@ def _print(found: Any) -> None:
 
     from sinklens.app.active_dormant_report import effects_that_matter, strongest_contrasts
     from sinklens.experiments.active_dormant_sentences import change
+    from sinklens.experiments.provenance import precision
 
     console = Console()
     meta = found.meta
     tokens, model = meta["tokens"], meta["model"]
     console.print(
         f"[bold]{escape(model['name'])}[/bold]: {model['architecture']}, {model['n_layers']} layers x "
-        f"{model['n_heads']} heads, {model['dtype']}; {tokens['n_sequences']} sequences of {tokens['min_length']} to "
+        f"{model['n_heads']} heads, {precision(model)}; {tokens['n_sequences']} sequences of {tokens['min_length']} to "
         f"{tokens['max_length']} tokens from {escape(meta['source'])}. {escape(tokens['bos']['statement'])}",
         highlight=False,
     )

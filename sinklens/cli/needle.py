@@ -296,12 +296,14 @@ def _print(result: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from sinklens.experiments.provenance import precision
+
     console = Console()
     meta = result.meta
     model, needles, tokens = meta["model"], meta["needles"], meta["tokens"]
     console.print(
         f"[bold]{escape(model['name'])}[/bold]: {model['architecture']}, {model['n_layers']} layers x "
-        f"{model['n_heads']} heads, {model['dtype']}; {tokens['n_sequences']} {needles['kind']} needles in "
+        f"{model['n_heads']} heads, {precision(model)}; {tokens['n_sequences']} {needles['kind']} needles in "
         f"{escape(needles['source'])}. {escape(tokens['bos']['statement'])}",
         highlight=False,
     )

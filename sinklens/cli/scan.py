@@ -161,13 +161,14 @@ def _print_census(census: Any) -> None:
     from rich.table import Table
 
     from sinklens.experiments.census import strongest_heads
+    from sinklens.experiments.provenance import precision
 
     console = Console()
     meta = census.meta
     tokens = meta["tokens"]
     console.print(
         f"[bold]{escape(meta['model']['name'])}[/bold]: {meta['model']['architecture']}, "
-        f"{meta['model']['n_layers']} layers x {meta['model']['n_heads']} heads, {meta['model']['dtype']} on "
+        f"{meta['model']['n_layers']} layers x {meta['model']['n_heads']} heads, {precision(meta['model'])} on "
         f"{meta['model']['device']}; {tokens['n_sequences']} sequences of {tokens['min_length']} to "
         f"{tokens['max_length']} tokens from {escape(tokens['source'])}. {escape(tokens['bos']['statement'])}",
         highlight=False,

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sinklens.errors import ResultError
+from sinklens.experiments.provenance import precision
 from sinklens.experiments.sink_ranking import by_importance
 from sinklens.tables import load_result, save_result
 
@@ -185,7 +186,8 @@ class Census:
         lines += [f"- {sentence}" for sentence in self.verdict]
         lines += [
             "",
-            f"Model: {model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, {model['dtype']}. "
+            f"Model: {model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, "
+            f"{precision(model)}. "
             f"Tokens: {tokens['n_sequences']} sequences of {tokens['min_length']} to {tokens['max_length']} "
             f"({tokens['source']}). {tokens['bos']['statement']}",
             "",

@@ -63,6 +63,7 @@ def model_facts(model: TransformerBridge) -> dict[str, Any]:
         "n_ctx": context_length(model),
         "n_params": sum(p.numel() for p in model.original_model.parameters()),
         "dtype": str(parameter.dtype).removeprefix("torch."),
+        "dequantised_from": None if source is None else source.quantisation,
         "device": str(parameter.device),
     }
 
@@ -79,7 +80,22 @@ def attention_facts(plan: AttentionPlan) -> dict[str, Any]:
 
 def _display_name(source: ModelSource) -> str:
     """Last part of a path, or the name that was asked for."""
-    return Path(source.name).name if Path(source.name).is_dir() else source.name
+    return Path(source.name).name if Path(source.name).expanduser().exists() else source.name
+
+
+def precision(model: dict[str, Any]) -> str:
+    """In what numbers a model computed, and what its weights were dequantised from.
+
+    Args:
+        model: What :func:`model_facts` gave, from a saved result of any age.
+
+    >>> precision({"dtype": "float32", "dequantised_from": "Q4_1"})
+    'float32 (dequantised from Q4_1)'
+    >>> precision({"dtype": "bfloat16"})
+    'bfloat16'
+    """
+    quantisation = model.get("dequantised_from")
+    return f"{model['dtype']} (dequantised from {quantisation})" if quantisation else str(model["dtype"])
 
 
 def token_facts(batch: TokenBatch, source: str | None = None, skipped: Sequence[str] = ()) -> dict[str, Any]:

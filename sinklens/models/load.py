@@ -1,4 +1,4 @@
-"""Models by built-in name, local Hugging Face directory or hub id, as plain TransformerLens bridges."""
+"""Models by built-in name, local directory, GGUF file or hub id, as plain TransformerLens bridges."""
 
 import contextlib
 import difflib
@@ -15,8 +15,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources.transformers import helpers as tl_helpers
 from transformers import dynamic_module_utils
 
-from sinklens.errors import InputError, ModelLoadError
+from sinklens.errors import InputError, ModelLoadError, SinkLensError
 from sinklens.models.builtin import builtin_models
+from sinklens.models.gguf import GgufFile, load_gguf, read_gguf_file
 from sinklens.models.source import ModelSource, remember_source
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
@@ -35,11 +36,12 @@ def load(
     """Load a model as a TransformerLens bridge, in evaluation mode.
 
     Args:
-        name_or_path: A built-in name (see ``sinklens models``), a local Hugging Face directory, or a hub id, with a
-            revision (branch, tag or commit) after an ``@``: ``EleutherAI/pythia-160m@step1000``. Only a hub id touches
-            the network.
+        name_or_path: A built-in name (see ``sinklens models``), a local Hugging Face directory, a GGUF file
+            (``model.gguf``, or any part of a split one), or a hub id, with a revision (branch, tag or commit) after an
+            ``@``: ``EleutherAI/pythia-160m@step1000``. Only a hub id touches the network.
         device: ``"auto"`` (CUDA if there is one, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch dtype; default: as the checkpoint is stored.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch dtype; default: as the checkpoint is stored,
+            and float32 for a GGUF file, whose weights are dequantised.
         device_map: Spread the model over several devices with accelerate (``"auto"``, ``"balanced"`` or an explicit
             map); replaces ``device``.
         trust_remote_code: Run modelling code that comes with the checkpoint. Off: such a checkpoint is refused.
@@ -58,20 +60,23 @@ def load(
     path, builtin, revision = _locate(name)
     at_revision: dict[str, Any] = {} if revision is None else {"revision": revision}
     target = None if device_map is not None else _device(device)
-    quick = _quick_when_offline(is_local=Path(path).is_dir())
+    quick = _quick_when_offline(is_local=Path(path).exists())
+    gguf = read_gguf_file(Path(path)) if Path(path).is_file() else None
     with _no_installs(), _no_questions(), _no_bars(), quick, _missing_weights() as missing:
-        torch_dtype = _dtype(dtype, path, trust_remote_code, at_revision)
         try:
-            model = TransformerBridge.boot_transformers(
-                path,
-                device=target,
-                dtype=torch_dtype,
-                device_map=device_map,
-                trust_remote_code=trust_remote_code,
-                **at_revision,
-            )
-            bos_id, tokenizer_prepends = _shipped_bos(path, trust_remote_code, at_revision)
-        except ModelLoadError:
+            if gguf is not None:
+                model, (bos_id, tokenizer_prepends) = _boot_gguf(gguf, _dtype(dtype or "float32"), target, device_map)
+            else:
+                model = TransformerBridge.boot_transformers(
+                    path,
+                    device=target,
+                    dtype=_dtype(dtype) if dtype is not None else _stored_dtype(path, trust_remote_code, at_revision),
+                    device_map=device_map,
+                    trust_remote_code=trust_remote_code,
+                    **at_revision,
+                )
+                bos_id, tokenizer_prepends = _shipped_bos(path, trust_remote_code, at_revision)
+        except SinkLensError:
             raise
         except Exception as error:
             raise ModelLoadError(_explain(name, path, error)) from error
@@ -83,8 +88,21 @@ def load(
     model.eval()
     _refuse_nan(model, path)
     where = path if revision is None else name
-    remember_source(model, ModelSource(name, where, builtin, tokenizer_prepends, bos_id))
+    quantisation = None if gguf is None else gguf.quantisation
+    remember_source(model, ModelSource(name, where, builtin, tokenizer_prepends, bos_id, quantisation))
     return model
+
+
+def _boot_gguf(
+    file: GgufFile, dtype: torch.dtype, device: torch.device | None, device_map: Any
+) -> tuple[TransformerBridge, tuple[int | None, bool]]:
+    """Bridge of a GGUF file, and the BOS of its tokenizer as shipped."""
+    hf_model, tokenizer = load_gguf(file, dtype=dtype, device_map=device_map)
+    if device is not None:
+        hf_model.to(device)
+    bos = _bos_of(tokenizer)  # before TransformerLens changes it
+    # with a model and a tokenizer in hand TransformerLens reads nothing from the place it is told
+    return TransformerBridge.boot_transformers(str(file.path), hf_model=hf_model, tokenizer=tokenizer, dtype=dtype), bos
 
 
 def _locate(name: str) -> tuple[str, str | None, str | None]:
@@ -101,7 +119,11 @@ def _locate(name: str) -> tuple[str, str | None, str | None]:
         # absolute, because TransformerLens takes a bare "gpt2-small" for an alias of a hub model
         return str(path.absolute()), None, None
     if path.is_file():
-        raise ModelLoadError(f"{name} is a file; expected a Hugging Face model directory that holds config.json.")
+        if path.suffix.lower() != ".gguf":
+            raise ModelLoadError(
+                f"{name} is a file; expected a Hugging Face model directory that holds config.json, or a GGUF file."
+            )
+        return str(path.absolute()), None, None
     repository, at, revision = name.partition("@")
     if at and (not repository or not revision or repository in builtins or Path(repository).is_dir()):
         raise ModelLoadError(
@@ -109,7 +131,7 @@ def _locate(name: str) -> tuple[str, str | None, str | None]:
         )
     parts = Path(repository).parts
     if path.is_absolute() or name.startswith((".", "~")) or len(parts) > 2:
-        raise ModelLoadError(f"There is no directory {name}. {_near_matches(name)}")
+        raise ModelLoadError(f"There is no directory or file {name}. {_near_matches(name)}")
     return repository, None, revision or None
 
 
@@ -137,7 +159,7 @@ def _near_matches(name: str) -> str:
 def _explain(name: str, path: str, error: Exception) -> str:
     """One sentence for whatever transformers or TransformerLens raised."""
     text = " ".join(str(error).split())
-    if Path(path).is_dir():
+    if Path(path).exists():
         if "trust_remote_code" in text or "custom code" in text:
             return (
                 f"{path} comes with its own modelling code, which is not run unless you pass --trust-remote-code "
@@ -174,17 +196,19 @@ def _device(device: str | torch.device) -> torch.device:
     return parsed
 
 
-def _dtype(
-    dtype: str | torch.dtype | None, path: str, trust_remote_code: bool, at_revision: dict[str, Any]
-) -> torch.dtype:
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The dtype asked for."""
     if isinstance(dtype, torch.dtype):
         if not dtype.is_floating_point:
             raise InputError(f"Expected a floating-point dtype such as torch.float32, got {dtype}.")
         return dtype
-    if dtype is not None:
-        if dtype not in DTYPES:
-            raise InputError(f"Unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}.")
-        return DTYPES[dtype]
+    if dtype not in DTYPES:
+        raise InputError(f"Unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def _stored_dtype(path: str, trust_remote_code: bool, at_revision: dict[str, Any]) -> torch.dtype:
+    """The dtype that the config names, float32 where it names none."""
     from transformers import AutoConfig
 
     with contextlib.suppress(Exception):  # a bad config is reported by the loading proper
@@ -195,14 +219,18 @@ def _dtype(
 
 
 def _shipped_bos(path: str, trust_remote_code: bool, at_revision: dict[str, Any]) -> tuple[int | None, bool]:
-    """BOS id of the tokenizer as shipped and whether it prepends it.
+    """BOS of the tokenizer in a directory or on the hub, read anew.
 
     TransformerLens loads its own copy with a BOS forced on, and makes EOS (or an id of its own) the BOS of a tokenizer
     that has none.
     """
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **at_revision)
+    return _bos_of(AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **at_revision))
+
+
+def _bos_of(tokenizer: Any) -> tuple[int | None, bool]:
+    """BOS id of a tokenizer as shipped and whether it prepends it."""
     bos_id = tokenizer.bos_token_id
     if bos_id is None:
         return None, False

@@ -16,6 +16,8 @@ class ModelSource:
         builtin: Name of the built-in model, ``None`` for others.
         tokenizer_prepends_bos: Whether the checkpoint's own tokenizer, as shipped, puts a BOS first.
         bos_id: BOS id of that tokenizer, ``None`` when it has none (TransformerLens then calls EOS the BOS).
+        quantisation: What the weights were dequantised from (``"Q4_K_M"`` of a GGUF file), ``None`` for weights that
+            were stored as floats.
     """
 
     name: str
@@ -23,6 +25,7 @@ class ModelSource:
     builtin: str | None
     tokenizer_prepends_bos: bool
     bos_id: int | None
+    quantisation: str | None = None
 
 
 _sources: "weakref.WeakKeyDictionary[TransformerBridge, ModelSource]" = weakref.WeakKeyDictionary()

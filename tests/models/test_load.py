@@ -309,7 +309,7 @@ def test_paths_that_do_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     pretend_built_ins(monkeypatch, **{"bb-3l": tmp_path})
     for path in (tmp_path / "bb-3", "./bb-3", "~/bb-3", "some/deep/bb-3"):
         text = sentence(path)
-        assert f"There is no directory {path}. Did you mean bb-3l?" in text
+        assert f"There is no directory or file {path}. Did you mean bb-3l?" in text
 
 
 def test_offline_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

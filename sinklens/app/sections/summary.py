@@ -7,6 +7,7 @@ import pandas as pd
 
 from sinklens.app.page import callout, facts, text
 from sinklens.app.sections.source import Downloads
+from sinklens.experiments.provenance import precision
 from sinklens.plots.style import number
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def measured(census: "Census", downloads: Downloads) -> str:
         "Vocabulary": model["d_vocab"],
         "Context": model["n_ctx"],
         "Parameters": model["n_params"],
-        "Precision": model["dtype"],
+        "Precision": precision(model),
         "Device": model["device"],
         "Texts": tokens["source"],
         "Sequences": tokens["n_sequences"],

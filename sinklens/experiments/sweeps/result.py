@@ -11,6 +11,7 @@ import pandas as pd
 from sinklens.errors import InputError
 from sinklens.experiments.census import Table
 from sinklens.experiments.controls import compare_with_controls
+from sinklens.experiments.provenance import precision
 from sinklens.experiments.summary import MEASURES, summarise
 from sinklens.experiments.sweeps.sentences import SAME, TITLES, mean_and_sd, signed_interval, sweep_sentences
 from sinklens.experiments.sweeps.variants import Variant
@@ -92,7 +93,8 @@ class Sweep(
         model, tokens = self.meta["model"], self.meta["tokens"]
         lines = [f"# Sweep of {model['name']}", "", *(f"- {sentence}" for sentence in self.verdict), ""]
         lines += [
-            f"Model: {model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, {model['dtype']}. "
+            f"Model: {model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, "
+            f"{precision(model)}. "
             f"Tokens: {tokens['n_sequences']} sequences of {tokens['min_length']} to {tokens['max_length']} "
             f"({tokens['source']}). {tokens['bos']['statement']}",
             "",
