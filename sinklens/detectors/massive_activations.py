@@ -11,6 +11,13 @@ from torch import Tensor
 
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import Metric
+from sinklens.detectors.massive_channels import (
+    CHANNEL_COLUMNS,
+    EPISODE_COLUMNS,
+    PRESENCE,
+    ChannelPresence,
+    episodes,
+)
 from sinklens.errors import InputError
 
 ABSOLUTE = 100.0
@@ -25,11 +32,15 @@ LAYER_COLUMNS = (
 
 METRIC = Metric(
     "massive_activation",
-    1,
+    2,
     "Entry h_tj of the residual stream after a block with |h_tj| > 100 (absolute criterion) or "
     "|h_tj| > 1000 x median |h| over all tokens and channels of that layer and sequence (ratio criterion); both "
     "strict, reported separately because the first depends on the scale of the model. The median of an even count is "
-    "the lower middle.",
+    "the lower middle. An episode is a maximal run of consecutive blocks after which a kind of entry (position 0 or "
+    "later, channel) is massive in at least half of the sequences; it is everywhere, not token-specific, where half of "
+    "the tokens after position 0 or more meet the criterion in that channel after one of its blocks (an entry at "
+    "position 0 that is 10 times their mean magnitude excepted). A token is flagged where an entry is massive and above "
+    "10 times its channel's median over the tokens.",
     "Sun et al. 2024, arXiv 2402.17762; Owen et al. 2025, arXiv 2503.22329",
 )
 
@@ -78,13 +89,17 @@ class MassiveActivations:
         layers: Per layer: ``max_abs`` and ``median_abs`` (means over sequences), ``max_over_median``, the most common
             place of the largest entry (``top_position, top_token, top_channel``), and the mean number of massive
             *tokens* per sequence by each criterion (``n_massive_absolute, n_massive_ratio``).
-        lifetimes: Per criterion, position and channel among the top entries: layer of appearance and of last
-            presence (the most common over sequences), how many sequences.
+        channels: Per layer, criterion, bucket (``start`` = position 0, ``others``) and channel with a massive entry:
+            ``n_sequences`` that have one, of ``n_of``; ``n_tokens``; ``token_share`` of the tokens after position 0
+            that meet the criterion in this channel; signed mean ``value`` and largest ``peak``; ``contrast``, their
+            mean size over the mean size of the other tokens in the channel. All entries count, not the top ones alone.
+        episodes: When each kind of entry lives, see :func:`~sinklens.detectors.massive_channels.episodes`.
     """
 
     table: pd.DataFrame
     layers: pd.DataFrame
-    lifetimes: pd.DataFrame
+    channels: pd.DataFrame
+    episodes: pd.DataFrame
 
     def to_dataframe(self) -> pd.DataFrame:
         """The top entries."""
@@ -92,15 +107,19 @@ class MassiveActivations:
 
 
 class MassiveActivationDetector:
-    """Collects the top entries that the capture kept per layer and sequence.
+    """Collects the top entries that the capture kept per layer and sequence, and counts all massive ones by channel.
 
     Args:
         absolute: Absolute bound.
         ratio: Bound relative to the median.
+        presence: Share of sequences that must have a kind of entry after a block for it to be in an episode.
     """
 
-    def __init__(self, absolute: float = ABSOLUTE, ratio: float = RATIO) -> None:
-        self.absolute, self.ratio = absolute, ratio
+    needs = ("hidden",)
+
+    def __init__(self, absolute: float = ABSOLUTE, ratio: float = RATIO, presence: float = PRESENCE) -> None:
+        self.absolute, self.ratio, self.presence = absolute, ratio, presence
+        self._presence = ChannelPresence(absolute, ratio)
         self._entries: list[pd.DataFrame] = []
         self._summaries: list[pd.DataFrame] = []
 
@@ -108,6 +127,9 @@ class MassiveActivationDetector:
         """Take one layer; -1 is the embedding output."""
         if record.residual is None:
             return
+        if record.hidden is None:
+            raise InputError("Massive activations are counted in the residual stream; pass the detector to capture().")
+        self._presence.update(record, record.hidden)
         r = record.residual
         median = r.median.cpu().double()
         value, position = r.top_value.cpu().double(), r.top_position.cpu()
@@ -150,16 +172,17 @@ class MassiveActivationDetector:
 
     def merge(self, other: Self) -> None:
         """Add what another detector saw of other sequences."""
-        if (self.absolute, self.ratio) != (other.absolute, other.ratio):
+        if (self.absolute, self.ratio, self.presence) != (other.absolute, other.ratio, other.presence):
             raise InputError("Massive-activation detectors with different bounds cannot be merged.")
+        self._presence.merge(other._presence)
         self._entries += other._entries
         self._summaries += other._summaries
 
     def compute(self) -> MassiveActivations:
         """All tables, in the order of layers and sequences."""
         if not self._entries:
-            empty = pd.DataFrame(columns=[*COLUMNS])
-            return MassiveActivations(empty, pd.DataFrame(columns=[*LAYER_COLUMNS]), _lifetimes(empty))
+            names = (COLUMNS, LAYER_COLUMNS, CHANNEL_COLUMNS, EPISODE_COLUMNS)
+            return MassiveActivations(*(pd.DataFrame(columns=[*columns]) for columns in names))
         table = pd.concat(self._entries, ignore_index=True)
         table = table.sort_values(["sequence", "layer"], kind="stable", ignore_index=True)
         summary = pd.concat(self._summaries, ignore_index=True)
@@ -181,20 +204,5 @@ class MassiveActivationDetector:
                     "n_massive_ratio": group["n_massive_ratio"].mean(),
                 }
             )
-        return MassiveActivations(table, pd.DataFrame(rows), _lifetimes(table))
-
-
-def _lifetimes(table: pd.DataFrame) -> pd.DataFrame:
-    """Layer of appearance and last presence per criterion, place and channel (modes over sequences)."""
-    columns = ["criterion", "position", "channel", "appears", "leaves_after", "n_sequences"]
-    rows = []
-    blocks = table[table["layer"] >= 0]
-    for criterion in ("absolute", "relative"):
-        massive = blocks[blocks[criterion]]
-        if massive.empty:
-            continue
-        spans = massive.groupby(["sequence", "position", "channel"])["layer"].agg(["min", "max"]).reset_index()
-        for (position, channel), group in spans.groupby(["position", "channel"]):
-            first, last = group["min"].mode().iloc[0], group["max"].mode().iloc[0]
-            rows.append((criterion, position, channel, int(first), int(last), len(group)))
-    return pd.DataFrame(rows, columns=columns)
+        channels = self._presence.channels()
+        return MassiveActivations(table, pd.DataFrame(rows), channels, episodes(channels, self.presence))

@@ -111,6 +111,16 @@ class Census:
         return self._table("massive")
 
     @property
+    def massive_episodes(self) -> Table:
+        """When each massive channel lives: runs of blocks, number of sequences, size, token-specific or everywhere."""
+        return self._table("massive_episodes")
+
+    @property
+    def massive_channels(self) -> Table:
+        """All massive entries counted per layer, criterion, place (position 0, others) and channel."""
+        return self._table("massive_channels")
+
+    @property
     def residual_peaks(self) -> Table:
         """Residual norm by layer and position."""
         return self._table("residual_norms")

@@ -8,6 +8,7 @@ import torch
 
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.massive_activations import ABSOLUTE, RATIO
+from sinklens.detectors.massive_channels import token_specific
 from sinklens.detectors.sinks import sequence_importance
 from sinklens.experiments.census import AttentionMap
 from sinklens.experiments.sink_ranking import by_importance
@@ -17,11 +18,16 @@ from sinklens.models.tokens import TokenBatch
 class TokenJoin:
     """Per token: for how many heads it is a sink, its mean importance, its residual peak, whether it is massive.
 
+    A token is massive where an entry meets the criterion and is above ten times its channel's median over the tokens of
+    the sequence: a channel that is large at every token would flag them all.
+
     Args:
         lengths: Number of real tokens of every sequence of the run.
         eps: Threshold on a sequence's importance.
         min_queries: Tokens that fewer queries could see are not judged (``n_sink_heads`` is NaN).
     """
+
+    needs = ("hidden",)
 
     def __init__(self, lengths: torch.Tensor, eps: float, min_queries: int) -> None:
         self.lengths, self.eps, self.min_queries = lengths, eps, min_queries
@@ -48,9 +54,17 @@ class TokenJoin:
             median = torch.nanmedian(norm, dim=1, keepdim=True).values
             ratio = (norm / median).nan_to_num()
             self.peak_ratio[rows, columns] = torch.maximum(self.peak_ratio[rows, columns], ratio)
-            entry_median = record.residual.median.cpu()[:, None]
-            self.absolute[rows, columns] |= token_max > ABSOLUTE
-            self.relative[rows, columns] |= token_max > RATIO * entry_median
+            self._flag(record, token_max)
+
+    def _flag(self, record: LayerRecord, token_max: torch.Tensor) -> None:
+        if record.hidden is None or record.residual is None:
+            return
+        for row, length in enumerate(record.batch.lengths.tolist()):
+            sequence, largest = record.first_sequence + row, token_max[row, :length]
+            bounds = (ABSOLUTE, RATIO * float(record.residual.median[row]))
+            for flags, bound in zip((self.absolute, self.relative), bounds, strict=True):
+                if bool((largest > bound).any()):
+                    flags[sequence, :length] |= token_specific(record.hidden[row, :length], bound).any(1).cpu()
 
     def table(
         self, ids: torch.Tensor, special: torch.Tensor, bos: torch.Tensor, tokens: list[list[str]]

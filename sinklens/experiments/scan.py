@@ -191,7 +191,7 @@ def scan(
     if wants["massive_activations"]:
         entries = massive.compute()
         layers = layers.merge(entries.layers, on="layer", how="left")
-        tables |= {"massive": entries.table, "massive_lifetimes": entries.lifetimes}
+        tables |= {"massive": entries.table, "massive_channels": entries.channels, "massive_episodes": entries.episodes}
     tables["layers"] = layers
     if wants["secondary_sinks"]:
         aligned = secondary.compute()

@@ -50,6 +50,9 @@ def token_strip(tokens: pd.DataFrame, sequence: int = 0, *, limit: int = 600, mi
     if rows.empty:
         have = sorted(int(s) for s in tokens["sequence"].unique())
         raise InputError(f"token_strip found no sequence {sequence}; the table has {have[:10]}.")
+    flag = "is_massive_absolute"
+    if flag in rows and rows[flag].mean() >= 0.5:  # what is true of most tokens says nothing about one of them
+        rows = rows.drop(columns=flag)
     judged = rows["received"].where(int(rows["position"].max()) + 1 - rows["position"] >= min_queries)
     high = float(judged.max()) if judged.max() > 0 else 1.0
     low = max(float(judged[judged > 0].min()) if judged.max() > 0 else 1.0, high / _SPAN)

@@ -161,7 +161,7 @@ def test_a_model_without_attention_never_reads_zero(tmp_path: Path) -> None:
     [
         (["sinks"], ["heads", "sinks", "eps_sweep"], {"drain", "drain_wo"}),
         (["value_drains"], [], set()),
-        (["massive_activations"], ["massive", "massive_lifetimes"], set()),
+        (["massive_activations"], ["massive", "massive_channels", "massive_episodes"], set()),
         (["residual_peaks"], ["residual_norms"], set()),
     ],
 )

@@ -1,4 +1,4 @@
-"""Massive activations: criteria to the digit, plants in a model, lifetimes, sinks told apart from them."""
+"""Massive activations: criteria to the digit, plants in a model, sinks told apart from them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -207,30 +207,17 @@ def test_massive_tokens_are_counted_beyond_the_entries_that_are_kept() -> None:
     assert found.table["absolute"].sum() == 3
 
 
-def test_lifetimes_are_modes_over_sequences() -> None:
-    # channel 2 of position 0: layers 0 to 1 in three sequences, layer 1 alone in one
-    plants = [(s, layer, 0, 2, 9000.0) for s in range(3) for layer in (0, 1)] + [(3, 1, 0, 2, 9000.0)]
-    plants += [(0, 1, 3, 4, 8000.0)]
-    found = detect(passes(planted_texts([6, 6, 6, 6], plants), (3, 1))).lifetimes
-    for criterion in ("absolute", "relative"):
-        part = found[found["criterion"] == criterion].drop(columns="criterion")
-        assert part.to_numpy().tolist() == [[0, 2, 0, 1, 4], [3, 4, 1, 1, 1]]
-
-
-def test_the_embedding_has_no_lifetime() -> None:
+def test_the_embedding_has_no_episode() -> None:
     found = detect([collate(planted_texts([6], [(0, -1, 0, 2, 9000.0)]))])
-    assert found.lifetimes.empty
+    assert found.episodes.empty
     assert found.table["absolute"].sum() == 1 and found.layers["n_massive_absolute"].tolist() == [1, 0, 0]
 
 
 def test_ties() -> None:
-    # two places with the largest entry in two sequences each: the earlier one; equal modes: the earlier layer
+    # two places with the largest entry in two sequences each: the earlier one
     plants = [(0, 1, 5, 1, 9000.0), (1, 1, 2, 3, 9000.0), (2, 1, 5, 1, 9000.0), (3, 1, 2, 3, 9000.0)]
     found = detect([collate(planted_texts([9] * 4, plants))]).layers.set_index("layer")
     assert found.loc[1, ["top_position", "top_channel"]].tolist() == [2, 3]
-    plants = [(0, 0, 0, 2, 9000.0), (0, 1, 0, 2, 9000.0), (1, 1, 0, 2, 9000.0)]
-    life = detect([collate(planted_texts([9, 9], plants))]).lifetimes
-    assert life[life["criterion"] == "absolute"][["appears", "leaves_after"]].to_numpy().tolist() == [[0, 1]]
     # entries of equal magnitude and opposite sign are both kept
     texts = planted_texts([4], [(0, 0, 1, 1, 9000.0), (0, 0, 2, 2, -9000.0)])
     table = detect([collate(texts)]).table
@@ -273,7 +260,7 @@ def test_halves_merge_into_the_whole_in_any_order() -> None:
         detect([halves[1]], two)
         one.merge(two)
         found = one.compute()
-        for name in ("table", "layers", "lifetimes"):
+        for name in ("table", "layers", "channels", "episodes"):
             pd.testing.assert_frame_equal(getattr(found, name), getattr(whole, name))
 
 
@@ -380,8 +367,10 @@ def test_a_planted_activation_is_found_from_its_block_on(llama: TransformerBridg
         places = set(massive[["layer", "position", "channel"]].itertuples(index=False, name=None))
         assert places == {(layer, 0, 7) for layer in range(block, N_LAYERS)}
         assert len(massive) == 3 * (N_LAYERS - block)  # in each of the three sequences
-        life = found.lifetimes[found.lifetimes["criterion"] == criterion].drop(columns="criterion")
-        assert life.to_numpy().tolist() == [[0, 7, block, N_LAYERS - 1, 3]]
+        life = found.episodes[found.episodes["criterion"] == criterion]
+        names = ["bucket", "channel", "episode", "appears", "leaves_after", "n_sequences", "n_sequences_least", "n_of"]
+        assert life[names].to_numpy().tolist() == [["start", 7, 0, block, N_LAYERS - 1, 3, 3, 3]]
+        assert not life["everywhere"].any()
     expected = [0.0] * (block + 1) + [1.0] * (N_LAYERS - block)
     assert found.layers["n_massive_absolute"].tolist() == found.layers["n_massive_ratio"].tolist() == expected
     largest = found.layers.set_index("layer").loc[block:]
@@ -401,7 +390,7 @@ def test_a_plant_at_a_later_token_of_a_ragged_batch(llama: TransformerBridge) ->
 def test_no_false_positives_without_a_plant(llama: TransformerBridge) -> None:
     found, _ = measure(llama, [])
     assert not found.table[["absolute", "relative"]].any(axis=None)
-    assert found.lifetimes.empty
+    assert found.episodes.empty
     assert (found.layers[["n_massive_absolute", "n_massive_ratio"]] == 0).all(axis=None)
     assert found.layers["max_over_median"].between(3, 12).all()  # measured elsewhere: 5.6 to 9.0
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sinklens.detectors.massive_channels import CHANNEL_COLUMNS, EPISODE_COLUMNS
 from sinklens.experiments.census import AttentionMap, Census
 
 NAN = float("nan")
@@ -200,9 +201,13 @@ def synthetic_census(n: int = 48) -> Census:
             "massive": pd.DataFrame(massive),
             "profile": pd.DataFrame(profile),
             "residual_norms": pd.DataFrame(profile)[["layer", "position", "resid_norm"]].assign(n_sequences=2),
-            "massive_lifetimes": pd.DataFrame(
-                [("absolute", 0, 7, 1, 4, 2)],
-                columns=["criterion", "position", "channel", "appears", "leaves_after", "n_sequences"],
+            "massive_episodes": pd.DataFrame(
+                [("absolute", "start", 7, 0, 1, 4, 2, 2, 2, 400.0, 2, 390.0, 0.0, 40.0, False)],
+                columns=[*EPISODE_COLUMNS],
+            ),
+            "massive_channels": pd.DataFrame(
+                [(layer, "absolute", "start", 7, 2, 2, 2, 0.0, 390.0, 400.0, 40.0) for layer in range(1, 5)],
+                columns=[*CHANNEL_COLUMNS],
             ),
         },
         maps=maps,

@@ -25,6 +25,24 @@ _MASSIVE_COLUMNS: Final = {
     "n_layers": "layers listed",
 }
 
+_EPISODE_COLUMNS: Final = {
+    "criterion": "criterion",
+    "bucket": "place",
+    "channel": "channel",
+    "appears": "appears after layer",
+    "leaves_after": "last seen after layer",
+    "n_sequences": "sequences, most",
+    "n_sequences_least": "fewest",
+    "peak": "largest |h|",
+    "peak_layer": "after layer",
+    "token_share": "other tokens that meet it",
+    "contrast": "× other tokens",
+}
+_EPISODES: Final = (
+    "Episodes of token-specific massive activations, the largest by each criterion ({n} of {total} shown): after which "
+    "layers at least half of the sequences have them"
+)
+_SHOWN = 8
 _LIFETIME_COLUMNS: Final = {
     "criterion": "criterion",
     "position": "position",
@@ -71,7 +89,19 @@ def massive(census: "Census", downloads: Downloads) -> str:
         caption=caption,
         tokens=("token",),
     )
-    lifetimes = census.tables.get("massive_lifetimes")
-    if lifetimes is not None and not lifetimes.empty:
-        body += html_table(lifetimes.head(20), _LIFETIME_COLUMNS, caption=_LIFETIMES, words=("criterion",))
-    return body + downloads.button("massive")
+    return body + _episodes(census) + downloads.button("massive")
+
+
+def _episodes(census: "Census") -> str:
+    """The largest token-specific episodes; a census made before there were any has lifetimes."""
+    old, found = census.tables.get("massive_lifetimes"), census.tables.get("massive_episodes")
+    if found is None:
+        if old is None or old.empty:
+            return ""
+        return html_table(old.head(20), _LIFETIME_COLUMNS, caption=_LIFETIMES, words=("criterion",))
+    specific = found[~found["everywhere"].astype(bool)]
+    if specific.empty:
+        return ""
+    shown = specific.groupby("criterion", sort=False).head(_SHOWN)
+    caption = _EPISODES.format(n=len(shown), total=len(specific))
+    return html_table(shown, _EPISODE_COLUMNS, caption=caption, words=("criterion", "bucket"))

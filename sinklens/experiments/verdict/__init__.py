@@ -30,7 +30,7 @@ def describe(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) ->
     if "resid_ratio" in tables["layers"]:
         sentences += describe_peaks(tables["layers"])
     if "massive" in tables:
-        sentences += describe_massive(tables["layers"], tables["massive_lifetimes"])
+        sentences += describe_massive(tables["layers"], tables["massive_episodes"])
     if "heads" in tables:
         sentences += describe_virtual(tables["heads"])
     if "secondary_sinks" in tables:
