@@ -39,8 +39,8 @@ METRIC = Metric(
     "the lower middle. An episode is a maximal run of consecutive blocks after which a kind of entry (position 0 or "
     "later, channel) is massive in at least half of the sequences; it is everywhere, not token-specific, where half of "
     "the tokens after position 0 or more meet the criterion in that channel after one of its blocks (an entry at "
-    "position 0 that is 10 times their mean magnitude excepted). A token is flagged where an entry is massive and above "
-    "10 times its channel's median over the tokens.",
+    "position 0 that is 10 times their mean magnitude excepted). A token is flagged where an entry is massive and "
+    "above 10 times its channel's median over the tokens.",
     "Sun et al. 2024, arXiv 2402.17762; Owen et al. 2025, arXiv 2503.22329",
 )
 

@@ -187,11 +187,13 @@ def episodes(channels: pd.DataFrame, presence: float = PRESENCE) -> pd.DataFrame
     blocks = channels[channels["layer"] >= 0]
     here = blocks[blocks["n_sequences"] >= presence * blocks["n_of"]]
     rows = []
-    for (criterion, bucket, channel), kind in here.groupby(["criterion", "bucket", "channel"], sort=True):
-        kind = kind.sort_values("layer")
+    group: Any  # the key of a group, untyped in pandas
+    for group, members in here.groupby(["criterion", "bucket", "channel"], sort=True):
+        criterion, bucket, channel = group
+        kind = members.sort_values("layer")
         run = (kind["layer"].diff() != 1).cumsum()
         for number, (_, part) in enumerate(kind.groupby(run)):
-            top = part.loc[part["peak"].idxmax()]
+            top = part.sort_values(["peak", "layer"], ascending=[False, True]).iloc[0]
             share, contrast = part["token_share"].max(), part["contrast"].median()
             rows.append(
                 (

@@ -53,7 +53,7 @@ def presence(layers: list[list[Tensor]], sizes: list[int]) -> ChannelPresence:
 
 def naive(layers: list[list[Tensor]]) -> dict[tuple[Any, ...], tuple[float, ...]]:
     """``(layer, criterion, bucket, channel)`` -> the other columns, with loops over every entry."""
-    found = {}
+    found: dict[tuple[Any, ...], tuple[float, ...]] = {}
     for layer, texts in enumerate(layers):
         hits: dict[tuple[str, str, int], list[tuple[int, float]]] = defaultdict(list)
         rest: dict[tuple[str, int], list[float]] = defaultdict(list)

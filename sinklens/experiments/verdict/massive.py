@@ -11,13 +11,14 @@ _PLACES = {"start": "at position 0", "others": "at later positions"}
 
 def describe_massive(layers: pd.DataFrame, episodes: pd.DataFrame) -> list[str]:
     """Which channels, the largest first, after which blocks; token-specific ones apart from those large everywhere."""
-    blocks = layers[(layers["layer"] >= 0) & layers["max_abs"].notna()]
+    blocks = layers[(layers["layer"] >= 0) & layers["max_abs"].notna()].sort_values("layer")
     if blocks.empty:
         return []
     top = row_at(blocks, blocks["max_abs"].idxmax())
+    ratio = "" if pd.isna(top.max_over_median) else f"{top.max_over_median:.3g} times the median, "
     place = (
-        f"A sequence's largest |h| is {top.max_abs:.3g} on average, {top.max_over_median:.3g} times the median, after "
-        f"block {top.layer}, most often at position {top.top_position}, channel {top.top_channel}"
+        f"A sequence's largest |h| is {top.max_abs:.3g} on average, {ratio}after block {int(top.layer)}, most often at "
+        f"position {int(top.top_position)}, channel {int(top.top_channel)}"
     )
     if episodes.empty:
         return [f"No massive activation in at least half of the sequences, by either criterion. {place}."]

@@ -1,6 +1,6 @@
 """All kinds of verdict, each with its checker."""
 
-from tests.experiments.verdict.checks import domains, drains, sinks, virtual
+from tests.experiments.verdict.checks import domains, drains, massive, sinks, virtual
 from tests.experiments.verdict.evidence import Topic
 
 TOPICS: dict[str, Topic] = {
@@ -8,10 +8,11 @@ TOPICS: dict[str, Topic] = {
     "drains": drains.TOPIC,
     "virtual": virtual.TOPIC,
     "domains": domains.TOPIC,
+    "massive": massive.TOPIC,
 }
 
 UNCHECKED: tuple[str, ...] = (
-    "Massive activations", "No massive activation", "Residual peak", "Mild residual peak", "No residual peak",
+    "Residual peak", "Mild residual peak", "No residual peak",
     "Secondary sinks",
 )  # fmt: skip
 """How sentences begin whose checker is still to come; to be emptied."""
