@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -12,8 +13,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.attention import AttentionEngine, plan_for
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.experiments.batches import equal_lengths
+from sinklens.experiments.bootstrap import paired_interval
 from sinklens.experiments.causal_result import FORMAT_VERSION, MEASURES, CausalCheck, with_harm
 from sinklens.experiments.controls import DRAWS, all_heads, random_head_sets
+from sinklens.experiments.equal_harm import POOL, RULE, equal_harm
 from sinklens.experiments.head_sets import head_set_losses
 from sinklens.experiments.idle_heads import idle_heads
 from sinklens.experiments.needles import NeedleSet, make_needles, score_needles
@@ -25,11 +28,11 @@ from sinklens.interventions.heads import Head, check_heads, head_name, parse_hea
 from sinklens.models.architecture import context_length
 from sinklens.models.tokens import BosChoice, TokenBatch, tokenize
 
-Way = Literal["uniform", "zero", "mean"]
+Way = Literal["zero", "mean", "uniform"]
 LENGTH, SIZE = 256, 8
 """Tokens of a usual needle's prompt and of its answer."""
 
-WAYS: tuple[Way, ...] = ("uniform", "zero", "mean")
+WAYS: tuple[Way, ...] = ("zero", "mean", "uniform")
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,16 @@ def causal_check(
         check = causal_check(model, found.ranking("retrieval"), top=[4])
         check.summary()
 
-    The three ways of masking differ and are kept apart: ``"uniform"`` attends evenly (what the papers on retrieval
-    heads call masking), ``"zero"`` takes the output away, ``"mean"`` puts the head's mean output there, taken over the
-    very needles or texts that are measured. Random sets are disjoint from the tested one, of the same layers as far as
-    those have heads, and drawn from all L x H heads but the idle ones and ``exclude``. Where the model has idle heads
-    (``W_O = 0``), as many sets are drawn from them alone: the random heads that are harmless by construction, and the
-    only ones of which that is known. In a small model every head may matter, so that other random sets are no control.
+    The three ways of masking differ and stand side by side: ``"zero"`` takes the output away, ``"mean"`` puts the
+    head's mean output there, taken over the very needles or texts that are measured, ``"uniform"`` attends evenly (what
+    the papers on retrieval heads call masking). None is neutral: a head that rests on its sink writes next to nothing,
+    and uniform attention makes it write the average of all values, which can cost more than anything the head did.
+
+    Random sets are disjoint from the tested one, of the same layers as far as those have heads, and drawn from all
+    L x H heads but the idle ones and ``exclude``. Beside them stand random sets of equal own harm: those that raise the
+    loss on plain text as much as the tested set does under the same mask (see
+    :data:`~sinklens.experiments.equal_harm.RULE`). Where the model has idle heads (``W_O = 0``), as many sets are
+    drawn from them alone: the random heads that are harmless by construction, and the only ones of which that is known.
 
     Args:
         model: The bridge; it is the same afterwards.
@@ -87,7 +94,8 @@ def causal_check(
         bos: As for :func:`sinklens.tokenize`, for texts.
         max_tokens: Longest text.
         max_sequences: Use at most this many texts.
-        controls: Random sets for each size; with n of them no p below ``1 / (n + 1)`` can come out.
+        controls: Random sets for each size, and as many of equal own harm where there are so many; with n of them no p
+            below ``1 / (n + 1)`` can come out.
         exclude: Heads that must not be in a random set, such as others believed to matter.
         batch_size: Texts in one forward pass.
         seed: Of needles, random sets and bootstrap.
@@ -100,7 +108,8 @@ def causal_check(
 
     Source: Wu et al. 2025 (arXiv 2404.15574); their random heads could be retrieval heads, their masking is uniform.
 
-    Cost: for each way and set one pass over the needles and part of one over the texts.
+    Cost: for each way and set one pass over the needles and part of one over the texts, and for each of the
+    ``5 * controls`` candidates for equal own harm part of one over the texts.
     """
     order = _ranking(model, ranking)
     sizes = sorted({len(order)} if top is None else {*top})
@@ -115,27 +124,35 @@ def causal_check(
     idle = idle_heads(model)
     pool = [head for head in all_heads(model) if head not in {*idle} - {*order}]
     sets, notes = _sets(order, sizes, pool, idle, controls, seed, exclude)
+    candidates = _candidates(order, sizes, pool, controls, seed, exclude)
 
     unchanged = score_needles(model, needles)
     clean: dict[str, Any] = {name: unchanged[name] for name in ("exact", "log_prob")}
     prompts = tokenize(model, [list(each.ids) for each in needles.instances])
     parts = list(equal_lengths(batch, batch_size))
     frames: list[pd.DataFrame] = []
-    done, total = 0, len(sets) * len(ways)
-    for way in ways:
-        on_needles = _masked(model, way, order, sets, prompts, batch_size)
-        on_texts = _masked(model, way, order, sets, batch, batch_size)
-        losses = _losses(model, batch, parts, on_texts, sets)
-        clean["loss"] = losses[0]
-        for number, each in enumerate(sets):
-            scored = score_needles(model, needles, _restricted(on_needles, each.heads))
-            values = {"exact": scored["exact"], "log_prob": scored["log_prob"], "loss": losses[1][number]}
+    total = (len(sets) + len(sizes) * controls) * len(ways)
+    for number, way in enumerate(ways):
+        every = [*sets, *candidates]
+        on_texts = _masked(model, way, order, every, batch, batch_size)
+        clean["loss"], losses = _losses(model, batch, parts, on_texts, every)
+        chosen = sets + _equal(sets, candidates, clean["loss"], losses, controls, seed)
+        loss_of = {each.heads: column for each, column in zip(every, losses, strict=True)}
+        on_needles = _masked(model, way, order, chosen, prompts, batch_size)
+        scored: dict[tuple[Head, ...], pd.DataFrame] = {}
+        for done, each in enumerate(chosen):
+            if each.heads not in scored:
+                scored[each.heads] = score_needles(model, needles, _restricted(on_needles, each.heads))
+            mine = scored[each.heads]
+            values = {"exact": mine["exact"], "log_prob": mine["log_prob"], "loss": loss_of[each.heads]}
             frames += [_rows(way, each, name, column) for name, column in values.items()]
-            done += 1
             if on_done is not None:
-                on_done(done, total)
+                on_done(number * total // len(ways) + done + 1, total)
+    if on_done is not None:
+        on_done(total, total)
     clean = {name: pd.Series(column).reset_index(drop=True).astype(float) for name, column in clean.items()}
     instances = pd.concat(frames, ignore_index=True)
+    usual = paired_interval(clean["loss"].to_numpy(), seed=seed)
     meta = {
         "format_version": FORMAT_VERSION,
         **provenance(model, batch),
@@ -148,6 +165,10 @@ def causal_check(
         },
         "metrics": {name: {"version": 1, "definition": text} for name, (text, _) in MEASURES.items()},
         "settings": {"top": sizes, "ways": list(ways), "controls": controls, "seed": seed},
+        "equal_harm": RULE,
+        "loss_spread": None if math.isnan(usual.low) else (usual.high - usual.low) / 2,
+        "n_needles": len(needles),
+        "n_texts": usual.n,
         "warnings": notes,
     }
     return CausalCheck(meta, with_harm(instances, clean, seed), instances)
@@ -191,6 +212,43 @@ def _sets(
             if len(idle) < size:
                 notes.append(f"top {size}: there are only {len(idle)} idle heads, masked all together.")
     return found, notes
+
+
+def _candidates(
+    order: Sequence[Head],
+    sizes: Sequence[int],
+    pool: Sequence[Head],
+    controls: int,
+    seed: int,
+    exclude: Sequence[object],
+) -> list[_Set]:
+    """Sets of which those of equal own harm are taken; the plain controls of the same seed are among them."""
+    found = []
+    for size in sizes:
+        drawn = random_head_sets(pool, order[:size], draws=POOL * controls, seed=seed, exclude=exclude)
+        found += [_Set(size, "matched", number, heads) for number, heads in enumerate(drawn.sets)]
+    return found
+
+
+def _equal(
+    sets: Sequence[_Set],
+    candidates: Sequence[_Set],
+    clean: pd.Series,
+    losses: Sequence[pd.Series],
+    controls: int,
+    seed: int,
+) -> list[_Set]:
+    """The candidates whose own harm equals that of the tested set of their size."""
+    rises = [(column - clean).to_numpy(dtype=float) for column in losses]
+    found: list[_Set] = []
+    for number, tested in enumerate(sets):
+        if tested.kind != "tested":
+            continue
+        mine = [place for place, each in enumerate(candidates) if each.top == tested.top]
+        own = [float(np.nanmean(rises[len(sets) + place])) for place in mine]
+        near = equal_harm(paired_interval(rises[number], seed=seed), own, controls)
+        found += [candidates[mine[place]] for place in near]
+    return found
 
 
 def _masked(

@@ -10,10 +10,11 @@ import pandas as pd
 
 from sinklens.errors import ResultError
 from sinklens.experiments.bootstrap import paired_interval
-from sinklens.experiments.controls import compare_with_controls
+from sinklens.experiments.causal_words import causal_words
+from sinklens.experiments.controls import ControlComparison, compare_with_controls
 from sinklens.tables import load_result, save_result
 
-FORMAT, FORMAT_VERSION = "sinklens-causal-check", 1
+FORMAT, FORMAT_VERSION = "sinklens-causal-check", 2
 
 MEASURES: Mapping[str, tuple[str, int]] = {
     "exact": ("share of needles whose whole answer is the model's first choice", -1),
@@ -40,9 +41,10 @@ class CausalCheck:
     def to_dataframe(self) -> pd.DataFrame:
         """One row per masked set and measure.
 
-        Columns: way (``"uniform"``, ``"zero"``, ``"mean"``), top (how many heads were tested), kind (``"tested"``,
-        ``"random"``, ``"idle"``), draw, heads, measure, clean, value and harm (positive = worse: fall of exact match
-        or log-probability, rise of the loss), with ``harm_low`` and ``harm_high``, a 95 % bootstrap interval over
+        Columns: way (``"zero"``, ``"mean"``, ``"uniform"``), top (how many heads were tested), kind (``"tested"``,
+        ``"random"``, ``"matched"``: random of equal own harm, ``"idle"``), draw, heads, measure, clean, value and harm
+        (positive = worse: fall of exact match or log-probability, rise of the loss), with ``harm_low`` and
+        ``harm_high``, a 95 % bootstrap interval over
         instances.
         """
         return self.sets.copy()
@@ -50,53 +52,46 @@ class CausalCheck:
     def summary(self) -> pd.DataFrame:
         """One row per way, size and measure: the tested heads among their random controls.
 
-        Columns: way, top, measure, clean, tested, harm with its interval; n_controls, control_mean and control_sd of
-        the controls' harm, rank of the tested harm (1 = the largest) and its one-sided p,
-        ``(1 + #{controls >= tested}) / (n + 1)``; n_idle, idle_mean and idle_p, the same for sets of idle heads. NaN
-        where there is no such set.
+        Columns: way, top, measure, clean, tested, harm with its interval; own_harm, the rise of the loss on plain text
+        under the same mask. n_controls, control_mean and control_sd of the controls' harm, control_own (mean of their
+        own harm), n_harmful (controls that harm plain text by themselves: a rise of more than ``loss_spread``, half the
+        width of the clean loss' 95 % interval over texts), rank of the tested harm (1 = the largest), n_as_large
+        (controls whose harm is at least as large) and the one-sided p, ``(1 + n_as_large) / (n_controls + 1)``;
+        n_matched, matched_mean, matched_sd, matched_own, matched_as_large and matched_p, the same for random sets of
+        equal own harm (NaN for the loss, by which they were chosen); n_idle, idle_mean and idle_p for sets of idle
+        heads. NaN where there is no such set.
         """
         rows = []
+        by_loss = self.sets[self.sets["measure"] == "loss"]
+        names = zip(*(by_loss[name] for name in ("way", "top", "kind", "heads")), strict=True)
+        loss = dict(zip(names, by_loss["harm"].astype(float), strict=True))
+        spread = self.meta.get("loss_spread")
         for (way, top, measure), group in self.sets.groupby(["way", "top", "measure"], sort=False):
             tested = group[group["kind"] == "tested"].iloc[0]
-            controls = compare_with_controls(
-                float(tested["harm"]), group.loc[group["kind"] == "random", "harm"].tolist()
-            )
-            idle = compare_with_controls(float(tested["harm"]), group.loc[group["kind"] == "idle", "harm"].tolist())
-            rows.append(
-                {
-                    "way": way,
-                    "top": top,
-                    "measure": measure,
-                    **{name: tested[name] for name in ("clean", "value", "harm", "harm_low", "harm_high")},
-                    "n_controls": controls.n,
-                    "control_mean": controls.mean,
-                    "control_sd": controls.sd,
-                    "rank": controls.rank,
-                    "p": controls.p,
-                    "n_idle": idle.n,
-                    "idle_mean": idle.mean,
-                    "idle_p": idle.p,
-                }
-            )
+            row = {"way": way, "top": top, "measure": measure}
+            row |= {name: tested[name] for name in ("clean", "value", "harm", "harm_low", "harm_high")}
+            row["own_harm"] = loss[way, top, "tested", tested["heads"]]
+            kinds: dict[str, tuple[ControlComparison, pd.Series]] = {}
+            for kind in ("random", "matched", "idle"):
+                mine = group[group["kind"] == kind]
+                own = pd.Series([loss[way, top, kind, heads] for heads in mine["heads"]], dtype=float)
+                harms = [] if kind == "matched" and measure == "loss" else mine["harm"].tolist()
+                kinds[kind] = compare_with_controls(float(tested["harm"]), harms), own
+            random, own = kinds["random"]
+            row |= {"n_controls": random.n, "control_mean": random.mean, "control_sd": random.sd}
+            row |= {"control_own": own.mean(), "n_harmful": math.nan if spread is None else int((own > spread).sum())}
+            row |= {"rank": random.rank, "n_as_large": random.n_as_large, "p": random.p}
+            matched, own = kinds["matched"]
+            row |= {"n_matched": matched.n, "matched_mean": matched.mean, "matched_sd": matched.sd}
+            row |= {"matched_own": own.mean(), "matched_as_large": matched.n_as_large, "matched_p": matched.p}
+            idle, _ = kinds["idle"]
+            rows.append(row | {"n_idle": idle.n, "idle_mean": idle.mean, "idle_p": idle.p})
         return pd.DataFrame(rows).rename(columns={"value": "tested"})
 
     @property
     def verdict(self) -> list[str]:
-        """One sentence per way and size about the needles, one about plain text, and about idle heads."""
-        out = []
-        table = self.summary()
-        for row in [*table[table["measure"] != "log_prob"].itertuples(index=False)]:
-            out.append(_sentence(row))
-        idle = self.meta["idle_heads"]
-        if idle["heads"]:
-            out.append(
-                f"{len(idle['heads'])} idle heads (W_O = 0: {', '.join(idle['heads'][:6])}"
-                f"{', ...' if len(idle['heads']) > 6 else ''}) are the valid pool of random heads: masking all of them "
-                f"changes the logits by at most {idle['max_logit_change']:g}."
-            )
-        else:
-            out.append("The model has no idle heads (W_O = 0), so every random set holds heads that do something.")
-        return out
+        """What was found, in sentences: the ways side by side, each against its controls, and what is amiss."""
+        return causal_words(self.summary(), self.meta)
 
     def save(self, directory: str | Path) -> Path:
         """Write a directory of Parquet tables and a JSON header, complete or not at all.
@@ -140,20 +135,3 @@ def with_harm(instances: pd.DataFrame, clean: Mapping[str, pd.Series], seed: int
         found = dict(zip(keys, key, strict=True)) | {"clean": before.mean(), "value": group["value"].mean()}
         rows.append(found | {"harm": interval.value, "harm_low": interval.low, "harm_high": interval.high})
     return pd.DataFrame(rows).astype({"draw": "Int64"})
-
-
-def _sentence(row: Any) -> str:
-    what = {"exact": "exact match", "loss": "loss on plain text"}[row.measure]
-    if math.isnan(row.control_mean):
-        controls = "; there is no random set of equal size to compare with"
-    else:
-        change = (-row.control_mean if row.measure == "exact" else row.control_mean) + 0.0  # no -0.00
-        sd = "" if math.isnan(row.control_sd) else f", sd {row.control_sd:.2f}"
-        sets = "set of as many heads changes" if row.n_controls == 1 else "sets of as many heads change"
-        controls = (
-            f"; {row.n_controls} random disjoint {sets} it by {change:+.2f}{sd} "
-            f"(rank {row.rank:g} of {row.n_controls + 1}, p = {row.p:.2g})"
-        )
-    if row.n_idle:
-        controls += f"; {row.n_idle} sets of idle heads by {abs(row.idle_mean):.2g} (p = {row.idle_p:.2g})"
-    return f"{row.way} masking of the top {row.top} heads: {what} {row.clean:.2f} -> {row.tested:.2f}{controls}."

@@ -161,6 +161,7 @@ class ControlComparison:
         rank: Rank of the tested value among itself and the controls, 1 = the largest; the mean rank for ties.
         p: Share of values at least as large as the tested one, itself counted: ``(1 + #{controls >= tested}) /
             (n + 1)``. One-sided; a permutation p when tested and control sets are exchangeable under the null.
+        n_as_large: How many controls are at least as large; NaN where nothing can be compared.
     """
 
     mean: float
@@ -168,6 +169,7 @@ class ControlComparison:
     n: int
     rank: float
     p: float
+    n_as_large: float = math.nan
 
 
 def compare_with_controls(tested: float, controls: Iterable[float], *, tie: float = 0.0) -> ControlComparison:
@@ -176,7 +178,7 @@ def compare_with_controls(tested: float, controls: Iterable[float], *, tie: floa
     Values within ``tie`` of the tested one count as equal to it: where nothing has an effect, rounding must not rank.
 
     >>> compare_with_controls(5.0, [1.0, 2.0, 3.0])
-    ControlComparison(mean=2.0, sd=1.0, n=3, rank=1.0, p=0.25)
+    ControlComparison(mean=2.0, sd=1.0, n=3, rank=1.0, p=0.25, n_as_large=0)
     """
     values = np.array([value for value in controls if not math.isnan(value)], dtype=np.float64)
     n = len(values)
@@ -185,4 +187,4 @@ def compare_with_controls(tested: float, controls: Iterable[float], *, tie: floa
     if math.isnan(tested) or not n:
         return ControlComparison(mean, sd, n, math.nan, math.nan)
     larger, equal = int((values > tested + tie).sum()), int((np.abs(values - tested) <= tie).sum())
-    return ControlComparison(mean, sd, n, 1 + larger + equal / 2, (1 + larger + equal) / (n + 1))
+    return ControlComparison(mean, sd, n, 1 + larger + equal / 2, (1 + larger + equal) / (n + 1), larger + equal)

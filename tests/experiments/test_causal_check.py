@@ -91,11 +91,12 @@ def test_every_set_gives_what_a_pass_of_its_own_gives(
     for heads in sets["heads"].unique():
         expected = naive(model, way, [parse_head(name) for name in heads.split(",")], needles, tokens)
         rows = check.instances[(check.instances["way"] == way) & (check.instances["heads"] == heads)]
+        rows = rows[rows["kind"] != "matched"] if (rows["kind"] != "matched").any() else rows
         for measure, values in expected.items():
             got = rows[(rows["measure"] == measure) & (rows["top"] == 3)].sort_values("instance")["value"]
             np.testing.assert_allclose(got, values, atol=2e-5, err_msg=f"{heads} {measure}")
-            mean = sets[(sets["heads"] == heads) & (sets["measure"] == measure)]["value"].item()
-            assert mean == pytest.approx(np.mean(values), abs=2e-5)
+            means = sets[(sets["heads"] == heads) & (sets["measure"] == measure)]["value"]
+            np.testing.assert_allclose(means, np.mean(values), atol=2e-5)
 
 
 def test_the_ways_of_masking_differ(check: CausalCheck) -> None:
@@ -166,7 +167,7 @@ def test_all_heads_leave_no_control_and_excluded_ones_are_none(
     words: dict[str, Any] = {"needles": needles, "tokens": tokens, "ways": ["zero"], "controls": 2}
     found = causal_check(model, every, **words)
     assert found.summary()[["control_mean", "p"]].isna().all().all()
-    assert "no random set of equal size" in found.verdict[0]
+    assert "no random set of equal size" in found.verdict[1]
     kept = causal_check(model, ["L0H1"], exclude=["L0H2"], **words)
     drawn = {*kept.sets[kept.sets["kind"] == "random"]["heads"]}
     assert drawn and not drawn & {"L0H1", "L0H2", "L0H0"}
@@ -196,7 +197,7 @@ def test_what_cannot_be_asked(tiny: TransformerBridge) -> None:
         ({"ranking": ["L9H0"]}, "L9H0 does not exist"),
         ({"ranking": ["L0H0"], "top": [2]}, "top must be from 1 to 1"),
         ({"ranking": ["L0H0"], "top": []}, "top must be from 1 to 1"),
-        ({"ranking": ["L0H0"], "ways": ["resample"]}, "masked by some of uniform, zero, mean; got resample"),
+        ({"ranking": ["L0H0"], "ways": ["resample"]}, "masked by some of zero, mean, uniform; got resample"),
         ({"ranking": ["L0H0"], "controls": 0}, "controls must be at least 1"),
     ):
         with pytest.raises(InputError, match=sentence):

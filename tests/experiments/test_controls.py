@@ -104,7 +104,7 @@ def test_wrong_requests_are_refused() -> None:
 
 def test_rank_and_p() -> None:
     assert compare_with_controls(2.0, [1.0, 2.0, 3.0, 2.0]) == ControlComparison(
-        mean=2.0, sd=pytest.approx(math.sqrt(2 / 3)), n=4, rank=3.0, p=0.8
+        mean=2.0, sd=pytest.approx(math.sqrt(2 / 3)), n=4, rank=3.0, p=0.8, n_as_large=3
     )
     assert compare_with_controls(-1, [float(i) for i in range(19)]).p == 1
     top = compare_with_controls(19, [*map(float, range(19)), math.nan])
