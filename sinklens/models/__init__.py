@@ -2,7 +2,17 @@
 
 from sinklens.models.builtin import BuiltinModel, builtin_models
 from sinklens.models.load import load
+from sinklens.models.real import real_model_path
 from sinklens.models.source import ModelSource, source_of
 from sinklens.models.tokens import TokenBatch, tokenize
 
-__all__ = ["BuiltinModel", "ModelSource", "TokenBatch", "builtin_models", "load", "source_of", "tokenize"]
+__all__ = [
+    "BuiltinModel",
+    "ModelSource",
+    "TokenBatch",
+    "builtin_models",
+    "load",
+    "real_model_path",
+    "source_of",
+    "tokenize",
+]
