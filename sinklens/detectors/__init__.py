@@ -14,6 +14,7 @@ from sinklens.detectors import (
     secondary_sinks,
     sinks,
     value_drains,
+    visible_sinks,
     write_norm,
 )
 from sinklens.detectors.active_dormant import ActiveDormantDetector, HeadActivity
@@ -42,9 +43,11 @@ from sinklens.detectors.sinks import SinkDetector, Sinks
 from sinklens.detectors.state_norms import StateNormDetector, StateNorms, measure_state_norms
 from sinklens.detectors.value_drains import ValueDrainDetector, ValueDrains
 from sinklens.detectors.value_weighted import ValueWeightedDetector
+from sinklens.detectors.visible_sinks import VisibleSinkDetector, VisibleSinks
 
 METRICS: tuple[Metric, ...] = (
     sinks.METRIC,
+    visible_sinks.METRIC,
     value_drains.METRIC,
     massive_activations.METRIC,
     residual_peaks.METRIC,
@@ -106,6 +109,8 @@ __all__ = [
     "ValueDrainDetector",
     "ValueDrains",
     "ValueWeightedDetector",
+    "VisibleSinkDetector",
+    "VisibleSinks",
     "active_dormant",
     "alibi_reach",
     "attention_influence",
@@ -121,5 +126,6 @@ __all__ = [
     "sinks",
     "trace_entries",
     "value_drains",
+    "visible_sinks",
     "write_norm",
 ]

@@ -21,12 +21,14 @@ from sinklens.detectors import (
     SecondarySinkDetector,
     SinkDetector,
     ValueDrainDetector,
+    VisibleSinkDetector,
 )
 from sinklens.detectors.active_dormant import ABLATION, OUTPUT_NORM
 from sinklens.detectors.sinks import EPS, EPS_SWEEP, MIN_QUERIES, MIN_SHARE, shortest_length, uniform_importance
 from sinklens.errors import InputError
 from sinklens.experiments.census import FORMAT_VERSION, Census
 from sinklens.experiments.domains import DomainJoin, Domains, DomainTexts, choose_domains
+from sinklens.experiments.head_table import join_heads, join_sinks, sinks_by_layer, with_entering
 from sinklens.experiments.joins import Example, TokenJoin, choose_maps
 from sinklens.experiments.provenance import attention_facts, made_with, model_facts, token_facts
 from sinklens.experiments.sequences import choose_sequences
@@ -131,14 +133,14 @@ def scan(
 
     wants = {name: name in detectors for name in every}
     uses_attention = wants["sinks"] or wants["value_drains"] or wants["secondary_sinks"]
-    sinks = SinkDetector(eps, EPS_SWEEP, MIN_QUERIES)
+    sinks, visible = SinkDetector(eps, EPS_SWEEP, MIN_QUERIES), VisibleSinkDetector(eps)
     summary, drains = AttentionSummaryDetector(), ValueDrainDetector()
     massive, peaks = MassiveActivationDetector(), ResidualPeakDetector()
     secondary, decorrelation = SecondarySinkDetector(eps=eps), DecorrelationDetector()
     compression = CompressionDetector()
     join, example = TokenJoin(batch.lengths, eps, MIN_QUERIES), Example()
     consumers: list[Consumer] = [join, example]
-    consumers += [sinks, summary] if wants["sinks"] else []
+    consumers += [sinks, visible, summary] if wants["sinks"] else []
     consumers += [drains] if wants["value_drains"] else []
     consumers += [massive] if wants["massive_activations"] else []
     consumers += [peaks] if wants["residual_peaks"] else []
@@ -181,12 +183,12 @@ def scan(
         tables["value_drains"] = drain_table
     if wants["sinks"]:
         found = sinks.compute()
-        tables |= {"sinks": _or_empty(found.table, SINK_COLUMNS), "eps_sweep": _or_empty(found.sweep, SWEEP_COLUMNS)}
-        tables["heads"] = _join_heads(found.table, found.strongest, summary.compute().to_dataframe(), drain_table)
-        layers = layers.merge(_sinks_by_layer(tables["heads"]), on="layer", how="left")
+        tables |= {"sinks": join_sinks(found, visible.compute()), "eps_sweep": found.sweep}
+        tables["heads"] = join_heads(found, visible.compute(), summary.compute().to_dataframe(), drain_table)
+        layers = layers.merge(sinks_by_layer(tables["heads"]), on="layer", how="left")
     if wants["residual_peaks"]:
         result = peaks.compute()
-        layers = _with_entering(layers.merge(result.table, on="layer", how="left"))
+        layers = with_entering(layers.merge(result.table, on="layer", how="left"))
         tables["residual_norms"] = result.by_position
     if wants["massive_activations"]:
         entries = massive.compute()
@@ -229,17 +231,6 @@ def scan(
     return Census(meta, tables, kept)
 
 
-SINK_COLUMNS = (
-    "layer", "head", "position", "importance", "sink_rate", "null", "ratio", "delta_logit", "n_sequences",
-)  # fmt: skip
-SWEEP_COLUMNS = ("layer", "head", "position", "eps", "sink_rate")
-
-
-def _or_empty(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """A model without attention gives an empty table with the usual columns."""
-    return frame if len(frame) else pd.DataFrame(columns=list(columns))
-
-
 def _usable(batch: TokenBatch, eps: float) -> tuple[list[int], list[str]]:
     """Which sequences are long enough for the threshold to mean anything, and a line about each that is not."""
     if not 0 < eps < 1:
@@ -273,42 +264,3 @@ def _length_notes(batch: TokenBatch, eps: float) -> list[str]:
     if len(batch) < 10:
         notes.append(f"Sink rates are shares of only {len(batch)} sequence(s); 100 are usual.")
     return notes
-
-
-def _join_heads(
-    table: pd.DataFrame, strongest: pd.DataFrame, summary: pd.DataFrame, drains: pd.DataFrame
-) -> pd.DataFrame:
-    """One row per head: strongest key, its score and null, its drain, and how the head attends."""
-    if strongest.empty:
-        columns = ["layer", "head", "sink_position", "sink_rate", "importance", "null", "ratio", "is_sink"]
-        columns += ["importance_first", "null_first", "sink_rate_first", "missing_mass", "gate"]
-        return pd.DataFrame(columns=columns)
-    heads = strongest.rename(columns={"position": "sink_position"}).drop(columns="n_sequences")
-    first = table[table["position"] == 0].rename(
-        columns={"importance": "importance_first", "sink_rate": "sink_rate_first", "null": "null_first"}
-    )
-    key = ["layer", "head"]
-    heads = heads.merge(first[[*key, "importance_first", "sink_rate_first", "null_first"]], on=key)
-    heads = heads.merge(summary, on=key, how="left")
-    heads["is_sink"] = (heads["sink_rate"] >= SINK_HEAD_RATE) & (heads["ratio"] >= SINK_HEAD_RATIO)
-    if len(drains):
-        wanted = drains.rename(columns={"position": "sink_position"}).drop(columns="n_sequences")
-        heads = heads.merge(wanted, on=[*key, "sink_position"], how="left")
-    return heads
-
-
-def _with_entering(layers: pd.DataFrame) -> pd.DataFrame:
-    """The stream that enters a block, which its attention reads, beside the one that leaves it.
-
-    What enters block L is what left block L-1; nothing enters the embedding.
-    """
-    for column in ("resid_norm_first", "resid_norm_others", "resid_ratio"):
-        layers[f"{column}_in"] = layers[column].shift(1)
-    return layers
-
-
-def _sinks_by_layer(heads: pd.DataFrame) -> pd.DataFrame:
-    grouped = heads.groupby("layer")
-    return pd.DataFrame(
-        {"sink_rate_first": grouped["sink_rate_first"].mean(), "n_sink_heads": grouped["is_sink"].sum()}
-    ).reset_index()

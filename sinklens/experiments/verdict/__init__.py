@@ -12,6 +12,7 @@ from sinklens.experiments.verdict.peaks import describe_peaks
 from sinklens.experiments.verdict.secondary import describe_secondary
 from sinklens.experiments.verdict.sinks import describe_sinks
 from sinklens.experiments.verdict.virtual import describe_virtual
+from sinklens.experiments.verdict.windows import describe_windows
 
 SINK_HEAD_RATE = 0.5
 SINK_HEAD_RATIO = 2.0
@@ -26,6 +27,7 @@ def describe(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) ->
     sentences = []
     if "heads" in tables:
         sentences += describe_sinks(tables["heads"], tables["tokens"], settings)
+        sentences += describe_windows(tables["heads"], settings)
         sentences += describe_drains(tables["heads"], tables["layers"])
     if "resid_ratio" in tables["layers"]:
         sentences += describe_peaks(tables["layers"])

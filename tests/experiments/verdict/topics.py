@@ -1,10 +1,11 @@
 """All kinds of verdict, each with its checker."""
 
-from tests.experiments.verdict.checks import domains, drains, massive, sinks, virtual
+from tests.experiments.verdict.checks import domains, drains, massive, sinks, virtual, windows
 from tests.experiments.verdict.evidence import Topic
 
 TOPICS: dict[str, Topic] = {
     "sinks": sinks.TOPIC,
+    "windows": windows.TOPIC,
     "drains": drains.TOPIC,
     "virtual": virtual.TOPIC,
     "domains": domains.TOPIC,

@@ -35,6 +35,7 @@ def tables_of_heads(rng: random.Random) -> tuple[Tables, Settings]:
                 )
     columns = ["layer", "head", "sink_position", "importance", "sink_rate", "null", "ratio", "is_sink"]
     columns += ["importance_first", "null_first", "missing_mass", "gate"]
+    _add_windows(rng, rows, eps)
     rng.shuffle(rows)
     heads = pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
     layers = pd.DataFrame({"layer": range(-1, n_layers)})
@@ -71,6 +72,17 @@ def _head(
         row |= dict.fromkeys(("importance", "sink_rate", "ratio", "importance_first"), NAN)
     row["is_sink"] = row["sink_rate"] >= 0.5 and row["ratio"] >= 2
     return row
+
+
+def _add_windows(rng: random.Random, rows: list[dict[str, Any]], eps: float) -> None:
+    """What a scan adds: ceilings by layer, and the figures per query that sees the key."""
+    windowed = rng.random() < 0.5
+    ceilings = {row["layer"]: rng.choice([1.0, eps, 0.02, 0.5, 0.9]) if windowed else 1.0 for row in rows}
+    for row in rows:
+        row["ceiling_first"] = ceilings[row["layer"]]
+        row["sink_rate_visible"] = rng.choice([0.0, 1.0]) if row["ceiling_first"] < 1 else row["sink_rate"]
+        row["ratio_visible"] = rng.choice([1.9, 2.0, 9.0]) if row["ceiling_first"] < 1 else row["ratio"]
+        row["is_sink_visible"] = row["sink_rate_visible"] >= 0.5 and row["ratio_visible"] >= 2
 
 
 def _draw(rng: random.Random, tied: bool) -> float:

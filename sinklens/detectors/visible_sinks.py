@@ -1,0 +1,155 @@
+"""Attention sinks per query that can see the key: what windows leave of them."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sinklens.capture.record import LayerRecord
+from sinklens.detectors.base import LayerSums, Metric
+from sinklens.detectors.sinks import EPS, MIN_QUERIES, MIN_SHARE
+from sinklens.errors import InputError
+
+METRIC = Metric(
+    "sink_score_visible",
+    1,
+    "Attention to key k per query that can see it, in one head and sequence: beta_k = sum_i A_ik / n_k with n_k = "
+    "#{i: i sees k} under the layer's mask. Without windows n_k = T-k and beta_k is alpha_k of sink_score. Rate, null "
+    "and ratio as there. ceiling = n_k / (T-k), the largest alpha_k that any head of the layer can reach: alpha_k = "
+    "ceiling * beta_k.",
+    "sinklens, after Gu et al. 2025, arXiv 2410.10781",
+)
+COLUMNS = (
+    "layer", "head", "position", "importance_visible", "sink_rate_visible", "null_visible", "ratio_visible", "ceiling",
+)  # fmt: skip
+
+
+def importance_visible(pattern: Any, visible: Any) -> Float[Tensor, "*batch head k_pos"]:
+    """Mean attention to every key over the queries that see it.
+
+    Args:
+        pattern: Attention weights ``[..., head, q_pos, k_pos]``, 0 at masked keys.
+        visible: Which keys each query sees, ``[..., q_pos, k_pos]``; rows of padding see nothing.
+
+    Returns:
+        ``[..., head, k_pos]``; NaN for a key that no query sees.
+
+    Raises:
+        InputError: Shapes that do not belong together.
+
+    Example:
+        Each token sees itself and the one before, and gives everything to the one before:
+
+        >>> pattern = [[[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]
+        >>> importance_visible(pattern, [[1, 0, 0], [1, 1, 0], [0, 1, 1]])
+        tensor([[1.0000, 0.5000, 0.0000]])
+    """
+    weights, seen = torch.as_tensor(pattern).float(), torch.as_tensor(visible).float()
+    if weights.ndim < 3 or seen.ndim < 2 or weights.shape[-2:] != seen.shape[-2:]:
+        raise InputError(
+            f"Expected patterns [..., head, q_pos, k_pos] and visible keys [..., q_pos, k_pos], got "
+            f"{tuple(weights.shape)} and {tuple(seen.shape)}."
+        )
+    return weights.sum(-2) / seen.sum(-2)[..., None, :]
+
+
+@dataclass(frozen=True)
+class VisibleSinks:
+    """Importance per query that sees the key.
+
+    Attributes:
+        table: One row per layer, head and position: means over the sequences that reach it.
+        strongest: One row per head: its strongest key among those that at least ``min_queries`` queries see and an
+            eighth of the sequence follows, in at least half of the sequences. A layer whose window is shorter than
+            ``min_queries`` has none.
+    """
+
+    table: pd.DataFrame
+    strongest: pd.DataFrame
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The table."""
+        return self.table
+
+
+class VisibleSinkDetector:
+    """Streaming form of :func:`importance_visible` with its rate, null and ceiling. Cost: O(heads pos) per layer."""
+
+    def __init__(self, eps: float = EPS, min_queries: int = MIN_QUERIES, min_share: float = MIN_SHARE) -> None:
+        self.eps, self.min_queries, self.min_share = eps, min_queries, min_share
+        self._sums = LayerSums()
+
+    def update(self, record: LayerRecord) -> None:
+        """Take one layer; layers without attention are not applicable and left out."""
+        if "mass" not in record.attention:
+            return
+        mass, queries = record.attention["mass"], record.attention["queries"]
+        reached = record.real.to(mass.device)
+        lengths = record.batch.lengths.to(mass.device)[:, None]
+        after = (lengths - torch.arange(reached.shape[1], device=mass.device)).clamp(min=1)
+        queries = queries.masked_fill(~reached, 0)
+        seen = queries.clamp(min=1)
+        beta = (mass / seen[:, None]).masked_fill(~reached[:, None], 0)
+        eligible = reached & (queries >= self.min_queries) & (after >= lengths * self.min_share)
+        above = (beta > self.eps).double().masked_fill(beta.isnan(), torch.nan)
+        sums = {
+            "beta": beta.double().sum(0),
+            "above": above.sum(0),
+            "count": reached.double().sum(0),
+            "null": (record.attention["null_mass"] / seen).masked_fill(~reached, 0).double().sum(0),
+            "ceiling": (queries / after).double().sum(0),
+            "eligible": eligible.double().sum(0),
+            "eligible_beta": (beta * eligible[:, None]).double().sum(0),
+            "sequences": torch.full((1,), float(len(record.batch))),
+        }
+        for name, value in sums.items():
+            self._sums.add(record.layer, name, value)
+
+    def merge(self, other: Self) -> None:
+        """Add what a detector with the same settings saw of other sequences."""
+        mine, theirs = ((d.eps, d.min_queries, d.min_share) for d in (self, other))
+        if mine != theirs:
+            raise InputError("Detectors with different eps, min_queries or min_share cannot be merged.")
+        self._sums.merge(other._sums)
+
+    def compute(self) -> VisibleSinks:
+        """Both tables; empty when no layer has attention."""
+        tables, strongest = [], []
+        for layer, sums in sorted(self._sums.layers.items()):
+            s = {name: value.numpy() for name, value in sums.items()}
+            table, found = _table(layer, s)
+            tables.append(table)
+            strongest.append(table.iloc[found])
+        if not tables:
+            return VisibleSinks(pd.DataFrame(columns=[*COLUMNS]), pd.DataFrame(columns=[*COLUMNS]))
+        return VisibleSinks(pd.concat(tables, ignore_index=True), pd.concat(strongest, ignore_index=True))
+
+
+def _table(layer: int, s: dict[str, np.ndarray]) -> tuple[pd.DataFrame, list[int]]:
+    """Rows of a layer, and which of them are the heads' strongest keys."""
+    heads, positions = s["beta"].shape
+    count = np.where(s["count"] > 0, s["count"], np.nan)
+    beta, null, ceiling = s["beta"] / count, s["null"] / count, s["ceiling"] / count
+    head, position = np.divmod(np.arange(heads * positions), positions)
+    table = pd.DataFrame(
+        {
+            "layer": layer,
+            "head": head,
+            "position": position,
+            "importance_visible": beta.ravel(),
+            "sink_rate_visible": (s["above"] / count).ravel(),
+            "null_visible": np.tile(null, heads),
+            "ratio_visible": (beta / np.where(null > 0, null, np.nan)).ravel(),
+            "ceiling": np.tile(ceiling, heads),
+        }
+    )
+    allowed = s["eligible"] >= max(1, s["sequences"][0] / 2)
+    if not allowed.any():
+        return table, []
+    with np.errstate(invalid="ignore"):
+        score = np.where(allowed, s["eligible_beta"] / np.where(s["eligible"] > 0, s["eligible"], np.nan), -1)
+    return table, [index * positions + int(best) for index, best in enumerate(score.argmax(1))]
