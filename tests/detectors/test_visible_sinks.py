@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -130,7 +131,8 @@ def test_from_a_model(name: str, tmp_path: Path) -> None:
     detector = VisibleSinkDetector()
     capture(model, tokenize(model, rows), [detector], batch_size=2)
     alone = [oracle.full_patterns(model, torch.tensor([row])) for row in rows]
-    windows = oracle.attention_layers(model.original_model.config)
+    config: Any = model.original_model.config
+    windows = oracle.attention_layers(config)
     patterns = [[each[layer].pattern[0] for each in alone] for layer in windows]  # type: ignore[union-attr]
     expected, found = naive(patterns, [*windows.values()]), detector.compute().table
     for column in ("importance_visible", "null_visible", "ceiling"):
