@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.attention.engine import AttentionEngine, delegated
 from sinklens.attention.maps import FullMap
 from sinklens.attention.statistics import Statistic
-from sinklens.errors import UnsupportedArchitectureError
+from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers, context_length, has_learned_sink, window_of
 
 Path = Literal["fast", "fallback", "none"]
@@ -85,6 +85,11 @@ def _find_plan(model: TransformerBridge, vetted: bool) -> AttentionPlan:
     ids = _check_input(model)
     with torch.no_grad():
         logits, patterns = _reference(model, ids)
+        if not bool(torch.isfinite(logits).all()):
+            raise InputError(
+                f"The model gives NaN or infinite logits for {ids.shape[1]} ordinary tokens, so nothing can be "
+                "measured: use intact weights, and bfloat16 or float32 where float16 overflows."
+            )
         try:
             failure = _compare(model, "fast", ids, logits, patterns)
         except UnsupportedArchitectureError as error:

@@ -27,6 +27,7 @@ from sinklens.attention import (
     plan_for,
 )
 from sinklens.attention.engine import LayerListener
+from sinklens.capture.finite import check_finite
 from sinklens.capture.halves import BlockHalves
 from sinklens.capture.needs import KeepKeys, KeepOutputs, fields_asked, joined, statistics_asked
 from sinklens.capture.record import LayerRecord, ResidualNorms, ValueNorms
@@ -34,6 +35,7 @@ from sinklens.capture.residual import residual_norms
 from sinklens.capture.values import output_factor, value_norms
 from sinklens.errors import InputError
 from sinklens.models.architecture import output_weights
+from sinklens.models.as_bridge import check_evaluates
 from sinklens.models.tokens import TokenBatch
 
 
@@ -113,11 +115,13 @@ def capture(
         Without consumers: all records, layer by layer for each pass. With consumers: an empty list.
 
     Raises:
-        InputError: ``batch_size`` below 1, or a consumer that asks for what no record carries.
+        InputError: A model in training mode, activations that are NaN or infinite, ``batch_size`` below 1, or
+            a consumer that asks for what no record carries.
         UnsupportedArchitectureError: A consumer needs what this model cannot give, or it cannot be measured exactly.
 
     Cost: a forward pass with about twice the attention time; memory O(batch heads pos) for one layer.
     """
+    check_evaluates(model)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
     plan = plan_for(model)
@@ -211,6 +215,7 @@ class _Recorder:
 
     def _residual(self, hidden: Tensor, hook: Any, layer: int) -> None:
         norms: ResidualNorms = residual_norms(hidden, self.rows.real, self.top_k)
+        check_finite(norms.norm, self.rows, layer, self.start, hidden.dtype)
         attention, values = self.pending.pop(layer, ({}, None))
         path = self.plan.layers[layer].path if layer >= 0 else "none"
         self.deliver(

@@ -1,5 +1,6 @@
 """`sinklens ablate`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -297,7 +298,7 @@ def _run(model: str, words: dict[str, Any], options: dict[str, Any], dry_run: bo
     console = Console(stderr=True)
     with console.status(f"Loading {model} ..."):
         from sinklens.experiments import sweep
-        from sinklens.experiments.sequences import choose_sequences
+        from sinklens.experiments.sequences import choose_sequences, first_sequences
         from sinklens.experiments.sweeps.answers_file import AnswerTable
         from sinklens.experiments.sweeps.executors import check_executor, loading_here
         from sinklens.models import load
@@ -313,9 +314,11 @@ def _run(model: str, words: dict[str, Any], options: dict[str, Any], dry_run: bo
         bridge = load(model, **loading_here(options["executor"], options["loading"]))
     limits = {name: words[name] for name in ("bos", "max_tokens", "max_sequences", "seed")}
     own = table is not None and table.texts is not None
-    batch, source = choose_sequences(
-        bridge, texts, tokens=None, split=not own, source=source, **limits | ({"max_sequences": None} if own else {})
-    )
+    by_number = table is not None and texts is not None  # answers name sequences by their number
+    counted = {"max_sequences": sys.maxsize} if by_number else {}
+    batch, source = choose_sequences(bridge, texts, split=not own, source=source, **limits | counted)
+    if by_number and not own:
+        batch = first_sequences(batch, words["max_sequences"])
     if own and batch.dropped:
         raise InputError(f"{words['answers']} has texts longer than --max-tokens; their answers would come too early.")
     chosen = None if table is None else table.answers(bridge, batch)

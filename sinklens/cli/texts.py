@@ -1,5 +1,6 @@
 """Texts as the commands take them: files or standard input, with or without a domain."""
 
+import codecs
 import re
 import sys
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def _domain(name: str) -> tuple[str, str]:
 
 
 def read_text(name: str) -> str:
-    """A text file or standard input, refused with a sentence when it is missing, binary or empty."""
+    """A text file or standard input, refused with a sentence when it is missing, in UTF-16, binary or empty."""
     label = "standard input" if name == "-" else name
     try:
         raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
@@ -41,6 +42,11 @@ def read_text(name: str) -> str:
         raise InputError(f"There is no text file {name}; check the path given to --text.") from error
     except OSError as error:
         raise InputError(f"Cannot read {name}: {error.strerror}; --text takes a text file or -.") from error
+    wide = _wide_encoding(raw)
+    if wide:
+        raise InputError(
+            f"{label} is {wide} text; --text takes UTF-8. Save it as UTF-8, or convert it: iconv -f {wide} -t UTF-8."
+        )
     if b"\0" in raw:
         raise InputError(f"{label} is a binary file; --text takes UTF-8 text.")
     try:
@@ -52,3 +58,20 @@ def read_text(name: str) -> str:
     if not text.strip():
         raise InputError(f"{label} is empty; expected some text.")
     return text
+
+
+def _wide_encoding(raw: bytes) -> str:
+    """The name of a wide Unicode encoding, by its byte-order mark or by where its zero bytes are; else empty."""
+    for name, mark in (("UTF-32", codecs.BOM_UTF32_LE), ("UTF-32", codecs.BOM_UTF32_BE)):  # before UTF-16: FF FE both
+        if raw.startswith(mark):
+            return name
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    start = raw[:4096]
+    zeros = [start[place::4].count(0) / max(1, len(start[place::4])) for place in range(4)]
+    # text of mostly Latin letters has a zero in every other byte, or three of four
+    for name, places in (("UTF-32LE", (1, 2, 3)), ("UTF-32BE", (0, 1, 2)), ("UTF-16LE", (1, 3)), ("UTF-16BE", (0, 2))):
+        rest = [zeros[place] for place in range(4) if place not in places]
+        if min(zeros[place] for place in places) > 0.7 and max(rest) < 0.1:
+            return name
+    return ""

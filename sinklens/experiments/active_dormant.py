@@ -35,7 +35,7 @@ from sinklens.experiments.active_dormant_sentences import active_dormant_sentenc
 from sinklens.experiments.bootstrap import paired_interval
 from sinklens.experiments.builtin_domains import builtin_domains
 from sinklens.experiments.contrasts import contrasts
-from sinklens.experiments.domains import Domains, DomainTexts, choose_domains
+from sinklens.experiments.domains import Domains, DomainTexts, by_domain_of, choose_domains
 from sinklens.experiments.effects import predicted_rows
 from sinklens.experiments.head_sets import head_set_losses
 from sinklens.experiments.provenance import provenance
@@ -44,7 +44,9 @@ from sinklens.experiments.table_result import TableResult
 from sinklens.interventions import AblateHeads
 from sinklens.interventions.heads import Head
 from sinklens.models.architecture import attention_layers
+from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice, TokenBatch
+from sinklens.models.torch_state import usual_torch
 
 FORMAT = "sinklens-active-dormant"
 FORMAT_VERSION = 1
@@ -95,9 +97,10 @@ class ActiveDormant(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TAB
         return active_dormant_sentences(self.tables["heads"], self.tables["contrasts"])
 
 
+@usual_torch()
 @torch.no_grad()
 def active_dormant(
-    model: TransformerBridge,
+    model: AnyModel,
     texts: DomainTexts | str | Sequence[str] | None = None,
     *,
     classes: Mapping[str, Collection[int]] | None = None,
@@ -121,7 +124,7 @@ def active_dormant(
     All three are measured on the same queries: those that predict a token, position 0 left out.
 
     Args:
-        model: The bridge; it is the same afterwards.
+        model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
         texts: Texts by domain (or tokens); one or several texts make the domain ``"text"``. Default: built-in prose
             and code, or a built-in model's own task.
         classes: Token ids by class, such as ``{"trigger": task.trigger_ids}``; queries whose token is in none are
@@ -131,7 +134,7 @@ def active_dormant(
         bos: As for :func:`sinklens.tokenize`.
         max_tokens: Longest sequence; default: the model's context (64 for the built-in corpus).
         split: Cut long texts into sequences of ``max_tokens``.
-        max_sequences: Use at most this many sequences of each domain, the first ones.
+        max_sequences: Draw at most this many sequences of each domain from all over its texts.
         batch_size: Sequences in one clean pass; default: what fits the memory.
         seed: Of corpus and bootstrap.
         on_done: Called with the number of ablations done and of all.
@@ -144,6 +147,7 @@ def active_dormant(
 
     Cost: two forward passes over everything, and for every head on average half a forward pass.
     """
+    model = as_bridge(model)
     if not attention_layers(model) or plan_for(model).path == "none":
         raise UnsupportedArchitectureError(f"{model.cfg.architecture} has no attention heads to judge.")
     named = _check_classes(classes)
@@ -209,8 +213,8 @@ def _domains(
 ) -> Domains:
     if texts is None:
         return builtin_domains(model, bos=bos, length=max_tokens, n_sequences=max_sequences or 100, seed=seed)
-    by_domain = texts if isinstance(texts, Mapping) else {"text": texts}
-    return choose_domains(model, by_domain, bos=bos, max_tokens=max_tokens, split=split, max_sequences=max_sequences)
+    limits: dict[str, Any] = {"max_tokens": max_tokens, "split": split, "max_sequences": max_sequences, "seed": seed}
+    return choose_domains(model, by_domain_of(texts), bos=bos, **limits)
 
 
 def _check_classes(classes: Mapping[str, Collection[int]] | None) -> dict[str, Collection[int]]:

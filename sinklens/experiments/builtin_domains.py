@@ -10,7 +10,8 @@ from sinklens.experiments.domains import Domains, join_batches
 from sinklens.models.architecture import context_length
 from sinklens.models.builtin import builtin_models, data_dir
 from sinklens.models.source import source_of
-from sinklens.models.tokens import BosChoice, tokenize
+from sinklens.models.tokens import BosChoice, to_batch
+from sinklens.models.unused import Unused
 
 TEXTS = {"prose": "shakespeare.txt", "code": "python.txt"}
 
@@ -45,9 +46,9 @@ def builtin_domains(
     length = length or min(LENGTH, context_length(model) or LENGTH)
     batches = {}
     for name, file in TEXTS.items():
-        rows = tokenize(model, [(data_dir() / "texts" / file).read_text()], bos=bos, max_tokens=length, split=True)
+        rows = to_batch(model, [(data_dir() / "texts" / file).read_text()], bos=bos, max_tokens=length, split=True)
         chosen = sorted(random.Random(seed).sample(range(len(rows)), min(n_sequences, len(rows))))
-        batches[name] = replace(rows.rows(chosen), dropped=0)
+        batches[name] = replace(rows.rows(chosen), unused=Unused())
     of = tuple(name for name, batch in batches.items() for _ in range(len(batch)))
     named = "built-in texts: shakespeare (prose: English drama, public domain) and python (code: PSF licence)"
     return Domains(join_batches([*batches.values()]), of, named)

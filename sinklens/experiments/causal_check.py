@@ -26,7 +26,9 @@ from sinklens.interventions import AblateHeads
 from sinklens.interventions.head_outputs import mean_outputs
 from sinklens.interventions.heads import Head, check_heads, head_name, parse_head
 from sinklens.models.architecture import context_length
-from sinklens.models.tokens import BosChoice, TokenBatch, tokenize
+from sinklens.models.as_bridge import AnyModel, as_bridge
+from sinklens.models.tokens import BosChoice, Ids, TokenBatch, tokenize
+from sinklens.models.torch_state import usual_torch
 
 Way = Literal["zero", "mean", "uniform"]
 LENGTH, SIZE = 256, 8
@@ -45,16 +47,18 @@ class _Set:
     heads: tuple[Head, ...]
 
 
+@usual_torch()
 @torch.no_grad()
 def causal_check(
-    model: TransformerBridge,
+    model: AnyModel,
     ranking: Sequence[object],
     *,
     top: Sequence[int] | None = None,
     ways: Sequence[Way] = WAYS,
     needles: NeedleSet | None = None,
     texts: str | Sequence[str] | None = None,
-    tokens: TokenBatch | None = None,
+    tokens: TokenBatch | Ids | None = None,
+    attention_mask: Any = None,
     bos: BosChoice = "auto",
     max_tokens: int | None = None,
     max_sequences: int = 20,
@@ -84,16 +88,17 @@ def causal_check(
     drawn from them alone: the random heads that are harmless by construction, and the only ones of which that is known.
 
     Args:
-        model: The bridge; it is the same afterwards.
+        model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
         ranking: Heads such as ``"L1H0"``, the first one first.
         top: The sizes k; default: all of the ranking.
         ways: Some of ``"uniform"``, ``"zero"`` and ``"mean"``.
         needles: What to find; default: 30 random-token needles of 256 tokens, or as long as the context allows.
         texts: Plain text; default: the built-in corpus that fits the model.
         tokens: The same as tokens.
+        attention_mask: For ids: 1 at real tokens.
         bos: As for :func:`sinklens.tokenize`, for texts.
         max_tokens: Longest text.
-        max_sequences: Use at most this many texts.
+        max_sequences: Draw at most this many sequences from all over the texts.
         controls: Random sets for each size, and as many of equal own harm where there are so many; with n of them no p
             below ``1 / (n + 1)`` can come out.
         exclude: Heads that must not be in a random set, such as others believed to matter.
@@ -111,6 +116,7 @@ def causal_check(
     Cost: for each way and set one pass over the needles and part of one over the texts, and for each of the
     ``5 * controls`` candidates for equal own harm part of one over the texts.
     """
+    model = as_bridge(model)
     order = _ranking(model, ranking)
     sizes = sorted({len(order)} if top is None else {*top})
     if not sizes or sizes[0] < 1 or sizes[-1] > len(order):
@@ -120,7 +126,9 @@ def causal_check(
     if controls < 1:
         raise InputError(f"controls must be at least 1, got {controls}; 10 or more make a comparison.")
     needles = _usual_needles(model, seed) if needles is None else needles
-    batch, source = choose_sequences(model, texts, tokens, bos, max_tokens, False, seed, None, max_sequences)
+    batch, source = choose_sequences(
+        model, texts, tokens, bos, max_tokens, True, seed, None, max_sequences, attention_mask
+    )
     idle = idle_heads(model)
     pool = [head for head in all_heads(model) if head not in {*idle} - {*order}]
     sets, notes = _sets(order, sizes, pool, idle, controls, seed, exclude)
@@ -169,7 +177,7 @@ def causal_check(
         "loss_spread": None if math.isnan(usual.low) else (usual.high - usual.low) / 2,
         "n_needles": len(needles),
         "n_texts": usual.n,
-        "warnings": notes,
+        "warnings": notes + ([batch.unused.sentence(len(batch))] if batch.unused else []),
     }
     return CausalCheck(meta, with_harm(instances, clean, seed), instances)
 

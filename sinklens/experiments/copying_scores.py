@@ -13,12 +13,14 @@ from sinklens.detectors.head_scores import HeadScores
 from sinklens.detectors.ov_copying import EIGEN, TOP1, eigen_copying, top1_copying
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers, output_weights
-from sinklens.models.load import load
+from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.ordinary_tokens import ordinary_ids
+from sinklens.models.torch_state import usual_torch
 
 
+@usual_torch()
 @torch.no_grad()
-def copying_scores(model: TransformerBridge | str, *, n_tokens: int = 1000, seed: int = 0) -> HeadScores:
+def copying_scores(model: AnyModel, *, tokenizer: Any = None, n_tokens: int = 1000, seed: int = 0) -> HeadScores:
     """Measure how far each head's output-value circuit copies the token it attends to.
 
     The source is the token embedding alone: what earlier layers add to it is left out, and so are biases. Gains of the
@@ -26,7 +28,8 @@ def copying_scores(model: TransformerBridge | str, *, n_tokens: int = 1000, seed
     that subtracts the mean has that folded in too. Copying is not a role: previous-token heads can score high.
 
     Args:
-        model: A bridge, or a name or path for :func:`sinklens.load`.
+        model: What :func:`~sinklens.models.as_bridge` takes.
+        tokenizer: For a Hugging Face model.
         n_tokens: How many ordinary tokens, drawn without repetition, the top-1 share is taken over.
         seed: Of the draw.
 
@@ -42,7 +45,7 @@ def copying_scores(model: TransformerBridge | str, *, n_tokens: int = 1000, seed
     """
     if n_tokens < 1:
         raise InputError(f"n_tokens must be at least 1, got {n_tokens}.")
-    model = load(model) if isinstance(model, str) else model
+    model = as_bridge(model, tokenizer=tokenizer)
     layers = attention_layers(model)
     inner: Any = model.original_model
     embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()

@@ -10,7 +10,8 @@ from sinklens.errors import InputError
 from sinklens.models.architecture import context_length
 from sinklens.models.builtin import builtin_models, data_dir
 from sinklens.models.source import source_of
-from sinklens.models.tokens import BosChoice, TokenBatch, tokenize
+from sinklens.models.tokens import BosChoice, TokenBatch, to_batch
+from sinklens.models.unused import Unused
 
 SEQUENCES = 100
 LENGTH = 64
@@ -54,9 +55,11 @@ def builtin_corpus(
     if task.is_file():
         texts = json.loads(task.read_text())["texts"]
         chosen = [texts[index] for index in sorted(draw.sample(range(len(texts)), min(n_sequences, len(texts))))]
-        rows = tokenize(model, chosen, bos=bos, max_tokens=length)
-        return Corpus(replace(rows, dropped=0), f"built-in corpus {recipe['task']}, the model's own task")
+        rows = to_batch(model, chosen, bos=bos, max_tokens=length)
+        return Corpus(replace(rows, unused=Unused()), f"built-in corpus {recipe['task']}, the model's own task")
     text = (data_dir() / "texts" / "shakespeare.txt").read_text()
-    rows = tokenize(model, [text], bos=bos, max_tokens=length, split=True)
+    rows = to_batch(model, [text], bos=bos, max_tokens=length, split=True)
     index = sorted(draw.sample(range(len(rows)), min(n_sequences, len(rows))))
-    return Corpus(replace(rows.rows(index), dropped=0), "built-in corpus shakespeare (English drama, public domain)")
+    return Corpus(
+        replace(rows.rows(index), unused=Unused()), "built-in corpus shakespeare (English drama, public domain)"
+    )

@@ -17,9 +17,12 @@ from sinklens.errors import InputError
 from sinklens.experiments.sequences import choose_sequences
 from sinklens.experiments.two_sample import difference_intervals
 from sinklens.experiments.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO
-from sinklens.models.tokens import BosChoice, TokenBatch
+from sinklens.models.given_ids import is_encoding
+from sinklens.models.tokens import BosChoice, Ids, TokenBatch
+from sinklens.models.unused import Unused
 
-DomainTexts = Mapping[str, str | Sequence[str] | TokenBatch]
+DomainTexts = Mapping[str, str | Sequence[str] | TokenBatch | Ids]
+"""Texts, or tokens, by name of the domain."""
 MEASURES = ("importance_first", "sink_rate_first", "mass_first")
 COLUMNS = (
     "layer", "head", "domain", *MEASURES, "null_first", "is_sink_first", "n_sequences",
@@ -76,7 +79,7 @@ class Domains:
     def notes(self) -> list[str]:
         """What stands in the way of a comparison."""
         means = {name: facts["n_tokens"] / facts["n_sequences"] for name, facts in self.facts().items()}
-        out = []
+        out = [self.batch.unused.sentence(len(self.batch))] if self.batch.unused else []
         if max(means.values()) > 1.1 * min(means.values()):
             listed = ", ".join(f"{name} {mean:.0f}" for name, mean in means.items())
             out.append(
@@ -95,8 +98,9 @@ def choose_domains(
     *,
     bos: BosChoice = "auto",
     max_tokens: int | None = None,
-    split: bool = False,
+    split: bool = True,
     max_sequences: int | None = None,
+    seed: int = 0,
     source: str | None = None,
 ) -> Domains:
     """Tokenize the texts of every domain.
@@ -107,20 +111,34 @@ def choose_domains(
         bos: As for :func:`sinklens.tokenize`.
         max_tokens: Longest sequence.
         split: Cut long texts into sequences of ``max_tokens``.
-        max_sequences: Use at most this many sequences of each domain, the first ones.
+        max_sequences: As for :func:`~sinklens.experiments.sequences.choose_sequences`, of each domain.
+        seed: Which sequences are drawn.
         source: What to call them.
 
     Raises:
         InputError: No domain, one without a name, or texts that cannot be tokenized.
     """
-    if not texts or not all(name.strip() for name in texts):
+    names: list[Any] = [*texts]
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise InputError("Expected texts by domain, such as {'prose': [...], 'code': [...]}, each with a name.")
     batches = {}
     for name, given in texts.items():
-        tokens, plain = (given, None) if isinstance(given, TokenBatch) else (None, given)
-        batches[name], _ = choose_sequences(model, plain, tokens, bos, max_tokens, split, 0, None, max_sequences)
+        batches[name], _ = choose_sequences(
+            model,
+            given,
+            bos=bos,
+            max_tokens=max_tokens,
+            split=split,
+            seed=seed,
+            max_sequences=max_sequences,
+        )
     of = tuple(name for name, batch in batches.items() for _ in range(len(batch)))
     return Domains(join_batches(list(batches.values())), of, source or f"texts of the domains {', '.join(batches)}")
+
+
+def by_domain_of(texts: Any) -> DomainTexts:
+    """Texts by domain as they are; one or several texts, or tokens, as the domain ``"text"``."""
+    return texts if isinstance(texts, Mapping) and not is_encoding(texts) else {"text": texts}
 
 
 def join_batches(batches: Sequence[TokenBatch]) -> TokenBatch:
@@ -143,7 +161,7 @@ def join_batches(batches: Sequence[TokenBatch]) -> TokenBatch:
         bos_id=batches[0].bos_id,
         bos_added_by=added.pop() if len(added) == 1 else "nobody",
         statement=" ".join(dict.fromkeys(batch.statement for batch in batches)),
-        dropped=sum(batch.dropped for batch in batches),
+        unused=sum((batch.unused for batch in batches), Unused()),
     )
 
 

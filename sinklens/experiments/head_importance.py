@@ -1,5 +1,6 @@
 """How much each head matters by three measures: what it writes, what masking it costs, what it adds to the logits."""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,9 @@ from sinklens.experiments.sequences import choose_sequences
 from sinklens.experiments.write_pass import measure_writes
 from sinklens.interventions import AblateHeads, kv_head_count
 from sinklens.interventions.heads import Head, parse_heads
-from sinklens.models.tokens import BosChoice, TokenBatch
+from sinklens.models.as_bridge import AnyModel, as_bridge
+from sinklens.models.tokens import BosChoice, Ids, TokenBatch
+from sinklens.models.torch_state import usual_torch
 
 MEASURES: dict[str, Metric] = {
     "write_norm": write_norm.METRIC,
@@ -37,11 +40,13 @@ MEASURES: dict[str, Metric] = {
 MASKED = AblateHeads("all", "uniform")
 
 
+@usual_torch()
 def head_importance(
-    model: TransformerBridge,
+    model: AnyModel,
     texts: str | Sequence[str] | None = None,
     *,
-    tokens: TokenBatch | Tensor | Sequence[Sequence[int]] | None = None,
+    tokens: TokenBatch | Ids | None = None,
+    attention_mask: Any = None,
     measures: Iterable[str] = tuple(MEASURES),
     answers: Answers | None = None,
     bos: BosChoice = "auto",
@@ -58,15 +63,16 @@ def head_importance(
     writes little to the logits itself may be what later heads build on (previous-token heads).
 
     Args:
-        model: The bridge; it is the same afterwards.
+        model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
         texts: One or several texts; default: the built-in corpus that fits the model.
-        tokens: Tokens instead of texts.
+        tokens: Instead of texts: a :class:`TokenBatch`, a tokenizer's output, a tensor ``[batch pos]`` or lists of ids.
+        attention_mask: For ids: 1 at real tokens.
         measures: Which of ``write_norm``, ``attention_influence``, ``direct_logit``.
         answers: For ``direct_logit``: read these logit differences instead of the next token's logit above the mean.
         bos: As for :func:`sinklens.tokenize`.
         max_tokens: Longest sequence; default: the model's context (64 for the built-in corpus).
         split: Cut long texts into sequences of ``max_tokens``.
-        max_sequences: Use at most this many sequences, the first ones.
+        max_sequences: Draw at most this many sequences from all over the texts (all of them where there are answers).
         batch_size: Sequences in one forward pass.
         seed: Of corpus and bootstrap.
         on_done: Called with the number of sequences done and of all.
@@ -89,9 +95,14 @@ def head_importance(
         raise InputError(
             f"measures must be some of {', '.join(MEASURES)}; got {', '.join(map(str, wanted)) or 'none'}."
         )
+    model = as_bridge(model)
     if plan_for(model).path == "none":
         raise UnsupportedArchitectureError(f"{model.cfg.architecture} has no attention heads to score.")
-    batch, source = choose_sequences(model, texts, tokens, bos, max_tokens, split, seed, None, max_sequences)
+    if answers is not None and texts is not None:  # one for each text, in their order
+        split, max_sequences = False, sys.maxsize
+    batch, source = choose_sequences(
+        model, texts, tokens, bos, max_tokens, split, seed, None, max_sequences, attention_mask
+    )
     if answers is not None:
         answers.check(batch, int(model.cfg.d_vocab))
     heads = all_heads(model)
@@ -132,7 +143,7 @@ def head_importance(
         **facts,
         "settings": {"measures": list(wanted), "answers": answers is not None, "batch_size": batch_size, "seed": seed},
         "metrics": {name: MEASURES[name].as_dict() for name in wanted},
-        "warnings": list(warnings),
+        "warnings": [*warnings, *([batch.unused.sentence(len(batch))] if batch.unused else [])],
         "direct_logit": sums.as_dict() if "direct_logit" in wanted else None,
     }
     return HeadScores(frame, {name: MEASURES[name] for name in wanted}, meta)

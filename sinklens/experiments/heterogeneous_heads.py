@@ -26,17 +26,21 @@ from sinklens.experiments.provenance import provenance
 from sinklens.experiments.sequences import choose_sequences
 from sinklens.interventions import kv_head_count
 from sinklens.models.architecture import attention_layers, output_weights
-from sinklens.models.tokens import BosChoice, TokenBatch
+from sinklens.models.as_bridge import AnyModel, as_bridge
+from sinklens.models.tokens import BosChoice, Ids, TokenBatch
+from sinklens.models.torch_state import usual_torch
 
 FORMS = {"semantic": heterogeneity.RAW, "written": heterogeneity.WRITTEN}
 
 
+@usual_torch()
 @torch.no_grad()
 def heterogeneous_heads(
-    model: TransformerBridge,
+    model: AnyModel,
     texts: str | Sequence[str] | None = None,
     *,
-    tokens: TokenBatch | Tensor | Sequence[Sequence[int]] | None = None,
+    tokens: TokenBatch | Ids | None = None,
+    attention_mask: Any = None,
     beta: float = 0.25,
     least: int | None = None,
     bos: BosChoice = "auto",
@@ -61,17 +65,18 @@ def heterogeneous_heads(
     Left out is the paper's cheap form (32 last queries, 256 strongest tokens), which approximates this one.
 
     Args:
-        model: The bridge.
+        model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
         texts: One or several texts; default: the built-in corpus that fits the model.
-        tokens: Tokens instead of texts.
+        tokens: Instead of texts: a :class:`TokenBatch`, a tokenizer's output, a tensor ``[batch pos]`` or lists of ids.
+        attention_mask: For ids: 1 at real tokens.
         beta: Share of far heads in layer 0.
         least: Far heads in the last layer, m; default: an eighth of the KV heads, the paper's share for 32 heads.
         bos: As for :func:`sinklens.tokenize`.
         max_tokens: Longest sequence.
         split: Cut long texts into sequences of ``max_tokens``.
-        max_sequences: Use at most this many sequences, the first ones.
+        max_sequences: Draw at most this many sequences from all over the texts; None: 100, and all of given tokens.
         batch_size: Sequences in one forward pass.
-        seed: Of the built-in corpus.
+        seed: Which sequences are drawn.
 
     Returns:
         Columns ``layer``, ``head``, ``kv_head``; ``semantic_offset`` and ``written_offset``; for each form
@@ -85,10 +90,13 @@ def heterogeneous_heads(
 
     Cost: one forward pass.
     """
+    model = as_bridge(model)
     plan = plan_for(model)
     if plan.path == "none":
         raise UnsupportedArchitectureError(f"{model.cfg.architecture} has no attention heads to compare.")
-    batch, source = choose_sequences(model, texts, tokens, bos, max_tokens, split, seed, None, max_sequences)
+    batch, source = choose_sequences(
+        model, texts, tokens, bos, max_tokens, split, seed, None, max_sequences, attention_mask
+    )
     kv_heads, layers = kv_head_count(model), sorted(attention_layers(model))
     group = int(model.cfg.n_heads) // kv_heads
     least = max(1, round(kv_heads / 8)) if least is None else least
@@ -120,7 +128,10 @@ def heterogeneous_heads(
         **facts,
         "settings": {"beta": beta, "least": least, "counts": {str(layer): count for layer, count in counts.items()}},
         "metrics": {metric.name: metric.as_dict() for metric in FORMS.values()},
-        "warnings": ["What heads write cannot be told in some layers (gate, or W_O not readable)."] if missing else [],
+        "warnings": [
+            *(["What heads write cannot be told in some layers (gate, or W_O not readable)."] if missing else []),
+            *([batch.unused.sentence(len(batch))] if batch.unused else []),
+        ],
     }
     return HeadScores(pd.DataFrame(rows), {metric.name: metric for metric in FORMS.values()}, meta)
 

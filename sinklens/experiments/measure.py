@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import AttentionEngine, plan_for
 from sinklens.errors import InputError, ResultError
@@ -20,9 +19,12 @@ from sinklens.experiments.batches import equal_lengths
 from sinklens.experiments.bootstrap import paired_interval
 from sinklens.experiments.effects import Answers, Reference, token_losses
 from sinklens.experiments.provenance import provenance
+from sinklens.experiments.sequences import choose_sequences
 from sinklens.experiments.summary import mean, summarise
 from sinklens.interventions import Intervention
-from sinklens.models.tokens import TokenBatch
+from sinklens.models.as_bridge import AnyModel, as_bridge
+from sinklens.models.tokens import Ids, TokenBatch
+from sinklens.models.torch_state import usual_torch
 from sinklens.tables import load_result, save_result
 
 FORMAT = "sinklens-effects"
@@ -149,12 +151,14 @@ class Effects:
             raise ResultError(f"{directory} is damaged: {error} is missing or wrong in its header.") from error
 
 
+@usual_torch()
 @torch.no_grad()
 def measure_effects(
-    model: TransformerBridge,
+    model: AnyModel,
     interventions: Mapping[str, Intervention],
-    batch: TokenBatch,
+    batch: TokenBatch | Ids,
     *,
+    attention_mask: Any = None,
     answers: Answers | None = None,
     batch_size: int = 8,
     seed: int = 0,
@@ -171,9 +175,10 @@ def measure_effects(
     changed ones. Compare an effect of chosen heads with that of :func:`~sinklens.experiments.random_head_sets`.
 
     Args:
-        model: The bridge; it is the same afterwards.
+        model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
         interventions: By name, in the order of the tables.
-        batch: Sequences from :func:`sinklens.tokenize`.
+        batch: Sequences from :func:`sinklens.tokenize`, a tokenizer's output, or token ids.
+        attention_mask: For ids: 1 at real tokens.
         answers: For logit differences.
         batch_size: Sequences in one forward pass.
         seed: Of the bootstrap.
@@ -187,8 +192,8 @@ def measure_effects(
     """
     if not interventions or not all(interventions):
         raise InputError("Expected interventions by name, at least one, such as {'no L0H0': AblateHeads(['L0H0'])}.")
-    if not len(batch):
-        raise InputError("Expected at least one sequence, got none.")
+    model = as_bridge(model)
+    batch, _ = choose_sequences(model, tokens=batch, attention_mask=attention_mask)
     if answers is not None:
         answers.check(batch, int(model.cfg.d_vocab))
     for intervention in interventions.values():

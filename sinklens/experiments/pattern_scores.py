@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.capture import capture, plan_memory
 from sinklens.detectors.duplicate_token import DuplicateTokenDetector
@@ -20,14 +19,17 @@ from sinklens.experiments.provenance import provenance
 from sinklens.experiments.repeated_tokens import repeated_tokens
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import attention_layers
-from sinklens.models.load import load
+from sinklens.models.as_bridge import AnyModel, as_bridge
+from sinklens.models.torch_state import usual_torch
 
 BLOCK, REPEATS, SEQUENCES = 64, 4, 8
 
 
+@usual_torch()
 def pattern_scores(
-    model: TransformerBridge | str,
+    model: AnyModel,
     *,
+    tokenizer: Any = None,
     block: int = BLOCK,
     repeats: int = REPEATS,
     n_sequences: int = SEQUENCES,
@@ -52,7 +54,8 @@ def pattern_scores(
     can be idle, and roles such as "S-inhibition" cannot be read off patterns at all.
 
     Args:
-        model: A bridge, or a name or path for :func:`sinklens.load`. It is the same afterwards.
+        model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
+        tokenizer: For a Hugging Face model.
         block: Tokens in the repeated block (RazorAttention: 2,500). Scaled down to the model's context, and said so.
         repeats: How often it stands there. ``duplicate_token`` and ``induction`` are read in the second block alone,
             ``echo`` and ``razor_induction`` in all blocks but the first.
@@ -78,7 +81,7 @@ def pattern_scores(
 
     Cost: one forward pass; two numbers per query, head and score for one layer at a time.
     """
-    model = load(model) if isinstance(model, str) else model
+    model = as_bridge(model, tokenizer=tokenizer)
     if not attention_layers(model):
         raise UnsupportedArchitectureError(f"{model.cfg.architecture} has no attention heads to score.")
     probe = repeated_tokens(

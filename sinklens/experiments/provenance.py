@@ -2,6 +2,7 @@
 
 import datetime
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def model_facts(model: TransformerBridge) -> dict[str, Any]:
     parameter = next(model.parameters())
     return {
         "name": _display_name(source) if source else str(getattr(cfg, "model_name", "bridge")),
-        "path": None if source is None else "built in" if source.builtin else source.name,
+        "path": None if source is None or not source.path else "built in" if source.builtin else source.name,
+        "origin": "a TransformerBridge of the caller's" if source is None else source.origin,
         "architecture": cfg.architecture,
         "n_layers": len(model.blocks),
         "n_heads": cfg.n_heads,
@@ -109,6 +111,7 @@ def token_facts(batch: TokenBatch, source: str | None = None, skipped: Sequence[
         "source": source,
         "skipped": list(skipped),
         "dropped": batch.dropped,
+        "unused": asdict(batch.unused),
         "bos": {
             "position0": next(iter(firsts)) if len(firsts) == 1 else None,
             "id": batch.bos_id,

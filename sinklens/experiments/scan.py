@@ -4,10 +4,10 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
-from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import StatisticFactory, plan_for
 from sinklens.capture import Consumer, MemoryPlan, capture, plan_memory, standard_statistics
@@ -31,12 +31,14 @@ from sinklens.experiments.domains import DomainJoin, Domains, DomainTexts, choos
 from sinklens.experiments.head_table import join_heads, join_sinks, sinks_by_layer, with_entering
 from sinklens.experiments.joins import Example, TokenJoin, choose_maps
 from sinklens.experiments.provenance import attention_facts, made_with, model_facts, token_facts
-from sinklens.experiments.sequences import choose_sequences
+from sinklens.experiments.sequences import choose_sequences, without_short
 from sinklens.experiments.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO, describe
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import norm_after_attention
-from sinklens.models.load import load
-from sinklens.models.tokens import BosChoice, TokenBatch
+from sinklens.models.as_bridge import AnyModel, as_bridge
+from sinklens.models.given_ids import is_encoding
+from sinklens.models.tokens import BosChoice, Ids, TokenBatch
+from sinklens.models.torch_state import usual_torch
 
 DETECTORS = (
     "sinks", "value_drains", "massive_activations", "residual_peaks", "secondary_sinks", "decorrelation",
@@ -47,14 +49,17 @@ COSTLY = ("compression",)
 """What must be asked for: an eigenvalue problem for every layer and sequence."""
 
 
+@usual_torch()
 def scan(
-    model: TransformerBridge | str,
+    model: AnyModel,
     texts: str | Sequence[str] | DomainTexts | None = None,
     *,
-    tokens: TokenBatch | Tensor | Sequence[Sequence[int]] | None = None,
+    tokens: TokenBatch | Ids | None = None,
+    attention_mask: Any = None,
+    tokenizer: Any = None,
     bos: BosChoice = "auto",
     max_tokens: int | None = None,
-    split: bool = False,
+    split: bool = True,
     max_sequences: int | None = None,
     batch_size: int | None = None,
     detectors: Sequence[str] = DETECTORS,
@@ -69,20 +74,25 @@ def scan(
     """Find attention sinks, value drains, residual peaks and massive activations in one pass.
 
     Args:
-        model: A bridge, or a name or path for :func:`sinklens.load`. It is the same afterwards.
+        model: A bridge, a name or path for :func:`sinklens.load`, or a Hugging Face model with its ``tokenizer``; see
+            :func:`~sinklens.models.as_bridge`. It is the same afterwards.
         texts: One or several texts, a sequence each; default: a built-in corpus that fits the model (100 sequences
             of 64 tokens). Or texts by domain, ``{"prose": [...], "code": [...]}``: then the census has a table
             ``domains`` of how every head differs between them.
-        tokens: Instead of texts: a :class:`TokenBatch`, an id tensor ``[batch pos]`` or lists of ids.
+        tokens: Instead of texts: a :class:`TokenBatch`, what a Hugging Face tokenizer gives (``input_ids`` with
+            ``attention_mask``), an id tensor ``[batch pos]`` or lists of ids.
+        attention_mask: For ids: 1 at real tokens. Ids that begin or end with padding are refused without it.
+        tokenizer: For a Hugging Face model: its tokenizer, or where that lies.
         bos: ``"auto"`` (as the checkpoint's tokenizer does), ``"yes"`` or ``"no"``; ids are taken as they are.
         max_tokens: Longest sequence; default: the model's context.
-        split: Cut long texts into sequences of ``max_tokens`` instead of dropping the rest.
-        max_sequences: Use at most this many sequences (of each domain), the first ones.
+        split: Cut long texts into sequences of ``max_tokens``; False drops what is beyond. Rows of ids are never split.
+        max_sequences: Draw at most this many sequences (of each domain) from all over the texts; default: 100, and all
+            of given tokens. The census says how many tokens were not used, and why.
         batch_size: Sequences per forward pass; default: what fits the memory.
         detectors: Names among :data:`DETECTORS` (the default, all of these) and :data:`COSTLY`.
         eps: Threshold of the sink rate.
         maps: For how many heads the example sequence's attention map is kept.
-        seed: Which sequences of the built-in corpus are drawn.
+        seed: Which sequences are drawn.
         source: What to call the texts in the provenance.
         intervention: Measure the model under this change, such as ``AblateHeads(["L1H0"])``; it is named in the header
             and the verdict.
@@ -93,8 +103,8 @@ def scan(
         A :class:`Census`.
 
     Raises:
-        InputError: No usable sequence (each needs at least as many tokens as make ``eps`` meaningful, 10 for 0.3),
-            or an unknown detector.
+        InputError: No usable sequence (each needs at least as many tokens as make ``eps`` meaningful, 10 for 0.3), ids
+            with padding and no mask, a model in training mode, activations that are NaN, or an unknown detector.
         UnsupportedArchitectureError: No exact way to measure the model is known.
 
     Cost: one forward pass, its attention about twice as slow as fused attention; memory O(tokens) on the fast path.
@@ -105,27 +115,38 @@ def scan(
         named = ", ".join(unknown) or "(none)"
         raise InputError(f"Unknown detectors {named}; expected some of {', '.join(every)}.")
     started = time.perf_counter()
-    model = load(model) if isinstance(model, str) else model
+    model = as_bridge(model, tokenizer=tokenizer)
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         plan = plan_for(model)
     notes += [str(w.message) for w in caught if "sinklens" in str(w.filename) or "measured through" in str(w.message)]
     domains: Domains | None = None
-    if isinstance(texts, Mapping):
+    if isinstance(texts, Mapping) and not is_encoding(texts):
         if tokens is not None:
             raise InputError("Pass either texts or tokens, not both; a domain may be given as a TokenBatch.")
+        if attention_mask is not None:
+            raise InputError("attention_mask goes with tokens; a domain may be given as a tokenizer's whole output.")
         domains = choose_domains(
-            model, texts, bos=bos, max_tokens=max_tokens, split=split, max_sequences=max_sequences, source=source
+            model,
+            texts,
+            bos=bos,
+            max_tokens=max_tokens,
+            split=split,
+            max_sequences=max_sequences,
+            seed=seed,
+            source=source,
         )
         batch, source = domains.batch, domains.source
     else:
-        batch, source = choose_sequences(model, texts, tokens, bos, max_tokens, split, seed, source, max_sequences)
+        batch, source = choose_sequences(
+            model, texts, tokens, bos, max_tokens, split, seed, source, max_sequences, attention_mask
+        )
     usable, skipped = _usable(batch, eps)
     if skipped:
-        batch = batch.rows(usable)
-        domains = domains.rows(usable) if domains is not None else None
-    notes += _length_notes(batch, eps) + (domains.notes() if domains is not None else [])
+        batch = without_short(batch, usable)
+        domains = replace(domains.rows(usable), batch=batch) if domains is not None else None
+    notes += dict.fromkeys(_length_notes(batch, eps) + (domains.notes() if domains is not None else []))
     notes += [] if intervention is None else [f"Measured under an intervention: {intervention}."]
     memory = plan_memory(model, len(batch), batch.ids.shape[1], batch_size)
     if on_plan is not None:
@@ -259,8 +280,8 @@ def _length_notes(batch: TokenBatch, eps: float) -> list[str]:
             f"The shortest sequence has {shortest} tokens, where uniform attention gives key 0 an importance of "
             f"{floor:.2f}, more than half of eps={eps}: read the ratio to the null, not the rate."
         )
-    if batch.dropped:
-        notes.append(f"{batch.dropped} tokens beyond the longest sequence were not used; raise max_tokens or split.")
+    if batch.unused:
+        notes.append(batch.unused.sentence(len(batch)))
     if len(batch) < 10:
         notes.append(f"Sink rates are shares of only {len(batch)} sequence(s); 100 are usual.")
     return notes

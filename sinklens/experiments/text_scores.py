@@ -4,9 +4,6 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
-
 from sinklens.capture import capture, plan_memory
 from sinklens.detectors.attention_entropy import EntropyDetector
 from sinklens.detectors.delimiter import KINDS, DelimiterDetector, DelimiterKind
@@ -19,20 +16,24 @@ from sinklens.experiments.provenance import provenance
 from sinklens.experiments.sequences import choose_sequences
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import attention_layers
-from sinklens.models.load import load
-from sinklens.models.tokens import BosChoice, TokenBatch
+from sinklens.models.as_bridge import AnyModel, as_bridge
+from sinklens.models.tokens import BosChoice, Ids, TokenBatch
+from sinklens.models.torch_state import usual_torch
 
 KEYS = ["layer", "head", "kv_head"]
 
 
+@usual_torch()
 def text_scores(
-    model: TransformerBridge | str,
+    model: AnyModel,
     texts: str | Sequence[str] | None = None,
     *,
-    tokens: TokenBatch | Tensor | Sequence[Sequence[int]] | None = None,
+    tokens: TokenBatch | Ids | None = None,
+    attention_mask: Any = None,
+    tokenizer: Any = None,
     bos: BosChoice = "auto",
     max_tokens: int | None = None,
-    split: bool = False,
+    split: bool = True,
     max_sequences: int | None = None,
     seed: int = 0,
     source: str | None = None,
@@ -52,14 +53,16 @@ def text_scores(
         print(found.to_dataframe()[["layer", "head", "distance_without_sink", "span_without_sink"]])
 
     Args:
-        model: A bridge, or a name or path for :func:`sinklens.load`. It is the same afterwards.
+        model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
         texts: One or several texts; default: the built-in corpus that fits the model (100 sequences of 64 tokens).
-        tokens: Instead of texts: a :class:`TokenBatch`, an id tensor ``[batch pos]`` or lists of ids.
+        tokens: Instead of texts: a :class:`TokenBatch`, a tokenizer's output, a tensor ``[batch pos]`` or lists of ids.
+        attention_mask: For ids: 1 at real tokens.
+        tokenizer: For a Hugging Face model.
         bos: ``"auto"`` (as the checkpoint's tokenizer does), ``"yes"`` or ``"no"``; ids are taken as they are.
         max_tokens: Longest sequence; default: the model's context.
-        split: Cut long texts into sequences of ``max_tokens`` instead of dropping the rest.
-        max_sequences: Use at most this many sequences, the first ones.
-        seed: Which sequences of the built-in corpus are drawn.
+        split: Cut long texts into sequences of ``max_tokens``; False drops what is beyond.
+        max_sequences: Draw at most this many sequences from all over the texts; default: 100, and all of given tokens.
+        seed: Which sequences are drawn.
         source: What to call the texts in the provenance.
         delimiters: What counts as a delimiter: ``"punctuation"``, ``"newline"``, ``"special"``.
         sinks: Positions left out of ``distance_without_sink`` and counted in the shares of the sink.
@@ -82,13 +85,15 @@ def text_scores(
 
     Cost: one forward pass; memory O(tokens) for one layer at a time.
     """
-    model = load(model) if isinstance(model, str) else model
+    model = as_bridge(model, tokenizer=tokenizer)
     if not attention_layers(model):
         raise UnsupportedArchitectureError(f"{model.cfg.architecture} has no attention heads to score.")
     spans = LocalGlobalDetector(sinks=sinks, window=window, share=share)
     entropy, before, marks = EntropyDetector(), PreviousTokenDetector(), DelimiterDetector(delimiters)
     resting = ValueWeightedDetector(sinks)
-    batch, source = choose_sequences(model, texts, tokens, bos, max_tokens, split, seed, source, max_sequences)
+    batch, source = choose_sequences(
+        model, texts, tokens, bos, max_tokens, split, seed, source, max_sequences, attention_mask
+    )
 
     detectors = (entropy, spans, before, marks, resting)
     capture(
@@ -127,7 +132,7 @@ def text_scores(
 
 
 def _warnings(batch: TokenBatch, frame: Any) -> list[str]:
-    notes = []
+    notes = [batch.unused.sentence(len(batch))] if batch.unused else []
     if len(frame) and frame["delimiter_mass"].isna().all():
         notes.append("No sequence holds a delimiter after position 0: delimiter_mass is not applicable.")
     if int(batch.lengths.min()) < 2:

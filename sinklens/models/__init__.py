@@ -1,5 +1,6 @@
 """Where a model comes from: built-ins, local directories and hub ids; its architecture; its tokens."""
 
+from sinklens.models.as_bridge import as_bridge
 from sinklens.models.builtin import BuiltinModel, builtin_models
 from sinklens.models.load import load
 from sinklens.models.real import real_model_path
@@ -10,6 +11,7 @@ __all__ = [
     "BuiltinModel",
     "ModelSource",
     "TokenBatch",
+    "as_bridge",
     "builtin_models",
     "load",
     "real_model_path",

@@ -12,12 +12,14 @@ class ModelSource:
 
     Attributes:
         name: What the user asked for.
-        path: Local directory or hub id that was read.
+        path: Local directory or hub id that was read; empty for a model that was in memory already.
         builtin: Name of the built-in model, ``None`` for others.
         tokenizer_prepends_bos: Whether the checkpoint's own tokenizer, as shipped, puts a BOS first.
         bos_id: BOS id of that tokenizer, ``None`` when it has none (TransformerLens then calls EOS the BOS).
         quantisation: What the weights were dequantised from (``"Q4_K_M"`` of a GGUF file), ``None`` for weights that
             were stored as floats.
+        origin: Who made the bridge out of what, in words.
+        whose_tokenizer: Which tokenizer the facts about the BOS come from, in words.
     """
 
     name: str
@@ -26,6 +28,8 @@ class ModelSource:
     tokenizer_prepends_bos: bool
     bos_id: int | None
     quantisation: str | None = None
+    origin: str = "loaded by sinklens"
+    whose_tokenizer: str = "the checkpoint's own tokenizer"
 
 
 _sources: "weakref.WeakKeyDictionary[TransformerBridge, ModelSource]" = weakref.WeakKeyDictionary()
@@ -37,15 +41,5 @@ def remember_source(model: TransformerBridge, source: ModelSource) -> None:
 
 
 def source_of(model: TransformerBridge) -> ModelSource | None:
-    """Provenance of a bridge that ``sinklens.load`` made, ``None`` for one that the user booted."""
+    """Provenance of a bridge that sinklens made, ``None`` for one that the user booted."""
     return _sources.get(model)
-
-
-def prepends_bos(model: TransformerBridge) -> tuple[bool, str]:
-    """Whether ``bos="auto"`` prepends a BOS for this model, and why."""
-    source = source_of(model)
-    if source is not None:
-        verb = "prepends" if source.tokenizer_prepends_bos else "does not prepend"
-        return source.tokenizer_prepends_bos, f"the checkpoint's own tokenizer {verb} one"
-    default = bool(getattr(model.cfg, "default_prepend_bos", False))
-    return default, f"TransformerLens' default for {model.cfg.architecture} is default_prepend_bos={default}"

@@ -2,134 +2,105 @@
 
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
-from sinklens.models.architecture import context_length
-from sinklens.models.source import prepends_bos, source_of
+from sinklens.models.architecture import context_length, text_config
+from sinklens.models.bos import BosFacts, bos_facts
+from sinklens.models.given_ids import EXPECTED, check_vocabulary, from_encoding, id_rows, is_encoding
+from sinklens.models.token_batch import AddedBy, TokenBatch
+from sinklens.models.unused import Unused
+
+__all__ = ["AddedBy", "BosChoice", "Ids", "TokenBatch", "bos_prefix", "to_batch", "tokenize"]
 
 BosChoice = Literal["auto", "yes", "no"] | bool
-AddedBy = Literal["sinklens", "caller", "nobody"]
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Token ids of several sequences, right-padded, with the provenance of position 0.
-
-    Attributes:
-        ids: ``[batch pos]``; padding positions hold the pad id.
-        real: True at real tokens, False at padding, ``[batch pos]``.
-        special: True at special tokens (BOS, EOS, ... by id), never at padding, ``[batch pos]``.
-        tokens: Token strings per sequence, padding left out.
-        bos_id: The BOS id of the model, ``None`` when it has none.
-        bos_added_by: ``"sinklens"`` (as the ``bos`` argument or the model's tokenizer says), ``"caller"`` (the given
-            ids start with it) or ``"nobody"``.
-        statement: One sentence about the BOS for tables and reports.
-        dropped: How many tokens were cut off by ``max_tokens`` in total.
-    """
-
-    ids: Int[Tensor, "batch pos"]
-    real: Bool[Tensor, "batch pos"]
-    special: Bool[Tensor, "batch pos"]
-    tokens: tuple[tuple[str, ...], ...]
-    bos_id: int | None
-    bos_added_by: AddedBy
-    statement: str
-    dropped: int = 0
-
-    @property
-    def lengths(self) -> Int[Tensor, " batch"]:
-        """Number of real tokens of each sequence."""
-        return self.real.sum(1)
-
-    @property
-    def bos(self) -> Bool[Tensor, "batch pos"]:
-        """True where a real token is the BOS."""
-        if self.bos_id is None:
-            return torch.zeros_like(self.real)
-        return (self.ids == self.bos_id) & self.real
-
-    def __len__(self) -> int:
-        return self.ids.shape[0]
-
-    def rows(self, indices: Sequence[int] | slice) -> "TokenBatch":
-        """Some sequences, with padding trimmed to the longest of them."""
-        chosen = range(len(self))[indices] if isinstance(indices, slice) else indices
-        index = torch.tensor([*chosen], dtype=torch.long)
-        width = int(self.lengths[index].max()) if len(index) else 0
-        return replace(
-            self,
-            ids=self.ids[index, :width],
-            real=self.real[index, :width],
-            special=self.special[index, :width],
-            tokens=tuple(self.tokens[i] for i in index.tolist()),
-        )
+Ids = Tensor | Sequence[Sequence[int]] | Mapping[str, Any]
+"""Token ids as callers have them: a tensor ``[batch pos]``, lists of ids, or what a tokenizer gives."""
 
 
 def tokenize(
     model: TransformerBridge,
-    texts: str | Sequence[str] | Sequence[Sequence[int]] | Tensor,
+    texts: str | Iterable[str] | Ids,
     *,
     bos: BosChoice = "auto",
     max_tokens: int | None = None,
-    padding_mask: Bool[Tensor, "batch pos"] | None = None,
+    attention_mask: Any = None,
     split: bool = False,
 ) -> TokenBatch:
     """Turn texts or ids into a :class:`TokenBatch`, one row per text.
 
     Args:
         model: The bridge whose tokenizer and context length apply.
-        texts: One text, several texts, or ids (a list of id lists, or a tensor ``[batch pos]``). Ids are taken as
-            they are: no BOS is added to them.
+        texts: One text, several texts, or ids: lists of ids, a tensor ``[batch pos]``, or what a Hugging Face tokenizer
+            gives (``input_ids`` with ``attention_mask``). Ids are taken as they are: no BOS is added to them.
         bos: ``"auto"`` prepends the BOS if the checkpoint's own tokenizer does, ``"yes"``/True always, ``"no"``/False
             never.
-        max_tokens: Longest sequence, BOS included; default: the model's context length.
-        padding_mask: For an id tensor: True at real tokens. Padding may be on either side; rows are stored
-            right-padded, so positions count from the first real token and the numbers are those of no padding.
+        max_tokens: Longest sequence, BOS included; default: the model's context.
+        attention_mask: For ids: 1 or True at real tokens, of their shape. Padding may be on either side; rows are
+            stored right-padded, so positions count from the first real token and the numbers are those of no padding.
         split: Cut a long text into consecutive rows of ``max_tokens`` (each with its own BOS) instead of dropping
             the rest; a last row shorter than half of ``max_tokens`` is left out.
 
     Raises:
         InputError: Nothing to tokenize, an empty text, no tokenizer, a BOS asked for that does not exist, an id
-            outside the vocabulary, or a wrong ``max_tokens`` or ``padding_mask``.
+            outside the vocabulary, ids that begin or end with padding and no mask, or a wrong ``max_tokens`` or
+            ``attention_mask``.
+
+    Warns when it drops tokens; :attr:`TokenBatch.unused` counts them.
     """
-    limit = context_length(model)
-    if max_tokens is not None and max_tokens < 1:
-        raise InputError(f"max_tokens must be at least 1, got {max_tokens}.")
-    if max_tokens is not None and limit is not None and max_tokens > limit:
-        raise InputError(
-            f"max_tokens={max_tokens} is longer than the model's context of {limit} tokens; use {limit} or less."
+    batch = to_batch(model, texts, bos=bos, max_tokens=max_tokens, attention_mask=attention_mask, split=split)
+    if batch.unused.cut:
+        warnings.warn(
+            f"{batch.unused.cut:,} tokens beyond the longest sequence of {int(batch.lengths.max())} are cut off; "
+            "split=True keeps them in sequences of their own.",
+            stacklevel=2,
         )
-    longest = max_tokens or limit
-    texts = [texts] if isinstance(texts, str) else texts
-    given_ids = isinstance(texts, Tensor) or not any(isinstance(text, str) for text in texts)
-    if not isinstance(texts, Tensor) and len(texts) == 0:
-        raise InputError("Expected at least one text or sequence of ids, got none.")
-    bos_id = _bos_id(model)
+    return batch
+
+
+def to_batch(
+    model: TransformerBridge,
+    texts: str | Iterable[str] | Ids,
+    *,
+    bos: BosChoice = "auto",
+    max_tokens: int | None = None,
+    attention_mask: Any = None,
+    split: bool = False,
+) -> TokenBatch:
+    """:func:`tokenize` for callers who say themselves what is not used."""
+    _check_model(model)
+    longest = _longest(model, max_tokens)
+    bos_id = bos_facts(model).bos_id
     prefix: list[int] = []
+    given, attention_mask = _as_given(texts, attention_mask)
+    given_ids = isinstance(given, Tensor) or not any(isinstance(text, str) for text in given)
+    if not isinstance(given, Tensor) and len(given) == 0:
+        raise InputError("Expected at least one text or sequence of ids, got none.")
     if given_ids:
-        rows = _id_rows(texts, padding_mask, model.cfg.d_vocab)
+        pads, marks = _pad_ids(model, bos_id)
+        rows = id_rows(given, attention_mask, int(model.cfg.d_vocab), pads, marks)
     else:
-        if padding_mask is not None:
-            raise InputError("padding_mask goes with an id tensor; texts carry no padding.")
+        if attention_mask is not None:
+            raise InputError("attention_mask goes with ids; texts carry no padding.")
         prefix, statement = bos_prefix(model, bos)
-        rows = _text_rows(model, list(texts))
+        rows = _text_rows(model, given)
         written = sum(row[0] == bos_id for row in rows)
         added_by: AddedBy = "sinklens" if prefix else "caller" if written == len(rows) else "nobody"
         if written:
             twice = ", so it stands there twice" if prefix else ""
             statement += f" {written} of {len(rows)} texts spell the BOS out at their start{twice}."
-    rows, dropped = _fit(rows, prefix, longest, split)
+    rows, unused = _fit(rows, prefix, longest, split)
     if given_ids:
         added_by, statement = _given_bos(rows, bos_id)
-    return _assemble(model, rows, bos_id, added_by, statement, dropped)
+    return _assemble(model, rows, bos_id, added_by, statement, unused)
 
 
 def bos_prefix(model: TransformerBridge, bos: BosChoice) -> tuple[list[int], str]:
@@ -142,9 +113,54 @@ def bos_prefix(model: TransformerBridge, bos: BosChoice) -> tuple[list[int], str
     Raises:
         InputError: A BOS asked for that does not exist, or another word.
     """
-    bos_id = _bos_id(model)
-    prepend, statement = _resolve_bos(model, bos, bos_id)
-    return [bos_id] if prepend and bos_id is not None else [], statement
+    facts = bos_facts(model)
+    prepend, statement = _resolve_bos(bos, facts)
+    return [facts.bos_id] if prepend and facts.bos_id is not None else [], statement
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, TransformerBridge):
+        raise InputError(
+            f"Expected a loaded model, got {type(model).__name__}; use sinklens.load for a name or path, and "
+            "sinklens.models.as_bridge(model, tokenizer=...) for a Hugging Face model."
+        )
+
+
+def _longest(model: TransformerBridge, max_tokens: Any) -> int | None:
+    limit = context_length(model)
+    if max_tokens is None:
+        return limit
+    try:
+        longest = operator.index(max_tokens)
+    except TypeError:
+        raise InputError(f"max_tokens must be a whole number, got {max_tokens!r}.") from None
+    if longest < 1:
+        raise InputError(f"max_tokens must be at least 1, got {longest}.")
+    if limit is not None and longest > limit:
+        raise InputError(
+            f"max_tokens={longest} is longer than the model's context of {limit} tokens; use {limit} or less."
+        )
+    return longest
+
+
+def _as_given(texts: Any, attention_mask: Any) -> tuple[Any, Any]:
+    """Texts in a list, or ids with their mask."""
+    if isinstance(texts, str):
+        return [texts], attention_mask
+    if is_encoding(texts):
+        return from_encoding(texts, attention_mask)
+    if isinstance(texts, Mapping):
+        raise InputError(
+            f"Expected {EXPECTED}, got a mapping with {', '.join(map(repr, list(texts)[:3])) or 'nothing'}; a "
+            "tokenizer's output has 'input_ids', and texts by domain go to sinklens.scan or active_dormant."
+        )
+    if isinstance(texts, Tensor):
+        return texts, attention_mask
+    if isinstance(texts, os.PathLike):
+        raise InputError(f"Expected a text, got the path {texts}; pass what is in it: Path(...).read_text().")
+    if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
+        raise InputError(f"Expected {EXPECTED}, got {type(texts).__name__}.")
+    return list(texts), attention_mask
 
 
 def _given_bos(rows: list[list[int]], bos_id: int | None) -> tuple[AddedBy, str]:
@@ -156,25 +172,37 @@ def _given_bos(rows: list[list[int]], bos_id: int | None) -> tuple[AddedBy, str]
     return "nobody", f"Ids were given by the caller; {how}."
 
 
-def _fit(rows: list[list[int]], prefix: list[int], longest: int | None, split: bool) -> tuple[list[list[int]], int]:
+def _pad_ids(model: TransformerBridge, bos_id: int | None) -> tuple[dict[int, str], set[int]]:
+    """Ids that a caller's texts may be padded with, and those among them that have another meaning at an end."""
+    tokenizer: Any = model.tokenizer
+    pads, ends = set[int](), set[int]()
+    for each in (tokenizer, text_config(model)):
+        for name, found in (("pad_token_id", pads), ("eos_token_id", ends)):
+            value = getattr(each, name, None)
+            found |= {int(one) for one in (value if isinstance(value, list | tuple) else [value]) if one is not None}
+    names = {each: _token_string(tokenizer, each) for each in pads | ends if 0 <= each < int(model.cfg.d_vocab)}
+    return names, ends | ({bos_id} if bos_id is not None else set())
+
+
+def _fit(rows: list[list[int]], prefix: list[int], longest: int | None, split: bool) -> tuple[list[list[int]], Unused]:
     """Add the prefix and cut to length: truncate, or split into consecutive rows."""
     if longest is None:
-        return [prefix + row for row in rows], 0
+        return [prefix + row for row in rows], Unused()
     room = longest - len(prefix)
     if room < 1:
         raise InputError(f"max_tokens={longest} leaves no room for text after the BOS; use at least 2.")
-    out, dropped = [], 0
+    out, unused = [], Unused()
     for row in rows:
         starts = range(0, len(row), room) if split else [0]
         for start in starts:
             piece = row[start : start + room]
             if start > 0 and len(piece) < math.ceil(room / 2):
-                dropped += len(piece)
+                unused = replace(unused, remainders=unused.remainders + len(piece))
                 continue
             out.append(prefix + piece)
         if not split:
-            dropped += max(0, len(row) - room)
-    return out, dropped
+            unused = replace(unused, cut=unused.cut + max(0, len(row) - room))
+    return out, unused
 
 
 def _assemble(
@@ -183,25 +211,25 @@ def _assemble(
     bos_id: int | None,
     added_by: AddedBy,
     statement: str,
-    dropped: int,
+    unused: Unused,
 ) -> TokenBatch:
     tokenizer: Any = model.tokenizer
     width = max(len(row) for row in rows)
     pad = getattr(tokenizer, "pad_token_id", None) or 0
     if pad >= model.cfg.d_vocab:  # TransformerLens invents one beyond the vocabulary if there is none
         pad = 0
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    real = torch.zeros(len(rows), width, dtype=torch.bool)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long, device="cpu")
+    real = torch.zeros(len(rows), width, dtype=torch.bool, device="cpu")
     for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
+        ids[index, : len(row)] = torch.tensor(row, device="cpu")
         real[index, : len(row)] = True
-    special_ids = torch.tensor(sorted(set(getattr(tokenizer, "all_special_ids", None) or [])), dtype=torch.long)
-    special = torch.isin(ids, special_ids) & real
+    marked = sorted(set(getattr(tokenizer, "all_special_ids", None) or []))
+    special = torch.isin(ids, torch.tensor(marked, dtype=torch.long, device="cpu")) & real
     names: dict[int, str] = {}
     for token in sorted({token for row in rows for token in row}):
         names[token] = _token_string(tokenizer, token)
     strings = tuple(tuple(names[token] for token in row) for row in rows)
-    return TokenBatch(ids, real, special, strings, bos_id, added_by, statement, dropped)
+    return TokenBatch(ids, real, special, strings, bos_id, added_by, statement, unused)
 
 
 def _token_string(tokenizer: Any, token: int) -> str:
@@ -219,26 +247,21 @@ def _token_string(tokenizer: Any, token: int) -> str:
     return str(text)
 
 
-def _bos_id(model: TransformerBridge) -> int | None:
-    source = source_of(model)
-    token = getattr(model.tokenizer, "bos_token_id", None) if source is None else source.bos_id
-    return int(token) if token is not None and token < model.cfg.d_vocab else None
-
-
-def _resolve_bos(model: TransformerBridge, bos: BosChoice, bos_id: int | None) -> tuple[bool, str]:
+def _resolve_bos(bos: BosChoice, facts: BosFacts) -> tuple[bool, str]:
     if bos not in ("auto", "yes", "no", True, False):
         raise InputError(f'bos must be "auto", "yes" or "no", got {bos!r}.')
-    if bos in ("yes", True):
-        if bos_id is None:
-            raise InputError('bos="yes" needs a tokenizer with a BOS token and this one has none; use bos="no".')
-        return True, "A BOS was prepended to every sequence because the caller asked for it."
     if bos in ("no", False):
         return False, "No BOS was prepended because the caller asked for none."
-    if bos_id is None:
+    unknown = facts.bos_id is None and facts.prepends is None
+    if bos in ("yes", True):
+        if facts.bos_id is None:
+            why = f"here {facts.why}" if unknown else "this one has none"
+            raise InputError(f'bos="yes" needs a tokenizer with a BOS token and {why}; use bos="no".')
+        return True, "A BOS was prepended to every sequence because the caller asked for it."
+    if facts.bos_id is None and not unknown:
         return False, "The tokenizer has no BOS token, so none was prepended."
-    prepend, why = prepends_bos(model)
-    done = "A BOS was prepended to every sequence" if prepend else "No BOS was prepended"
-    return prepend, f"{done} because {why}."
+    done = "A BOS was prepended to every sequence" if facts.prepends else "No BOS was prepended"
+    return bool(facts.prepends), f"{done} because {facts.why}."
 
 
 def _text_rows(model: TransformerBridge, texts: Sequence[Any]) -> list[list[int]]:
@@ -262,37 +285,5 @@ def _text_rows(model: TransformerBridge, texts: Sequence[Any]) -> list[list[int]
         if not row:
             raise InputError(f"Text {index} ({text[:30]!r}) has no token in this model's vocabulary.")
         rows.append(list(row))
-    return rows
-
-
-def _id_rows(ids: Any, padding_mask: Tensor | None, d_vocab: int) -> list[list[int]]:
-    if isinstance(ids, Tensor):
-        if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
-            raise InputError(f"Expected integer ids of shape [batch pos], got {tuple(ids.shape)} {ids.dtype}.")
-        mask = torch.ones_like(ids, dtype=torch.bool) if padding_mask is None else padding_mask.bool()
-        if mask.shape != ids.shape:
-            raise InputError(f"padding_mask has shape {tuple(mask.shape)}, ids have {tuple(ids.shape)}.")
-        changes = (mask[:, 1:] != mask[:, :-1]).sum(1)
-        if bool((changes > 1).any()):
-            raise InputError("padding_mask has holes; expected padding on the left or the right side only.")
-        rows = [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
-    else:
-        if padding_mask is not None:
-            raise InputError("padding_mask goes with an id tensor; lists of ids carry no padding.")
-        try:
-            rows = [[operator.index(token) for token in row] for row in ids]
-        except TypeError as error:
-            raise InputError(
-                f"Expected texts, lists of integer ids or an id tensor [batch pos], got {str(ids)[:40]} ({error})."
-            ) from error
-    if not rows:
-        raise InputError("Expected at least one text or sequence of ids, got none.")
-    for index, row in enumerate(rows):
-        if not row:
-            raise InputError(f"Sequence {index} is empty; expected at least one token id.")
-        if min(row) < 0 or max(row) >= d_vocab:
-            raise InputError(
-                f"Sequence {index} holds id {max(row) if max(row) >= d_vocab else min(row)}; this model's vocabulary "
-                f"has ids 0 to {d_vocab - 1}."
-            )
+    check_vocabulary(rows, int(model.cfg.d_vocab), "Text")
     return rows

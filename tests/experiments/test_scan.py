@@ -81,7 +81,7 @@ def test_tables_do_not_depend_on_batching_or_padding(tiny: TransformerBridge) ->
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[2, :11] = False
     mask[5, :20] = False
-    left = scan(tiny, tokens=tokenize(tiny, ids, padding_mask=mask), batch_size=6)
+    left = scan(tiny, tokens=tokenize(tiny, ids, attention_mask=mask), batch_size=6)
     ragged = [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
     one_by_one = scan(tiny, tokens=ragged, batch_size=1)
     assert left.tables.keys() == one_by_one.tables.keys()

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.detectors.sinks import EPS, shortest_length
 from sinklens.errors import InputError
 from sinklens.experiments.builtin_domains import builtin_domains
-from sinklens.experiments.domains import Domains, DomainTexts, choose_domains
+from sinklens.experiments.domains import Domains, DomainTexts, by_domain_of, choose_domains
 from sinklens.experiments.dynamics.folder import DynamicsFolder
 from sinklens.experiments.dynamics.plan import DynamicsPlan
 from sinklens.experiments.dynamics.result import Dynamics
 from sinklens.experiments.dynamics.run import DynamicsRun
 from sinklens.experiments.dynamics.series import Series, find_series
+from sinklens.experiments.sequences import without_short
 from sinklens.models.tokens import BosChoice
+from sinklens.models.torch_state import usual_torch
 
 
+@usual_torch()
 def measure_dynamics(
     series: Series | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     texts: DomainTexts | str | Sequence[str] | None = None,
@@ -62,7 +66,7 @@ def measure_dynamics(
         bos: As for :func:`sinklens.tokenize`.
         max_tokens: Longest sequence; default: the model's context (64 for the built-in texts).
         split: Cut long texts into sequences of ``max_tokens``.
-        max_sequences: Use at most this many sequences of each domain, the first ones.
+        max_sequences: Draw at most this many sequences of each domain from all over its texts.
         eps: Threshold of the sink rate.
         batch_size: Sequences in one forward pass; default: what fits the memory.
         loading: What :func:`sinklens.load` takes beside the name: ``device``, ``dtype``, ``trust_remote_code``.
@@ -93,13 +97,12 @@ def measure_dynamics(
         if texts is None:
             domains = builtin_domains(model, bos=bos, length=max_tokens, n_sequences=max_sequences, seed=seed)
         else:
-            named = texts if isinstance(texts, Mapping) else {"text": texts}
-            limits = {"max_tokens": max_tokens, "split": split, "max_sequences": max_sequences, "source": source}
-            domains = choose_domains(model, named, bos=bos, **limits)  # type: ignore[arg-type]
+            limits = {"max_tokens": max_tokens, "split": split, "max_sequences": max_sequences, "seed": seed}
+            domains = choose_domains(model, by_domain_of(texts), bos=bos, source=source, **limits)  # type: ignore[arg-type]
         enough = [index for index, length in enumerate(domains.batch.lengths.tolist()) if length >= shortest]
         if not enough:
             raise InputError(f"No sequence has the {shortest} tokens that eps={eps} needs to mean anything.")
-        return domains.rows(enough)
+        return replace(domains.rows(enough), batch=without_short(domains.batch, enough))
 
     if out is not None:
         DynamicsFolder.check(Path(out))

@@ -17,14 +17,17 @@ from sinklens.experiments.head_roles.result import FORMAT, Roles
 from sinklens.experiments.head_roles.rules import Rule
 from sinklens.experiments.head_roles.store import ScoreStore
 from sinklens.experiments.provenance import attention_facts, made_with, model_facts
-from sinklens.models.load import load
+from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice
+from sinklens.models.torch_state import usual_torch
 from sinklens.tables import complete_result
 
 
+@usual_torch()
 def roles(
-    model: TransformerBridge | str,
+    model: AnyModel,
     *,
+    tokenizer: Any = None,
     scores: Sequence[str] = USUAL,
     given: Mapping[str, HeadScores] | None = None,
     texts: str | Sequence[str] | None = None,
@@ -51,14 +54,15 @@ def roles(
     A criterion that fails or does not apply becomes a warning, and its scores are NaN; the others go on.
 
     Args:
-        model: The bridge, or a name or path for :func:`sinklens.load`. It is the same afterwards.
+        model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
+        tokenizer: For a Hugging Face model.
         scores: Which criteria run, of :data:`CRITERIA`; default :data:`USUAL`, the fast ones. May be empty when
             ``given`` is not.
         given: Further scores of this model by name, such as published ones that :func:`read_scores` read.
         texts: For the criteria that run on texts; default: the built-in corpus that fits the model.
         bos: As for :func:`sinklens.tokenize`.
         max_tokens: Longest text.
-        max_sequences: Use at most this many texts.
+        max_sequences: Draw at most this many sequences from all over the texts; default: what each criterion takes.
         options: Further arguments of single criteria, such as ``{"pattern": {"block": 32}}``.
         rules: Label rules in the place of the usual ones for the same score.
         top: Size of the top sets that are compared; default: that of the smaller labelled set.
@@ -91,7 +95,7 @@ def roles(
     if taken:
         raise InputError(f"Given scores need names of their own, {taken[0]!r} is measured here; call them differently.")
     started = time.perf_counter()
-    model = load(model) if isinstance(model, str) else model
+    model = as_bridge(model, tokenizer=tokenizer)
     heads = all_heads(model)
     place = None if out is None else Path(out)
     store = ScoreStore(place, model, restart)

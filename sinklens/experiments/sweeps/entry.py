@@ -1,13 +1,12 @@
 """Many sets of heads x interventions x texts: what each does to the predictions, in one table."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.experiments.controls import DRAWS
 from sinklens.experiments.effects import Answers
@@ -21,22 +20,27 @@ from sinklens.experiments.sweeps.recipe import ModelRecipe, check_finite
 from sinklens.experiments.sweeps.result import Sweep
 from sinklens.experiments.sweeps.run import SweepRun
 from sinklens.experiments.sweeps.spec import describe_sweep, measurable
+from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.load import load
-from sinklens.models.tokens import BosChoice, TokenBatch
+from sinklens.models.tokens import BosChoice, Ids, TokenBatch
+from sinklens.models.torch_state import usual_torch
 
 __all__ = ["Sweep", "SweepPlan", "sweep"]
 
 
+@usual_torch()
 def sweep(
-    model: TransformerBridge | str,
+    model: AnyModel,
     interventions: Interventions | None = None,
     texts: str | Sequence[str] | None = None,
     *,
-    tokens: TokenBatch | Tensor | Sequence[Sequence[int]] | None = None,
+    tokens: TokenBatch | Ids | None = None,
+    attention_mask: Any = None,
+    tokenizer: Any = None,
     answers: Answers | None = None,
     bos: BosChoice = "auto",
     max_tokens: int | None = None,
-    split: bool = False,
+    split: bool = True,
     max_sequences: int | None = None,
     heads: object = None,
     groups: Mapping[str, object] | None = None,
@@ -74,18 +78,21 @@ def sweep(
     directory holds the result alone. A call of anything else is refused there, unless ``restart``.
 
     Args:
-        model: A bridge, or a name or path for :func:`sinklens.load`. It is the same afterwards.
+        model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
         interventions: One or several with a field ``heads`` (whose value does not matter), or a way of ablation
             (``"zero"``, ``"mean"``, ``"resample"``, ``"uniform"``); as a dictionary they carry your labels. ``"mean"``
             puts in each head's mean over the swept texts, ``"resample"`` its outputs on one of the longest sequences,
             which is then left out. Default: ``"zero"``.
         texts: One or several texts, a sequence each; default: a built-in corpus that fits the model.
-        tokens: Instead of texts: a :class:`TokenBatch`, an id tensor ``[batch pos]`` or lists of ids.
+        tokens: Instead of texts: a :class:`TokenBatch`, a tokenizer's output, a tensor ``[batch pos]`` or lists of ids.
+        attention_mask: For ids: 1 at real tokens.
+        tokenizer: For a Hugging Face model.
         answers: For logit differences, one for each sequence.
         bos: As for :func:`sinklens.scan`, like ``max_tokens``, ``split``, ``max_sequences`` and ``source``.
         max_tokens: Longest sequence; default: the model's context.
-        split: Cut long texts into sequences of ``max_tokens`` instead of dropping the rest.
-        max_sequences: Use at most this many sequences, the first ones.
+        split: Cut long texts into sequences of ``max_tokens`` (not where there are answers, one for each text).
+        max_sequences: Draw at most this many sequences from all over the texts; default: 100, and all of given tokens
+            and of texts with answers.
         heads: ``"all"``, or heads such as ``["L5H1", (5, 2)]``, each changed by itself. Default: all heads, but none
             where groups or a ready ranking are given.
         groups: Heads by a name, changed together.
@@ -126,8 +133,9 @@ def sweep(
     check_executor(executor)
     asked = named_interventions(interventions)
     loading = dict(loading or {})
-    if isinstance(model, str):
+    if isinstance(model, str | os.PathLike) and tokenizer is None:
         model = load(model, **loading_here(executor, loading))
+    model = as_bridge(model, tokenizer=tokenizer)
     check_finite(model)
     question = Question.ask(
         model,
@@ -140,7 +148,11 @@ def sweep(
         approx=approx,
         seed=seed,
     )
-    chosen, source = choose_sequences(model, texts, tokens, bos, max_tokens, split, seed, source, max_sequences)
+    if answers is not None and texts is not None:  # one for each text, in their order
+        split, max_sequences = False, max_sequences or sys.maxsize
+    chosen, source = choose_sequences(
+        model, texts, tokens, bos, max_tokens, split, seed, source, max_sequences, attention_mask
+    )
     if answers is not None:
         answers.check(chosen, int(model.cfg.d_vocab))
     reference = set_aside(asked, chosen, seed)

@@ -261,6 +261,8 @@ class SweepRun:
         notes = []
         if self.question.ranking == OWN:
             notes.append("The top sets were chosen on the texts they are measured on, which flatters them a little.")
+        if self.batch.unused:
+            notes.append(self.batch.unused.sentence(len(self.batch)))
         if len(self.batch) < 10:
             notes.append(f"Intervals over {len(self.batch)} sequence(s) say little; give 10 or more.")
         return notes

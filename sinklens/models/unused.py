@@ -1,0 +1,51 @@
+"""What of the given texts a measurement does not use: counted by reason, and said."""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Tokens of the given texts that are not measured, by reason; a BOS that sinklens prepended is not counted.
+
+    Attributes:
+        cut: Beyond the longest sequence (``max_tokens`` or the context), where texts are not split.
+        remainders: In last pieces of split texts that are shorter than half a sequence.
+        undrawn: In the sequences that ``max_sequences`` left out.
+        undrawn_sequences: How many sequences that are.
+        short: In sequences too short to measure.
+        short_sequences: How many sequences that are.
+    """
+
+    cut: int = 0
+    remainders: int = 0
+    undrawn: int = 0
+    undrawn_sequences: int = 0
+    short: int = 0
+    short_sequences: int = 0
+
+    @property
+    def total(self) -> int:
+        """All tokens that are not measured."""
+        return self.cut + self.remainders + self.undrawn + self.short
+
+    def __add__(self, other: "Unused") -> "Unused":
+        return Unused(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+    def __bool__(self) -> bool:
+        return self.total > 0
+
+    def sentence(self, n_sequences: int) -> str:
+        """What was left out beside ``n_sequences`` measured ones, in one sentence; empty when nothing was."""
+        parts = []
+        if self.undrawn:
+            parts.append(f"{self.undrawn:,} tokens of {self.undrawn_sequences:,} sequences that max_sequences left out")
+        if self.cut:
+            parts.append(f"{self.cut:,} tokens beyond the longest sequence (raise max_tokens, or split the texts)")
+        if self.remainders:
+            parts.append(f"{self.remainders:,} tokens of last pieces shorter than half a sequence")
+        if self.short:
+            parts.append(f"{self.short:,} tokens of {self.short_sequences:,} sequences too short to measure")
+        if not parts:
+            return ""
+        every = n_sequences + self.undrawn_sequences + self.short_sequences
+        return f"Measured {n_sequences:,} of {every:,} sequences. Not used: {'; '.join(parts)}."
