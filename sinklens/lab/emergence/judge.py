@@ -41,7 +41,7 @@ def judge(cells: Iterable[Cell], claims: Sequence[Claim] = CLAIMS) -> pd.DataFra
                 "reported": claim.reported,
                 "measured": "; ".join(_show(test, own) for test, own in zip(claim.tests, values, strict=True)),
                 "test": "; ".join(str(test) for test in claim.tests),
-                "verdict": _verdict(outcomes),
+                "verdict": joint_verdict(outcomes),
                 "seeds": min(len(own) for own in values),
             }
         )
@@ -58,7 +58,13 @@ def _values(test: Test, cells: dict[tuple[str, int], Cell]) -> list[float]:
     return values
 
 
-def _verdict(outcomes: list[list[Outcome]]) -> Verdict:
+def joint_verdict(outcomes: Sequence[Sequence[Outcome]]) -> Verdict:
+    """Join what a claim's tests gave, seed by seed (or at both ends of an interval); the first is the claim itself.
+
+    Example:
+        >>> joint_verdict([["yes", "yes"], ["yes", "partly"]]), joint_verdict([["no", "no"], ["yes", "yes"]])
+        ('differs', 'not reproduced')
+    """
     if not all(outcomes):
         return "not measured"
     if all(outcome == "yes" for own in outcomes for outcome in own):
