@@ -15,7 +15,6 @@ are kept in --work and not measured again: interrupted? Give the same command ag
 
 import argparse
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -28,9 +27,9 @@ from published.subject import QUICK, Sizes
 from sinklens.errors import SinkLensError
 from sinklens.files import write_atomically
 from sinklens.lab.running import duration
+from sinklens.models.real import REAL_MODELS, real_model_path
 from sinklens.plots import save_figure
 
-REAL = {"smollm2": "SmolLM2-135M-Instruct-hf", "gemma3": "gemma-3-270m-hf"}
 ABOUT = {
     "smollm2": "SmolLM2-135M-Instruct, 30 layers of 9 heads, dequantised from Q4_1; its tokenizer adds no BOS",
     "gemma3": "Gemma-3-270M (base), 18 layers of 4 heads, dequantised from Q4_K_M; BOS first",
@@ -42,14 +41,14 @@ ABOUT = {
 
 def find(names: list[str]) -> dict[str, str]:
     """What ``load`` takes for each model that is there."""
-    folder = Path(os.environ.get("SINKLENS_REAL_MODELS", "data/real-models"))
     found = {}
     for name in names:
         label, _, path = name.partition("=")
-        if not path and label in REAL:
-            path = str(folder / REAL[label])
-            if not Path(path).exists():
-                print(f"{label}: not in {folder} (`make real-models` fetches it), so not measured", file=sys.stderr)
+        if not path and label in REAL_MODELS:
+            try:
+                path = str(real_model_path(label))
+            except SinkLensError as error:
+                print(f"{label} is not measured: {error}", file=sys.stderr)
                 continue
         found[label] = path or label
     return found

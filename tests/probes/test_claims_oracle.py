@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from sinklens import load
+from sinklens.models.real import REAL_MODELS, real_model_path
+from tests.real_models import real_model, why_missing
 
 ROOT = Path(__file__).parents[2]
-REAL = {"smollm2": "SmolLM2-135M-Instruct-hf", "gemma3": "gemma-3-270m-hf"}
 COUNTS = ("sink-at-first-token", "fewer-strong-sinks-in-small-models", "sinks-at-later-tokens")
 """Shares of what passes a threshold: rounding may turn one of them."""
 
@@ -34,15 +34,19 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
         patch.syspath_prepend(str(ROOT / "probes"))
         subject = importlib.import_module("published.subject")
         importlib.import_module("published.study")
-        path = ROOT / "data" / "models" / request.param
-        if request.param in REAL:
-            path = Path(os.environ.get("SINKLENS_REAL_MODELS", ROOT / "data" / "real-models")) / REAL[request.param]
-            if not path.is_dir():
-                pytest.skip(f"{path.name} is not in {path.parent}: `make real-models` fetches it")
+        name, options = request.param, {}
+        path = ROOT / "data" / "models" / name
+        if name in REAL_MODELS:
+            reason = why_missing(name)
+            if reason is not None:
+                pytest.skip(reason)
+            file = real_model_path(name)
+            path, options = file.parent, {"gguf_file": file.name}
         sizes = subject.Sizes(texts=6, effect_texts=5, long_texts=5, long_tokens=96, prompts=8, first_tokens=8)
-        given = request.param if request.param == "tiny-llama" else str(path)
-        plain = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32).eval()
-        yield subject.Subject(request.param, load(given), sizes), plain
+        options |= {"attn_implementation": "eager", "dtype": torch.float32}
+        plain = AutoModelForCausalLM.from_pretrained(path, **options).eval()
+        model = real_model(name) if name in REAL_MODELS else load(name)
+        yield subject.Subject(name, model, sizes), plain
 
 
 @torch.no_grad()
