@@ -35,8 +35,7 @@ from sinklens.capture.residual import residual_norms
 from sinklens.capture.values import output_factor, value_norms
 from sinklens.errors import InputError
 from sinklens.models.architecture import output_weights
-from sinklens.models.as_bridge import check_evaluates
-from sinklens.models.tokens import TokenBatch
+from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 
 class Opener(Protocol):
@@ -86,7 +85,7 @@ def standard_statistics(batch: TokenBatch, *, maps: Sequence[int] = ()) -> list[
 @torch.no_grad()
 def capture(
     model: TransformerBridge,
-    batch: TokenBatch,
+    batch: TokenBatch | Ids,
     consumers: Sequence[Consumer] = (),
     *,
     batch_size: int = 8,
@@ -121,9 +120,11 @@ def capture(
 
     Cost: a forward pass with about twice the attention time; memory O(batch heads pos) for one layer.
     """
-    check_evaluates(model)
+    batch = as_batch(model, batch)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+    if intervention is not None and not callable(intervention):
+        raise InputError(f"intervention must be one such as AblateHeads(['L1H0']), got {intervention!r}.")
     plan = plan_for(model)
     factors = {layer.layer: _factor(model, layer.layer) for layer in plan.layers if layer.path != "none"}
     gated, readable = bool(getattr(model.cfg, "gated_q_proj", False)), all(f is not None for f in factors.values())

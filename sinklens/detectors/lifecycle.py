@@ -16,7 +16,7 @@ from sinklens.capture import capture
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import Metric
 from sinklens.errors import InputError, UnsupportedArchitectureError
-from sinklens.models.tokens import TokenBatch
+from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 METRIC = Metric(
     "entry_contribution",
@@ -170,7 +170,7 @@ class LifecycleDetector:
 
 
 def trace_entries(
-    model: TransformerBridge, batch: TokenBatch, entries: Sequence[tuple[int, int]], *, batch_size: int = 8
+    model: TransformerBridge, batch: TokenBatch | Ids, entries: Sequence[tuple[int, int]], *, batch_size: int = 8
 ) -> Lifecycle:
     """Read what every half-block adds to some entries of the residual stream, for all sequences, in one pass.
 
@@ -191,6 +191,7 @@ def trace_entries(
         traced = trace_entries(model, batch, [(0, 447)])
         writer, canceller = steps(traced.table)
     """
+    batch = as_batch(model, batch)
     longest, d_model = int(batch.lengths.max()), int(model.cfg.d_model)
     if not entries:
         raise InputError("trace_entries needs at least one entry (position, channel); see strongest_activations.")

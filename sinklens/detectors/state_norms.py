@@ -16,7 +16,7 @@ from sinklens.capture import capture
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import LayerSums, Metric
 from sinklens.errors import InputError
-from sinklens.models.tokens import TokenBatch
+from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 METRIC = Metric(
     "state_norm_ratio",
@@ -134,7 +134,7 @@ def against_others(
 
 
 def measure_state_norms(
-    model: TransformerBridge, batch: TokenBatch, *, position: int = 0, batch_size: int = 8
+    model: TransformerBridge, batch: TokenBatch | Ids, *, position: int = 0, batch_size: int = 8
 ) -> StateNorms:
     """Norms of hidden states, keys and values at ``position`` against the other tokens, in one forward pass.
 
@@ -149,6 +149,7 @@ def measure_state_norms(
 
     Cost: one forward pass, without T x T tensors on the fast path.
     """
+    batch = as_batch(model, batch)
     if int(batch.lengths.max()) < max(2, position + 1):
         raise InputError(f"No sequence has position {position} and another token to hold it against.")
     detector = StateNormDetector(position)

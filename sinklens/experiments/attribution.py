@@ -21,14 +21,14 @@ from sinklens.interventions import Intervention
 from sinklens.interventions.heads import heads_in_layer, parse_heads
 from sinklens.interventions.positions import Positions
 from sinklens.models.architecture import attention_layers
-from sinklens.models.tokens import TokenBatch
+from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 Metric = Literal["loss", "logit_diff"]
 
 
 def attribute_heads(
     model: TransformerBridge,
-    batch: TokenBatch,
+    batch: TokenBatch | Ids,
     intervention: Intervention,
     *,
     answers: Answers | None = None,
@@ -61,6 +61,7 @@ def attribute_heads(
 
     Source: Nanda (2023), Attribution Patching; Syed et al. (2023), arXiv 2310.10348.
     """
+    batch = as_batch(model, batch)
     if not hasattr(intervention, "heads"):
         raise InputError(f"{type(intervention).__name__} has no heads to attribute an effect to; see AblateHeads.")
     if metric == "logit_diff" and answers is None:

@@ -123,6 +123,8 @@ def choose_domains(
         raise InputError("Expected texts by domain, such as {'prose': [...], 'code': [...]}, each with a name.")
     batches = {}
     for name, given in texts.items():
+        if given is None:
+            raise InputError(f"The domain {name!r} has no texts, got None.")
         batches[name], _ = choose_sequences(
             model,
             given,

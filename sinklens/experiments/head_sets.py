@@ -20,7 +20,7 @@ from sinklens.interventions.by_sequence import by_sequence
 from sinklens.interventions.heads import Head
 from sinklens.interventions.positions import Positions
 from sinklens.models.architecture import attention_layers
-from sinklens.models.tokens import TokenBatch
+from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 TOKENS_PER_PASS = {"cpu": 4096, "cuda": 1 << 16}
 """Tokens of one forward pass, all copies together, unless the caller says otherwise."""
@@ -44,7 +44,7 @@ class Measured:
 @torch.no_grad()
 def run_head_sets(
     model: TransformerBridge,
-    batch: TokenBatch,
+    batch: TokenBatch | Ids,
     intervention: Intervention,
     head_sets: Sequence[Sequence[Head]],
     *,
@@ -74,6 +74,7 @@ def run_head_sets(
     Cost: one clean pass, then for a set with first layer l of L about ``(L - l) / L`` of a forward pass without the
     first layer's attention; memory of four hidden states for every first layer, and logits of ``max_rows`` sequences.
     """
+    batch = as_batch(model, batch)
     run, copies = _prepare(model, batch, intervention, head_sets, max_rows)
     reference = Reference(run.clean.logits, batch, answers)
     parts: dict[int, dict[str, Tensor]] = {}
@@ -90,7 +91,7 @@ def run_head_sets(
 @torch.no_grad()
 def head_set_losses(
     model: TransformerBridge,
-    batch: TokenBatch,
+    batch: TokenBatch | Ids,
     intervention: Intervention,
     head_sets: Sequence[Sequence[Head]],
     *,
@@ -105,6 +106,7 @@ def head_set_losses(
     Returns:
         Clean and changed losses in nats, NaN where nothing is predicted.
     """
+    batch = as_batch(model, batch)
     run, copies = _prepare(model, batch, intervention, head_sets, max_rows)
     clean = token_losses(run.clean.logits, batch)
     changed = clean.new_empty(len(run.sets), *clean.shape)

@@ -19,11 +19,10 @@ from sinklens.experiments.batches import equal_lengths
 from sinklens.experiments.bootstrap import paired_interval
 from sinklens.experiments.effects import Answers, Reference, token_losses
 from sinklens.experiments.provenance import provenance
-from sinklens.experiments.sequences import choose_sequences
 from sinklens.experiments.summary import mean, summarise
 from sinklens.interventions import Intervention
 from sinklens.models.as_bridge import AnyModel, as_bridge
-from sinklens.models.tokens import Ids, TokenBatch
+from sinklens.models.tokens import Ids, TokenBatch, as_batch
 from sinklens.models.torch_state import usual_torch
 from sinklens.tables import load_result, save_result
 
@@ -193,7 +192,9 @@ def measure_effects(
     if not interventions or not all(interventions):
         raise InputError("Expected interventions by name, at least one, such as {'no L0H0': AblateHeads(['L0H0'])}.")
     model = as_bridge(model)
-    batch, _ = choose_sequences(model, tokens=batch, attention_mask=attention_mask)
+    batch = as_batch(model, batch, attention_mask)
+    if not len(batch):
+        raise InputError("Expected at least one sequence, got none.")
     if answers is not None:
         answers.check(batch, int(model.cfg.d_vocab))
     for intervention in interventions.values():

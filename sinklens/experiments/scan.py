@@ -110,6 +110,7 @@ def scan(
     Cost: one forward pass, its attention about twice as slow as fused attention; memory O(tokens) on the fast path.
     """
     every = (*DETECTORS, *COSTLY)
+    detectors = [detectors] if isinstance(detectors, str) else detectors
     unknown = [name for name in detectors if name not in every]
     if unknown or not detectors:
         named = ", ".join(unknown) or "(none)"
@@ -254,8 +255,9 @@ def scan(
 
 def _usable(batch: TokenBatch, eps: float) -> tuple[list[int], list[str]]:
     """Which sequences are long enough for the threshold to mean anything, and a line about each that is not."""
-    if not 0 < eps < 1:
-        raise InputError(f"eps must lie between 0 and 1, got {eps}.")
+    number: Any = eps
+    if not isinstance(number, int | float) or not 0 < eps < 1:
+        raise InputError(f"eps must lie between 0 and 1, got {eps!r}.")
     need = shortest_length(eps)
     long_enough = batch.lengths >= need
     if not bool(long_enough.any()):

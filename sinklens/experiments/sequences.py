@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
 from sinklens.experiments.corpus import SEQUENCES, builtin_corpus
 from sinklens.models.given_ids import is_encoding
-from sinklens.models.tokens import BosChoice, Ids, TokenBatch, to_batch
+from sinklens.models.tokens import BosChoice, Ids, TokenBatch, as_batch, to_batch
 
 
 def choose_sequences(
@@ -48,14 +49,18 @@ def choose_sequences(
     """
     if texts is not None and tokens is not None:
         raise InputError("Pass either texts or tokens, not both.")
-    if max_sequences is not None and max_sequences < 1:
-        raise InputError(f"max_sequences must be at least 1, got {max_sequences}.")
+    for name, value, least in (("max_sequences", max_sequences, 1), ("seed", seed, 0)):
+        given: Any = value
+        if given is None and name == "max_sequences":
+            continue
+        if not isinstance(given, int | np.integer) or given < least:
+            raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}.")
     if _are_tokens(texts):
         texts, tokens = None, texts
     if attention_mask is not None and (tokens is None or isinstance(tokens, TokenBatch)):
         raise InputError("attention_mask goes with token ids; texts and a TokenBatch know their padding.")
     if isinstance(tokens, TokenBatch):
-        batch, source = _checked(model, tokens, max_tokens), source or "token ids given by the caller"
+        batch, source = _fitting(as_batch(model, tokens), max_tokens), source or "token ids given by the caller"
     elif tokens is not None:
         if _are_texts(tokens):
             raise InputError("tokens are ids, and these are texts; pass them as texts.")
@@ -89,15 +94,10 @@ def _are_texts(given: Any) -> bool:
     return isinstance(given, str) or (isinstance(given, list | tuple) and any(isinstance(each, str) for each in given))
 
 
-def _checked(model: TransformerBridge, batch: TokenBatch, max_tokens: int | None) -> TokenBatch:
-    """A batch that was made before, perhaps for another model or length."""
+def _fitting(batch: TokenBatch, max_tokens: int | None) -> TokenBatch:
+    """A batch that was made before, perhaps for another length."""
     if not len(batch):
         raise InputError("Expected at least one sequence, got none.")
-    if int(batch.ids.max()) >= int(model.cfg.d_vocab):
-        raise InputError(
-            f"The tokens hold id {int(batch.ids.max())}; this model's vocabulary has ids 0 to "
-            f"{int(model.cfg.d_vocab) - 1}. Tokenize the texts with this model."
-        )
     longest = int(batch.lengths.max())
     if max_tokens is not None and longest > max_tokens:
         raise InputError(

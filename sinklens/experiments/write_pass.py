@@ -16,7 +16,7 @@ from sinklens.errors import UnsupportedArchitectureError
 from sinklens.experiments.clean_pass import parity
 from sinklens.experiments.effects import Answers, predicted_rows
 from sinklens.models.architecture import attention_layers, output_weights
-from sinklens.models.tokens import TokenBatch
+from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 Parts = dict[str, Float[Tensor, " batch"]]
 
@@ -48,7 +48,7 @@ class Writes:
 
 @torch.no_grad()
 def measure_writes(
-    model: TransformerBridge, batch: TokenBatch, *, answers: Answers | None = None, direct: bool = True
+    model: TransformerBridge, batch: TokenBatch | Ids, *, answers: Answers | None = None, direct: bool = True
 ) -> Writes:
     """Write norms of all heads and, with ``direct``, their direct logit attribution.
 
@@ -65,6 +65,7 @@ def measure_writes(
 
     Cost: one or two forward passes; z and residual stream of one layer are held at a time, and the logits of the batch.
     """
+    batch = as_batch(model, batch)
     found = Writes()
     reading = None
     if direct:

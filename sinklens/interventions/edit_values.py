@@ -16,7 +16,7 @@ from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions.base import Intervention
 from sinklens.interventions.positions import Positions, parse_keys
 from sinklens.models.architecture import attention_layers
-from sinklens.models.tokens import TokenBatch
+from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 TO = ("zero", "mean")
 
@@ -124,7 +124,7 @@ class _Replace:
 
 @torch.no_grad()
 def mean_values(
-    model: TransformerBridge, batch: TokenBatch, *, tokens: Bool[Tensor, "batch pos"] | None = None
+    model: TransformerBridge, batch: TokenBatch | Ids, *, tokens: Bool[Tensor, "batch pos"] | None = None
 ) -> dict[str, list[float]]:
     """Mean value state of every KV head over the ordinary tokens of a reference text, by KV head name.
 
@@ -143,6 +143,7 @@ def mean_values(
 
     Cost: one forward pass.
     """
+    batch = as_batch(model, batch)
     path = plan_for(model).path
     if path == "none":
         raise UnsupportedArchitectureError(f"{model.cfg.architecture} has no attention, so no values to average.")

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.attention import AttentionEngine, AttentionShape, plan_for
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions.heads import Heads, check_heads, head_name, heads_in_layer, parse_head, parse_heads
-from sinklens.models.tokens import TokenBatch
+from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 
 class HeadOutputs(dict[str, list[Any]]):
@@ -67,7 +67,7 @@ def parse_outputs(outputs: Any) -> HeadOutputs:
 @torch.no_grad()
 def mean_outputs(
     model: TransformerBridge,
-    batch: TokenBatch,
+    batch: TokenBatch | Ids,
     *,
     heads: Heads = "all",
     per_position: bool = False,
@@ -95,6 +95,7 @@ def mean_outputs(
     Cost: one forward pass of the reference; with ``per_position`` memory of ``heads * pos * d_value`` numbers, and
     about ten times that as JSON: name the heads you need.
     """
+    batch = as_batch(model, batch)
     kept = parse_heads(heads)
     check_heads(model, kept)
     path = plan_for(model).path
@@ -115,7 +116,7 @@ def mean_outputs(
     return {name: (mean if per_position else mean[0]).tolist() for name, mean in means.items()}
 
 
-def prompt_outputs(model: TransformerBridge, batch: TokenBatch, *, heads: Heads = "all") -> dict[str, list[Any]]:
+def prompt_outputs(model: TransformerBridge, batch: TokenBatch | Ids, *, heads: Heads = "all") -> dict[str, list[Any]]:
     """Output z of heads at every position of one other prompt, by head name: what resample ablation puts in.
 
     Args:
@@ -132,6 +133,7 @@ def prompt_outputs(model: TransformerBridge, batch: TokenBatch, *, heads: Heads 
 
     Cost: one forward pass of the prompt; memory as for :func:`mean_outputs` with ``per_position``.
     """
+    batch = as_batch(model, batch)
     if len(batch) != 1:
         raise InputError(
             f"Expected one prompt to resample from, got {len(batch)}; choose one with batch.rows([i]), or average "

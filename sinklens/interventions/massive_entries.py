@@ -16,7 +16,7 @@ from sinklens.errors import InputError
 from sinklens.interventions.entries import Entry, MassiveRule, Where, check_where, layers_of, parse_where
 from sinklens.interventions.residual import Stream, residual_streams
 from sinklens.interventions.set_activations import chosen_entries
-from sinklens.models.tokens import TokenBatch
+from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 COLUMNS = ("sequence", "position", "bucket", "token", "dim", "value", "median", "ratio")
 
@@ -54,7 +54,7 @@ class MassiveEntries:
 
 @torch.no_grad()
 def massive_entries(
-    model: TransformerBridge, batch: TokenBatch, *, absolute: float = ABSOLUTE, ratio: float = RATIO
+    model: TransformerBridge, batch: TokenBatch | Ids, *, absolute: float = ABSOLUTE, ratio: float = RATIO
 ) -> MassiveEntries:
     """Find the massive activations at the layer where they first appear, with the detector's criteria.
 
@@ -77,6 +77,7 @@ def massive_entries(
 
     Source: Owen et al. (2025), arXiv 2503.22329 (criteria strict, layer by majority).
     """
+    batch = as_batch(model, batch)
     if absolute <= 0 and ratio <= 0:
         raise InputError("absolute and ratio cannot both be left out; give at least one bound above 0.")
     detector = MassiveActivationDetector(absolute, ratio)
@@ -109,7 +110,7 @@ def massive_entries(
 
 
 @torch.no_grad()
-def control_entries(model: TransformerBridge, batch: TokenBatch, where: Any, *, draw: int = 0) -> Where:
+def control_entries(model: TransformerBridge, batch: TokenBatch | Ids, where: Any, *, draw: int = 0) -> Where:
     """As many entries of median size, in the same layer and at the same tokens: the control of ``where``.
 
     The channels whose mean magnitude over the tokens concerned is closest to the median of ``|h|`` (over all tokens
@@ -134,6 +135,7 @@ def control_entries(model: TransformerBridge, batch: TokenBatch, where: Any, *, 
 
     Source: Sun et al. (2024), arXiv 2402.17762, section 3: zeroing as many entries of median magnitude.
     """
+    batch = as_batch(model, batch)
     where = parse_where(where)
     check_where(model, where)
     if isinstance(where, MassiveRule) and where.instead is not None:

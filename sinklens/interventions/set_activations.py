@@ -26,7 +26,7 @@ from sinklens.interventions.entries import (
 )
 from sinklens.interventions.positions import Positions
 from sinklens.interventions.residual import residual_streams
-from sinklens.models.tokens import TokenBatch
+from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 Mean = tuple[float | None, float | None]
 """Mean of a channel at position 0 and at all other positions; ``None`` where the reference had no such entry."""
@@ -167,7 +167,7 @@ def chosen_entries(
 
 
 @torch.no_grad()
-def mean_activations(model: TransformerBridge, batch: TokenBatch, where: Any) -> dict[str, Mean]:
+def mean_activations(model: TransformerBridge, batch: TokenBatch | Ids, where: Any) -> dict[str, Mean]:
     """Mean of the entries that ``where`` means in a reference text, by channel, at position 0 and elsewhere.
 
     Signed, and over the chosen entries alone: for a rule over the tokens that are large in that channel (or whose
@@ -189,6 +189,7 @@ def mean_activations(model: TransformerBridge, batch: TokenBatch, where: Any) ->
 
     Source: Owen et al. (2025), arXiv 2503.22329: start token and other tokens apart, per channel.
     """
+    batch = as_batch(model, batch)
     where = parse_where(where)
     check_where(model, where)
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, 2, dtype=torch.float64))  # [bucket, (sum, count)]

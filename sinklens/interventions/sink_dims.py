@@ -10,7 +10,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
-from sinklens.models.tokens import TokenBatch
+from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 EPS = 1e-6
 
@@ -43,7 +43,7 @@ def entered_layer(name: str) -> int | None:
 @torch.no_grad()
 def find_sink_dims(
     model: TransformerBridge,
-    batch: TokenBatch,
+    batch: TokenBatch | Ids,
     *,
     min_ratio: float = 20.0,
     min_share: float = 0.5,
@@ -71,6 +71,7 @@ def find_sink_dims(
 
     Cost: a forward pass of one token per sequence; position 0 sees no other.
     """
+    batch = as_batch(model, batch)
     n_layers = len(model.blocks)
     if n_layers <= FIRST_LAYER:
         raise InputError(

@@ -68,7 +68,7 @@ def as_bridge(model: AnyModel, *, tokenizer: Any = None) -> TransformerBridge:
     name = str(getattr(model, "name_or_path", "") or kind)
     origin = f"a {kind} in memory, given by the caller"
     whose = "the tokenizer beside the checkpoint" if tokenizer is None else "the given tokenizer"
-    remember_source(bridge, ModelSource(name, "", None, prepends, bos_id, origin, whose))
+    remember_source(bridge, ModelSource(name, "", None, prepends, bos_id, origin=origin, whose_tokenizer=whose))
     return bridge
 
 

@@ -92,7 +92,10 @@ def _is_number(each: Any) -> bool:
 
 
 def _tensor_rows(ids: Tensor) -> list[list[int]]:
-    if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if ids.is_nested or ids.is_meta or ids.layout != torch.strided:
+        raise InputError("Expected a plain tensor of ids [batch pos], got a nested, sparse or meta tensor.")
+    if ids.ndim != 2 or not whole:
         raise InputError(f"Expected integer ids of shape [batch pos], got {tuple(ids.shape)} {ids.dtype}.")
     rows: list[list[int]] = ids.tolist()
     return rows

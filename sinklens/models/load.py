@@ -16,15 +16,18 @@ from transformer_lens.model_bridge.sources.transformers import helpers as tl_hel
 from transformers import dynamic_module_utils
 
 from sinklens.errors import InputError, ModelLoadError, SinkLensError
+from sinklens.models.bos import tokenizer_bos
 from sinklens.models.builtin import builtin_models
 from sinklens.models.gguf import GgufFile, load_gguf, read_gguf_file
 from sinklens.models.source import ModelSource, remember_source
+from sinklens.models.torch_state import usual_torch
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@usual_torch()
 def load(
     name_or_path: str | os.PathLike[str],
     *,
@@ -100,7 +103,7 @@ def _boot_gguf(
     hf_model, tokenizer = load_gguf(file, dtype=dtype, device_map=device_map)
     if device is not None:
         hf_model.to(device)
-    bos = _bos_of(tokenizer)  # before TransformerLens changes it
+    bos = tokenizer_bos(tokenizer)  # before TransformerLens changes it
     # with a model and a tokenizer in hand TransformerLens reads nothing from the place it is told
     return TransformerBridge.boot_transformers(str(file.path), hf_model=hf_model, tokenizer=tokenizer, dtype=dtype), bos
 
@@ -226,16 +229,7 @@ def _shipped_bos(path: str, trust_remote_code: bool, at_revision: dict[str, Any]
     """
     from transformers import AutoTokenizer
 
-    return _bos_of(AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **at_revision))
-
-
-def _bos_of(tokenizer: Any) -> tuple[int | None, bool]:
-    """BOS id of a tokenizer as shipped and whether it prepends it."""
-    bos_id = tokenizer.bos_token_id
-    if bos_id is None:
-        return None, False
-    ids = tokenizer("a")["input_ids"]  # not "": a tokenizer may append the same id as EOS
-    return int(bos_id), bool(ids) and ids[0] == bos_id
+    return tokenizer_bos(AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, **at_revision))
 
 
 def _refuse_nan(model: TransformerBridge, path: str) -> None:

@@ -14,12 +14,13 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
 from sinklens.models.architecture import context_length, text_config
+from sinklens.models.as_bridge import check_evaluates
 from sinklens.models.bos import BosFacts, bos_facts
 from sinklens.models.given_ids import EXPECTED, check_vocabulary, from_encoding, id_rows, is_encoding
 from sinklens.models.token_batch import AddedBy, TokenBatch
 from sinklens.models.unused import Unused
 
-__all__ = ["AddedBy", "BosChoice", "Ids", "TokenBatch", "bos_prefix", "to_batch", "tokenize"]
+__all__ = ["AddedBy", "BosChoice", "Ids", "TokenBatch", "as_batch", "bos_prefix", "to_batch", "tokenize"]
 
 BosChoice = Literal["auto", "yes", "no"] | bool
 Ids = Tensor | Sequence[Sequence[int]] | Mapping[str, Any]
@@ -103,6 +104,30 @@ def to_batch(
     return _assemble(model, rows, bos_id, added_by, statement, unused)
 
 
+def as_batch(model: TransformerBridge, batch: TokenBatch | Ids, attention_mask: Any = None) -> TokenBatch:
+    """A batch as it is when it fits the model, or one made of token ids as callers have them.
+
+    Raises:
+        InputError: No loaded model or one in training mode, texts, a batch of another model's tokens, or ids that
+            :func:`tokenize` refuses.
+    """
+    _check_model(model)
+    check_evaluates(model)
+    if not isinstance(batch, TokenBatch):
+        given: Any = batch
+        if isinstance(given, str) or (isinstance(given, list | tuple) and any(isinstance(each, str) for each in given)):
+            raise InputError("Expected token ids, got texts; pass tokenize(model, texts).")
+        return tokenize(model, batch, attention_mask=attention_mask)
+    if attention_mask is not None:
+        raise InputError("attention_mask goes with token ids; a TokenBatch knows its padding.")
+    if len(batch) and int(batch.ids.max()) >= int(model.cfg.d_vocab):
+        raise InputError(
+            f"The tokens hold id {int(batch.ids.max())}; this model's vocabulary has ids 0 to "
+            f"{int(model.cfg.d_vocab) - 1}. Tokenize the texts with this model."
+        )
+    return batch
+
+
 def bos_prefix(model: TransformerBridge, bos: BosChoice) -> tuple[list[int], str]:
     """The ids that stand before every text (the BOS or nothing), and a sentence about who wants them there.
 
@@ -158,6 +183,8 @@ def _as_given(texts: Any, attention_mask: Any) -> tuple[Any, Any]:
         return texts, attention_mask
     if isinstance(texts, os.PathLike):
         raise InputError(f"Expected a text, got the path {texts}; pass what is in it: Path(...).read_text().")
+    if isinstance(texts, set | frozenset):
+        raise InputError("Expected texts in order, got a set, which has none; pass a list.")
     if isinstance(texts, bytes | bytearray) or not isinstance(texts, Iterable):
         raise InputError(f"Expected {EXPECTED}, got {type(texts).__name__}.")
     return list(texts), attention_mask

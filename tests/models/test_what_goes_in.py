@@ -13,17 +13,19 @@ from transformers import (
     BatchEncoding,
     BertConfig,
     BertForMaskedLM,
+    LlamaForCausalLM,
     LlamaModel,
-    PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
 )
 
 from sinklens import load, scan, sweep, tokenize
 from sinklens.capture import capture
+from sinklens.cli.texts import read_text
 from sinklens.errors import InputError, SinkLensError
 from sinklens.experiments import measure_effects, text_scores
-from sinklens.interventions import AblateHeads
+from sinklens.interventions import AblateHeads, massive_entries, mean_values
+from sinklens.interventions.head_outputs import mean_outputs
 from sinklens.models import as_bridge
 from sinklens.models.bos import bos_facts
 from sinklens.models.source import source_of
@@ -159,7 +161,10 @@ BAD: dict[str, tuple[Callable[[TransformerBridge], Any], str]] = {
     "a number": (lambda m: scan(m, 3), "got int"),
     "None in texts": (lambda m: scan(m, ["abc", None]), "not a mixture; number 1 is NoneType"),
     "half a token": (lambda m: scan(m, "abc" * 9, max_tokens=20.5), "max_tokens must be a whole number, got 20.5"),
-    "no sequence": (lambda m: scan(m, "abc" * 9, max_sequences=0), "max_sequences must be at least 1"),
+    "no sequence": (
+        lambda m: scan(m, "abc" * 9, max_sequences=0),
+        "max_sequences must be a whole number of at least 1",
+    ),
     "cut batch": (lambda m: scan(m, tokens=tokenize(m, "abc" * 9), max_tokens=5), "give max_tokens to tokenize"),
     "ids beyond the vocabulary": (lambda m: scan(m, tokens=[[VOCAB] * 20]), f"holds id {VOCAB}"),
     "float ids": (lambda m: scan(m, tokens=torch.ones(2, 20)), "Expected integer ids"),
@@ -167,7 +172,22 @@ BAD: dict[str, tuple[Callable[[TransformerBridge], Any], str]] = {
         lambda m: measure_effects(m, {"a": AblateHeads(["L0H0"])}, tokenize(m, "abc").rows([])),
         "got none",
     ),
-    "texts for effects": (lambda m: measure_effects(m, {"a": AblateHeads(["L0H0"])}, ["abc"]), "these are texts"),
+    "texts for effects": (lambda m: measure_effects(m, {"a": AblateHeads(["L0H0"])}, ["abc"]), "got texts"),
+    "nothing for effects": (lambda m: measure_effects(m, {"a": AblateHeads(["L0H0"])}, None), "got NoneType"),
+    "texts to capture": (lambda m: capture(m, ["abc"]), "got texts"),
+    "a name to capture with": (lambda m: capture("tiny-llama", [[A]]), "Expected a loaded model, got str"),
+    "an intervention by name": (lambda m: scan(m, "abc" * 9, intervention="zero"), "AblateHeads.*got 'zero'"),
+    "a domain without texts": (lambda m: scan(m, {"a": "abc" * 9, "b": None}), "domain 'b' has no texts"),
+    "a set of texts": (lambda m: scan(m, {"abc" * 9, "cba" * 9}), "a set, which has none"),
+    "half a sequence": (lambda m: scan(m, "abc" * 9, max_sequences=2.5), "max_sequences must be a whole number"),
+    "no seed": (lambda m: scan(m, "abc" * 9, seed=None), "seed must be a whole number"),
+    "eps in words": (lambda m: scan(m, "abc" * 9, eps="0.3"), "eps must lie between 0 and 1, got '0.3'"),
+    "sparse ids": (lambda m: tokenize(m, torch.ones(2, 20, dtype=torch.long).to_sparse()), "nested, sparse or meta"),
+    "complex ids": (lambda m: tokenize(m, torch.ones(2, 20, dtype=torch.complex64)), "Expected integer ids"),
+    "another model's tokens": (
+        lambda m: massive_entries(m, tokenize(load("tiny-llama"), [[900] * 20])),
+        "id 900",
+    ),
     "no model": (lambda m: scan(None), "got builtins.NoneType"),
     "a module": (lambda m: scan(torch.nn.Linear(2, 2)), "got torch.nn.modules.linear.Linear"),
     "tokenizer for a bridge": (lambda m: scan(m, "abc" * 9, tokenizer=m.tokenizer), "brings its own"),
@@ -182,6 +202,18 @@ def test_it_is_refused_in_one_sentence(what: str, tiny: TransformerBridge) -> No
     with pytest.raises(SinkLensError, match=words) as error:
         call(tiny)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_what_takes_a_batch_takes_an_encoding(tiny: TransformerBridge, rows: list[list[int]]) -> None:
+    encoding, batch = padded(rows, "left"), tokenize(tiny, rows)
+    assert mean_outputs(tiny, encoding) == mean_outputs(tiny, batch)
+    assert mean_values(tiny, encoding) == mean_values(tiny, batch)
+    assert len(capture(tiny, encoding)) == len(capture(tiny, batch))
+    effects = [measure_effects(tiny, {"a": AblateHeads(["L0H0"])}, each).to_dataframe() for each in (encoding, batch)]
+    assert effects[0].equals(effects[1])
+    for call in (mean_outputs, mean_values, massive_entries, capture):
+        with pytest.raises(InputError, match="which is padding"):
+            call(tiny, encoding["input_ids"])  # type: ignore[operator]
 
 
 def test_a_lone_encoding_is_one_sequence(tiny: TransformerBridge) -> None:
@@ -248,8 +280,7 @@ def test_a_hugging_face_model_gives_the_numbers_of_its_checkpoint_and_stays_as_i
     zoo: Path, rows: list[list[int]]
 ) -> None:
     path = checkpoint("llama", zoo)
-    model = PreTrainedModel.from_pretrained.__func__(type(boot_hf("llama", zoo)), path, attn_implementation="sdpa")  # type: ignore[attr-defined]
-    model.eval()
+    model = LlamaForCausalLM.from_pretrained(path, attn_implementation="sdpa").eval()
     names, config = [name for name, _ in model.named_modules()], copy.deepcopy(model.config.to_dict())
     before = model(torch.tensor(rows[:1])).logits
     expected = scan(str(path), tokens=rows, maps=0).sinks.to_dataframe()
@@ -405,6 +436,37 @@ def test_float16_that_overflows_is_named(zoo: Path, rows: list[list[int]]) -> No
     model.original_model.get_input_embeddings().weight.data[unusual] *= 1e8  # beyond 65,504
     with pytest.raises(InputError, match=r"in the embedding, first in sequence 2 .*load the model with bfloat16"):
         scan(model, tokens=rows)
+
+
+def test_loading_does_not_depend_on_the_default_dtype(zoo: Path, rows: list[list[int]]) -> None:
+    expected = scan(load(checkpoint("llama", zoo), device="cpu"), tokens=rows, maps=0).sinks.to_dataframe()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = scan(load(checkpoint("llama", zoo), device="cpu"), tokens=rows, maps=0).sinks.to_dataframe()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.equals(expected)
+
+
+# ------------------------------------------------------------------ files
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_wide_encodings_are_named(encoding: str, tmp_path: Path) -> None:
+    file = tmp_path / "book.txt"
+    file.write_text("Once upon a time there was a caf\u00e9 by the sea.\n" * 3, encoding=encoding)
+    with pytest.raises(
+        InputError, match=rf"is {encoding[:6].upper()}\w* text; .*UTF-8.*iconv -f {encoding[:6].upper()}"
+    ):
+        read_text(str(file))
+
+
+@pytest.mark.parametrize(
+    "content", [bytes(range(256)) * 4, b"PK\x03\x04" + bytes(40) + b"word/document.xml", b"ab\0cd"]
+)
+def test_what_is_binary_is_called_so(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "book.docx"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="is a binary file"):
+        read_text(str(file))
 
 
 # ------------------------------------------------------------------ long texts
