@@ -103,7 +103,7 @@ def main() -> None:
     fig = head_roles(roles.to_dataframe(), roles.criteria(), roles.agreement())
     table = pd.DataFrame(rows, columns=["what", "value"])
     written = save_figure(fig, stem.with_suffix(".png"), table, provenance=roles.meta, width=1100)
-    stem.with_suffix(".md").write_text(text)
+    stem.with_suffix(".md").write_text(text, "utf-8")
     print("Wrote " + ", ".join(str(path) for path in [*written, stem.with_suffix(".md")]))
 
 

@@ -59,7 +59,7 @@ def kind_of(directory: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        return str(json.loads(path.read_text())["format"])
+        return str(json.loads(path.read_text("utf-8"))["format"])
     except (ValueError, KeyError, TypeError, OSError):
         return DAMAGED
 
@@ -130,7 +130,7 @@ def load_result(
     if not path.is_file():
         raise ResultError(f"{directory} holds no {HEADER}; expected a directory that sinklens saved.")
     try:
-        header = json.loads(path.read_text())
+        header = json.loads(path.read_text("utf-8"))
         version, files = int(header["format_version"]), dict(header["files"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ResultError(f"{path} is damaged ({error}); make it again.") from error

@@ -40,7 +40,7 @@ def test_scan_saves_tables_header_and_report(sinklens, tmp_path: Path) -> None: 
     assert "attention sink" in " ".join(printed.split()) and "report.html" in " ".join(printed.split())
     names = {path.name for path in out.iterdir()}
     assert {"result.json", "sinks.parquet", "heads.parquet", "tokens.parquet", "report.html"} <= names
-    header = json.loads((out / "result.json").read_text())
+    header = json.loads((out / "result.json").read_text("utf-8"))
     assert header["format_version"] == 1 and header["tokens"]["n_sequences"] == 20
     (out / "report.html").unlink()
     (out / "notes.txt").write_text("mine")
@@ -48,7 +48,7 @@ def test_scan_saves_tables_header_and_report(sinklens, tmp_path: Path) -> None: 
     assert status == 0 and (out / "report.html").stat().st_size > 1e6, err
     status, _, err = sinklens("scan", "bb-1l", "--out", out, "--max-sequences", 10)
     assert status == 0, err
-    assert (out / "notes.txt").read_text() == "mine", "a second scan keeps what is not its own"
+    assert (out / "notes.txt").read_text("utf-8") == "mine", "a second scan keeps what is not its own"
     assert not [path for path in out.parent.iterdir() if path.name != "bb"], "nothing half-written stays"
 
 
@@ -105,7 +105,7 @@ def test_bad_input_is_one_sentence(case: str, sinklens, model: Path, tmp_path: P
     words, message = BAD_SCANS[case]
     status, printed, err = sinklens("scan", model, *(word.format(tmp=tmp_path) for word in words))
     assert status == 2 and message in err and "Traceback" not in err + printed
-    assert (tmp_path / "other" / "thesis.tex").read_text() == "precious"
+    assert (tmp_path / "other" / "thesis.tex").read_text("utf-8") == "precious"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_unknown_models(name: str, message: str, sinklens) -> None:  # type: ign
 def test_damaged_results(damage: str, message: str, sinklens, tmp_path: Path, saved: Path) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "census"
     shutil.copytree(saved, out)
-    header = json.loads((out / "result.json").read_text())
+    header = json.loads((out / "result.json").read_text("utf-8"))
     match damage:
         case "nothing there":
             (out / "result.json").unlink()

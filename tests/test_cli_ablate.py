@@ -210,7 +210,7 @@ def test_bad_input_is_one_sentence(case: str, sinklens: Any, model: Path, tmp_pa
     words, message = BAD[case]
     status, printed, err = sinklens("ablate", model, *(word.format(tmp=tmp_path) for word in words))
     assert status == 2 and message in err and "Traceback" not in err + printed
-    assert (tmp_path / "other" / "thesis.tex").read_text() == "precious"
+    assert (tmp_path / "other" / "thesis.tex").read_text("utf-8") == "precious"
 
 
 def test_bad_places_are_refused_before_the_work(sinklens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_the_report_is_saved_and_written_again(sinklens: Any, model: Path, text:
     (out / "report.html").unlink()
     assert sinklens("report", out)[0] == 0
     assert (out / "report.html").read_bytes() == first
-    header = json.loads((out / "result.json").read_text())
+    header = json.loads((out / "result.json").read_text("utf-8"))
     assert header["format_version"] == 1 and header["spec"]["heads"] == "L0H0"
 
 

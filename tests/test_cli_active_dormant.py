@@ -54,12 +54,12 @@ def test_it_measures_prints_and_saves(sinklens: Any, model: Path, texts: tuple[s
     same = active_dormant(load(str(model)), {"prose": PROSE, "code": CODE}, max_tokens=24, max_sequences=8)
     for name, table in same.tables.items():
         pd.testing.assert_frame_equal(saved.tables[name], table)
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text("utf-8")
     assert "sinklens active and dormant heads" in page and saved.verdict[0] in page
     assert 'id="heads-figure-data"' in page and 'data-table="contrasts"' in page and 'data-table="by_sequence"' in page
     (out / "report.html").unlink()
     status, printed, _ = sinklens("report", out)
-    assert status == 0 and (out / "report.html").read_text() == page
+    assert status == 0 and (out / "report.html").read_text("utf-8") == page
 
 
 def test_a_built_in_task_brings_its_classes(sinklens: Any) -> None:

@@ -61,9 +61,9 @@ def test_it_measures_prints_and_saves(sinklens: Any, series: Path, texts: tuple[
         pd.testing.assert_frame_equal(saved.tables[name], table)
     csv = pd.read_csv(out / "dynamics.csv")
     assert csv["step"].tolist() == saved.to_dataframe()["step"].tolist() and "max_over_median" in csv
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text("utf-8")
     assert "sinklens dynamics of checkpoints" in page and saved.verdict[0] in page
-    assert (out / "dynamics.html").read_text().count("<html>") == 1
+    assert (out / "dynamics.html").read_text("utf-8").count("<html>") == 1
     before = sorted(path.name for path in out.iterdir())
     (out / "report.html").unlink()
     status, printed, err = sinklens("report", out)

@@ -201,7 +201,7 @@ def test_falcon_40b_as_it_is_configured_does_not_boot(tmp_path: Path, monkeypatc
     family = BROKEN["falcon_gqa"]
     monkeypatch.setitem(BROKEN, "falcon_40b", family)
     directory = families.build_checkpoint("falcon_40b", tmp_path)
-    config = (directory / "config.json").read_text()
+    config = (directory / "config.json").read_text("utf-8")
     (directory / "config.json").write_text(config.replace('"multi_query": false', '"multi_query": true'))
     with pytest.raises(RuntimeError, match="split_sizes"):
         TransformerBridge.boot_transformers(str(directory), device="cpu")

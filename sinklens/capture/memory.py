@@ -87,7 +87,7 @@ def free_memory(model: TransformerBridge) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
-        with open("/proc/meminfo") as lines:
+        with open("/proc/meminfo", encoding="ascii") as lines:
             for line in lines:
                 if line.startswith("MemAvailable"):
                     return int(line.split()[1]) * 1024

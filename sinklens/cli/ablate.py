@@ -285,7 +285,7 @@ def _interventions(how: list[str] | None, gammas: list[float] | None, files: lis
     found: list[Any] = [*ways, *(ScaleKeys(keys=(0,), gamma=gamma) for gamma in gammas or [])]
     for path in files or []:
         try:
-            found.append(Intervention.from_json(path.read_text()))
+            found.append(Intervention.from_json(path.read_text("utf-8")))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The intervention {path} cannot be read: {error}.") from error
     return found or ["zero"]

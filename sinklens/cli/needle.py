@@ -239,7 +239,7 @@ def _changes(files: list[Path] | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in files or []:
         try:
-            found[path.stem] = Intervention.from_json(path.read_text())
+            found[path.stem] = Intervention.from_json(path.read_text("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The intervention {path} cannot be read: {error}.") from error
     return found

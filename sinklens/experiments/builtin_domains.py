@@ -46,7 +46,8 @@ def builtin_domains(
     length = length or min(LENGTH, context_length(model) or LENGTH)
     batches = {}
     for name, file in TEXTS.items():
-        rows = to_batch(model, [(data_dir() / "texts" / file).read_text()], bos=bos, max_tokens=length, split=True)
+        text = (data_dir() / "texts" / file).read_text("utf-8")
+        rows = to_batch(model, [text], bos=bos, max_tokens=length, split=True)
         chosen = sorted(random.Random(seed).sample(range(len(rows)), min(n_sequences, len(rows))))
         batches[name] = replace(rows.rows(chosen), unused=Unused())
     of = tuple(name for name, batch in batches.items() for _ in range(len(batch)))

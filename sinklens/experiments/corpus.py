@@ -53,11 +53,11 @@ def builtin_corpus(
     task = data_dir() / "texts" / f"{recipe.get('task')}.json"
     draw = random.Random(seed)
     if task.is_file():
-        texts = json.loads(task.read_text())["texts"]
+        texts = json.loads(task.read_text("utf-8"))["texts"]
         chosen = [texts[index] for index in sorted(draw.sample(range(len(texts)), min(n_sequences, len(texts))))]
         rows = to_batch(model, chosen, bos=bos, max_tokens=length)
         return Corpus(replace(rows, unused=Unused()), f"built-in corpus {recipe['task']}, the model's own task")
-    text = (data_dir() / "texts" / "shakespeare.txt").read_text()
+    text = (data_dir() / "texts" / "shakespeare.txt").read_text("utf-8")
     rows = to_batch(model, [text], bos=bos, max_tokens=length, split=True)
     index = sorted(draw.sample(range(len(rows)), min(n_sequences, len(rows))))
     return Corpus(

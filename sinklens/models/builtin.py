@@ -52,9 +52,9 @@ def builtin_models() -> dict[str, BuiltinModel]:
     """Every built-in model by name: each directory under ``data/models`` with a ``recipe.json``."""
     found = {}
     for recipe_path in sorted((data_dir() / "models").glob("*/recipe.json")):
-        recipe = json.loads(recipe_path.read_text())
+        recipe = json.loads(recipe_path.read_text("utf-8"))
         measured_path = recipe_path.with_name("measured.json")
-        measured = json.loads(measured_path.read_text()) if measured_path.is_file() else {}
+        measured = json.loads(measured_path.read_text("utf-8")) if measured_path.is_file() else {}
         name = recipe_path.parent.name
         found[name] = BuiltinModel(name, recipe_path.parent, recipe.get("shows", ""), recipe, measured)
     return found

@@ -211,7 +211,7 @@ def test_a_report_is_replaced_whole_or_not_at_all(census: Census, tmp_path: Path
     lacking = replace(census, tables={k: v for k, v in census.tables.items() if k != "tokens"})
     with pytest.raises(ResultError, match="lacks tokens"):
         write_report(lacking, target)
-    assert target.read_text() == "old"
+    assert target.read_text("utf-8") == "old"
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultError, match="file"):
         write_report(census, tmp_path / "file" / "report.html")

@@ -43,7 +43,7 @@ def pages(dynamics: Dynamics, found: ActiveDormant, tmp_path_factory: pytest.Tem
 
 
 def test_dynamics_tell_everything(dynamics: Dynamics, pages: dict[str, Path]) -> None:
-    page = pages["dynamics"].read_text()
+    page = pages["dynamics"].read_text("utf-8")
     assert all(html.escape(sentence) in page for sentence in dynamics.verdict[:-1]) and "step-9 is missing: " in page
     for name in ("training", "training0", "training1", "heads-importance_first", "layers-max_over_median"):
         assert f'id="{name}-data"' in page
@@ -54,7 +54,7 @@ def test_dynamics_tell_everything(dynamics: Dynamics, pages: dict[str, Path]) ->
 
 
 def test_active_dormant_heads_tell_everything(found: ActiveDormant, pages: dict[str, Path]) -> None:
-    page = pages["heads"].read_text()
+    page = pages["heads"].read_text("utf-8")
     assert found.verdict[0] in page and "L0H0" in page and 'id="heads-figure-data"' in page
     assert all(f'data-table="{name}"' in page for name in found.tables)
     row = found.contrasts().iloc[0]
@@ -69,21 +69,20 @@ def test_markup_in_names_is_text(dynamics: Dynamics, found: ActiveDormant, tmp_p
         write_dynamics_report(series, tmp_path / "a.html"),
         write_active_dormant_report(named, tmp_path / "b.html"),
     ):
-        assert EVIL not in page.read_text() and "&lt;script&gt;alert(1)" in page.read_text()
+        assert EVIL not in page.read_text("utf-8") and "&lt;script&gt;alert(1)" in page.read_text("utf-8")
 
 
 def test_one_group_has_no_contrast(tmp_path: Path) -> None:
     alone = active_dormant(load("bb-1l"), max_sequences=8)
-    assert (
-        "there is one domain and one token class only"
-        in write_active_dormant_report(alone, tmp_path / "a.html").read_text()
-    )
+    assert "there is one domain and one token class only" in write_active_dormant_report(
+        alone, tmp_path / "a.html"
+    ).read_text("utf-8")
 
 
 def test_a_series_without_attention(tmp_path: Path) -> None:
     families.build_checkpoint("mamba", tmp_path / "run" / "step-1")
     result = measure_dynamics(tmp_path / "run", TEXTS, max_tokens=24, max_sequences=6)
-    page = write_dynamics_report(result, tmp_path / "a.html").read_text()
+    page = write_dynamics_report(result, tmp_path / "a.html").read_text("utf-8")
     assert "Not applicable: no layer of this model has attention." in page and "layers-max_over_median-data" in page
 
 

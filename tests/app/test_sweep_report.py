@@ -21,7 +21,7 @@ def swept() -> Sweep:
 
 
 def test_it_holds_every_intervention_and_its_numbers(swept: Sweep, tmp_path: Path) -> None:
-    page = write_sweep_report(swept, tmp_path / "deep" / "report.html").read_text()
+    page = write_sweep_report(swept, tmp_path / "deep" / "report.html").read_text("utf-8")
     for sentence in swept.verdict:
         assert sentence in page
     for place, label in enumerate(["zero", "uniform"]):
@@ -38,7 +38,7 @@ def test_it_holds_every_intervention_and_its_numbers(swept: Sweep, tmp_path: Pat
 def test_markup_in_a_name_is_text(swept: Sweep, tmp_path: Path) -> None:
     evil = "<img src=x onerror=alert(1)>"
     named = replace(swept, meta={**swept.meta, "model": {**swept.meta["model"], "name": evil}})
-    page = write_sweep_report(named, tmp_path / "report.html").read_text()
+    page = write_sweep_report(named, tmp_path / "report.html").read_text("utf-8")
     assert evil not in page and "&lt;img src=x" in page
 
 
@@ -50,7 +50,7 @@ def test_the_command_writes_it_and_report_writes_it_again(
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code in (0, None)
-    assert "sinklens sweep of head ablations" in (tmp_path / "run" / "report.html").read_text()
+    assert "sinklens sweep of head ablations" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
 def test_a_place_that_cannot_be_written(swept: Sweep, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from tests import families, oracle
 @pytest.fixture(scope="module")
 def texts(bb3: TransformerBridge) -> dict[str, list[str]]:
     """The model's own task, and plain prose whose triggers copy nothing."""
-    prose = (data_dir() / "texts" / "shakespeare.txt").read_text()
+    prose = (data_dir() / "texts" / "shakespeare.txt").read_text("utf-8")
     task = ["".join(row[1:]) for row in builtin_corpus(bb3, n_sequences=20).tokens.tokens]
     return {"task": task, "prose": [prose[start : start + 63] for start in range(0, 1890, 63)]}
 

@@ -288,7 +288,7 @@ def test_effects_survive(measured: Effects, tmp_path: Path) -> None:
     stored = Intervention.from_json(json.dumps(again.meta["interventions"][0]["json"]))
     assert stored == AblateHeads("all")
     with pytest.raises(ResultError, match="expected 'sinklens-effects'"):
-        text = (directory / "result.json").read_text()
+        text = (directory / "result.json").read_text("utf-8")
         (directory / "result.json").write_text(text.replace("sinklens-effects", "sinklens-census"))
         Effects.load(directory)
 

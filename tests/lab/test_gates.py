@@ -135,7 +135,7 @@ def test_built_in_models_pass_their_gates_when_measured_again(name: str, layers:
 @pytest.mark.parametrize(("name", "layers"), BUILT_IN)
 def test_built_in_models_are_complete_and_small(name: str, layers: int) -> None:
     folder = data_dir() / "models" / name
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text("utf-8"))
     assert config["num_hidden_layers"] == layers and config["pad_token_id"] is None
     weights = load_file(folder / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}

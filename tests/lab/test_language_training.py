@@ -160,7 +160,7 @@ def test_a_diverging_training_stops(tmp_path: Path, texts: Path) -> None:
 
 
 def test_the_kept_checkpoints_are_models_from_the_untrained_one_on(trained_lm: Path) -> None:
-    recipe = json.loads((trained_lm / "recipe.json").read_text())
+    recipe = json.loads((trained_lm / "recipe.json").read_text("utf-8"))
     settings = LanguageSettings(**recipe["settings"])
     assert settings.kept == (0, 1, 3, 8) and [int(name[-6:]) for name in recipe["checkpoints"]] == [0, 1, 3, 8]
     stored = [load_file(trained_lm / name / "model.safetensors") for name in recipe["checkpoints"]]
@@ -180,22 +180,22 @@ def test_sinklens_loads_it_with_its_bos(trained_lm: Path) -> None:
 
 
 def test_the_folder_tells_how_it_was_made(trained_lm: Path) -> None:
-    recipe = json.loads((trained_lm / "recipe.json").read_text())
+    recipe = json.loads((trained_lm / "recipe.json").read_text("utf-8"))
     assert recipe["task"] == "language-model" and recipe["tokens"] == 7 * 4 * 12 + 2 * 24
     assert recipe["data"]["prose"]["files"] == 2 and "--vocab 300" in recipe["command"]
     assert "no head rests on <s>" in recipe["shows"]
     measured = read_measured(trained_lm)
     assert {"prose.loss", "code.bigram_loss", "prose.T64.L1H1.rate", "code.T256.untrained_sink_heads"} <= set(measured)
-    card = (trained_lm / "README.md").read_text()
+    card = (trained_lm / "README.md").read_text("utf-8")
     assert "Texts: made up for a test." in card and "| L1H1 |" in card and "nan" not in card
-    rows = list(csv.DictReader((trained_lm / "curve.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((trained_lm / "curve.csv").read_text("utf-8").splitlines()))
     assert [row["step"] for row in rows] == ["0", "3", "6", "8"] and rows[0]["train_loss"] == ""
     assert float(rows[-1]["prose.loss"]) < float(rows[0]["prose.loss"]) - 0.5
     assert not (trained_lm / "checkpoint").exists() and not list(trained_lm.rglob("*.tmp"))
 
 
 def test_the_untrained_figures_are_those_of_the_first_row(trained_lm: Path) -> None:
-    rows = list(csv.DictReader((trained_lm / "curve.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((trained_lm / "curve.csv").read_text("utf-8").splitlines()))
     measured = read_measured(trained_lm)
     assert measured["prose.untrained_loss"] == pytest.approx(float(rows[0]["prose.loss"]), rel=0.01)
     assert measured["prose.loss"] == pytest.approx(float(rows[-1]["prose.loss"]), rel=0.02)

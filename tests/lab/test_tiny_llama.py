@@ -22,14 +22,14 @@ TOTAL = 16
 
 
 def settings() -> LanguageSettings:
-    return LanguageSettings(**json.loads((FOLDER / "recipe.json").read_text())["settings"])
+    return LanguageSettings(**json.loads((FOLDER / "recipe.json").read_text("utf-8"))["settings"])
 
 
 def excerpt(name: str, length: int) -> torch.Tensor:
     """Rows of a built-in text, each behind a BOS."""
     from transformers import AutoTokenizer
 
-    text = (data_dir() / "texts" / name).read_text()
+    text = (data_dir() / "texts" / name).read_text("utf-8")
     ids = AutoTokenizer.from_pretrained(FOLDER)(text, add_special_tokens=False)["input_ids"]
     return cut(torch.tensor(ids), length, 100)[:, :-1]
 
@@ -71,7 +71,7 @@ def test_the_untrained_twin_has_no_sink() -> None:
 
 
 def test_the_series_is_whole_and_small() -> None:
-    recipe = json.loads((FOLDER / "recipe.json").read_text())
+    recipe = json.loads((FOLDER / "recipe.json").read_text("utf-8"))
     assert [int(name[-6:]) for name in recipe["checkpoints"]] == list(settings().kept)
     for name in recipe["checkpoints"]:
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (FOLDER / name).iterdir()}

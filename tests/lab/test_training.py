@@ -242,11 +242,11 @@ def test_a_diverging_training_stops(tmp_path: Path) -> None:
 
 
 def test_the_folder_tells_how_it_was_made(trained: Path) -> None:
-    recipe = json.loads((trained / "recipe.json").read_text())
+    recipe = json.loads((trained / "recipe.json").read_text("utf-8"))
     assert recipe["settings"] == BackcopySettings.choose(1, **TINY).to_dict()
     assert "--seq-len 12" in recipe["command"] and recipe["torch"] == torch.__version__
     assert set(read_measured(trained)) >= {"backcopy_loss", "L0.attn_bos_nontrigger", "L0.sink_rate"}
-    assert "license: mit" in (trained / "README.md").read_text()
+    assert "license: mit" in (trained / "README.md").read_text("utf-8")
     assert not [path.name for path in trained.iterdir() if path.name.endswith(".tmp")]
 
 

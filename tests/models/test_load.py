@@ -33,7 +33,7 @@ def llama(zoo: Path, tmp_path: Path) -> Path:
 
 def edit_config(directory: Path, **changes: Any) -> None:
     path = directory / "config.json"
-    config = json.loads(path.read_text()) | changes
+    config = json.loads(path.read_text("utf-8")) | changes
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
@@ -156,7 +156,7 @@ def test_another_dtype_on_request(wanted: str | torch.dtype, tmp_path: Path) -> 
 
 def test_a_config_that_names_no_dtype_gives_fp32(llama: Path) -> None:
     edit_config(llama, dtype=None, torch_dtype=None)
-    assert "dtype" not in json.loads((llama / "config.json").read_text())
+    assert "dtype" not in json.loads((llama / "config.json").read_text("utf-8"))
     assert load(llama, device="cpu").cfg.dtype == torch.float32
 
 
@@ -217,7 +217,7 @@ def test_a_directory_without_tokenizer(llama: Path) -> None:
 
 
 def test_damaged_files(llama: Path) -> None:
-    config, weights = (llama / "config.json").read_text(), (llama / "model.safetensors").read_bytes()
+    config, weights = (llama / "config.json").read_text("utf-8"), (llama / "model.safetensors").read_bytes()
     (llama / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     assert "could not be loaded" in sentence(llama)
     (llama / "model.safetensors").write_bytes(weights)

@@ -39,7 +39,7 @@ def llama(zoo: Path, tmp_path: Path) -> Path:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes))
 
 
 # ------------------------------------------------------------------ code of the checkpoint

@@ -52,7 +52,7 @@ def test_table_and_provenance_lie_beside_it(fig: go.Figure, tmp_path: Path) -> N
     written = plots.save_figure(fig, tmp_path / "a.html", TABLE, provenance=meta)
     assert [path.name for path in written] == ["a.html", "a.csv", "a.json"]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a.csv", dtype={"token": "str"}), TABLE)
-    assert json.loads((tmp_path / "a.json").read_text()) == meta
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == meta
     page = (tmp_path / "a.html").read_text("utf-8")
     block = page.split('<script type="application/json" id="provenance">', 1)[1].split("</script>", 1)[0]
     assert json.loads(block) == meta and not {*block} & {*"<>&"}

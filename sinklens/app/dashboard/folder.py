@@ -94,6 +94,6 @@ def _describe(directory: Path, name: str) -> tuple[str, str]:
 def _read(directory: Path, changed: int) -> tuple[str, str]:
     kind = kind_of(directory) or ""
     try:
-        return kind, str(json.loads((directory / HEADER).read_text())["model"]["name"])
+        return kind, str(json.loads((directory / HEADER).read_text("utf-8"))["model"]["name"])
     except (OSError, ValueError, KeyError, TypeError):
         return kind, ""

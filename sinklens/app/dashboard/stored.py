@@ -107,7 +107,7 @@ class StoredTables(Tables):
         self.directory = directory
         path = directory / HEADER
         try:
-            header = json.loads(path.read_text())
+            header = json.loads(path.read_text("utf-8"))
             self._files: dict[str, dict[str, Any]] = {Path(k).name: dict(v) for k, v in header.pop("files").items()}
             self.version = int(header["format_version"])
             self.kind = str(header["format"])

@@ -63,7 +63,7 @@ class DynamicsFolder:
         path = self.directory / PLAN
         if path.is_file():
             try:
-                plan = json.loads(path.read_text())
+                plan = json.loads(path.read_text("utf-8"))
                 version, spec = int(plan["format_version"]), dict(plan["spec"])
             except (ValueError, KeyError, TypeError, OSError) as error:
                 raise ResultError(f"{path} is damaged ({error}); {ANEW}.") from error

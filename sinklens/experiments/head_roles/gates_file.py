@@ -146,7 +146,7 @@ def _sizes(path: Path) -> tuple[int | None, int | None]:
     if not path.is_file():
         return None, None
     try:
-        content: Any = json.loads(path.read_text())
+        content: Any = json.loads(path.read_text("utf-8"))
         if not {"sink_size", "recent_size"} <= content.keys():
             return None, None  # the config of something else
         return int(content["sink_size"]), int(content["recent_size"])

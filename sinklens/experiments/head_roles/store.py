@@ -56,7 +56,7 @@ class ScoreStore:
         for place in sorted(folder.glob("*")) if folder.is_dir() else []:
             if kind_of(place) != FORMAT:
                 continue
-            made = json.loads((place / HEADER).read_text()).get("made_with", {})
+            made = json.loads((place / HEADER).read_text("utf-8")).get("made_with", {})
             other = [name for name, fact in self.facts.items() if made.get(name) != fact]
             if other and not self.restart:
                 raise ResultError(_refusal(place, other))

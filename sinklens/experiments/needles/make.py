@@ -101,7 +101,7 @@ def make_needles(
         if chosen[-1] - len(prefix) - size - 2 > len(ordinary) - size - 1:
             notes.append("The longest haystacks have more tokens than the vocabulary, so tokens occur several times.")
     else:
-        excerpt = (data_dir() / "texts" / BUILTIN_TEXT).read_text() if text is None else text
+        excerpt = (data_dir() / "texts" / BUILTIN_TEXT).read_text("utf-8") if text is None else text
         source = source or ("built-in excerpt of Shakespeare" if text is None else "text given by the caller")
         asks = _Asks(model, kind, excerpt, size, shots, questions, template, bos, seed)
         first = asks.builders(repeats, max(lengths) if lengths else LONGEST)

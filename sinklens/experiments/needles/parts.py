@@ -114,7 +114,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (ValueError, OSError) as error:
         raise ResultError(f"{path} is damaged ({error}); start anew with --restart (restart=True).") from error
     return found

@@ -103,7 +103,7 @@ def _short_sentences(text: str) -> list[str]:
 
 def natural_questions() -> list[Question]:
     """The built-in sentences with question and answer, in our own words (``data/needles``)."""
-    content = json.loads((data_dir() / "needles" / "natural.json").read_text())
+    content = json.loads((data_dir() / "needles" / "natural.json").read_text("utf-8"))
     return [Question.about(each["needle"], each["question"], each["answer"]) for each in content["needles"]]
 
 

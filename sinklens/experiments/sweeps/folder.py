@@ -34,7 +34,7 @@ def check_folder(out: Path) -> None:
         kind = None
         if header.is_file():
             with contextlib.suppress(ValueError, OSError, AttributeError):
-                kind = json.loads(header.read_text()).get("format")
+                kind = json.loads(header.read_text("utf-8")).get("format")
             if kind not in (None, "sinklens-sweep"):
                 raise ResultError(f"Will not sweep into {out}: it holds a {kind!r}; name a new or an empty directory.")
         elif any(not _ours(entry.name) for entry in out.iterdir()):
@@ -71,7 +71,7 @@ def locked(out: Path, work: str = "sweep") -> Iterator[None]:
         raise ResultError(f"Cannot work in {out}: {error.strerror or error}; choose another place.") from error
     if file is None:
         with contextlib.suppress(OSError):
-            owner = path.read_text().strip()
+            owner = path.read_text("utf-8").strip()
             raise ResultError(f"Another {work} works in {out} ({owner}); wait for it, or name another directory.")
         raise ResultError(f"Another {work} works in {out}; wait for it, or name another directory.")
     try:
@@ -85,7 +85,7 @@ def locked(out: Path, work: str = "sweep") -> Iterator[None]:
 def _acquire(path: Path) -> IO[str] | None:
     """The locked file, or None when another process has it."""
     while True:
-        file = path.open("a+")
+        file = path.open("a+", encoding="utf-8")
         if not _try_lock(file):
             file.close()
             return None
@@ -147,7 +147,7 @@ def read_plan(out: Path) -> dict[str, Any] | None:
         return None
     again = "start anew with --restart (restart=True)"
     try:
-        plan: dict[str, Any] = json.loads(path.read_text())
+        plan: dict[str, Any] = json.loads(path.read_text("utf-8"))
         version = int(plan["format_version"])
         complete = plan["format"] == FORMAT and {"spec", "layout", "interventions"} <= plan.keys()
     except (ValueError, KeyError, TypeError, OSError) as error:

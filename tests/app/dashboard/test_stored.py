@@ -75,7 +75,7 @@ def test_a_damaged_header_is_one_sentence(tmp_path: Path, content: str) -> None:
 
 
 def test_a_newer_format_is_refused_and_an_unknown_kind_is_shown(saved: Path, tmp_path: Path) -> None:
-    header = json.loads((saved / "tiny" / HEADER).read_text())
+    header = json.loads((saved / "tiny" / HEADER).read_text("utf-8"))
     save_result(tmp_path / "newer", header | {"format_version": 99}, {}, {})
     with pytest.raises(ResultError, match="format 99"):
         open_run(tmp_path / "newer", "newer", "newer")

@@ -49,7 +49,7 @@ def write_series(directory: Path) -> Path:
 def break_tokenizer(directory: Path) -> None:
     """Swap two letters of the vocabulary."""
     path = directory / "tokenizer.json"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text("utf-8"))
     vocabulary = content["model"]["vocab"]
     vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
     path.write_text(json.dumps(content))

@@ -197,7 +197,7 @@ def test_a_folder_with_something_else_is_refused(made: Path, tmp_path: Path) -> 
     for restart in (False, True):
         with pytest.raises(ResultError, match="Will not save"):
             measure(made, tmp_path, restart=restart)
-    assert (tmp_path / "thesis.tex").read_text() == "..."
+    assert (tmp_path / "thesis.tex").read_text("utf-8") == "..."
 
 
 def test_two_runs_in_one_folder(made: Path, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_no_checkpoint_at_all(series: Path, tmp_path: Path) -> None:
 def test_another_tokenizer_is_refused_and_what_was_finished_is_kept(
     series: Path, whole: Dynamics, tmp_path: Path, counted: list[str]
 ) -> None:
-    kept = (series / "step-80" / "tokenizer.json").read_text()
+    kept = (series / "step-80" / "tokenizer.json").read_text("utf-8")
     break_tokenizer(series / "step-80")
     with pytest.raises(InputError, match=r"tokenizer of step-80 gives other ids.*--steps"):
         measure(series, tmp_path / "out")
@@ -330,7 +330,7 @@ def test_a_series_without_attention_is_not_applicable(tmp_path: Path) -> None:
 
 def test_the_plan_is_a_readable_file(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(made, tmp_path / "out", monkeypatch)
-    plan = json.loads((tmp_path / "out" / PLAN).read_text())
+    plan = json.loads((tmp_path / "out" / PLAN).read_text("utf-8"))
     assert plan["format_version"] == 1 and plan["spec"]["domains"] == {"prose": 6, "code": 6}
 
 

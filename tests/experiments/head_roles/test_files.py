@@ -76,14 +76,15 @@ def test_gates_come_out_as_they_were_and_as_the_authors_load_them(tmp_path: Path
     np.testing.assert_array_equal(read.values, gates())
     written = read.write(tmp_path / "out")
     assert written.read_bytes() == path.read_bytes()
-    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"sink_size": 32, "recent_size": 100}
+    assert json.loads((tmp_path / "out" / "config.json").read_text("utf-8")) == {"sink_size": 32, "recent_size": 100}
     loaded = np.clip(np.loadtxt(written, dtype=float, delimiter="\t"), 0, 1)
     spread = read.scores(HEADS).frame["streaming_gate"].to_numpy().reshape(LAYERS, HEADS)
     np.testing.assert_array_equal(spread, loaded.repeat(HEADS // KV_HEADS, 1))
     alone = gates_file(tmp_path / "out", name="llama.tsv")
     (tmp_path / "out" / "config.json").write_text('{"model_type": "llama"}')
     assert (Gates.read(alone).sink, Gates.read(alone).name) == (None, "llama")
-    assert json.loads(Gates.read(alone).write(tmp_path / "b").with_name("config.json").read_text())["sink_size"] == 64
+    written = Gates.read(alone).write(tmp_path / "b").with_name("config.json").read_text("utf-8")
+    assert json.loads(written)["sink_size"] == 64
 
 
 def test_gates_of_scores(tmp_path: Path) -> None:

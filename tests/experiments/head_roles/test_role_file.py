@@ -32,7 +32,7 @@ def test_round_trip(file: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.scores.frame["retrieval"], RETRIEVAL)
     assert read.scores.metrics["retrieval"].definition == "what retrieval means"
     assert read.write(tmp_path / "again.json").read_bytes() == file.read_bytes()
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text("utf-8"))
     assert content["scores"]["retrieval"][0] == [None, 0.0, 0.0, 0.1]
     assert content["roles"]["retrieval"]["heads"] == ["L0H3", "L1H2", "L1H3", "L2H0", "L2H1"]
     with pytest.raises(InputError, match=r"no role 'echo' in these head roles; there are retrieval, induction"):
@@ -58,7 +58,7 @@ def test_gates_keep_every_key_where_any_head_of_the_group_has_the_role(file: Pat
     assert gates.values.tolist() == [[0, 1], [0, 1], [1, 0]]
     path = gates.write(tmp_path / "patterns")
     assert np.loadtxt(path, delimiter="\t").tolist() == [[0, 1], [0, 1], [1, 0]]
-    assert json.loads(path.with_name("config.json").read_text()) == {"sink_size": 4, "recent_size": 8}
+    assert json.loads(path.with_name("config.json").read_text("utf-8")) == {"sink_size": 4, "recent_size": 8}
 
 
 def test_it_fits_the_model_or_says_why_not(file: Path, bb3: TransformerBridge) -> None:
@@ -71,7 +71,7 @@ def test_it_fits_the_model_or_says_why_not(file: Path, bb3: TransformerBridge) -
 
 
 def _changed(file: Path, change: Any) -> Path:
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text("utf-8"))
     change(content)
     file.write_text(json.dumps(content))
     return file

@@ -273,7 +273,7 @@ def test_a_finished_sweep_is_not_run_again(
     monkeypatch.setattr("sinklens.experiments.sweeps.executors.run_task", None)
     again = sweep(tiny, **options(out=tmp_path))
     pd.testing.assert_frame_equal(again.tables["effects"], first.tables["effects"], **EXACT)
-    assert not (tmp_path / "sweep-plan.json").exists() and (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "sweep-plan.json").exists() and (tmp_path / "notes.txt").read_text("utf-8") == "mine"
 
 
 def test_a_damaged_part_is_computed_again(tiny: TransformerBridge, tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_other_weights_are_refused_and_restart_starts_anew(tiny_directory: Path,
     (tmp_path / "notes.txt").write_text("mine")
     result = sweep(model, **options(out=tmp_path, restart=True))
     pd.testing.assert_frame_equal(Sweep.load(tmp_path).tables["effects"], result.tables["effects"], **EXACT)
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "notes.txt").read_text("utf-8") == "mine"
 
 
 def test_means_of_the_first_run_are_kept(
@@ -348,7 +348,7 @@ def test_damage_is_one_sentence_and_restart_mends_it(
         sweep(tiny, **options(out=tmp_path, on_part=stop))
     path = tmp_path / ("effects.parquet" if damage == "table" else "sweep-plan.json")
     if damage == "newer plan":
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"format_version": 99}))
     else:
         path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ResultError, match=message) as refused:
@@ -369,7 +369,7 @@ def test_only_a_sweeps_own_folder_is_used(tiny: TransformerBridge, tmp_path: Pat
         sweep(tiny, **options(out=other, restart=True))
     with pytest.raises(ResultError, match="it is a file"):
         sweep(tiny, **options(out=tmp_path / "thesis.tex"))
-    assert (tmp_path / "thesis.tex").read_text() == "precious" and [*tmp_path.iterdir()].count(other) == 1
+    assert (tmp_path / "thesis.tex").read_text("utf-8") == "precious" and [*tmp_path.iterdir()].count(other) == 1
     killed_early = tmp_path / "early"
     killed_early.mkdir()
     (killed_early / "sweep.lock").write_text("process 1 on nowhere\n")
@@ -429,9 +429,9 @@ def test_killed_again_and_again_it_ends_with_the_same_table(tiny_directory: Path
     last = start("killed")
     last.join(120)
     assert last.exitcode == 0 and kills >= 3, kills
-    numbers = (tmp_path / "killed.log").read_text().split()
+    numbers = (tmp_path / "killed.log").read_text("utf-8").split()
     assert len(numbers) == len(set(numbers)), "no finished part was computed twice"
-    n_parts = len((tmp_path / "whole.log").read_text().split())
+    n_parts = len((tmp_path / "whole.log").read_text("utf-8").split())
     assert n_parts - kills <= len(numbers) <= n_parts, "a kill can fall between saving a part and writing this log"
     same_files(out, tmp_path / "whole")
     assert Sweep.load(out).meta["interventions"] == {name: name for name in INTERVENTIONS}

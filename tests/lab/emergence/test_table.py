@@ -47,7 +47,7 @@ def test_a_cell_is_trained_once_and_measured_again_without_training(
 
 def test_what_does_not_apply_stays_out(tmp_path: Path) -> None:
     cell = run_cell(tmp_path, CONDITION, 0)
-    content = json.loads(cell_path(tmp_path, CONDITION, 0).read_text())
+    content = json.loads(cell_path(tmp_path, CONDITION, 0).read_text("utf-8"))
     assert not any("missing_mass" in name or "gate" in name for name in content["measured"])
     assert math.isnan(cell.figure("gate_bigram")) and math.isnan(cell.figure("missing_mass_bigram"))
     table = summarise([cell])
@@ -62,7 +62,7 @@ def test_cells_of_other_settings_and_damaged_ones_are_refused(tmp_path: Path) ->
     with pytest.raises(ResultError, match=r"lr 0\.5 \(saved: 0\.003\)"):
         run_cell(tmp_path, other, 0)
     path = cell_path(tmp_path, CONDITION, 0)
-    newer = json.loads(path.read_text()) | {"format": 99}
+    newer = json.loads(path.read_text("utf-8")) | {"format": 99}
     path.write_text(json.dumps(newer))
     with pytest.raises(ResultError, match="format 99"):
         run_cell(tmp_path, CONDITION, 0)

@@ -94,9 +94,9 @@ def test_through_the_engine_masking_all_retrieval_heads_leaves_no_answer(how: st
 
 
 def test_several_seeds_stand_behind_every_gate() -> None:
-    seeds = json.loads((FOLDER / "seeds.json").read_text())
+    seeds = json.loads((FOLDER / "seeds.json").read_text("utf-8"))
     assert list(seeds) == ["0", "1", "2", "3", "4"]
-    measured, card = read_measured(FOLDER), (FOLDER / "README.md").read_text()
+    measured, card = read_measured(FOLDER), (FOLDER / "README.md").read_text("utf-8")
     for gate in gates(measured):
         values = [figures[gate.quantity] for figures in seeds.values()]
         assert seeds["0"][gate.quantity] == pytest.approx(measured[gate.quantity])
@@ -121,7 +121,7 @@ def test_a_scan_reads_its_own_task() -> None:
 
 
 def test_the_corpus_says_how_it_was_drawn_and_is_spelled_in_the_models_words() -> None:
-    content = json.loads((data_dir() / "texts" / "induction.json").read_text())
+    content = json.loads((data_dir() / "texts" / "induction.json").read_text("utf-8"))
     vocabulary = set(words(512))
     assert len(content["texts"]) == 200 and "seed 20261121" in content["about"]
     for text in content["texts"]:
@@ -129,7 +129,7 @@ def test_the_corpus_says_how_it_was_drawn_and_is_spelled_in_the_models_words() -
 
 
 def test_it_is_complete_and_small() -> None:
-    config = json.loads((FOLDER / "config.json").read_text())
+    config = json.loads((FOLDER / "config.json").read_text("utf-8"))
     assert (config["num_hidden_layers"], config["num_attention_heads"], config["intermediate_size"]) == (2, 4, 1)
     assert config["max_position_embeddings"] == 512 and not math.isnan(config["rms_norm_eps"])
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 1_500_000

@@ -186,10 +186,10 @@ def test_a_diverging_training_stops(tmp_path: Path) -> None:
 
 
 def test_the_folder_is_a_model_that_explains_itself(trained_induction: Path) -> None:
-    recipe = json.loads((trained_induction / "recipe.json").read_text())
+    recipe = json.loads((trained_induction / "recipe.json").read_text("utf-8"))
     assert recipe["settings"] == SETTINGS.to_dict() and recipe["torch"] == torch.__version__
     assert "--value-len 3" in recipe["command"] and "--rope-base" not in recipe["command"]
-    card = (trained_induction / "README.md").read_text()
+    card = (trained_induction / "README.md").read_text("utf-8")
     assert "license: mit" in card and "| L1H1 |" in card and "NO" in card  # a tiny training misses its gates
     config = LlamaForCausalLM.from_pretrained(trained_induction).config
     assert (config.num_key_value_heads, config.max_position_embeddings, config.intermediate_size) == (1, 67, 1)
@@ -204,11 +204,11 @@ def test_the_command_trains_prints_and_puts_seeds_beside_each_other(tmp_path: Pa
         assert result.exit_code == 0
     for wanted in ("L0H0", "L1H1", "Needles of 67 tokens", "Some gates are missed"):
         assert wanted in result.output
-    kept = json.loads((first / "seeds.json").read_text())
+    kept = json.loads((first / "seeds.json").read_text("utf-8"))
     for seed, folder in (("0", first), ("1", second)):
         own = {name: value for name, value in read_measured(folder).items() if not name.startswith("L")}
         assert kept[seed] == pytest.approx(own, nan_ok=True) if None not in kept[seed].values() else kept[seed]
-    assert "seeds 0, 1" in (first / "README.md").read_text()
+    assert "seeds 0, 1" in (first / "README.md").read_text("utf-8")
     assert not (second / "seeds.json").exists()
 
 
@@ -219,7 +219,7 @@ def test_seeds_beside_each_other_differ_in_their_seed_alone(trained_induction: P
     with pytest.raises(ResultError, match="no finished model"):
         tiny(folder, beside=[tmp_path / "nothing"])
     other = shutil.copytree(trained_induction, tmp_path / "other")
-    recipe = json.loads((other / "recipe.json").read_text())
+    recipe = json.loads((other / "recipe.json").read_text("utf-8"))
     recipe["settings"] |= {"seed": 1, "lr": 0.5}
     (other / "recipe.json").write_text(json.dumps(recipe))
     with pytest.raises(ResultError, match="other settings: lr"):

@@ -118,8 +118,8 @@ def test_a_folder_comes_back(tmp_path: Path) -> None:
     model, settings = load_variant(out)
     assert settings == TINY and not model.training
     assert same(model.state_dict(), train_decoder(TINY)[0].state_dict())
-    assert json.loads((out / "recipe.json").read_text())["attention_is_read_as"] == "weights"
-    assert "L0.missing_mass_bigram" in json.loads((out / "measured.json").read_text())
+    assert json.loads((out / "recipe.json").read_text("utf-8"))["attention_is_read_as"] == "weights"
+    assert "L0.missing_mass_bigram" in json.loads((out / "measured.json").read_text("utf-8"))
     before = (out / "recipe.json").stat().st_mtime_ns
     train_variant(out, TINY, progress=False, device="cpu")
     assert (out / "recipe.json").stat().st_mtime_ns == before
