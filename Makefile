@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 # Passed on to pytest, for example PYTEST="tests/detectors -k drain".
 PYTEST ?=
+# What measures, compared with oracles: run once more as a machine without AVX would compute it.
+NUMERIC := tests/test_ties.py tests/test_oracle.py $(addprefix tests/experiments/,test_head_sets.py test_effects.py test_scan.py needles/test_run.py) \
+  $(addprefix tests/,attention/test_engine.py detectors/test_sink_detector.py interventions/test_methods.py lab/test_gates.py)
 
 # Only the environment decides what is imported.
 unexport PYTHONPATH PYTHONHOME
@@ -20,7 +23,7 @@ DEV := $(VENV)/.stamp-dev
 BROKEN := $(shell test -x $(BIN)/python && test "$$(cat $(CORE) 2>/dev/null)" = "$(CURDIR)" || echo rebuild)
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-dev demo real-models figures notebooks docs test test-slow test-real format lint types clean distclean rebuild
+.PHONY: help env env-dev demo real-models figures notebooks docs test test-portable test-slow test-real format lint types clean distclean rebuild
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +49,9 @@ figures: $(DEV) ## rebuild the gallery, figures/gallery, from the built-in model
 
 test: lint types ## ruff, import-linter, mypy, then all tests and doctests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
+
+test-portable: $(DEV) ## the numeric tests as a processor without AVX computes them
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(NUMERIC)
 
 test-slow: $(DEV) ## the slow tests alone
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(PYTEST)

@@ -1,5 +1,7 @@
 """The program: its options, its commands, and how it ends."""
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -49,6 +51,9 @@ app.add_typer(lab, name="lab")
 
 def main() -> None:
     """Entry point: sinklens' own errors and interruptions end in one sentence instead of a traceback."""
+    for printed in (sys.stdout, sys.stderr):
+        if isinstance(printed, io.TextIOWrapper):
+            printed.reconfigure(errors="replace")  # a terminal without some sign shows ? instead of ending the run
     try:
         app()
     except SinkLensError as error:
