@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 project = "sinklens"
 author = "sinklens contributors"
 copyright = "sinklens contributors, MIT licence"
-release = version = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+project_file = (Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8")
+release = version = tomllib.loads(project_file)["project"]["version"]
 
 extensions = [
     "myst_parser",

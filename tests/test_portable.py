@@ -17,7 +17,7 @@ ANOTHER = {
 
 
 def test_text_files_name_their_encoding() -> None:
-    unnamed = [path.name for path in SOURCES if re.search(r"\.read_text\(\)", path.read_text("utf-8"))]
+    unnamed = [path.name for path in SOURCES if re.search(r"(?<!\(\.\.\.\))\.read_text\(\)", path.read_text("utf-8"))]
     assert not unnamed, f"read_text('utf-8'), or the locale decides: {unnamed}"
 
 

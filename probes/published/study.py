@@ -101,7 +101,7 @@ def _write(file: Path, cell: Cell, sizes: Sizes) -> None:
 
 def _read(file: Path, sizes: Sizes) -> Cell | None:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
         return None
     if content.get("format") != FORMAT or content.get("sizes") != asdict(sizes):

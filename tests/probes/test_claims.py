@@ -127,7 +127,7 @@ def test_other_sizes_are_measured_again(measured: tuple[Path, list[Any]], study:
     file = measured[0] / "tiny-llama" / "value-drain.json"
     assert study._read(file, subject.QUICK) is not None
     assert study._read(file, subject.Sizes()) is None
-    content = json.loads(file.read_text())
+    content = json.loads(file.read_text("utf-8"))
     assert set(content) == {"format", "sizes", "cell"}
 
 
@@ -142,7 +142,7 @@ def test_a_page_of_a_quick_run(measured: tuple[Path, list[Any]], probes: None) -
 @pytest.mark.skipif(not CSV.exists(), reason="the page is not written yet")
 def test_the_committed_page_and_table_agree() -> None:
     results = pd.read_csv(CSV, keep_default_na=False, na_values={name: [""] for name in ("value", "low", "high", "n")})
-    text = PAGE.read_text()
+    text = PAGE.read_text("utf-8")
     _agrees(results, text)
     assert "dequantised from Q4" in text
 
