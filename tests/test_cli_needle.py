@@ -1,7 +1,9 @@
 """`sinklens needle` from start to end, and its refusals."""
 
+from importlib import import_module
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -21,15 +23,16 @@ def test_grid_heads_and_saved_result(tmp_path: Path) -> None:
     (tmp_path / "near.json").write_text(SlidingWindow(8, 1).to_json())
     out = tmp_path / "run"
     changes = ("--ablate", "top:2", "--intervention", str(tmp_path / "near.json"))
-    done = call("induction-2l", *FAST, *changes, "--out", str(out))
+    done = call("induction-2l", *FAST, *changes, "--controls", "2", "--out", str(out))
     assert done.exit_code == 0, done.output
     assert "4 of 8 heads are retrieval heads" in done.output and "L1H" in done.output
     assert "BOS was prepended" in done.output and "top 2 uniform" in done.output
+    assert "Masking the top 2 heads: exact match on 12 needles" in done.output.replace("\n", " ")
     result = NeedleResult.load(out)
-    assert result.variants == ["clean", "top 2 uniform", "near"]
+    assert result.variants == ["clean", "near", "top 2 zero", "top 2 mean", "top 2 uniform"]
     assert result.summary().set_index("variant")["exact"].loc["clean"] == 1
     assert {"needle_grid.html", "needle_grid-2.html", "needle_grid.csv"} <= {path.name for path in out.iterdir()}
-    again = call("induction-2l", *FAST, *changes, "--out", str(out))
+    again = call("induction-2l", *FAST, *changes, "--controls", "0", "--out", str(out))
     assert again.exit_code == 0 and "retrieval heads" in again.output
 
 
@@ -46,7 +49,8 @@ def test_text_of_ones_own(tmp_path: Path) -> None:
     text = ("--text", str(tmp_path / "book.txt"))
     done = call("tiny-llama", "--kind", "natural", "--lengths", "150", "--depths", "0.5", "--repeats", "2", *own, *text)
     assert done.exit_code == 0, done.output
-    assert "book.txt" in done.output.replace("\n", "") and "answered no needle" in done.output.replace("\n", " ")
+    assert "book.txt" in done.output.replace("\n", "")
+    assert "None of 2 prompts passes the filter 'rouge'" in " ".join(done.output.split())
     assert "Nothing was saved" in done.output
 
 
@@ -56,7 +60,11 @@ def test_text_of_ones_own(tmp_path: Path) -> None:
         (("--kind", "natural", "--needle", "A key."), "all of --needle, --question and --answer"),
         (("--lengths", "many"), "--lengths takes numbers such as 64,128"),
         (("--lengths", "4"), "no room for the needle"),
-        (("--how", "mean"), "--how is uniform or zero"),
+        (("--how", "resample"), "--how takes some of zero, mean, uniform"),
+        (("--controls", "-1"), "--controls is a number of random sets"),
+        (("--chat",), "Random tokens have no chat"),
+        (("--keep", "rouge", *FAST), "judges decoded text"),
+        (("--keep", "most", *FAST), "keep must be one of exact, contained"),
         (("--ablate", "top:few"), "--ablate top:K takes a number"),
         (("--ablate", "L9H0", *FAST), "L9H0 does not exist"),
         (("--intervention", "missing.json", *FAST), "cannot be read"),
@@ -72,6 +80,50 @@ def test_refusals(arguments: tuple[str, ...], sentence: str) -> None:
 def test_no_retrieval_head_to_ablate() -> None:
     done = call("bb-3l", "--lengths", "30", "--depths", "0", "--repeats", "2", "--ablate", "top:1")
     assert isinstance(done.exception, InputError) and "no retrieval head to ablate" in str(done.exception)
+    assert "None of 2 prompts passes the filter 'exact'" in str(done.exception)
+    assert "exact match by length" in " ".join(done.output.split()), "the grid is printed all the same"
+
+
+def test_a_failing_ablation_costs_nothing_that_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grid of top:K was lost with the ablation: it is complete on disk, is printed, and is not run again."""
+
+    def crash(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    words = (
+        "induction-2l",
+        *FAST,
+        "--ablate",
+        "top:2",
+        "--controls",
+        "0",
+        "--how",
+        "zero",
+        "--out",
+        str(tmp_path / "r"),
+    )
+    with monkeypatch.context() as broken:
+        broken.setattr("sinklens.interventions.ablate_heads.AblateHeads.edits", crash)
+        done = call(*words)
+    assert isinstance(done.exception, RuntimeError) and "exact match by length" in done.output
+    kept = NeedleResult.load(tmp_path / "r")
+    assert kept.variants == ["clean"] and (tmp_path / "r" / "needle_grid.html").is_file()
+    passes: list[int] = []
+    grid = import_module("sinklens.experiments.needles.grid")
+    real = grid.run_needles
+
+    def counted(model: object, instances: list[object], *rest: object, **more: object) -> None:
+        passes.append(len(instances))
+        real(model, instances, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(grid, "run_needles", counted)
+    done = call(*words)
+    assert done.exit_code == 0, done.output
+    whole = NeedleResult.load(tmp_path / "r")
+    assert whole.variants == ["clean", "top 2 zero"] and passes == [len(kept.prompts.to_dataframe())]
+    clean = whole.tables["instances"][whole.tables["instances"]["variant"] == "clean"]
+    pd.testing.assert_frame_equal(clean, kept.tables["instances"])
+    pd.testing.assert_frame_equal(whole.heads.frame, kept.heads.frame)
 
 
 def test_an_occupied_folder_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:

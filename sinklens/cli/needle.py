@@ -5,10 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
+from sinklens.cli.needle_report import print_needles
+from sinklens.cli.needle_work import WAYS, Work
 from sinklens.cli.texts import read_text
 from sinklens.errors import InputError
 
 NEEDLE, CHANGES, RUNNING = "Needles", "Before and after a change", "Running"
+MORE = 24
+"""Tokens decoded beyond the longest answer: a chat model begins with words of the question."""
 
 
 def needle(
@@ -74,12 +78,32 @@ def needle(
         str | None,
         typer.Option(metavar="WORDS", help="The answer, as it stands in the needle.", rich_help_panel=NEEDLE),
     ] = None,
-    template: Annotated[
-        str,
+    chat: Annotated[
+        bool | None,
         typer.Option(
-            metavar="plain|chat", help="Plain text, or the tokenizer's chat template.", rich_help_panel=NEEDLE
+            "--chat/--no-chat",
+            help="The tokenizer's chat template, or plain text. Default: chat where there is a template.",
+            rich_help_panel=NEEDLE,
         ),
-    ] = "plain",
+    ] = None,
+    sentence: Annotated[
+        bool | None,
+        typer.Option(
+            "--sentence/--words",
+            help="For natural: the complete sentence is the answer, as chat models give it, or its last words after "
+            "'Answer:'. Default: the sentence in a chat.",
+            rich_help_panel=NEEDLE,
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="exact|contained|share|rouge|all",
+            help="Prompts that count as answered for the heads' scores. Default: rouge where text is decoded, exact "
+            "for random tokens, else share. All are counted.",
+            rich_help_panel=NEEDLE,
+        ),
+    ] = None,
     bos: Annotated[
         str,
         typer.Option(
@@ -99,11 +123,21 @@ def needle(
     how: Annotated[
         str,
         typer.Option(
-            metavar="uniform|zero",
-            help="Even attention (what papers on retrieval heads call masking), or output 0.",
+            metavar="zero,mean,uniform",
+            help="Output 0, the head's mean output, or even attention (what papers on retrieval heads call masking): "
+            "some of these, side by side.",
             rich_help_panel=CHANGES,
         ),
-    ] = "uniform",
+    ] = "zero,mean,uniform",
+    controls: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Beside --ablate, mask N random sets of as many heads, and N of equal own harm, on 12 of the prompts "
+            "and on plain text; 0 = none. With N sets no p below 1/(N + 1) can come out.",
+            rich_help_panel=CHANGES,
+        ),
+    ] = 10,
     intervention: Annotated[
         list[Path] | None,
         typer.Option(
@@ -114,11 +148,14 @@ def needle(
         ),
     ] = None,
     generate: Annotated[
-        int,
+        int | None,
         typer.Option(
-            metavar="N", help="Decode N tokens of every prompt too, with ROUGE-1 recall; slow.", rich_help_panel=RUNNING
+            metavar="N",
+            help="Decode N tokens of every prompt, to read what the model says; 0 = none. Default: 24 more than the "
+            "longest answer has for needles in text, none for random tokens.",
+            rich_help_panel=RUNNING,
         ),
-    ] = 0,
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Work and save here; without it only print.", rich_help_panel=RUNNING),
@@ -151,6 +188,9 @@ def needle(
     One teacher-forced pass per prompt: exact match is that of greedy decoding, and every head's retrieval score (how
     much of the answer it attends to while the model copies it) comes from the same pass.
 
+    With --ablate the grid is measured first and stays whatever happens later: then the heads are masked in three ways,
+    side by side, and beside random sets of heads.
+
     Interrupted? Give the same command again: it goes on where it stopped.
 
     For example:
@@ -176,11 +216,14 @@ def needle(
         "repeats": repeats,
         "size": size,
         "shots": shots,
-        "template": template,
+        "template": {None: "auto", True: "chat", False: "plain"}[chat] if kind != "random" else "plain",
+        "sentence": sentence,
         "bos": bos,
         "seed": seed,
     }
-    _check_ablation(ablate, how)
+    ways = _check_ablation(ablate, how, controls)
+    if chat and kind == "random":
+        raise InputError("Random tokens have no chat; --chat goes with --kind passkey, json or natural.")
     if out is not None:
         from sinklens.experiments.needles.parts import check_folder
 
@@ -192,18 +235,26 @@ def needle(
         bridge = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         needles = make_needles(bridge, kind, **words)  # type: ignore[arg-type]
     changes = _changes(intervention)
-    options = {"generate": generate, "seed": seed, "out": out, "restart": not resume}
+    if generate is None:
+        generate = 0 if kind == "random" else MORE + max(len(each.answer) for each in needles.instances)
+    options = {"generate": generate, "keep": keep, "seed": seed, "out": out}
+    work = Work(console, bridge, needles, changes, options)
     try:
-        result = _run(console, bridge, needles, changes, ablate, how, options)
+        work.grid(restart=not resume)
+        failure = work.ablate(ablate, ways, controls, bos) if ablate is not None else None
     except KeyboardInterrupt:
         kept = "nothing was saved" if out is None else f"finished prompts are in {out}; the same command goes on"
         typer.echo(f"Interrupted; {kept}.", err=True)
-        raise typer.Exit(130) from None
+        if work.result is None:
+            raise typer.Exit(130) from None
+        failure = typer.Exit(130)
     saved = "Nothing was saved; add --out DIR for tables and the figure."
     if out is not None:  # before anything is printed: a closed pipe (| head) must not cost the figure
-        saved = _save(result, out)
-    _print(result)
+        saved = _save(work, out)
+    print_needles(work.result, work.check)
     typer.echo(saved)
+    if failure is not None:
+        raise failure
 
 
 def _numbers(text: str | None, kind: Any, option: str, example: str) -> Any:
@@ -226,11 +277,17 @@ def _own_question(needle: str | None, question: str | None, answer: str | None, 
     return [Question.about(*given)]
 
 
-def _check_ablation(ablate: str | None, how: str) -> None:
-    if how not in ("uniform", "zero"):
-        raise InputError(f"--how is uniform or zero, got {how!r}; other ways go through --intervention FILE.json.")
-    if ablate is not None and ablate.startswith("top:") and not ablate[4:].isdecimal():
-        raise InputError(f"--ablate top:K takes a number of heads, such as top:5; got {ablate!r}.")
+def _check_ablation(ablate: str | None, how: str, controls: int) -> list[str]:
+    ways = [way.strip() for way in how.split(",") if way.strip()]
+    if not ways or any(way not in WAYS for way in ways):
+        raise InputError(
+            f"--how takes some of {', '.join(WAYS)}, got {how!r}; other ways go through --intervention FILE.json."
+        )
+    if controls < 0:
+        raise InputError(f"--controls is a number of random sets, 0 for none; got {controls}.")
+    if ablate is not None and ablate.startswith("top:") and not (ablate[4:].isdecimal() and int(ablate[4:])):
+        raise InputError(f"--ablate top:K takes a number of heads from 1 on, such as top:5; got {ablate!r}.")
+    return [way for way in WAYS if way in ways]
 
 
 def _changes(files: list[Path] | None) -> dict[str, Any]:
@@ -245,124 +302,18 @@ def _changes(files: list[Path] | None) -> dict[str, Any]:
     return found
 
 
-def _run(
-    console: Any, bridge: Any, needles: Any, changes: dict[str, Any], ablate: str | None, how: str, options: Any
-) -> Any:
-    """The test with a progress bar on standard error; with top:K the heads are found first."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    from sinklens.experiments.needles import needle_grid, retrieval_scores
-    from sinklens.interventions import AblateHeads
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        if ablate is not None and ablate.startswith("top:"):
-            task = bar.add_task("Finding retrieval heads", total=len(needles))
-            found = retrieval_scores(bridge, needles, on_done=lambda n: bar.advance(task, n))
-            heads = _strongest(found, int(ablate[4:]))
-            changes = {f"top {len(heads)} {how}": AblateHeads(heads, how), **changes}  # type: ignore[arg-type]
-        elif ablate is not None:
-            change = AblateHeads(ablate, how)  # type: ignore[arg-type]
-            changes = {f"{ablate} {how}": change, **changes}
-        again = bar.add_task("Reading needles", total=len(needles) * (1 + len(changes)))
-        return needle_grid(bridge, needles, interventions=changes, on_done=lambda n: bar.advance(again, n), **options)
-
-
-def _strongest(scores: Any, count: int) -> list[tuple[int, int]]:
-    frame = scores.frame.dropna(subset=["retrieval"])
-    frame = frame[frame["retrieval"] > 0].sort_values(["retrieval", "layer", "head"], ascending=[False, True, True])
-    if frame.empty or count < 1:
-        raise InputError(
-            "There is no retrieval head to ablate: no head copied anything in a prompt that the model answers. Name "
-            "heads with --ablate L1H0,..., or use easier needles."
-        )
-    return list(frame.head(count)[["layer", "head"]].itertuples(index=False, name=None))
-
-
-def _save(result: Any, out: Path) -> str:
+def _save(work: Work, out: Path) -> str:
     from sinklens.plots import save_figure
     from sinklens.plots.needle_grid import needle_grid as figure
 
+    result = work.result
     grid = result.grid.to_dataframe()
     names = result.variants[1:] or [None]
     for number, name in enumerate(names):
         path = out / f"needle_grid{'' if number == 0 else f'-{number + 1}'}.html"
         save_figure(figure(grid, variant=name), path, grid, provenance=result.meta)
-    return f"Figure: {out / 'needle_grid.html'}\nTables: {out}"
-
-
-def _print(result: Any) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from sinklens.experiments.provenance import precision
-
-    console = Console()
-    meta = result.meta
-    model, needles, tokens = meta["model"], meta["needles"], meta["tokens"]
-    console.print(
-        f"[bold]{escape(model['name'])}[/bold]: {model['architecture']}, {model['n_layers']} layers x "
-        f"{model['n_heads']} heads, {precision(model)}; {tokens['n_sequences']} {needles['kind']} needles in "
-        f"{escape(needles['source'])}. {escape(tokens['bos']['statement'])}",
-        highlight=False,
-    )
-    grid = result.grid.to_dataframe()
-    for name in result.variants:
-        shown = grid[grid["variant"] == name]
-        table = Table(
-            title=f"{escape(name)}: exact match by length (tokens) and depth",
-            caption=f"{int(shown['n'].min())} prompts per cell; in brackets the answer's log-probability per token",
-        )
-        table.add_column("depth", justify="right")
-        for length in needles["lengths"]:
-            table.add_column(f"{length:,}", justify="right")
-        for depth in needles["depths"]:
-            cells = shown[shown["depth"] == depth].set_index("length")
-            row = [escape(f"{cells.loc[n, 'exact']:.2f} [{cells.loc[n, 'log_prob']:z.2f}]") for n in needles["lengths"]]
-            table.add_row(f"{depth:.0%}", *row)
-        console.print(table)
-    for row in result.summary().to_dict("records"):
-        console.print(f"- {escape(_sentence(row))}", highlight=False)
-    _print_heads(console, result)
-    for warning in meta["warnings"]:
-        console.print(f"Note: {escape(warning)}", highlight=False)
-
-
-def _sentence(row: dict[str, Any]) -> str:
-    def shown(name: str) -> str:
-        low, high = row[f"{name}_low"], row[f"{name}_high"]
-        return f"{row[name]:.2f}" + ("" if low != low else f" [{low:.2f}, {high:.2f}]")
-
-    text = f"{row['variant']}: exact match {shown('exact')} over {row['n']} prompts, "
-    text += f"log-probability {shown('log_prob')}"
-    if row["delta_exact"] == row["delta_exact"]:
-        text += f"; change of exact match {shown('delta_exact')}"
-    return text + "."
-
-
-def _print_heads(console: Any, result: Any) -> None:
-    from rich.table import Table
-
-    if result.meta["heads"] is None:
-        return
-    scores = result.heads
-    found = result.retrieval_heads()
-    n_kept, n_heads = scores.meta["n_kept"], len(scores.frame)
-    if not n_kept:
-        console.print("- " + scores.meta["warnings"][-1], highlight=False, markup=False)
-        return
-    null = scores.frame["retrieval_null"].iloc[0]
-    console.print(
-        f"- {len(found)} of {n_heads} heads are retrieval heads (score of at least 0.1 over the {n_kept} prompts that "
-        f"the model answers; an even draw of keys would score {null:.4f}).",
-        highlight=False,
-    )
-    if len(found):
-        table = Table(title="Retrieval heads")
-        for column in ("head", "score", "event form", "activation frequency", "band"):
-            table.add_column(column, justify="right")
-        for row in found.head(20).to_dict("records"):
-            numbers = [f"{row[name]:.3f}" for name in ("retrieval", "retrieval_event", "activation_frequency")]
-            table.add_row(f"L{row['layer']}H{row['head']}", *numbers, row["retrieval_band"])
-        console.print(table)
+    lines = [f"Figure: {out / 'needle_grid.html'}", f"Tables: {out}"]
+    if work.check is not None:
+        work.check.save(out / "causal")
+        lines.insert(1, f"Causal check: {out / 'causal'}")
+    return "\n".join(lines)

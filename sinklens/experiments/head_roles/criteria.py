@@ -18,7 +18,8 @@ from sinklens.experiments.duo import GateSettings, streaming_split
 from sinklens.experiments.head_importance import head_importance
 from sinklens.experiments.heterogeneous_heads import heterogeneous_heads
 from sinklens.experiments.needles import make_needles, retrieval_scores
-from sinklens.experiments.needles.retrieval_scores import Keep, Procedure
+from sinklens.experiments.needles.answers import Keep
+from sinklens.experiments.needles.retrieval_scores import Procedure
 from sinklens.experiments.pattern_scores import pattern_scores
 from sinklens.experiments.scan import scan
 from sinklens.experiments.text_scores import text_scores

@@ -13,10 +13,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.attention import plan_for
 from sinklens.detectors.retrieval import METRICS, copy_scores
 from sinklens.errors import InputError
-from sinklens.experiments.needles.decode import decode_needle, recall_of
+from sinklens.experiments.needles.answers import DECODED, Keep, check_keep, contains, usual_keep
+from sinklens.experiments.needles.decode import decode_needle, recall_of, written
 from sinklens.experiments.needles.needle_set import NeedleSet
 from sinklens.experiments.needles.outcome import Outcome
-from sinklens.experiments.needles.parts import Parts
+from sinklens.experiments.needles.parts import Parts, alike
 from sinklens.experiments.needles.result import CLEAN, FORMAT, FORMAT_VERSION, MEASURES, NeedleResult, grid_table
 from sinklens.experiments.needles.retrieval_scores import needle_provenance
 from sinklens.experiments.needles.run import check_instances, run_needles
@@ -27,7 +28,7 @@ from sinklens.tables import complete_result, kind_of
 COPIES = ("layer", "head", "event", "set")
 INSTANCE = (
     "variant", "instance", "length", "depth", "repeat", "length_got", "depth_got", "n_answer", "exact", "correct",
-    "log_prob", "rank", "mean_rank", "produced", "null", "response", "rouge1",
+    "log_prob", "rank", "mean_rank", "produced", "null", "response", "rouge1", "contained",
 )  # fmt: skip
 
 
@@ -39,6 +40,7 @@ def needle_grid(
     keys: bool = True,
     share: bool = True,
     generate: int = 0,
+    keep: Keep | None = None,
     max_tokens: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -53,11 +55,16 @@ def needle_grid(
         interventions: By name, or one; every prompt runs under each of them too.
         keys: Whether to find the strongest keys of the unchanged model's answer rows, for :attr:`NeedleResult.heads`.
         share: Whether prompts share their beginnings (see :func:`run_needles`).
-        generate: Decode so many tokens of every prompt as well, as text with its ROUGE-1 recall; slow.
+        generate: Decode so many tokens of every prompt as well, as text with its ROUGE-1 recall and whether it contains
+            the answer; slow.
+        keep: Which prompts count in :attr:`NeedleResult.heads`: ``"exact"``, ``"contained"``, ``"share"``, ``"rouge"``
+            or ``"all"``; default: ``"rouge"`` where text is decoded, else ``"share"`` for needles in text and
+            ``"exact"`` for random tokens. What each asks and how many it keeps is in :meth:`NeedleResult.answered`.
         max_tokens: Most tokens of a forward pass.
         seed: Of bootstrap intervals.
         out: Work here, and leave the result here. An interrupted test goes on where it stopped, and a finished one of
-            the same prompts and settings is read.
+            the same prompts and settings is read. Interventions may be added to a finished test: what it has is kept
+            and only the new ones run.
         restart: Throw away what another test left in ``out``.
         on_done: Called with the number of prompts finished since the last call, first with those found in ``out``; they
             add up to ``len(needles)`` for each variant.
@@ -82,20 +89,27 @@ def needle_grid(
     keys = keys and plan_for(model).path != "none"
     facts = needle_provenance(model, needles)
     described = {name: json.loads(each.to_json()) for name, each in changes.items()}
-    settings = {"keys": keys, "share": share, "generate": generate, "seed": seed}
+    keep = keep or usual_keep(needles, generate)
+    check_keep(keep)
+    if keep in DECODED and not generate:
+        raise InputError(f"keep={keep!r} judges decoded text; set generate (--generate N) to a number of tokens.")
+    settings = {"keys": keys, "share": share, "generate": generate, "seed": seed, "keep": keep}
     plan = {"model": facts["model"], "needles": needles.digest, "interventions": described, "settings": settings}
     folder = None if out is None else Path(out)
+    before: pd.DataFrame | None = None
     if folder is not None and not restart and kind_of(folder) == FORMAT:
         finished = NeedleResult.load(folder)
-        if finished.meta["plan"] == json.loads(json.dumps(plan)):
+        if _extends(plan, finished.meta["plan"]):  # it holds all that is asked, perhaps more
             (on_done or (lambda n: None))(len(needles) * (1 + len(changes)))
             return finished
-        raise InputError(
-            f"{folder} holds the result of another needle test; name another directory, or replace it with --restart "
-            "(restart=True)."
-        )
+        if not _extends(finished.meta["plan"], plan):
+            raise InputError(
+                f"{folder} holds the result of another needle test; name another directory, or replace it with "
+                "--restart (restart=True)."
+            )
+        before = _finished_rows(finished, [CLEAN, *changes])
     parts = Parts(folder)
-    with parts.open(plan, restart):
+    with parts.open(plan, restart, before):
         work = _Work(model, needles, parts, generate, on_done or (lambda n: None))
         for number, (name, change) in enumerate({CLEAN: None, **changes}.items()):
             work.run(number, name, change, keys and name == CLEAN, share, max_tokens)
@@ -211,7 +225,7 @@ class _Work:
 
     def _row(self, number: int, name: str, instance: int, outcome: Outcome) -> dict[str, Any]:
         row = {"variant_number": number, "variant": name, **_row(self.needles, instance, outcome)}
-        row |= {"response": None, "rouge1": float("nan"), "null": float("nan")}
+        row |= {"response": None, "rouge1": float("nan"), "contained": None, "null": float("nan")}
         row |= {f"copy_{each}": [] for each in COPIES}
         if outcome.top_key is not None:
             each = self.needles.instances[instance]
@@ -229,9 +243,13 @@ class _Work:
         produced = decode_needle(
             self.model, each, steps=self.generate, intervention=intervention, keys=False
         ).produced.tolist()
-        tokenizer = self.model.tokenizer
-        text = tokenizer.decode(produced) if tokenizer is not None else " ".join(map(str, produced))
-        return {"response": text, "rouge1": recall_of(self.model, each, produced)}
+        text = written(self.model, produced)
+        answer = each.answer_text or written(self.model, each.answer)
+        return {
+            "response": text,
+            "rouge1": recall_of(self.model, each, produced),
+            "contained": contains(text, answer),
+        }
 
 
 def _row(needles: NeedleSet, instance: int, outcome: Outcome) -> dict[str, Any]:
@@ -256,7 +274,7 @@ def _row(needles: NeedleSet, instance: int, outcome: Outcome) -> dict[str, Any]:
 
 def _tables(every: pd.DataFrame, variants: list[str], seed: int) -> dict[str, pd.DataFrame]:
     """Instances, grid and copies from the finished parts."""
-    instances = every[list(INSTANCE)].astype({"variant": "str", "response": "str"})
+    instances = every[list(INSTANCE)].astype({"variant": "str", "response": "str", "contained": "boolean"})
     columns = [f"copy_{name}" for name in COPIES]
     copies = every[["instance", *columns]].explode(columns, ignore_index=True).dropna()
     copies = copies.rename(columns=dict(zip(columns, COPIES, strict=True)))
@@ -266,6 +284,28 @@ def _tables(every: pd.DataFrame, variants: list[str], seed: int) -> dict[str, pd
         "grid": grid_table(instances, variants, seed),
         "copies": copies.astype(kinds).reset_index(drop=True),
     }
+
+
+def _extends(there: Mapping[str, Any], plan: Mapping[str, Any]) -> bool:
+    """Whether a finished test is this one without some of its interventions."""
+    same = all(alike(there[name], plan[name]) for name in plan if name != "interventions")
+    known = plan["interventions"]
+    return same and all(name in known and alike(each, known[name]) for name, each in there["interventions"].items())
+
+
+def _finished_rows(result: NeedleResult, variants: list[str]) -> pd.DataFrame:
+    """The rows of a finished test as its parts held them, numbered by the variants of the new one."""
+    rows = result.tables["instances"].copy()
+    rows["response"] = rows["response"].astype("object").where(rows["response"].notna(), None)
+    rows.insert(0, "variant_number", [variants.index(name) for name in rows["variant"]])
+    copies = result.tables["copies"].groupby("instance")
+    of = {name: {key: group[name].tolist() for key, group in copies} for name in COPIES}
+    clean = rows["variant"] == CLEAN
+    for name in COPIES:
+        rows[f"copy_{name}"] = [
+            of[name].get(instance, []) if mine else [] for instance, mine in zip(rows["instance"], clean, strict=True)
+        ]
+    return rows
 
 
 def _definitions() -> dict[str, Any]:

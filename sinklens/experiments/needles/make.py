@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -37,7 +38,8 @@ def make_needles(
     shots: int = 3,
     text: str | None = None,
     questions: Sequence[Question] | None = None,
-    template: Template = "plain",
+    template: Template | Literal["auto"] = "auto",
+    sentence: bool | None = None,
     bos: BosChoice = "auto",
     seed: int = 0,
     source: str | None = None,
@@ -64,7 +66,10 @@ def make_needles(
         shots: Entries shown again before the question, for ``"json"``.
         text: The haystack; default: a built-in excerpt of Shakespeare.
         questions: Needles of your own for ``"natural"`` (see :meth:`Question.about`), taken in turn.
-        template: ``"plain"``, or ``"chat"`` for the tokenizer's chat template.
+        template: ``"plain"``, ``"chat"`` for the tokenizer's chat template, or ``"auto"``: chat where it has one.
+        sentence: Whether a natural needle is to be given back as a complete sentence, as chat models answer, instead
+            of the answer's words after "Answer:"; default: in a chat template. Decoded text is judged by the answer's
+            words either way.
         bos: As for :func:`sinklens.tokenize`.
         seed: Of all draws.
         source: What to call the haystack in the result.
@@ -84,8 +89,13 @@ def make_needles(
         raise InputError(f"repeats and size must be at least 1 and shots 0, got {repeats}, {size} and {shots}.")
     if questions is not None and kind != "natural":
         raise InputError(f'Own questions go with kind="natural", not with {kind!r}.')
-    if kind == "random" and (text is not None or template != "plain"):
+    if kind == "random" and (text is not None or template == "chat"):
         raise InputError('kind="random" draws token ids; it takes no text and no template.')
+    if sentence and kind != "natural":
+        raise InputError(f'Complete sentences go with kind="natural", not with {kind!r}.')
+    if template == "auto":
+        template = "chat" if kind != "random" and getattr(model.tokenizer, "chat_template", None) else "plain"
+    whole = sentence if sentence is not None else template == "chat"
     depths = _checked(depths, lengths)
     notes: list[str] = []
     if kind == "random":
@@ -103,7 +113,7 @@ def make_needles(
     else:
         excerpt = (data_dir() / "texts" / BUILTIN_TEXT).read_text("utf-8") if text is None else text
         source = source or ("built-in excerpt of Shakespeare" if text is None else "text given by the caller")
-        asks = _Asks(model, kind, excerpt, size, shots, questions, template, bos, seed)
+        asks = _Asks(model, kind, excerpt, size, shots, questions, template, bos, seed, whole)
         first = asks.builders(repeats, max(lengths) if lengths else LONGEST)
         chosen = _lengths(
             model,
@@ -134,6 +144,7 @@ def make_needles(
         "size": size if kind in ("random", "passkey") else None,
         "shots": shots if kind == "json" else None,
         "template": template,
+        "sentence": whole if kind == "natural" else None,
         "seed": seed,
         "source": source,
         "bos": {"asked": str(bos), "statement": statement},
@@ -157,9 +168,11 @@ class _Asks:
         template: Template,
         bos: BosChoice,
         seed: int,
+        whole: bool,
     ) -> None:
         self.model, self.kind, self.text, self.questions = model, kind, text, questions
         self.size, self.shots, self.template, self.bos, self.seed = size, shots, template, bos, seed
+        self.whole = whole
 
     def builders(self, repeats: int, longest: int) -> list[PromptBuilder]:
         """One for each repeat, with a haystack of at least ``longest`` tokens."""
@@ -176,6 +189,7 @@ class _Asks:
                     question = passkey_question(repeat, size=self.size, seed=self.seed)
                 else:
                     question = natural_question(repeat, self.questions)
+                    question = question.as_sentence() if self.whole else question
             builder = PromptBuilder(self.model, haystack, question, self.template, self.bos)
             if builder.haystack_tokens >= longest:
                 return builder

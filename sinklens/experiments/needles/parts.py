@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +31,13 @@ class Parts:
         self._rows: list[pd.DataFrame] = []
 
     @contextmanager
-    def open(self, plan: Mapping[str, Any], restart: bool) -> Iterator[None]:
+    def open(self, plan: Mapping[str, Any], restart: bool, before: pd.DataFrame | None = None) -> Iterator[None]:
         """Take the folder for a test of this plan, and what it has finished of it.
+
+        Args:
+            plan: What distinguishes this test from others.
+            restart: Throw away what is there.
+            before: Rows of a finished test that this one adds to; its result stays until this one is complete.
 
         Raises:
             ResultError: The folder holds something else, another test, or another process works in it.
@@ -45,16 +51,20 @@ class Parts:
             if restart:
                 self._clear(out)
             there = _read(out / PLAN)
-            if there is None:
-                self._clear(out)
+            if there is None or (before is not None and not alike(there, plan)):
+                if before is None:
+                    self._clear(out)
+                else:
+                    self.tidy()  # the finished result stays
                 write_atomically(out / PLAN, (json.dumps(plan, indent=1) + "\n").encode())
-            elif there != json.loads(json.dumps(plan)):
-                different = [name for name in plan if there.get(name) != json.loads(json.dumps(plan[name]))]
+            elif not alike(there, plan):
+                different = [name for name in plan if not alike(there.get(name), plan[name])]
                 raise ResultError(
                     f"{out} holds an unfinished needle test with another {' and '.join(different) or 'plan'}; name "
                     "another directory, or start anew there with --restart (restart=True)."
                 )
-            self._rows = [pd.read_parquet(path) for path in sorted((out / PARTS).glob("part-*.parquet"))]
+            self._rows = [] if before is None else [before]
+            self._rows += [pd.read_parquet(path) for path in sorted((out / PARTS).glob("part-*.parquet"))]
             yield
 
     @property
@@ -92,6 +102,21 @@ class Parts:
             (out / f"{name}.parquet").unlink(missing_ok=True)
         self.tidy()
         (out / HEADER).unlink(missing_ok=True)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two plans are the same, numbers up to rounding: mean outputs are computed anew when a test goes on.
+
+    >>> alike({"a": [1.0, "x"]}, {"a": (1.0000001, "x")}), alike({"a": 1}, {"b": 1})
+    (True, False)
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(alike(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-4)
+    return bool(one == other)
 
 
 def check_folder(out: Path) -> None:

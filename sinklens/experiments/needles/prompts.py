@@ -15,6 +15,8 @@ from sinklens.experiments.needles.question import Question
 from sinklens.models.tokens import BosChoice, bos_prefix
 
 Template = Literal["plain", "chat"]
+"""A prompt as plain text, or in the tokenizer's chat template."""
+
 ATTEMPTS = 6
 
 Offsets = list[tuple[int, int]]
@@ -124,8 +126,9 @@ class PromptBuilder:
 
     def writes_answer_alike(self, instance: NeedleInstance) -> bool:
         """Whether the tokenizer writes the answer after the question with the tokens that stand in the needle."""
-        blank = " " if not self.question.lead.endswith('"') else ""
-        ids, _ = self._encode(f"{instance.text}{blank}{self.question.answer}")
+        blank = "" if self.question.lead.endswith('"') or self.question.whole else " "
+        copied = self.question.needle if self.question.whole else self.question.answer
+        ids, _ = self._encode(f"{instance.text}{blank}{copied}")
         return tuple(ids[len(instance.ids) - len(self.prefix) :]) == instance.answer
 
     def _build(self, count: int, depth: float) -> _Built:
@@ -137,21 +140,25 @@ class PromptBuilder:
         else:
             place = min(self.haystack.last_place(ends[math.floor(depth * (len(ends) - 1))]), cut)
         before, after = self.haystack.text[:place], self.haystack.text[place:cut]
-        lead = " " if before and not before[-1].isspace() else ""
-        tail = " " if after and not after[0].isspace() and not self.question.needle.endswith("\n") else ""
+        gap = "\n" if self.question.whole else " "  # a sentence that is copied whole has a line of its own
+        lead = gap if before and (self.question.whole or not before[-1].isspace()) else ""
+        if after and self.question.whole:
+            after = after.lstrip()
+        tail = gap if after and not after[0].isspace() and not self.question.needle.endswith("\n") else ""
         context = f"{before}{lead}{self.question.needle}{tail}{after}"
         text, start = self._render(context)
         ids, offsets = self._encode(text)
         shift = len(self.prefix)
         needle = start + len(before) + len(lead)
-        answer = needle + self.question.needle.index(self.question.answer)
+        copied = self.question.needle if self.question.whole else self.question.answer
+        answer = needle + self.question.needle.index(copied)
         return _Built(
             text,
             [*self.prefix, *ids],
             [*[(0, 0)] * shift, *offsets],
             (start, start + len(context)),
             (needle, needle + len(self.question.needle.rstrip())),
-            (answer, answer + len(self.question.answer)),
+            (answer, answer + len(copied)),
         )
 
     def _instance(self, built: _Built, kind: Kind, length: int, depth: float, repeat: int) -> NeedleInstance:
@@ -186,7 +193,7 @@ class PromptBuilder:
             at = text.find(body.strip()) - (len(body) - len(body.lstrip()))
         if body.strip() not in text:
             raise InputError('The chat template changes the message, so the needle is lost; use template="plain".')
-        return f"{text}{question.lead.lstrip()}", at + len(question.opening)
+        return f"{text}{'' if question.whole else question.lead.lstrip()}", at + len(question.opening)
 
     def _encode(self, text: str) -> tuple[list[int], Offsets]:
         if not text:

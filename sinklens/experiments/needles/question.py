@@ -1,6 +1,6 @@
 """What is hidden in a text, and how it is asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sinklens.errors import InputError
 
@@ -18,8 +18,11 @@ class Question:
         needle: A sentence (or entry) that holds the answer.
         answer: The words to copy, a part of the needle that stands there once.
         ask: What follows the haystack.
-        lead: The beginning of the answer that the prompt gives; with a chat template it opens the model's turn.
+        lead: The beginning of the answer that the prompt gives; with a chat template it opens the model's turn, unless
+            the answer is ``whole``.
         opening: What stands before the haystack.
+        whole: Whether the model is to give the whole needle, a complete sentence, as chat models do. The needle then
+            stands in a line of its own, so that its first token is the one that begins an answer.
 
     Raises:
         InputError: The answer does not stand in the needle exactly once.
@@ -30,6 +33,7 @@ class Question:
     ask: str
     lead: str = LEAD
     opening: str = ""
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if not self.answer.strip() or self.needle.count(self.answer) != 1:
@@ -46,3 +50,11 @@ class Question:
         '\n\nBased on the content of the book, Question: Where is the key?'
         """
         return cls(needle.strip(), answer.strip(), ASK.format(question=question.strip()))
+
+    def as_sentence(self) -> "Question":
+        """The same question, to be answered with the needle's complete sentence, on a line of its own.
+
+        >>> Question.about("The key is under a stone.", "Where is the key?", "under a stone").as_sentence().whole
+        True
+        """
+        return replace(self, lead=f"{self.lead}\n", whole=True)

@@ -14,6 +14,7 @@ from sinklens.detectors.retrieval import METRICS, RETRIEVAL_HEAD, CopyScores, Re
 from sinklens.errors import InputError
 from sinklens.experiments.bootstrap import paired_interval
 from sinklens.experiments.census import Table
+from sinklens.experiments.needles.answers import DECODED, KEEP, RULES, Keep, answered
 from sinklens.experiments.needles.wilson import wilson_interval
 from sinklens.experiments.table_result import TableResult
 
@@ -60,7 +61,7 @@ class NeedleResult(
 
         Columns: variant (``"clean"`` or the name of an intervention), instance, length, depth, repeat, length_got,
         depth_got, n_answer, exact, correct, log_prob, rank (the worst), mean_rank, produced (token ids), null (of the
-        retrieval score); with generated text also response and rouge1.
+        retrieval score); with generated text also response, rouge1 and contained.
         """
         return Table("instances", self.tables["instances"])
 
@@ -100,7 +101,33 @@ class NeedleResult(
 
     @property
     def heads(self) -> HeadScores:
-        """Retrieval scores of every head of the unchanged model, over the prompts it answered.
+        """Retrieval scores of every head of the unchanged model, over the prompts that the result's filter keeps."""
+        return self.heads_of(self.keep)
+
+    @property
+    def keep(self) -> Keep:
+        """The filter of prompts that this result was made with; older results kept exact matches."""
+        found: Keep = self.meta["settings"].get("keep", "exact")
+        return found
+
+    def answered(self) -> pd.DataFrame:
+        """One row per variant and filter: keep, n (prompts it keeps), of (all prompts), rule.
+
+        Filters of decoded text have no rows where nothing was decoded.
+        """
+        table, rows = self.tables["instances"], []
+        decoded = "contained" in table and bool(table["rouge1"].notna().all())
+        for name in self.variants:
+            mine = table[table["variant"] == name].to_dict("records")
+            for keep in KEEP:
+                if keep in DECODED and not decoded:
+                    continue
+                n = sum(answered(record, keep) for record in mine)
+                rows.append({"variant": name, "keep": keep, "n": n, "of": len(mine), "rule": RULES[keep]})
+        return pd.DataFrame(rows)
+
+    def heads_of(self, keep: Keep) -> HeadScores:
+        """Retrieval scores of every head of the unchanged model, over the prompts that a filter keeps.
 
         Raises:
             InputError: The result was made without the heads' strongest keys.
@@ -120,13 +147,26 @@ class NeedleResult(
                 where = ([row_of[layer] for layer in mine["layer"]], mine["head"].tolist())
                 event[where] = torch.tensor(mine["event"].to_numpy(copy=True))
                 unique[where] = torch.tensor(mine["set"].to_numpy(copy=True))
-            detector.update(CopyScores(event, unique, record["null"]), bool(record["exact"]))
+            detector.update(CopyScores(event, unique, record["null"]), answered(record, keep))
         frame = detector.compute()
         kept = int(frame["n_kept"].iloc[0])
-        warnings = [] if kept else ["The model answered no needle, so retrieval scores are not applicable."]
+        warnings = [] if kept else [self._none_kept(keep)]
         meta = {name: self.meta[name] for name in ("model", "tokens", "needles", "settings")}
-        meta |= {"n_kept": kept, "n_instances": len(self.tables["prompts"]), "warnings": warnings}
+        meta |= {"keep": keep, "n_kept": kept, "n_instances": len(self.tables["prompts"]), "warnings": warnings}
         return HeadScores(frame, {metric.name: metric for metric in METRICS}, meta)
+
+    def _none_kept(self, keep: Keep) -> str:
+        """Why there are no retrieval scores, and how near the prompts came."""
+        clean = self.tables["instances"][self.tables["instances"]["variant"] == CLEAN]
+        best = clean.sort_values("correct", ascending=False).to_dict("records")[0]
+        counts = self.answered()
+        counts = counts[(counts["variant"] == CLEAN) & (counts["n"] > 0) & (counts["keep"] != "all")]
+        others = "".join(f"; {row.keep} keeps {row.n}" for row in [*counts.itertuples(index=False)])
+        return (
+            f"None of {len(clean)} prompts passes the filter {keep!r} ({RULES[keep]}), so retrieval scores are not "
+            f"applicable; the best prompt has {round(best['correct'] * best['n_answer'])} of {best['n_answer']} answer "
+            f"tokens right{others}."
+        )
 
     def retrieval_heads(self, threshold: float = RETRIEVAL_HEAD) -> pd.DataFrame:
         """Heads with a retrieval score of at least ``threshold``, the strongest first."""

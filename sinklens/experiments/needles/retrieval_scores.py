@@ -10,19 +10,17 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.detectors.retrieval import METRICS, RetrievalDetector, copy_scores
 from sinklens.errors import InputError
-from sinklens.experiments.needles.decode import MAX_STEPS, decode_needle, recall_of
+from sinklens.experiments.needles.answers import DECODED, RULES, Keep, answered, check_keep, contains
+from sinklens.experiments.needles.decode import MAX_STEPS, decode_needle, recall_of, written
 from sinklens.experiments.needles.make import make_needles
 from sinklens.experiments.needles.needle_set import NeedleSet
 from sinklens.experiments.needles.outcome import Outcome
-from sinklens.experiments.needles.rouge import KEPT
 from sinklens.experiments.needles.run import run_needles
 from sinklens.experiments.provenance import provenance
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import tokenize
 
-Keep = Literal["exact", "rouge", "all"]
-KEEP: tuple[Keep, ...] = ("exact", "rouge", "all")
 Procedure = Literal["teacher", "decode"]
 
 
@@ -48,8 +46,9 @@ def retrieval_scores(
         model: The bridge.
         needles: The prompts; default: random needles as :func:`make_needles` draws them.
         keep: Which prompts count in the main scores: ``"exact"`` (every answer token is the most likely one),
-            ``"rouge"`` (the paper's: ROUGE-1 recall of the decoded text above 0.5; needs ``"decode"``), or ``"all"``.
-            Scores without any filter stand beside them.
+            ``"share"`` (at least half of them are), ``"contained"`` (the decoded text holds the answer's words in a
+            row), ``"rouge"`` (the paper's: ROUGE-1 recall of the decoded text, with stemming, above 0.5), or ``"all"``.
+            The two that judge decoded text need ``"decode"``. Scores without any filter stand beside them.
         procedure: See above.
         intervention: A change of the model under which it is scored.
         share: Whether prompts share their beginnings (see :func:`run_needles`).
@@ -61,18 +60,16 @@ def retrieval_scores(
         are NaN, with a warning in ``meta``, when no prompt is kept.
 
     Raises:
-        InputError: An unknown word, ``"rouge"`` without decoding, or prompts that do not fit the model.
+        InputError: An unknown word, a filter of decoded text without decoding, or prompts that do not fit the model.
         UnsupportedArchitectureError: A model without attention.
 
     Cost: one forward pass with fused attention per prompt; memory O(tokens).
     """
-    if keep not in KEEP or procedure not in ("teacher", "decode"):
-        raise InputError(
-            f'Expected keep "exact", "rouge" or "all" and procedure "teacher" or "decode", got {keep!r} and '
-            f"{procedure!r}."
-        )
-    if keep == "rouge" and procedure != "decode":
-        raise InputError('keep="rouge" judges the decoded text; it needs procedure="decode".')
+    check_keep(keep)
+    if procedure not in ("teacher", "decode"):
+        raise InputError(f'procedure must be "teacher" or "decode", got {procedure!r}.')
+    if keep in DECODED and procedure != "decode":
+        raise InputError(f'keep="{keep}" judges the decoded text; it needs procedure="decode".')
     needles = make_needles(model) if needles is None else needles
     tell = on_done or (lambda n: None)
     detector = RetrievalDetector(sorted(attention_layers(model)))
@@ -81,21 +78,23 @@ def retrieval_scores(
         def deliver(found: Mapping[int, Outcome]) -> None:
             for number, outcome in found.items():
                 each = needles.instances[number]
-                add(detector, each.ids, each.span, outcome, keep == "all" or bool(outcome.correct(each.answer).all()))
+                correct = outcome.correct(each.answer)
+                row = {"exact": bool(correct.all()), "correct": float(correct.double().mean())}
+                add(detector, each.ids, each.span, outcome, answered(row, keep))
             tell(len(found))
 
         run_needles(model, needles.instances, deliver, intervention=intervention, share=share, max_tokens=max_tokens)
     else:
         for each in needles.instances:
-            steps = len(each.answer) if keep == "exact" else MAX_STEPS
+            steps = len(each.answer) if keep in ("exact", "share") else MAX_STEPS
             outcome = decode_needle(model, each, steps=steps, intervention=intervention)
             produced = outcome.produced.tolist()
-            good = {
-                "all": True,
-                "exact": tuple(produced) == each.answer,
-                "rouge": keep == "rouge" and recall_of(model, each, produced) > KEPT,
-            }
-            add(detector, each.ids, each.span, outcome, good[keep])
+            right = sum(a == b for a, b in zip(each.answer, produced, strict=False))
+            row = {"exact": tuple(produced) == each.answer, "correct": right / len(each.answer)}
+            if keep in DECODED:
+                row["rouge1"] = recall_of(model, each, produced)
+                row["contained"] = contains(written(model, produced), each.answer_text or written(model, each.answer))
+            add(detector, each.ids, each.span, outcome, answered(row, keep))
             tell(1)
     settings = {
         "keep": keep,
@@ -123,8 +122,9 @@ def head_scores(
     warnings = list(needles.meta.get("notes", []))
     if not kept:
         warnings.append(
-            f"The model answered none of {len(needles)} needles, so retrieval scores are not applicable; use shorter "
-            "or easier needles, or read the unfiltered scores."
+            f"None of {len(needles)} prompts passes the filter {settings['keep']!r} ({RULES[settings['keep']]}), so "
+            "retrieval scores are not applicable; use shorter or easier needles, another filter, or read the "
+            "unfiltered scores."
         )
     meta = {
         **needle_provenance(model, needles),

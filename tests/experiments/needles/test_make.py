@@ -161,14 +161,18 @@ def test_chat_template(prose: TransformerBridge, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InputError, match="no chat template"):
         make_needles(prose, "natural", template="chat")
     monkeypatch.setattr(prose.tokenizer, "chat_template", CHAT, raising=False)
-    needles = make_needles(prose, "natural", lengths=(300,), depths=(0, 0.5), repeats=2, template="chat")
+    needles = make_needles(
+        prose, "natural", lengths=(300,), depths=(0, 0.5), repeats=2, template="chat", sentence=False
+    )
     for each in needles.instances:
         assert (each.text or "").startswith("[user]") and (each.text or "").endswith("[end][model]Answer:")
         assert each.answer_text is not None
         assert prose.tokenizer.decode(each.answer).strip() == each.answer_text
         assert each.ids[0] == prose.tokenizer.bos_token_id and each.ids[1] != each.ids[0]
     monkeypatch.setattr(prose.tokenizer, "chat_template", "{{ bos_token }}" + CHAT)
-    written = make_needles(prose, "natural", lengths=(300,), depths=(0.5,), repeats=1, template="chat").instances[0]
+    written = make_needles(
+        prose, "natural", lengths=(300,), depths=(0.5,), repeats=1, template="chat", sentence=False
+    ).instances[0]
     assert written.ids[0] == prose.tokenizer.bos_token_id and written.ids[1] != written.ids[0]
     assert written.bos == "The chat template writes the BOS."
     assert prose.tokenizer.decode(written.answer).strip() == written.answer_text

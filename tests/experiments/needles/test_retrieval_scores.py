@@ -68,7 +68,7 @@ def test_the_papers_filter_keeps_partly_right_answers(induction: TransformerBrid
     assert merged.abs().max() == 0
     with pytest.raises(InputError, match='needs procedure="decode"'):
         retrieval_scores(induction, some, keep="rouge")
-    with pytest.raises(InputError, match="Expected keep"):
+    with pytest.raises(InputError, match="keep must be one of"):
         retrieval_scores(induction, some, keep="some")  # type: ignore[arg-type]
 
 
@@ -82,7 +82,7 @@ def test_a_model_that_answers_nothing_has_no_scores(tmp_path: Path) -> None:
     model = load(families.build_checkpoint("llama", tmp_path))
     found = retrieval_scores(model, make_needles(model, lengths=(60,), depths=(0.5,), repeats=3))
     assert found.frame["retrieval"].isna().all() and found.frame["retrieval_unfiltered"].notna().all()
-    assert "answered none of 3 needles" in found.meta["warnings"][-1]
+    assert "None of 3 prompts passes the filter 'exact'" in found.meta["warnings"][-1]
     assert math.isnan(similarity(found.frame, found.frame))
 
 
