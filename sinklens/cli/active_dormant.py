@@ -230,7 +230,7 @@ def _print(found: Any) -> None:
         for row in strongest_contrasts(contrasts, 10).to_dict("records"):
             ends = [_group(row[f"{end}domain"], row[f"{end}class"]) for end in ("", "other_")]
             spans = [
-                change(*(row[f"{name}_difference{end}"] for end in ("", "_low", "_high")), decimals=2)
+                change(row[f"{name}_difference"], row[f"{name}_difference_low"], row[f"{name}_difference_high"], 2)
                 for name in ("mass", "delta")
             ]
             mark = [("A / D" if row["active_dormant"] else "")] if found_any else []

@@ -8,6 +8,7 @@ import typer
 
 from sinklens.cli.ablate import ablate
 from sinklens.cli.active_dormant import active_dormant
+from sinklens.cli.calibrate import calibrate
 from sinklens.cli.dashboard import dashboard
 from sinklens.cli.dynamics import dynamics
 from sinklens.cli.models import models
@@ -44,7 +45,7 @@ def options(
     """Options of the whole program; typer shows the app's own help instead of this line."""
 
 
-for command in (scan, report, ablate, active_dormant, dashboard, dynamics, needle, roles, models):
+for command in (scan, report, ablate, active_dormant, calibrate, dashboard, dynamics, needle, roles, models):
     app.command()(command)
 app.add_typer(lab, name="lab")
 

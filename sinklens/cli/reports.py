@@ -13,6 +13,8 @@ def write_report_of(directory: Path, target: Path) -> Path:
     from sinklens import app
     from sinklens.experiments.active_dormant import FORMAT as ACTIVE_DORMANT
     from sinklens.experiments.active_dormant import ActiveDormant
+    from sinklens.experiments.calibration import Calibration
+    from sinklens.experiments.calibration.result import FORMAT as CALIBRATION
     from sinklens.experiments.census import FORMAT as CENSUS
     from sinklens.experiments.census import Census
     from sinklens.experiments.dynamics.folder import FORMAT as DYNAMICS
@@ -25,6 +27,7 @@ def write_report_of(directory: Path, target: Path) -> Path:
         CENSUS: (Census, app.write_report),
         SWEEP: (Sweep, app.write_sweep_report),
         ACTIVE_DORMANT: (ActiveDormant, app.write_active_dormant_report),
+        CALIBRATION: (Calibration, app.write_calibration_report),
         DYNAMICS: (Dynamics, app.write_dynamics_report),
     }
     result, write = kinds.get(kind_of(directory) or "", kinds[CENSUS])  # whose loading says what is wrong here

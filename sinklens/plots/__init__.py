@@ -8,6 +8,7 @@ from sinklens.plots.ablation_heatmap import ablation_heatmap
 from sinklens.plots.active_dormant import active_dormant
 from sinklens.plots.attention_map import attention_map
 from sinklens.plots.before_after import before_after
+from sinklens.plots.calibration import calibration
 from sinklens.plots.compression import compression
 from sinklens.plots.cumulative_curve import cumulative_curve
 from sinklens.plots.decorrelation import decorrelation
@@ -46,6 +47,7 @@ __all__ = [
     "active_dormant",
     "attention_map",
     "before_after",
+    "calibration",
     "compression",
     "cumulative_curve",
     "decorrelation",

@@ -9,6 +9,7 @@ from sinklens.experiments.calibration.classification import (
     score_task,
 )
 from sinklens.experiments.calibration.filter_heads import filter_heads
+from sinklens.experiments.calibration.labelled_csv import LabelledTexts
 from sinklens.experiments.calibration.profile_heads import profile_heads
 from sinklens.experiments.calibration.result import Calibration
 
@@ -16,6 +17,7 @@ __all__ = [
     "AnswerRates",
     "Calibration",
     "ClassificationTask",
+    "LabelledTexts",
     "RateChange",
     "TaskScores",
     "choose_gamma",

@@ -10,7 +10,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
-from sinklens.experiments.calibration.classification import ClassificationTask, score_task
+from sinklens.experiments.calibration.classification import ClassificationTask, Scorer, score_task
 from sinklens.experiments.calibration.profile_heads import Objective, head_units, profile_heads, search_row
 from sinklens.experiments.calibration.result import Calibration
 from sinklens.experiments.calibration.study import Step, Study, candidate_heads, on_heads
@@ -37,6 +37,7 @@ def choose_gamma(
     controls: int = DRAWS,
     batch_size: int = 8,
     on_step: Step | None = None,
+    score: Scorer = score_task,
 ) -> Calibration:
     """Find heads that react alike to more attention on the initial token, and the best factor for them (ZeroTuning).
 
@@ -65,6 +66,7 @@ def choose_gamma(
         controls: How many random sets of as many heads are reported beside.
         batch_size: Prompts in one forward pass.
         on_step: For progress.
+        score: What lets the model answer; :class:`KeptScores` makes the work resumable.
 
     Raises:
         InputError: An intervention without gamma or heads, a gamma it does not take, heads that the model lacks, a
@@ -82,9 +84,16 @@ def choose_gamma(
         raise InputError(f"top_share must be above 0 and at most 1, got {top_share}.")
     grid = [replace(template, gamma=float(gamma)) for gamma in gammas if float(gamma) != 1]
     units = head_units(pool, per)
-    study = Study(model, task, share, seed, controls, batch_size, on_step)
+    study = Study(model, task, share, seed, controls, batch_size, on_step, score)
     search = profile_heads(
-        model, study.search, template, units=units, objective=objective, batch_size=batch_size, on_step=on_step
+        model,
+        study.search,
+        template,
+        units=units,
+        objective=objective,
+        batch_size=batch_size,
+        on_step=on_step,
+        score=score,
     )
     dominant, taken = _dominant(search["gain"].to_numpy()[1:], search["effect"].to_numpy()[1:], top_share)
     search["kept"] = [False, *(place in taken for place in range(len(units)))]
@@ -113,10 +122,10 @@ def choose_gamma(
 def _try_gammas(study: Study, grid: Sequence[Any], heads: Sequence[Head], objective: Objective) -> pd.DataFrame:
     """One row per gamma after that of the unchanged model, which is gamma 1."""
     task, size = study.search, study.batch_size
-    before = score_task(study.model, task, batch_size=size)
+    before = study.score(study.model, task, batch_size=size)
     rows = [search_row("gamma", heads, 1.0, before, before, objective)]
     for done, each in enumerate(grid, 1):
-        after = score_task(study.model, task, on_heads(each, heads), batch_size=size)
+        after = study.score(study.model, task, on_heads(each, heads), batch_size=size)
         rows.append(search_row("gamma", heads, each.gamma, after, before, objective))
         if study.on_step is not None:
             study.on_step("gamma", done, len(grid))

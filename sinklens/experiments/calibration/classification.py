@@ -4,7 +4,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -197,6 +197,21 @@ class TaskScores:
             "accuracy_given_valid": rates.accuracy_given_valid,
             "entropy": self.mean_entropy,
         }
+
+
+class Scorer(Protocol):
+    """Lets a model answer a task, as :func:`score_task` does."""
+
+    def __call__(
+        self,
+        model: TransformerBridge,
+        task: ClassificationTask,
+        intervention: Intervention | None = None,
+        *,
+        batch_size: int = 8,
+    ) -> TaskScores:
+        """The answers."""
+        ...
 
 
 @torch.no_grad()

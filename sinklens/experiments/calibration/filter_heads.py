@@ -2,7 +2,7 @@
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.experiments.calibration.classification import ClassificationTask
+from sinklens.experiments.calibration.classification import ClassificationTask, Scorer, score_task
 from sinklens.experiments.calibration.profile_heads import Objective, profile_heads
 from sinklens.experiments.calibration.result import Calibration
 from sinklens.experiments.calibration.study import Step, Study, candidate_heads
@@ -21,6 +21,7 @@ def filter_heads(
     controls: int = DRAWS,
     batch_size: int = 8,
     on_step: Step | None = None,
+    score: Scorer = score_task,
 ) -> Calibration:
     """Keep every head on which the intervention, applied to it alone, makes the answers better (ACT's head filter).
 
@@ -40,6 +41,7 @@ def filter_heads(
         controls: How many random sets of as many heads are reported beside.
         batch_size: Prompts in one forward pass.
         on_step: For progress.
+        score: What lets the model answer; :class:`KeptScores` makes the work resumable.
 
     Raises:
         InputError: An intervention without heads, or with heads that the model lacks; a split with an empty side.
@@ -51,9 +53,9 @@ def filter_heads(
     makes them, and no split: what here is "accuracy rises" on part of the prompts is read from the paper's abstract.
     """
     pool = candidate_heads(model, intervention)
-    study = Study(model, task, share, seed, controls, batch_size, on_step)
+    study = Study(model, task, share, seed, controls, batch_size, on_step, score)
     search = profile_heads(
-        model, study.search, intervention, objective=objective, batch_size=batch_size, on_step=on_step
+        model, study.search, intervention, objective=objective, batch_size=batch_size, on_step=on_step, score=score
     )
     search["kept"] = search["effect"] == "up"
     kept = [head for head, keep in zip(pool, search["kept"].iloc[1:], strict=True) if keep]

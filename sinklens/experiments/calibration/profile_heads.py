@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.experiments.calibration.classification import ClassificationTask, TaskScores, score_task
+from sinklens.experiments.calibration.classification import ClassificationTask, Scorer, TaskScores, score_task
 from sinklens.experiments.calibration.study import Step, candidate_heads, on_heads
 from sinklens.interventions import Intervention
 from sinklens.interventions.heads import Head, head_name
@@ -26,6 +26,7 @@ def profile_heads(
     objective: Objective = "accuracy",
     batch_size: int = 8,
     on_step: Step | None = None,
+    score: Scorer = score_task,
 ) -> pd.DataFrame:
     """Apply an intervention to one head (or set of heads) at a time and see whether the answers get better.
 
@@ -41,6 +42,7 @@ def profile_heads(
         objective: What better means: more right answers, or a lower mean next-token entropy.
         batch_size: Prompts in one forward pass.
         on_step: For progress.
+        score: What lets the model answer; one that keeps answers makes the work resumable.
 
     Returns:
         The unchanged model first, then one row per unit: stage (``"unchanged"``, ``"heads"``), heads (names), gamma
@@ -54,11 +56,11 @@ def profile_heads(
     """
     candidates = candidate_heads(model, intervention)
     units = head_units(candidates) if units is None else units
-    before = score_task(model, task, batch_size=batch_size)
+    before = score(model, task, batch_size=batch_size)
     rows = [search_row("unchanged", (), math.nan, before, before, objective)]
     for done, unit in enumerate(units, 1):
         changed = on_heads(intervention, unit)
-        after = score_task(model, task, changed, batch_size=batch_size)
+        after = score(model, task, changed, batch_size=batch_size)
         rows.append(search_row("heads", unit, getattr(changed, "gamma", math.nan), after, before, objective))
         if on_step is not None:
             on_step("heads", done, len(units))

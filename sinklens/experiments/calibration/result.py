@@ -14,7 +14,9 @@ from sinklens.errors import ResultError
 from sinklens.experiments.bootstrap import Interval, paired_interval, statistic_interval
 from sinklens.experiments.calibration.answer_rates import AnswerRates, RateChange
 from sinklens.experiments.calibration.classification import TaskScores
+from sinklens.experiments.calibration.sentences import calibrated
 from sinklens.experiments.controls import ControlComparison, compare_with_controls
+from sinklens.experiments.needles.wilson import wilson_interval
 from sinklens.interventions import Intervention
 from sinklens.tables import load_result, save_result
 
@@ -64,13 +66,23 @@ class Calibration:
     def report(self) -> pd.DataFrame:
         """On the prompts reported on, one row per variant.
 
-        Columns: variant, heads (names), n, accuracy, valid_rate, accuracy_given_valid, entropy, and accuracy_gain over
-        the unchanged model with accuracy_gain_low and accuracy_gain_high (95 %, paired over prompts).
+        Columns: variant, heads (names), n, accuracy, valid_rate, accuracy_given_valid, each with its 95 % interval
+        over prompts (``_low``, ``_high``; Wilson), entropy, and accuracy_gain over the unchanged model with
+        accuracy_gain_low and accuracy_gain_high (95 %, paired over prompts). When nothing was chosen, "tuned" has no
+        heads and is the unchanged model.
         """
         rows = []
         for variant in self.meta["variants"]:
             scores, gain = _scores(self._variant(variant)), self._gain(variant)
             row = {"variant": variant, "heads": self.meta["variants"][variant], **scores.as_row()}
+            rates = scores.rates
+            counts = {
+                "accuracy": (rates.correct, rates.n),
+                "valid_rate": (rates.valid, rates.n),
+                "accuracy_given_valid": (rates.correct, rates.valid),
+            }
+            for name, (successes, n) in counts.items():
+                row[f"{name}_low"], row[f"{name}_high"] = wilson_interval(successes, n)
             row |= {"accuracy_gain": gain.value, "accuracy_gain_low": gain.low, "accuracy_gain_high": gain.high}
             rows.append(row)
         return pd.DataFrame(rows)
@@ -110,31 +122,8 @@ class Calibration:
 
     @property
     def verdict(self) -> str:
-        """What came out, in a few sentences."""
-        if self.intervention is None:
-            return " ".join(["Nothing was chosen.", *self.notes])
-        change, gain, controls = self.change, self.accuracy_gain, self.controls
-        found = "no gain beyond chance"
-        if self.is_gain:
-            found = "a gain"
-        elif gain.low > 0:
-            found = "more right answers, but accuracy given validity is not shown to rise"
-        if self.format_effect:
-            found += "; a format effect: more of the answers are labels, and of those no more are right"
-        sentences = [
-            f"On {change.after.n} held-out prompts accuracy goes from {change.before.accuracy:.3f} to "
-            f"{change.after.accuracy:.3f}, by {gain}: {found}.",
-            f"Valid answers go from {change.before.valid_rate:.3f} to {change.after.valid_rate:.3f}, accuracy given "
-            f"validity from {change.before.accuracy_given_valid:.3f} to {change.after.accuracy_given_valid:.3f}.",
-        ]
-        if controls.n:
-            sets = "set of as many heads gains" if controls.n == 1 else "sets of as many heads gain"
-            spread = f" (sd {controls.sd:.3f})" if controls.n > 1 else ""
-            sentences.append(
-                f"{controls.n} random {sets} {controls.mean:.3f}{spread}; the chosen ones rank {controls.rank:g} of "
-                f"{controls.n + 1}, p = {controls.p:.2f}."
-            )
-        return " ".join([*sentences, *self.notes])
+        """What came out, in a few sentences; see :func:`~sinklens.experiments.calibration.sentences.calibrated`."""
+        return " ".join(calibrated(self))
 
     def save(self, directory: str | Path) -> Path:
         """Write a directory of Parquet and JSON, complete or not at all.

@@ -9,7 +9,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
-from sinklens.experiments.calibration.classification import ClassificationTask, score_task
+from sinklens.experiments.calibration.classification import ClassificationTask, Scorer, score_task
 from sinklens.experiments.calibration.result import FORMAT_VERSION, METRICS, Calibration
 from sinklens.experiments.controls import all_heads, random_head_sets
 from sinklens.experiments.provenance import provenance
@@ -32,6 +32,7 @@ class Study:
         controls: How many random sets of as many heads are reported beside.
         batch_size: Prompts in one forward pass.
         on_step: For progress.
+        score: What lets the model answer.
     """
 
     model: TransformerBridge
@@ -41,6 +42,7 @@ class Study:
     controls: int
     batch_size: int
     on_step: Step | None
+    score: Scorer = score_task
     split: tuple[list[int], list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,7 +87,7 @@ class Study:
         held_out, frames = self.task.rows(self.split[1]), []
         for done, (name, some) in enumerate(variants.items(), 1):
             intervention = on_heads(tuned, some) if some else None
-            scores = score_task(self.model, held_out, intervention, batch_size=self.batch_size)
+            scores = self.score(self.model, held_out, intervention, batch_size=self.batch_size)
             frames.append(
                 pd.DataFrame(
                     {

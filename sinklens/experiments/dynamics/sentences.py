@@ -46,7 +46,7 @@ def _sinks(steps: pd.DataFrame, eps: float) -> str:
     first, last = known.iloc[0], known.iloc[-1]
     found = known.index[known["n_sink_heads"] > 0]
     if not len(found):
-        top = known.loc[known["importance_first_max"].idxmax()]  # the first of equals
+        top = known.sort_values("importance_first_max", ascending=False, kind="stable").iloc[0]  # the first of equals
         return (
             f"No head has a sink at position 0 at {_of_steps(len(known))} (eps {eps}); the strongest gives it "
             f"{top['importance_first_max']:.2f} of its attention, at step {int(top['step']):,}."

@@ -139,3 +139,21 @@ def dynamics(data: st.DataObject) -> go.Figure:
         same(before.y, steps[name].iloc[:2])  # dotted, from step 0
         assert before.x[0] < 1.0
     return fig
+
+
+@shows("calibration")
+def calibration(data: st.DataObject) -> go.Figure:
+    names = ["unchanged", "tuned", *(f"random-{n}" for n in range(data.draw(st.integers(0, 3))))]
+    table = pd.DataFrame({"variant": names, "n": 40})
+    rates = ("accuracy", "valid_rate", "accuracy_given_valid")
+    for name in rates:
+        table[name] = column(data, len(names), 0, 1)
+        table[f"{name}_low"], table[f"{name}_high"] = table[name] / 2, (1 + table[name]) / 2
+    fig = plots.calibration(table)
+    for row in table.head(2).to_dict("records"):
+        trace = named(fig, f"{row['variant']}, 95 % interval")
+        same(trace.x, [row[name] for name in rates])
+        same(trace.error_x.array, [row[f"{name}_high"] - row[name] for name in rates])
+    if len(names) > 2:
+        same(named(fig, "random heads").x, table.iloc[2:][[*rates]].to_numpy().ravel())
+    return fig

@@ -1,0 +1,95 @@
+"""What a calibration did to the answers: accuracy, valid answers, and accuracy among the valid ones."""
+
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from sinklens.plots.axes import light_grid
+from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, escaped, float32, new_figure, number, require_columns
+
+_TITLE: Final = "Answers on held-out prompts, unchanged and tuned"
+_RATES: Final = {
+    "accuracy": "accuracy",
+    "valid_rate": "valid answers",
+    "accuracy_given_valid": "accuracy among valid answers",
+}
+
+
+def calibration(report: pd.DataFrame) -> go.Figure:
+    """Draw the three rates of the unchanged model, of the tuned one and of as many random heads.
+
+    Accuracy is the product of the other two: a gain that stands in the middle row alone is one of form. Bars are 95 %
+    intervals over prompts, each by itself; whether a change is beyond chance is in the result's paired interval. Every
+    small point is one set of random heads. A rate that does not exist (no valid answer) is not drawn.
+
+    Args:
+        report: What `Calibration.report()` gives: variant, accuracy, valid_rate, accuracy_given_valid with `_low` and
+            `_high`, n.
+
+    Raises:
+        InputError: A missing column.
+    """
+    needed = [f"{name}{end}" for name in _RATES for end in ("", "_low", "_high")]
+    require_columns(report, ("variant", "n", *needed), "calibration")
+    if report.empty:
+        return empty_figure(_TITLE, "Not applicable: nothing was reported.")
+    if "heads" in report.columns:
+        report = report[(report["variant"] != "tuned") | (report["heads"] != "")]  # nothing chosen: the unchanged model
+    random = report[~report["variant"].isin(["unchanged", "tuned"])]
+    prompts = int(report["n"].iloc[0])
+    notes = [f"{prompts} prompts that nothing was chosen on; bars: 95 % intervals over prompts (Wilson)."]
+    if not (report["variant"] == "tuned").any():
+        notes.append("Nothing was chosen, so only the unchanged model is drawn.")
+    elif len(random):
+        notes.append(f"Grey: {len(random)} set(s) of as many random heads.")
+    else:
+        notes.append("There are no random heads to compare with.")
+    fig = new_figure(_TITLE, " ".join(notes), height=260)
+    rows = np.arange(len(_RATES), dtype=float)
+    if len(random):
+        fig.add_trace(
+            go.Scatter(
+                x=float32(random[[*_RATES]].to_numpy(dtype=float).ravel()),
+                y=float32(np.tile(rows, len(random))),
+                mode="markers",
+                name="random heads",
+                marker={"size": 6, "color": MUTED, "opacity": 0.45},
+                text=[f"{escaped(str(name))}" for name in random["variant"] for _ in _RATES],
+                hovertemplate="%{text}: %{x:.3f}<extra></extra>",
+            )
+        )
+    for variant, colour, shift in (("unchanged", CATEGORICAL[0], -0.18), ("tuned", CATEGORICAL[1], 0.18)):
+        for record in report[report["variant"] == variant].to_dict("records"):
+            fig.add_trace(_points(record, variant, colour, rows + shift))
+    fig.update_layout(
+        xaxis={"title": {"text": "share of prompts (the last row: of valid answers)"}, "range": [-0.02, 1.02]}
+        | light_grid(),
+        yaxis={
+            "tickmode": "array",
+            "tickvals": rows.tolist(),
+            "ticktext": list(_RATES.values()),
+            "range": [len(_RATES) - 0.5, -0.5],
+        },
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"},
+        margin={"b": 88},
+    )
+    return fig
+
+
+def _points(record: dict[Any, Any], variant: str, colour: str, y: Any) -> go.Scatter:
+    value, low, high = (np.array([float(record[f"{name}{end}"]) for name in _RATES]) for end in ("", "_low", "_high"))
+    return go.Scatter(
+        x=float32(value),
+        y=float32(y),
+        error_x={"array": float32(high - value), "arrayminus": float32(value - low), "width": 4, "thickness": 1.4},
+        mode="markers",
+        name=f"{variant}, 95 % interval",
+        marker={"size": 10, "color": colour},
+        text=[
+            f"{number(v, '.3f')} [{number(a, '.3f')}, {number(b, '.3f')}]"
+            for v, a, b in zip(value, low, high, strict=True)
+        ],
+        hovertemplate=f"{variant}: %{{text}}<extra></extra>",
+    )
