@@ -29,6 +29,7 @@ from sinklens.experiments.corpus import builtin_corpus
 from sinklens.experiments.duo import GateSettings, Split, SplitCheck, StreamingGates, check_split, streaming_split
 from sinklens.experiments.dynamics import Dynamics, find_series, measure_dynamics
 from sinklens.experiments.effects import Answers, Reference, token_losses
+from sinklens.experiments.follow_sinks import FollowedSinks, follow_sinks
 from sinklens.experiments.head_importance import Influence, attention_influence, head_importance
 from sinklens.experiments.head_roles import HeadRoles, Roles, read_scores, roles
 from sinklens.experiments.heterogeneous_heads import heterogeneous_heads
@@ -65,6 +66,7 @@ __all__ = [
     "ControlComparison",
     "Dynamics",
     "Effects",
+    "FollowedSinks",
     "GateSettings",
     "HeadRoles",
     "Influence",
@@ -96,6 +98,7 @@ __all__ = [
     "copying_scores",
     "filter_heads",
     "find_series",
+    "follow_sinks",
     "head_importance",
     "heterogeneous_heads",
     "idle_heads",

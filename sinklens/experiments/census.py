@@ -14,6 +14,7 @@ from sinklens.tables import load_result, save_result
 
 FORMAT = "sinklens-census"
 FORMAT_VERSION = 1
+_ABSENT = {"domains": "its texts had no domains", "sinks_after": "it was made without an intervention"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Census:
     def _table(self, name: str) -> Table:
         if name not in self.tables:
             chosen = ", ".join(self.meta["settings"]["detectors"])
-            why = "its texts had no domains" if name == "domains" else f"it was made with the detectors {chosen}"
+            why = _ABSENT.get(name, f"it was made with the detectors {chosen}")
             raise ResultError(f"This census has no table {name!r}: {why}.")
         return Table(name, self.tables[name])
 
@@ -129,6 +130,11 @@ class Census:
     def domains(self) -> Table:
         """Per head and domain: importance, sink rate and mass of position 0, and how they differ between domains."""
         return self._table("domains")
+
+    @property
+    def sinks_after(self) -> Table:
+        """Sink heads by position before and under the intervention (of a scan with one)."""
+        return self._table("sinks_after")
 
     @property
     def secondary_sinks(self) -> Table:

@@ -19,7 +19,10 @@ from sinklens.experiments.batches import equal_lengths
 from sinklens.experiments.bootstrap import paired_interval
 from sinklens.experiments.effects import Answers, Reference, token_losses
 from sinklens.experiments.provenance import provenance
+from sinklens.experiments.sinks_after import CLEAN, SinkTally, sink_columns
+from sinklens.experiments.sinks_after import COLUMNS as SINK_COLUMNS
 from sinklens.experiments.summary import mean, summarise
+from sinklens.experiments.verdict.sinks_after import describe_sinks_after
 from sinklens.interventions import Intervention
 from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
@@ -46,11 +49,14 @@ class Effects:
         table: One row per intervention and sequence; see :meth:`to_dataframe`.
         losses: Loss by token ``[sequence pos]`` of the clean model (``""``) and under each intervention; NaN where
             nothing is predicted. At row t stands the loss of predicting t+1.
+        sinks_after: Sink heads by position before and under each intervention; see :meth:`SinkTally.table`. Empty
+            for effects that an older version saved.
     """
 
     meta: dict[str, Any] = field(repr=False)
     table: pd.DataFrame = field(repr=False)
     losses: dict[str, Float[np.ndarray, "sequence pos"]] = field(repr=False)
+    sinks_after: pd.DataFrame = field(repr=False, default_factory=lambda: pd.DataFrame(columns=[*SINK_COLUMNS]))
 
     @property
     def interventions(self) -> list[str]:
@@ -66,8 +72,19 @@ class Effects:
         return self.table.copy()
 
     def summary(self) -> pd.DataFrame:
-        """One row per intervention: means over sequences with paired bootstrap intervals; see :func:`summarise`."""
-        return summarise(self.table, seed=int(self.meta["settings"]["seed"]))
+        """One row per intervention: means over sequences with paired bootstrap intervals; see :func:`summarise`.
+
+        And where the sink went: ``n_sink_heads_before``, ``sink_position_before`` (the position with most of them),
+        ``n_sink_heads`` and ``sink_position`` under the intervention; missing where there is no sink.
+        """
+        means = summarise(self.table, seed=int(self.meta["settings"]["seed"]))
+        went = pd.DataFrame.from_dict(sink_columns(self.sinks_after, self.interventions), orient="index")
+        return means.merge(went.astype("Int64"), left_on="intervention", right_index=True, how="left")
+
+    @property
+    def verdict(self) -> list[str]:
+        """One sentence per intervention on where the sink went: an effect of hidden keys is small where it moved."""
+        return describe_sinks_after(self.sinks_after)
 
     def token_losses(self, intervention: str | None = None) -> Float[np.ndarray, "sequence pos"]:
         """Loss by predicting token under an intervention, or of the clean model; NaN where nothing is predicted.
@@ -130,7 +147,12 @@ class Effects:
             ResultError: The place cannot be written, or holds something else.
         """
         arrays = {"clean": self.losses[""]} | {f"changed.{i}": self.losses[n] for i, n in enumerate(self.interventions)}
-        save_result(Path(directory), {"format": FORMAT, **self.meta}, {"effects": self.table}, arrays)
+        save_result(
+            Path(directory),
+            {"format": FORMAT, **self.meta},
+            {"effects": self.table, "sinks_after": self.sinks_after},
+            arrays,
+        )
         return Path(directory)
 
     @classmethod
@@ -145,7 +167,8 @@ class Effects:
             del meta["format"]
             losses = {"": arrays["clean"]}
             losses |= {each["name"]: arrays[f"changed.{i}"] for i, each in enumerate(meta["interventions"])}
-            return cls(meta, tables["effects"], losses)
+            went = tables.get("sinks_after")
+            return cls(meta, tables["effects"], losses) if went is None else cls(meta, tables["effects"], losses, went)
         except (KeyError, TypeError) as error:
             raise ResultError(f"{directory} is damaged: {error} is missing or wrong in its header.") from error
 
@@ -187,7 +210,8 @@ def measure_effects(
     Raises:
         InputError: No intervention, one without a name or without its heads in this model, or no sequence.
 
-    Cost: for each sequence a clean forward pass and one per intervention; the logits of two passes are held at once.
+    Cost: for each sequence a clean forward pass and one per intervention, each with one statistic of attention (mass
+    that keys receive, for where the sink went); the logits of two passes are held at once.
     """
     if not interventions or not all(interventions):
         raise InputError("Expected interventions by name, at least one, such as {'no L0H0': AblateHeads(['L0H0'])}.")
@@ -202,19 +226,20 @@ def measure_effects(
     path, device = plan_for(model).path, next(model.parameters()).device
     tell = on_done or (lambda n: None)
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in interventions}
+    tally = SinkTally()
     losses = {name: torch.full(batch.ids.shape, math.nan) for name in ("", *interventions)}
     for indices in equal_lengths(batch, batch_size):
         part = batch.rows(indices)
         ids = part.ids.to(device)
         where, width = torch.tensor(indices), ids.shape[1]
-        with AttentionEngine(model, path=path):
+        with AttentionEngine(model, path=path, **tally.watching(CLEAN, part)):
             logits = model(ids)
         reference = Reference(logits, part, None if answers is None else answers.rows(indices))
         losses[""][where, :width] = token_losses(logits, part).cpu()
         del logits
         tell(len(indices))
         for name, intervention in interventions.items():
-            with intervention(model):
+            with intervention(model, **tally.watching(name, part)):
                 logits = model(ids)
             frames[name].append(_rows(name, indices, reference.clean, reference.compare(logits)))
             losses[name][where, :width] = token_losses(logits, part).cpu()
@@ -228,7 +253,7 @@ def measure_effects(
         "metrics": {name: {"version": 1, "definition": text} for name, text in METRICS.items()},
         "settings": {"batch_size": batch_size, "seed": seed, "answers": answers is not None},
     }
-    return Effects(meta, table, {name: loss.numpy() for name, loss in losses.items()})
+    return Effects(meta, table, {name: loss.numpy() for name, loss in losses.items()}, tally.table([*interventions]))
 
 
 def _rows(name: str, indices: list[int], clean: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.attention import StatisticFactory, plan_for
+from sinklens.attention import ReceivedMass, StatisticFactory, plan_for
 from sinklens.capture import Consumer, MemoryPlan, capture, plan_memory, standard_statistics
 from sinklens.detectors import (
     METRICS,
@@ -32,6 +32,7 @@ from sinklens.experiments.head_table import join_heads, join_sinks, sinks_by_lay
 from sinklens.experiments.joins import Example, TokenJoin, choose_maps
 from sinklens.experiments.provenance import attention_facts, made_with, model_facts, token_facts
 from sinklens.experiments.sequences import choose_sequences, without_short
+from sinklens.experiments.sinks_after import sinks_after
 from sinklens.experiments.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO, describe
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import norm_after_attention
@@ -95,7 +96,7 @@ def scan(
         seed: Which sequences are drawn.
         source: What to call the texts in the provenance.
         intervention: Measure the model under this change, such as ``AblateHeads(["L1H0"])``; it is named in the header
-            and the verdict.
+            and the verdict, and a table ``sinks_after`` says where the sink went (one more pass, without it).
         on_plan: Receives the memory plan and the number of layer records to come, before the run starts.
         on_layer: Called after each layer of each batch with the number of sequences in it.
 
@@ -149,11 +150,12 @@ def scan(
         domains = replace(domains.rows(usable), batch=batch) if domains is not None else None
     notes += dict.fromkeys(_length_notes(batch, eps) + (domains.notes() if domains is not None else []))
     notes += [] if intervention is None else [f"Measured under an intervention: {intervention}."]
+    wants = {name: name in detectors for name in every}
+    compared = intervention is not None and wants["sinks"]
     memory = plan_memory(model, len(batch), batch.ids.shape[1], batch_size)
     if on_plan is not None:
-        on_plan(memory, len(batch) * (len(model.blocks) + 1))
+        on_plan(memory, len(batch) * (len(model.blocks) + 1) * (2 if compared else 1))
 
-    wants = {name: name in detectors for name in every}
     uses_attention = wants["sinks"] or wants["value_drains"] or wants["secondary_sinks"]
     sinks, visible = SinkDetector(eps, EPS_SWEEP, MIN_QUERIES), VisibleSinkDetector(eps)
     summary, drains = AttentionSummaryDetector(), ValueDrainDetector()
@@ -186,6 +188,10 @@ def scan(
         intervention=intervention,
         on_layer=on_layer,
     )
+    before = SinkDetector(eps, EPS_SWEEP, MIN_QUERIES)
+    if compared:
+        only: Sequence[StatisticFactory] = [ReceivedMass]
+        capture(model, batch, [before], batch_size=memory.batch_size, statistics=lambda *_: only, on_layer=on_layer)
 
     tables: dict[str, pd.DataFrame] = {
         "tokens": join.table(batch.ids, batch.special, batch.bos, [list(row) for row in batch.tokens]),
@@ -208,6 +214,8 @@ def scan(
         tables |= {"sinks": join_sinks(found, visible.compute()), "eps_sweep": found.sweep}
         tables["heads"] = join_heads(found, visible.compute(), summary.compute().to_dataframe(), drain_table)
         layers = layers.merge(sinks_by_layer(tables["heads"]), on="layer", how="left")
+        if compared:
+            tables["sinks_after"] = sinks_after(before.compute(), {str(intervention): found})
     if wants["residual_peaks"]:
         result = peaks.compute()
         layers = with_entering(layers.merge(result.table, on="layer", how="left"))

@@ -225,7 +225,8 @@ def test_groups_may_have_missing_names(measured: Effects) -> None:
     table["draw"] = pd.array([None] * 40 + [3] * 40, dtype="Int64")
     found = summarise(table, ["intervention", "draw"])
     assert len(found) == 2 and found["draw"].isna().tolist() == [True, False]
-    pd.testing.assert_frame_equal(found.drop(columns="draw"), measured.summary())
+    means = measured.summary()
+    pd.testing.assert_frame_equal(found.drop(columns="draw"), means[[each for each in found if each != "draw"]])
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])

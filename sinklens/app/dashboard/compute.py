@@ -155,8 +155,11 @@ def effect_notes(
     controls, kind = _controls(model, batch, intervention)
     tested = {"tested": intervention} | {f"control {i}": each for i, each in enumerate(controls)}
     progress.expect(len(batch) * (1 + len(tested)), "Measuring its effect and that of random controls")
-    summary = measure_effects(model, tested, batch, on_done=lambda n: progress.step(n)).summary()
-    rows = {str(row["intervention"]): row for row in summary.to_dict("records")}
+    effects = measure_effects(model, tested, batch, on_done=lambda n: progress.step(n))
+    rows = {str(row["intervention"]): row for row in effects.summary().to_dict("records")}
+    went = tuple(
+        each.replace("Under tested", "Sink", 1) for each in effects.verdict if each.startswith("Under tested:")
+    )
     own = rows.pop("tested")
     text = (
         f"Loss on these tokens {own['clean_loss']:.3f} → {own['loss']:.3f} nats per token "
@@ -165,11 +168,12 @@ def effect_notes(
     )
     random_deltas = [float(row["delta_loss"]) for row in rows.values()]
     if not random_deltas:
-        return text, f"No control: there are not enough other {kind} for a random set of equal size."
+        return text, *went, f"No control: there are not enough other {kind} for a random set of equal size."
     among = compare_with_controls(float(own["delta_loss"]), random_deltas)
     spread = "" if np.isnan(among.sd) else f" ± {among.sd:.3f}"
     return (
         text,
+        *went,
         f"Controls, {among.n} random sets of as many other {kind}: {among.mean:+.3f}{spread} nats; the change ranks "
         f"{among.rank:g} of {among.n + 1}.",
     )

@@ -11,6 +11,7 @@ from sinklens.experiments.verdict.massive import describe_massive
 from sinklens.experiments.verdict.peaks import describe_peaks
 from sinklens.experiments.verdict.secondary import describe_secondary
 from sinklens.experiments.verdict.sinks import describe_sinks
+from sinklens.experiments.verdict.sinks_after import describe_sinks_after
 from sinklens.experiments.verdict.virtual import describe_virtual
 from sinklens.experiments.verdict.windows import describe_windows
 
@@ -37,6 +38,8 @@ def describe(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) ->
         sentences += describe_virtual(tables["heads"])
     if "secondary_sinks" in tables:
         sentences += describe_secondary(tables["secondary_sinks"])
+    if "sinks_after" in tables:
+        sentences += describe_sinks_after(tables["sinks_after"])
     if "domains" in tables:
         sentences += describe_domains(tables["domains"])
     return sentences

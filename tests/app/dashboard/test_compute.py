@@ -75,7 +75,8 @@ def test_an_intervention_is_measured_beside_the_same_tokens(
     effect = measure_effects(model, {"x": intervention}, tokenize(model, [TEXT])).summary().iloc[0]
     said = re.search(r"\(([+-]\d+\.\d{3})\)", changed.notes[0])
     assert said is not None and float(said[1]) == pytest.approx(effect["delta_loss"], abs=6e-4)
-    assert "5 random sets" in changed.notes[1] and "of 6" in changed.notes[1]
+    assert changed.notes[1].startswith("Sink: ") and "heads sink before" in changed.notes[1]
+    assert "5 random sets" in changed.notes[2] and "of 6" in changed.notes[2]
 
 
 def test_the_shown_tokens_are_run_again_exactly(saved: Path, small_census: Census, model: Any) -> None:

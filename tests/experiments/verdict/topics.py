@@ -1,11 +1,12 @@
 """All kinds of verdict, each with its checker."""
 
-from tests.experiments.verdict.checks import domains, drains, massive, sinks, virtual, windows
+from tests.experiments.verdict.checks import domains, drains, massive, sinks, sinks_after, virtual, windows
 from tests.experiments.verdict.evidence import Topic
 
 TOPICS: dict[str, Topic] = {
     "sinks": sinks.TOPIC,
     "windows": windows.TOPIC,
+    "sinks_after": sinks_after.TOPIC,
     "drains": drains.TOPIC,
     "virtual": virtual.TOPIC,
     "domains": domains.TOPIC,
