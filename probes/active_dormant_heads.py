@@ -137,7 +137,8 @@ def tested(table: pd.DataFrame) -> str:
 def markdown(name: str, by_domain: ActiveDormant, by_class: ActiveDormant, tests: list[str], control: str) -> str:
     """All of it."""
     tokens = by_domain.meta["tokens"]
-    thresholds = ", ".join(f"{key} {value}" for key, value in by_domain.meta["settings"]["thresholds"].items())
+    given = by_domain.meta["settings"]["thresholds"]  # the effect is fixed here, so its spread plays no part
+    thresholds = ", ".join(f"{key} {value}" for key, value in given.items() if key != "spread")
     agreement = [
         [*(str(row[key]).removeprefix("by_") for key in ("criterion", "other")), str(row["n"])]
         + ["n/a" if row[key] != row[key] else f"{row[key]:z.2f}" for key in ("agreement", "kappa")]

@@ -32,7 +32,7 @@ def test_the_built_in_example(
     assert " ".join(found.verdict.split()) in " ".join(printed.out.split())
     split = found.meta["split"]
     assert not {*split["search"]} & {*split["report"]} and len(split["search"]) + len(split["report"]) == 40
-    assert found.verdict in (out / "report.html").read_text() and not (out / kept_scores.FILE).exists()
+    assert found.verdict in (out / "report.html").read_text("utf-8") and not (out / kept_scores.FILE).exists()
     # what is reported is what the model answers on those prompts
     task = LabelledTexts.read().some(40).task(load("tiny-llama", device="cpu"))
     plain = score_task(load("tiny-llama", device="cpu"), task.rows(split["report"])).rates
@@ -140,7 +140,7 @@ def test_what_cannot_be_done_is_said_before_the_model_is_loaded(
 
 def test_the_prompts_are_what_their_page_says() -> None:
     found = LabelledTexts.read()
-    source = (data_dir() / "texts" / "shakespeare.txt").read_text()
+    source = (data_dir() / "texts" / "shakespeare.txt").read_text("utf-8")
     assert len(found.texts) == 200 and found.names == ("and", "of", "the", "to")
     assert all(found.labels.count(name) == 50 for name in found.names)
     assert all(f"{text} {label}" in source for text, label in zip(found.texts, found.labels, strict=True))

@@ -38,7 +38,7 @@ class KeptScores:
         self.path = directory / FILE
         head = json.dumps({"spec": spec}, sort_keys=True)
         self._known: dict[str, TaskScores] = {}
-        lines = [] if restart or not self.path.is_file() else self.path.read_text().splitlines()
+        lines = [] if restart or not self.path.is_file() else self.path.read_text("utf-8").splitlines()
         if lines and lines[0] != head:
             raise ResultError(
                 f"{directory} holds answers of another calibration (another model, other prompts or settings); name "
@@ -76,7 +76,7 @@ class KeptScores:
         key = hashlib.sha256(content.encode()).hexdigest()
         if key not in self._known:
             self._known[key] = score_task(model, task, intervention, batch_size=batch_size)
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(_line(key, self._known[key]) + "\n")
         return self._known[key]
 

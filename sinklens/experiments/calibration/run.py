@@ -207,6 +207,6 @@ def _counted(score: Scorer, on_work: Callable[[float], None] | None) -> Scorer:
 
 def _read(path: str) -> Intervention:
     try:
-        return Intervention.from_json(Path(path).read_text())
+        return Intervention.from_json(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The method is gamma, act or a file of an intervention; {path!r} cannot be read.") from error
