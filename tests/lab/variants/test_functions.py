@@ -151,7 +151,7 @@ def test_off_by_one_is_a_token_of_zeros_before_the_sequence_with_its_gradient() 
         output.square().sum().backward()
         gradients.append((output.detach(), query.grad, key.grad, value.grad))
     for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, **CLOSE)
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 @settings(max_examples=20)
@@ -179,7 +179,8 @@ def test_scores_far_out_stay_finite() -> None:
     visible = visible_keys(POS)
     for size in (1e4, -1e4):
         scores = torch.full((1, 1, POS, POS), size)
-        assert softmax_off_by_one(scores, visible).sum(-1).eq(float(size > 0)).all()
+        expected = torch.full((1, 1, POS), float(size > 0))
+        torch.testing.assert_close(softmax_off_by_one(scores, visible).sum(-1), expected)
         for function in (softmax, sigmoid_normalised, power_softmax):
             torch.testing.assert_close(function(scores, visible).sum(-1), torch.ones(1, 1, POS))
         assert sigmoid(scores, visible).isfinite().all()
