@@ -48,7 +48,7 @@ figures: $(DEV) ## rebuild the gallery, figures/gallery, from the built-in model
 	$(BIN)/python probes/gallery.py
 
 test: lint types ## ruff, import-linter, mypy, then all tests and doctests but the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
 
 test-portable: $(DEV) ## the numeric tests as a processor without AVX computes them
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(NUMERIC)
@@ -57,7 +57,7 @@ test-slow: $(DEV) ## the slow tests alone
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(PYTEST)
 
 test-real: $(DEV) ## the tests on real models alone (they run in `make test` too, where the models are)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "real and not slow" $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "real and not slow" $(PYTEST)
 
 format: $(DEV) ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix-only --quiet .

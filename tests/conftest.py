@@ -63,6 +63,7 @@ def gemma3() -> "TransformerBridge":
     return real_model("gemma3")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips marked tests whose requirement this machine lacks, and says which."""
     online = os.environ.get("SINKLENS_NETWORK") == "1"
@@ -72,6 +73,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "network": None if online else "needs the Hugging Face hub: set SINKLENS_NETWORK=1",
     }
     for item in items:
+        if item.get_closest_marker("real"):  # one process loads a real model, not all of them (xdist's loadgroup)
+            named = f"{item.nodeid} {getattr(item, 'fixturenames', ())}"
+            item.add_marker(pytest.mark.xdist_group("gemma3" if "gemma3" in named else "smollm2"))
         for marker, reason in absent.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))

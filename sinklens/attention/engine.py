@@ -157,7 +157,7 @@ class AttentionEngine:
             raise UnsupportedArchitectureError(
                 f"Expected one attention call for each of the {len(expected)} attention layers of "
                 f"{self.model.cfg.architecture}, got calls for layers {sorted(self.calls)}; its numbers "
-                "would be wrong, so none are given. Use path='fallback', or plan_for(model) to choose."
+                "would be wrong, so none are given. It is no model for the fast path: please report its config."
             )
 
     def attend(self, call: AttentionCall) -> Tensor:

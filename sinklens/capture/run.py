@@ -35,6 +35,7 @@ from sinklens.capture.residual import residual_norms
 from sinklens.capture.values import output_factor, value_norms
 from sinklens.errors import InputError
 from sinklens.models.architecture import output_weights
+from sinklens.models.rope import forward_passes
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 
@@ -130,8 +131,8 @@ def capture(
     gated, readable = bool(getattr(model.cfg, "gated_q_proj", False)), all(f is not None for f in factors.values())
     asked = fields_asked(consumers, plan, gated=gated, readable=readable)
     kept: list[LayerRecord] = []
-    for start in range(0, len(batch), batch_size):
-        rows = batch.rows(slice(start, start + batch_size))
+    for chosen in forward_passes(model, batch, batch_size):
+        start, rows = chosen.start, batch.rows(chosen)
         if statistics is not None:
             factories = joined(statistics(rows, start))
         elif consumers:

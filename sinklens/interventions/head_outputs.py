@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.attention import AttentionEngine, AttentionShape, plan_for
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions.heads import Heads, check_heads, head_name, heads_in_layer, parse_head, parse_heads
+from sinklens.models.rope import forward_passes
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 
@@ -106,8 +107,8 @@ def mean_outputs(
     device = next(model.parameters()).device
     collect: Any = _Collect(kept, int(batch.lengths.max()), per_position)
     with AttentionEngine(model, path=path, edits=[collect]):
-        for start in range(0, len(batch), batch_size):
-            rows = batch.rows(slice(start, start + batch_size))
+        for chosen in forward_passes(model, batch, batch_size):
+            rows = batch.rows(chosen)
             collect.real = rows.real
             # right padding needs no attention mask: real queries never see what comes after them
             model(rows.ids.to(device), return_type=None)

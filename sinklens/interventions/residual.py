@@ -10,6 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import AttentionEngine, plan_for
 from sinklens.interventions.entries import hook_name
+from sinklens.models.rope import forward_passes
 from sinklens.models.tokens import TokenBatch
 
 ROWS_AT_ONCE = 8
@@ -49,8 +50,8 @@ def residual_streams(model: TransformerBridge, batch: TokenBatch, layers: Sequen
     """
     path = plan_for(model).path
     device = next(model.parameters()).device
-    for first in range(0, len(batch), ROWS_AT_ONCE):
-        rows = batch.rows(slice(first, first + ROWS_AT_ONCE))
+    for chosen in forward_passes(model, batch, ROWS_AT_ONCE):
+        rows = batch.rows(chosen)
         positions = torch.arange(rows.ids.shape[1]).expand_as(rows.ids).masked_fill(~rows.real, -1)
         kept: dict[str, Tensor] = {}
 
@@ -63,4 +64,4 @@ def residual_streams(model: TransformerBridge, batch: TokenBatch, layers: Sequen
             model(rows.ids.to(device), return_type=None)
         for layer in layers:
             hidden = kept[hook_name(layer)]
-            yield Stream(layer, first, hidden, positions.to(hidden.device))
+            yield Stream(layer, chosen.start, hidden, positions.to(hidden.device))

@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from sinklens.errors import ModelLoadError
-from sinklens.models.load import _no_installs, load
+from sinklens.models.load import load
+from sinklens.models.quiet import _no_installs
 from sinklens.models.tokens import tokenize
 from tests.families import N_CTX, VOCAB, byte_tokenizer, checkpoint, random_ids
 

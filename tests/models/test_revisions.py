@@ -9,7 +9,8 @@ from huggingface_hub import constants
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import ModelLoadError
-from sinklens.models.load import _locate, load
+from sinklens.models.load import load
+from sinklens.models.locate import locate
 from sinklens.models.source import source_of
 from tests.families import checkpoint
 
@@ -67,5 +68,5 @@ def test_a_revision_that_cannot_be_had_is_one_sentence() -> None:
 
 
 def test_located_names() -> None:
-    assert _locate("org/model@refs/pr/1") == ("org/model", None, "refs/pr/1")
-    assert _locate("org/model") == ("org/model", None, None)
+    assert locate("org/model@refs/pr/1") == ("org/model", None, "refs/pr/1")
+    assert locate("org/model") == ("org/model", None, None)

@@ -11,6 +11,7 @@ import torch
 from sinklens.errors import ModelLoadError
 from sinklens.models.gguf.agreement import check_agreement
 from sinklens.models.gguf.file import GgufFile
+from sinklens.models.kind import refuse_other_kinds
 
 ROPE_FACTORS = "rope_freqs.weight"
 # Tensors that llama.cpp computes from the config or keeps for its own use.
@@ -68,6 +69,8 @@ def _check_architecture(file: GgufFile) -> None:
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     name = file.architecture
+    if name.startswith(("t5", "umt5")):
+        refuse_other_kinds({"model_type": name.removesuffix("encoder")}, str(file.path))
     # as in load_gguf_checkpoint, which knows some architectures by transformers' name
     known = {name, name.replace("-", "_"), name.replace("moe", "_moe")}
     new = is_gguf_arch_supported(name)
