@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.models.tokens import TokenBatch
+from sinklens.models.token_batch import TokenBatch
 
 
 def forward_passes(model: TransformerBridge, batch: TokenBatch, batch_size: int) -> Iterator[slice]:
