@@ -219,9 +219,10 @@ def ablate(
         "restart": not resume,
     }
     if out is not None:
-        from sinklens.experiments.sweeps.folder import check_folder
+        from sinklens.experiments.sweeps.result import FORMAT, WORK
+        from sinklens.results import RunFolder
 
-        check_folder(out)  # before the work, not after it
+        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
     if ranking is not None and ranking != OWN:
         from sinklens.experiments.sweeps.ranking_file import read_ranking
 

@@ -225,9 +225,10 @@ def needle(
     if chat and kind == "random":
         raise InputError("Random tokens have no chat; --chat goes with --kind passkey, json or natural.")
     if out is not None:
-        from sinklens.experiments.needles.parts import check_folder
+        from sinklens.experiments.needles.result import FORMAT, WORK
+        from sinklens.results import RunFolder
 
-        check_folder(out)  # before the work, not after it
+        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
     with console.status(f"Loading {model} ..."):
         from sinklens.experiments.needles import make_needles
         from sinklens.models import load

@@ -17,7 +17,7 @@ def write_report_of(directory: Path, target: Path) -> Path:
     from sinklens.experiments.calibration.result import FORMAT as CALIBRATION
     from sinklens.experiments.census import FORMAT as CENSUS
     from sinklens.experiments.census import Census
-    from sinklens.experiments.dynamics.folder import FORMAT as DYNAMICS
+    from sinklens.experiments.dynamics.result import FORMAT as DYNAMICS
     from sinklens.experiments.dynamics.result import Dynamics
     from sinklens.experiments.sweeps.result import FORMAT as SWEEP
     from sinklens.experiments.sweeps.result import Sweep

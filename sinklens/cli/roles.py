@@ -137,10 +137,11 @@ def roles(
       sinklens roles path/to/llama --scores sinks --import llama.json --text book.txt --max-tokens 256
     """
     from sinklens.experiments.head_roles import CRITERIA, USUAL
-    from sinklens.experiments.head_roles.store import check_folder
+    from sinklens.experiments.head_roles.result import FORMAT, WORK
+    from sinklens.results import RunFolder
 
     if out is not None:
-        check_folder(out)  # before the work, not after it
+        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
     names = _names(scores, USUAL, [*CRITERIA]) if model is not None else []
     if model is None and (scores is not None or causal is not None or text):
         raise InputError("Name a MODEL to measure something on it; without one only files (--import) are compared.")

@@ -19,9 +19,9 @@ from sinklens.experiments.calibration.profile_heads import Objective, head_units
 from sinklens.experiments.calibration.result import FORMAT, Calibration
 from sinklens.experiments.calibration.study import candidate_heads
 from sinklens.experiments.provenance import model_facts
-from sinklens.experiments.sweeps.folder import locked
 from sinklens.interventions import CalibrateSinks, Intervention, ScaleKeys
 from sinklens.interventions.heads import parse_heads
+from sinklens.results.lock import locked
 from sinklens.tables import check_writable, complete_result, kind_of
 
 

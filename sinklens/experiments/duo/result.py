@@ -11,7 +11,7 @@ from sinklens.detectors.head_scores import HeadScores
 from sinklens.experiments.duo.split import Split, split_gates
 from sinklens.experiments.table_result import TableResult
 
-FORMAT = "sinklens-streaming-gates"
+FORMAT, WORK = "sinklens-streaming-gates", "set of gates"
 FORMAT_VERSION = 1
 TABLES = ("gates", "losses")
 METRIC = Metric(

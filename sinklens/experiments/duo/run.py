@@ -12,14 +12,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.attention import plan_for
 from sinklens.errors import ResultError, UnsupportedArchitectureError
 from sinklens.experiments.duo.learn import Learner
-from sinklens.experiments.duo.result import FORMAT, FORMAT_VERSION, METRIC, StreamingGates
+from sinklens.experiments.duo.result import FORMAT, FORMAT_VERSION, METRIC, WORK, StreamingGates
 from sinklens.experiments.duo.settings import GateSettings
 from sinklens.experiments.provenance import provenance
-from sinklens.experiments.sweeps.folder import locked, refuse_other
 from sinklens.files import write_atomically
 from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.models.tokens import BosChoice, bos_prefix, tokenize
-from sinklens.tables import HEADER, check_writable, complete_result, kind_of
+from sinklens.results import RunFolder
 
 STATE = "gates-state.pt"
 SAVES = 20
@@ -89,31 +88,29 @@ def streaming_split(
     meta = _meta(learner, first.distinct, tokenize(model, first.ids), statement)
     if out is None:
         return _run(learner, meta, None, on_step)
-    folder = Path(out)
-    if not (folder / STATE).is_file() and not _only_lock(folder):
-        check_writable(folder, FORMAT)
-    with locked(folder, "gates"):
-        if restart:
-            for name in (STATE, HEADER):
-                (folder / name).unlink(missing_ok=True)
-        if kind_of(folder) == FORMAT:
-            found = StreamingGates.load(folder)
-            refuse_other(folder, found.meta["spec"], meta["spec"], "set of gates")
+    folder = RunFolder(Path(out), FORMAT, WORK)
+    folder.check()
+    with folder.locked():
+        if folder.finished and not restart:
+            found = StreamingGates.load(out)
+            folder.begin(meta["spec"], held=found.meta["spec"])
             return found
+        folder.begin(meta["spec"], restart)
+        folder.note()
         return _run(learner, meta, folder, on_step)
 
 
 def _run(
-    learner: Learner, meta: dict[str, Any], folder: Path | None, on_step: Callable[[int, int], None] | None
+    learner: Learner, meta: dict[str, Any], folder: RunFolder | None, on_step: Callable[[int, int], None] | None
 ) -> StreamingGates:
     steps = learner.settings.steps
     if folder is not None:
-        _resume(folder, learner, meta["spec"])
+        _resume(folder.parts / STATE, learner)
     every = max(1, steps // SAVES)
     while learner.step < steps:
         learner.advance()
         if folder is not None and learner.step < steps and learner.step % every == 0:
-            _keep(folder, learner, meta["spec"])
+            _keep(folder.parts / STATE, learner)
         if on_step is not None:
             on_step(learner.step, steps)
     alphas = learner.gates.detach().clamp(0, 1).double().cpu().numpy()
@@ -127,8 +124,7 @@ def _run(
     )
     found = StreamingGates(meta, {"gates": gates, "losses": pd.DataFrame(learner.losses)})
     if folder is not None:
-        complete_result(folder, {"format": FORMAT, **meta}, found.tables)
-        (folder / STATE).unlink(missing_ok=True)
+        folder.complete(meta, found.tables)
     return found
 
 
@@ -157,22 +153,20 @@ def _meta(learner: Learner, distinct: bool, first: Any, statement: str) -> dict[
     }
 
 
-def _keep(folder: Path, learner: Learner, spec: dict[str, Any]) -> None:
+def _keep(path: Path, learner: Learner) -> None:
     """Write what the next step needs."""
     buffer = io.BytesIO()
     state = {
-        "spec": spec,
         "gates": learner.gates.detach().cpu(),
         "optimiser": learner.optimiser.state_dict(),
         "losses": learner.losses,
     }
     torch.save(state, buffer)
-    write_atomically(folder / STATE, buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
-def _resume(folder: Path, learner: Learner, spec: dict[str, Any]) -> None:
-    """Take up the progress that lies in the folder, if any."""
-    path = folder / STATE
+def _resume(path: Path, learner: Learner) -> None:
+    """Take up the progress that was written, if any."""
     if not path.is_file():
         return
     try:
@@ -184,13 +178,7 @@ def _resume(folder: Path, learner: Learner, spec: dict[str, Any]) -> None:
         raise ResultError(
             f"{path} is damaged ({type(error).__name__}: {error}); start anew with restart=True."
         ) from error
-    refuse_other(folder, state["spec"], spec, "set of gates")
     with torch.no_grad():
         learner.gates.copy_(gates)
     learner.optimiser.load_state_dict(state["optimiser"])
     learner.losses = losses
-
-
-def _only_lock(folder: Path) -> bool:
-    """Whether an interruption before the first progress was written left nothing but a lock."""
-    return folder.is_dir() and all(entry.name == "gates.lock" for entry in folder.iterdir())

@@ -13,14 +13,14 @@ from sinklens.detectors.sinks import EPS, shortest_length
 from sinklens.errors import InputError
 from sinklens.experiments.builtin_domains import builtin_domains
 from sinklens.experiments.domains import Domains, DomainTexts, by_domain_of, choose_domains
-from sinklens.experiments.dynamics.folder import DynamicsFolder
 from sinklens.experiments.dynamics.plan import DynamicsPlan
-from sinklens.experiments.dynamics.result import Dynamics
+from sinklens.experiments.dynamics.result import FORMAT, WORK, Dynamics
 from sinklens.experiments.dynamics.run import DynamicsRun
 from sinklens.experiments.dynamics.series import Series, find_series
 from sinklens.experiments.sequences import without_short
 from sinklens.models.tokens import BosChoice
 from sinklens.models.torch_state import usual_torch
+from sinklens.results import RunFolder
 
 
 @usual_torch()
@@ -105,7 +105,7 @@ def measure_dynamics(
         return replace(domains.rows(enough), batch=without_short(domains.batch, enough))
 
     if out is not None:
-        DynamicsFolder.check(Path(out))
+        RunFolder(Path(out), FORMAT, WORK).check()
     settings = {"eps": eps, "max_tokens": max_tokens, "max_sequences": max_sequences, "seed": seed}
     run = DynamicsRun(chosen, read, settings, dict(loading or {}), batch_size, on_plan, on_work)
     result = run.to(None if out is None else Path(out), restart)

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from sinklens.experiments.dynamics.folder import FORMAT, FORMAT_VERSION
 from sinklens.experiments.dynamics.sentences import dynamics_sentences
 from sinklens.experiments.table_result import TableResult
 
-TABLES = ("steps", "heads", "layers", "checkpoints")
+FORMAT, FORMAT_VERSION, WORK = "sinklens-dynamics", 1, "measurement"
+PARTS = ("steps", "heads", "layers")
+TABLES = (*PARTS, "checkpoints")
 
 
 @dataclass(frozen=True)

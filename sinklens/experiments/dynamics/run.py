@@ -16,17 +16,17 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.detectors import attention_summary, massive_activations, residual_peaks, sinks, value_drains
 from sinklens.errors import InputError, ModelLoadError, ResultError
 from sinklens.experiments.domains import Domains
-from sinklens.experiments.dynamics.folder import ANEW, FORMAT, FORMAT_VERSION, TABLES, WORK, DynamicsFolder, stamp
 from sinklens.experiments.dynamics.measure import measure_checkpoint
 from sinklens.experiments.dynamics.plan import DynamicsPlan
-from sinklens.experiments.dynamics.result import Dynamics
+from sinklens.experiments.dynamics.result import FORMAT, FORMAT_VERSION, PARTS, WORK, Dynamics
 from sinklens.experiments.dynamics.series import Checkpoint, Series
+from sinklens.experiments.dynamics.stamp import stamp
 from sinklens.experiments.provenance import provenance
-from sinklens.experiments.sweeps.folder import refuse_other
 from sinklens.experiments.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO
 from sinklens.models.load import load
 from sinklens.models.tokens import TokenBatch
-from sinklens.tables import HEADER, complete_result
+from sinklens.results import RunFolder
+from sinklens.results.run_folder import ANEW
 
 METRICS = (
     sinks.METRIC, attention_summary.DELTA_LOGIT, value_drains.METRIC, residual_peaks.METRIC, massive_activations.METRIC,
@@ -78,16 +78,16 @@ class DynamicsRun:
         self.shape = _shape(model)
         self.facts = provenance(model, self.domains.batch)
         spec = self._spec()
-        folder = None if out is None else DynamicsFolder(out, spec, self._note)
+        folder = None if out is None else RunFolder(out, FORMAT, WORK, self._note)
         with nullcontext() if folder is None else folder.locked():
             if folder is not None:
-                finished = self._begin(folder, restart)
+                finished = self._begin(folder, spec, restart)
                 if finished is not None:
                     return finished
                 for checkpoint in self.series.checkpoints:
-                    tables = folder.load(checkpoint, self.stamps[str(checkpoint.step)])
-                    if tables is not None:
-                        self.done[checkpoint] = tables
+                    part = folder.load(_part(checkpoint), self.stamps[str(checkpoint.step)])
+                    if part is not None:
+                        self.done[checkpoint] = part.tables
             if self.on_plan is not None:
                 self.on_plan(self._plan())
             if first not in self.done:
@@ -102,9 +102,8 @@ class DynamicsRun:
                         self._measure(checkpoint, later, folder)
                     del later
             result = Dynamics(self._meta(spec), self._tables())
-            if folder is not None and out is not None:
-                complete_result(out, {"format": FORMAT, **result.meta}, result.tables)
-                folder.tidy()
+            if folder is not None:
+                folder.complete(result.meta, result.tables)
         return result
 
     def _first(self) -> tuple[Checkpoint, TransformerBridge]:
@@ -153,37 +152,41 @@ class DynamicsRun:
             "metrics": {metric.name: metric.version for metric in METRICS},
         }
 
-    def _begin(self, folder: DynamicsFolder, restart: bool) -> Dynamics | None:
+    def _begin(self, folder: RunFolder, spec: dict[str, Any], restart: bool) -> Dynamics | None:
         """What the folder holds: a result with nothing to add, or one that is taken apart for more to join it."""
-        folder.check(folder.directory)
-        if not restart and (folder.directory / HEADER).is_file():
-            try:
-                held = Dynamics.load(folder.directory)
-            except ResultError as error:
-                raise ResultError(f"{error} You can {ANEW}.") from error
-            refuse_other(folder.directory, held.meta["spec"], folder.spec, WORK)
-            parts = _parts(held, self.series)
-            there = held.tables["checkpoints"]
-            other = there[there["measured"].astype(bool) & ~there["step"].isin([each.step for each in parts])]
-            if len(other):
-                raise ResultError(
-                    f"{folder.directory} holds checkpoints that are not asked for now "
-                    f"({', '.join(other['name'][:3])}); name them too, name another directory, or {ANEW}."
-                )
-            stamps: dict[str, str] = held.meta["stamps"]
-            if stamps == self.stamps:
-                folder.tidy()
-                return held
-            folder.begin(restart=False)
-            folder.reopen(parts, stamps)
-        folder.begin(restart)
+        folder.check()
+        if restart or not folder.finished:
+            folder.begin(spec, restart)
+            folder.note()
+            return None
+        try:
+            held = Dynamics.load(folder.directory)
+        except ResultError as error:
+            raise ResultError(f"{error} You can {ANEW}.") from error
+        folder.begin(spec, held=held.meta["spec"])
+        parts = _parts(held, self.series)
+        there = held.tables["checkpoints"]
+        other = there[there["measured"].astype(bool) & ~there["step"].isin([each.step for each in parts])]
+        if len(other):
+            raise ResultError(
+                f"{folder.directory} holds checkpoints that are not asked for now "
+                f"({', '.join(other['name'][:3])}); name them too, name another directory, or {ANEW}."
+            )
+        stamps: dict[str, str] = held.meta["stamps"]
+        if stamps == self.stamps:
+            folder.tidy()
+            return held
+        folder.note()
+        for checkpoint, tables in parts.items():
+            folder.save(_part(checkpoint), tables, stamps[str(checkpoint.step)])
+        folder.reopen()
         return None
 
     def _plan(self) -> DynamicsPlan:
         total = len(self.series.checkpoints)
         return DynamicsPlan(self.series.name, self.series.steps, total, len(self.done), len(self.domains.batch))
 
-    def _measure(self, checkpoint: Checkpoint, model: TransformerBridge, folder: DynamicsFolder | None) -> None:
+    def _measure(self, checkpoint: Checkpoint, model: TransformerBridge, folder: RunFolder | None) -> None:
         before = len(self.done) + len(self.missing)
 
         def worked(share: float) -> None:
@@ -199,14 +202,14 @@ class DynamicsRun:
             on_work=worked,
         )
         if folder is not None:
-            folder.save(checkpoint, self.stamps[str(checkpoint.step)], tables)
+            folder.save(_part(checkpoint), tables, self.stamps[str(checkpoint.step)])
         self.done[checkpoint] = tables
 
     def _tables(self) -> Tables:
         """All checkpoints one after the other, by step."""
         ordered = [checkpoint for checkpoint in self.series.checkpoints if checkpoint in self.done]
         tables = {}
-        for name in TABLES:
+        for name in PARTS:
             frames = []
             for checkpoint in ordered:
                 frame = self.done[checkpoint][name].copy()
@@ -241,6 +244,11 @@ class DynamicsRun:
         warnings.warn(text, stacklevel=2)
 
 
+def _part(checkpoint: Checkpoint) -> str:
+    """Name of a checkpoint's part: its step, and its name by hash, because a name may hold anything."""
+    return f"{checkpoint.step:012d}-{hashlib.sha256(checkpoint.name.encode()).hexdigest()[:8]}"
+
+
 def _parts(held: Dynamics, series: Series) -> dict[Checkpoint, Tables]:
     """The tables of each checkpoint in a result, as they were before they were joined."""
     parts = {}
@@ -252,7 +260,7 @@ def _parts(held: Dynamics, series: Series) -> dict[Checkpoint, Tables]:
                 name: held.tables[name][held.tables[name]["step"] == checkpoint.step]
                 .drop(columns=["step", "name"])
                 .reset_index(drop=True)
-                for name in TABLES
+                for name in PARTS
             }
     return parts
 

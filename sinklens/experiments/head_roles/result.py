@@ -17,7 +17,7 @@ from sinklens.experiments.head_roles.rules import Rule, choose_rules
 from sinklens.experiments.table_result import TableResult
 from sinklens.interventions.heads import Head, head_name
 
-FORMAT, FORMAT_VERSION = "sinklens-roles", 1
+FORMAT, FORMAT_VERSION, WORK = "sinklens-roles", 1, "run of roles"
 TABLES = ("heads", "criteria", "agreement")
 TOLD = 5
 """Pairs that the verdict spells out; all are in the table."""

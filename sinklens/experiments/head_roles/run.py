@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError, ResultError, SinkLensError
 from sinklens.experiments.controls import all_heads
 from sinklens.experiments.head_roles.criteria import CRITERIA, USUAL, missing_scores
-from sinklens.experiments.head_roles.result import FORMAT, Roles
+from sinklens.experiments.head_roles.result import FORMAT, WORK, Roles
 from sinklens.experiments.head_roles.rules import Rule
-from sinklens.experiments.head_roles.store import ScoreStore
+from sinklens.experiments.head_roles.store import describe_model, load_scores, save_scores
 from sinklens.experiments.provenance import attention_facts, made_with, model_facts
 from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice
 from sinklens.models.torch_state import usual_torch
-from sinklens.tables import complete_result
+from sinklens.results import RunFolder
 
 
 @usual_torch()
@@ -97,40 +98,44 @@ def roles(
     started = time.perf_counter()
     model = as_bridge(model, tokenizer=tokenizer)
     heads = all_heads(model)
-    place = None if out is None else Path(out)
-    store = ScoreStore(place, model, restart)
-    words = {"texts": texts, "bos": bos, "max_tokens": max_tokens, "max_sequences": max_sequences}
-    parts: dict[str, HeadScores] = {}
-    notes: list[str] = []
-    failed: dict[str, str] = {}
-    for number, name in enumerate(dict.fromkeys(scores)):
-        if on_criterion is not None:
-            on_criterion(name, number, len(scores))
-        mine = _options(name, words, dict((options or {}).get(name, {})), seed)
-        try:
-            parts[name] = _measure(model, name, mine, store, on_work)
-        except ResultError:
-            raise  # the folder: going on would cost the results of the others
-        except Exception as error:
-            kind = "" if isinstance(error, SinkLensError) else f"{type(error).__name__}: "
-            notes.append(f"The criterion {name} gave no scores: {kind}{error}")
-            warnings.warn(notes[-1], stacklevel=2)
-            failed[name] = f"{kind}{error}"
-            parts[name] = missing_scores(CRITERIA[name], heads, failed[name])
-    if len(failed) == len(parts) and not given:
-        raise InputError(f"No criterion gave any score. {' '.join(notes)}")
-    parts |= dict(given or {})
-    facts = model_facts(model) | attention_facts(plan_for(model))
-    found = Roles.of(parts, model=facts, rules=rules, top=top, seed=seed, on_pair=on_pair)
-    found.meta.update(
-        **made_with(),
-        warnings=notes + found.meta["warnings"],
-        seconds=time.perf_counter() - started,
-    )
-    found.meta["settings"] |= {"scores": list(scores), "given": [*(given or {})]}
-    if place is not None:
-        complete_result(place, {"format": FORMAT, **found.meta}, found.tables)
-    return found
+    folder = None if out is None else RunFolder(Path(out), FORMAT, WORK)
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(folder.locked())
+            folder.begin(describe_model(model), restart)
+            folder.note()
+        words = {"texts": texts, "bos": bos, "max_tokens": max_tokens, "max_sequences": max_sequences}
+        parts: dict[str, HeadScores] = {}
+        notes: list[str] = []
+        failed: dict[str, str] = {}
+        for number, name in enumerate(dict.fromkeys(scores)):
+            if on_criterion is not None:
+                on_criterion(name, number, len(scores))
+            mine = _options(name, words, dict((options or {}).get(name, {})), seed)
+            try:
+                parts[name] = _measure(model, name, mine, folder, on_work)
+            except ResultError:
+                raise  # the folder: going on would cost the results of the others
+            except Exception as error:
+                kind = "" if isinstance(error, SinkLensError) else f"{type(error).__name__}: "
+                notes.append(f"The criterion {name} gave no scores: {kind}{error}")
+                warnings.warn(notes[-1], stacklevel=2)
+                failed[name] = f"{kind}{error}"
+                parts[name] = missing_scores(CRITERIA[name], heads, failed[name])
+        if len(failed) == len(parts) and not given:
+            raise InputError(f"No criterion gave any score. {' '.join(notes)}")
+        parts |= dict(given or {})
+        facts = model_facts(model) | attention_facts(plan_for(model))
+        found = Roles.of(parts, model=facts, rules=rules, top=top, seed=seed, on_pair=on_pair)
+        found.meta.update(
+            **made_with(),
+            warnings=notes + found.meta["warnings"],
+            seconds=time.perf_counter() - started,
+        )
+        found.meta["settings"] |= {"scores": list(scores), "given": [*(given or {})]}
+        if folder is not None:
+            folder.complete(found.meta, found.tables, keep_work=True)
+        return found
 
 
 def _options(name: str, words: Mapping[str, Any], own: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -142,12 +147,13 @@ def _measure(
     model: TransformerBridge,
     name: str,
     options: Mapping[str, Any],
-    store: ScoreStore,
+    folder: RunFolder | None,
     on_work: Callable[[int, int], None] | None,
 ) -> HeadScores:
-    kept = store.load(name, options)
+    kept = None if folder is None else load_scores(folder, name, options)
     if kept is not None:
         return kept
     scores = CRITERIA[name].run(model, options, on_work)
-    store.save(name, options, scores)
+    if folder is not None:
+        save_scores(folder, name, options, scores)
     return scores

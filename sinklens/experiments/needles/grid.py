@@ -18,12 +18,13 @@ from sinklens.experiments.needles.decode import decode_needle, recall_of, writte
 from sinklens.experiments.needles.needle_set import NeedleSet
 from sinklens.experiments.needles.outcome import Outcome
 from sinklens.experiments.needles.parts import Parts, alike
-from sinklens.experiments.needles.result import CLEAN, FORMAT, FORMAT_VERSION, MEASURES, NeedleResult, grid_table
+from sinklens.experiments.needles.result import CLEAN, FORMAT, FORMAT_VERSION, MEASURES, WORK, NeedleResult, grid_table
 from sinklens.experiments.needles.retrieval_scores import needle_provenance
 from sinklens.experiments.needles.run import check_instances, run_needles
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import attention_layers
-from sinklens.tables import complete_result, kind_of
+from sinklens.results import RunFolder
+from sinklens.tables import kind_of
 
 COPIES = ("layer", "head", "event", "set")
 INSTANCE = (
@@ -95,17 +96,17 @@ def needle_grid(
         raise InputError(f"keep={keep!r} judges decoded text; set generate (--generate N) to a number of tokens.")
     settings = {"keys": keys, "share": share, "generate": generate, "seed": seed, "keep": keep}
     plan = {"model": facts["model"], "needles": needles.digest, "interventions": described, "settings": settings}
-    folder = None if out is None else Path(out)
+    folder = None if out is None else RunFolder(Path(out), FORMAT, WORK)
     before: pd.DataFrame | None = None
-    if folder is not None and not restart and kind_of(folder) == FORMAT:
-        finished = NeedleResult.load(folder)
+    if folder is not None and not restart and kind_of(folder.directory) == FORMAT:
+        finished = NeedleResult.load(folder.directory)
         if _extends(plan, finished.meta["plan"]):  # it holds all that is asked, perhaps more
             (on_done or (lambda n: None))(len(needles) * (1 + len(changes)))
             return finished
         if not _extends(finished.meta["plan"], plan):
             raise InputError(
-                f"{folder} holds the result of another needle test; name another directory, or replace it with "
-                "--restart (restart=True)."
+                f"{folder.directory} holds the result of another needle test; name another directory, or replace it "
+                "with --restart (restart=True)."
             )
         before = _finished_rows(finished, [CLEAN, *changes])
     parts = Parts(folder)
@@ -129,8 +130,7 @@ def needle_grid(
         }
         result = NeedleResult(meta, tables)
         if folder is not None:
-            complete_result(folder, {"format": FORMAT, **meta}, tables)
-            parts.tidy()
+            folder.complete(meta, tables)
     return result
 
 

@@ -18,7 +18,7 @@ from sinklens.experiments.needles.answers import DECODED, KEEP, RULES, Keep, ans
 from sinklens.experiments.needles.wilson import wilson_interval
 from sinklens.experiments.table_result import TableResult
 
-FORMAT = "sinklens-needles"
+FORMAT, WORK = "sinklens-needles", "needle test"
 FORMAT_VERSION = 1
 CLEAN = "clean"
 """Name of the unchanged model among the variants."""

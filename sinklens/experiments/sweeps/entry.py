@@ -11,19 +11,19 @@ from typing import Any
 from sinklens.experiments.controls import DRAWS
 from sinklens.experiments.effects import Answers
 from sinklens.experiments.sequences import choose_sequences
-from sinklens.experiments.sweeps import folder as sweep_folder
 from sinklens.experiments.sweeps.executors import check_executor, loading_here, parse_executor
 from sinklens.experiments.sweeps.interventions import Interventions, make_ablations, named_interventions, set_aside
 from sinklens.experiments.sweeps.plan import Listener, SweepPlan
 from sinklens.experiments.sweeps.question import OWN, Question
 from sinklens.experiments.sweeps.recipe import ModelRecipe, check_finite
-from sinklens.experiments.sweeps.result import Sweep
+from sinklens.experiments.sweeps.result import FORMAT, WORK, Sweep
 from sinklens.experiments.sweeps.run import SweepRun
 from sinklens.experiments.sweeps.spec import describe_sweep, measurable
 from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.load import load
 from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.torch_state import usual_torch
+from sinklens.results import RunFolder
 
 __all__ = ["Sweep", "SweepPlan", "sweep"]
 
@@ -127,9 +127,9 @@ def sweep(
     ``(L - l) / L`` of one. Memory as the plan says.
     """
     started = time.perf_counter()
-    folder = None if out is None else Path(out)
+    folder = None if out is None else RunFolder(Path(out), FORMAT, WORK)
     if folder is not None:
-        sweep_folder.check_folder(folder)
+        folder.check()
     check_executor(executor)
     asked = named_interventions(interventions)
     loading = dict(loading or {})
@@ -165,7 +165,7 @@ def sweep(
     with ExitStack() as stack:
         stack.callback(run.executor.close)
         if folder is not None:
-            stack.enter_context(sweep_folder.locked(folder))
+            stack.enter_context(folder.locked())
             finished = run.begin(restart)
             if finished is not None:
                 return finished

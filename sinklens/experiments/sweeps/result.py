@@ -17,7 +17,7 @@ from sinklens.experiments.sweeps.sentences import SAME, TITLES, mean_and_sd, sig
 from sinklens.experiments.sweeps.variants import Variant
 from sinklens.experiments.table_result import TableResult
 
-FORMAT = "sinklens-sweep"
+FORMAT, WORK = "sinklens-sweep", "sweep"
 FORMAT_VERSION = 1
 IDENTITY = ("intervention", "variant", "kind", "k", "draw", "heads", "layer", "head", "exact", "control_of")
 

@@ -1,12 +1,9 @@
 """A sweep at work: parts planned, taken from disk or computed, and put together."""
 
 import dataclasses
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,22 +15,21 @@ from sinklens.errors import InputError, ResultError
 from sinklens.experiments.effects import Answers
 from sinklens.experiments.measure import METRICS
 from sinklens.experiments.provenance import provenance
-from sinklens.experiments.sweeps import folder as sweep_folder
 from sinklens.experiments.sweeps.agreement import RankAgreement, rank_agreement
 from sinklens.experiments.sweeps.executors import Executor
 from sinklens.experiments.sweeps.interventions import for_heads
 from sinklens.experiments.sweeps.layout import Layout, choose_layout, cut
-from sinklens.experiments.sweeps.parts import HeadSet, Part, PartStore
+from sinklens.experiments.sweeps.parts import HeadSet, Part
 from sinklens.experiments.sweeps.plan import Listener, SweepPlan
 from sinklens.experiments.sweeps.question import OWN, Question
 from sinklens.experiments.sweeps.recipe import ModelRecipe
-from sinklens.experiments.sweeps.result import FORMAT, FORMAT_VERSION, Sweep, assemble
+from sinklens.experiments.sweeps.result import FORMAT_VERSION, Sweep, assemble
 from sinklens.experiments.sweeps.tasks import Task
 from sinklens.experiments.sweeps.variants import Variant, rank
 from sinklens.interventions import Intervention
 from sinklens.interventions.heads import Head, head_name
 from sinklens.models.tokens import TokenBatch
-from sinklens.tables import HEADER, complete_result
+from sinklens.results import RunFolder
 
 Listed = tuple[list[tuple[Variant, bool]], list[str]]
 """Variants, each with whether it is exact, and notes about them."""
@@ -52,7 +48,7 @@ class SweepRun:
         question: Question,
         executor: Executor,
         recipe: ModelRecipe,
-        folder: Path | None,
+        folder: RunFolder | None,
         spec: dict[str, Any],
         listener: Listener,
     ) -> None:
@@ -64,7 +60,9 @@ class SweepRun:
         self.n_parts = 0
         self.interventions: dict[str, Intervention] = {}
         self.layout = Layout(1, 1, 1, 0)
-        self.store: PartStore | None = None
+        self.kept: Any = None
+        if folder is not None:
+            folder.warn = self._note
 
     def begin(self, restart: bool) -> Sweep | None:
         """Look at what the folder holds; a finished sweep of the same description is returned.
@@ -73,17 +71,16 @@ class SweepRun:
             ResultError: Another sweep, or a damaged one.
         """
         assert self.folder is not None
-        sweep_folder.check_folder(self.folder)
-        if restart:
-            sweep_folder.clear(self.folder)
-        if not (self.folder / HEADER).is_file():
+        self.folder.check()
+        if restart or not self.folder.finished:
+            self.kept = self.folder.begin(self.spec, restart)
             return None
         try:
-            finished = Sweep.load(self.folder)
+            finished = Sweep.load(self.folder.directory)
         except ResultError as error:
             raise ResultError(f"{error} {ANEW}") from error
-        sweep_folder.refuse_other(self.folder, finished.meta["spec"], self.spec)
-        sweep_folder.tidy(self.folder)
+        self.folder.begin(self.spec, held=finished.meta["spec"])
+        self.folder.tidy()
         return finished
 
     def plan(self, make: Callable[[], dict[str, Intervention]], batch_size: int | None) -> None:
@@ -97,14 +94,13 @@ class SweepRun:
             warnings.simplefilter("always", UserWarning)
             plan_for(self.model)
         self.notes += [str(w.message) for w in caught if "measured through" in str(w.message)]
-        known = None if self.folder is None else sweep_folder.read_plan(self.folder)
-        if known is not None and self.folder is not None:
-            sweep_folder.refuse_other(self.folder, known["spec"], self.spec)
+        if self.kept is not None and self.folder is not None:
             try:
-                self.interventions = {k: Intervention.from_json(text) for k, text in known["interventions"].items()}
-                self.layout = Layout(**known["layout"])
-            except (InputError, TypeError, AttributeError) as error:
-                raise ResultError(f"{self.folder / sweep_folder.PLAN} is damaged: {error} {ANEW}") from error
+                texts = self.kept["interventions"]
+                self.interventions = {label: Intervention.from_json(text) for label, text in texts.items()}
+                self.layout = Layout(**self.kept["layout"])
+            except (InputError, KeyError, TypeError, AttributeError) as error:
+                raise ResultError(f"The plan in {self.folder.directory} is damaged: {error} {ANEW}") from error
         else:
             self.interventions = make()
             self.layout = choose_layout(
@@ -116,15 +112,9 @@ class SweepRun:
                 device=self._device(),
                 workers=self.executor.workers,
             )
-        layout = dataclasses.asdict(self.layout)
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             texts = {label: each.to_json() for label, each in self.interventions.items()}
-            if known is None:
-                sweep_folder.write_plan(self.folder, {"spec": self.spec, "layout": layout, "interventions": texts})
-            identity = hashlib.sha256(json.dumps([self.spec, layout, texts], sort_keys=True).encode()).hexdigest()
-            self.store = PartStore(self.folder / sweep_folder.PARTS, identity, self._note)
-            self.store.clean()
+            self.folder.note({"layout": dataclasses.asdict(self.layout), "interventions": texts})
 
     def _device(self) -> str:
         """Type of device that parts run on."""
@@ -151,7 +141,7 @@ class SweepRun:
                 parts += self._cut(label, sets, len(parts), estimate=not exact)
                 plain += len(sets)
             plain += stage == 1  # the clean pass
-        tables = {part.number: self.store.load(part) for part in parts} if self.store is not None else {}
+        tables = {part.number: self._finished(part) for part in parts}
         missing = [part for part in parts if tables.get(part.number) is None]
         done = sum(part.work for part in parts) - sum(part.work for part in missing)
         self._tell_plan(stage, parts, missing, plain)
@@ -167,14 +157,19 @@ class SweepRun:
         if tasks:
             with closing(self.executor.run(tasks, self.recipe, progress)) as results:
                 for part, table in results:
-                    if self.store is not None:
-                        self.store.save(part, table)
+                    if self.folder is not None:
+                        self.folder.save(part.name, {"losses": table}, part.key())
                     tables[part.number] = table
                     progress(part.number, 1.0)
                     if self.listener.on_part is not None:
                         self.listener.on_part(part.number)
         self.frames += [_named(part, found) for part in parts if (found := tables[part.number]) is not None]
         self.n_parts += len(parts)
+
+    def _finished(self, part: Part) -> pd.DataFrame | None:
+        """What an earlier run found for a part."""
+        found = None if self.folder is None else self.folder.load(part.name, part.key())
+        return None if found is None else found.tables["losses"]
 
     def _cut(self, label: str, sets: Sequence[HeadSet], n_new: int, estimate: bool) -> list[Part]:
         if not sets:
@@ -238,8 +233,7 @@ class SweepRun:
         }
         result = Sweep(meta, tables)
         if self.folder is not None:
-            complete_result(self.folder, {"format": FORMAT, **meta}, tables)
-            sweep_folder.tidy(self.folder)
+            self.folder.complete(meta, tables)
         return result
 
     def _agreement(self, summary: pd.DataFrame) -> dict[str, Any]:

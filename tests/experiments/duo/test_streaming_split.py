@@ -277,12 +277,12 @@ def test_an_interrupted_run_goes_on_where_it_was(model: TransformerBridge, tmp_p
     whole = streaming_split(model, BRIEF)
     with pytest.raises(Stop):
         streaming_split(model, BRIEF, out=tmp_path / "run", on_step=stop_after(4))
-    assert (tmp_path / "run" / STATE).is_file()
+    assert (tmp_path / "run" / "parts" / STATE).is_file()
     steps: list[int] = []
     again = streaming_split(model, BRIEF, out=tmp_path / "run", on_step=lambda done, total: steps.append(done))
     assert steps == [5, 6]
     assert again.to_dataframe().equals(whole.to_dataframe()) and again.losses().equals(whole.losses())
-    assert not (tmp_path / "run" / STATE).exists()
+    assert not (tmp_path / "run" / "parts" / STATE).exists()
     # a finished run is read, not run again
     read = streaming_split(model, BRIEF, out=tmp_path / "run", on_step=stop_after(1))
     assert read.to_dataframe().equals(whole.to_dataframe())
@@ -297,7 +297,7 @@ def test_progress_of_other_settings_or_damaged_is_refused(model: TransformerBrid
         streaming_split(model, BRIEF, out=tmp_path, on_step=stop_after(2))
     with pytest.raises(ResultError, match="holds another set of gates"):
         streaming_split(model, GateSettings(**{**BRIEF.as_dict(), "lr": 0.5}), out=tmp_path)
-    (tmp_path / STATE).write_bytes(b"half of it")
+    (tmp_path / "parts" / STATE).write_bytes(b"half of it")
     with pytest.raises(ResultError, match="is damaged"):
         streaming_split(model, BRIEF, out=tmp_path)
     streaming_split(model, BRIEF, out=tmp_path, restart=True)

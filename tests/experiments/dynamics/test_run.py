@@ -16,8 +16,9 @@ from sinklens.errors import InputError, ModelLoadError, ResultError
 from sinklens.experiments.domains import choose_domains
 from sinklens.experiments.dynamics import Dynamics, DynamicsPlan, measure_dynamics
 from sinklens.experiments.dynamics import run as run_module
-from sinklens.experiments.dynamics.folder import PARTS, PLAN
 from sinklens.experiments.dynamics.measure import measure_checkpoint
+from sinklens.results.lock import locked
+from sinklens.results.run_folder import PARTS, PLAN
 from sinklens.tables import HEADER, kind_of
 from tests import families
 from tests.experiments.dynamics.conftest import CODE, PROSE, SMALL, STEPS, TEXTS, break_tokenizer, edit_weights
@@ -201,8 +202,6 @@ def test_a_folder_with_something_else_is_refused(made: Path, tmp_path: Path) -> 
 
 
 def test_two_runs_in_one_folder(made: Path, tmp_path: Path) -> None:
-    from sinklens.experiments.sweeps.folder import locked
-
     with locked(tmp_path / "out", "measurement"), pytest.raises(ResultError, match="Another measurement works in"):
         measure(made, tmp_path / "out")
 

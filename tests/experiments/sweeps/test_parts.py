@@ -1,12 +1,6 @@
-"""Parts of a sweep: cut so that nothing is lost or doubled, kept so that damage is noticed."""
-
-import math
-import os
-from dataclasses import replace
-from pathlib import Path
+"""Parts of a sweep: cut so that nothing is lost or doubled."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -14,18 +8,10 @@ from hypothesis import strategies as st
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens import tokenize
-from sinklens.errors import InputError, ResultError
+from sinklens.errors import InputError
 from sinklens.experiments.sweeps import layout as layout_module
 from sinklens.experiments.sweeps.layout import Layout, choose_layout, cut
-from sinklens.experiments.sweeps.parts import Part, PartStore
 from sinklens.models.tokens import TokenBatch
-
-PART = Part(3, "zero", (0, 2), (((0, 1),), ((0, 2), (1, 0))), False, 4.0)
-
-
-def table() -> pd.DataFrame:
-    values = [0.1, -0.0, math.nan, 5e-324]
-    return pd.DataFrame({"set": [0, 0, 1, 1], "sequence": [0, 2, 0, 2], "loss": values})
 
 
 def ragged(lengths: list[int]) -> TokenBatch:
@@ -35,78 +21,6 @@ def ragged(lengths: list[int]) -> TokenBatch:
     return TokenBatch(
         torch.ones_like(real, dtype=torch.long), real, torch.zeros_like(real), strings, None, "nobody", ""
     )
-
-
-def test_a_saved_part_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    store = PartStore(tmp_path / "parts", "a sweep")
-    assert store.load(PART) is None
-    store.save(PART, table())
-    again = store.load(PART)
-    assert again is not None
-    assert again["loss"].to_numpy().tobytes() == table()["loss"].to_numpy().tobytes()
-    pd.testing.assert_frame_equal(again, table(), check_exact=True)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"intervention": "mean"},
-        {"sequences": (0, 1)},
-        {"head_sets": (((0, 1),), ((0, 2), (1, 1)))},
-        {"estimate": True},
-    ],
-)
-def test_a_part_of_something_else_is_not_taken(other: dict[str, object], tmp_path: Path) -> None:
-    PartStore(tmp_path, "a sweep").save(PART, table())
-    warned: list[str] = []
-    assert PartStore(tmp_path, "a sweep", warned.append).load(replace(PART, **other)) is None  # type: ignore[arg-type]
-    assert len(warned) == 1 and "computed again" in warned[0]
-    assert not list(tmp_path.iterdir()), "the file that nobody can use is gone"
-
-
-def test_a_part_of_another_sweep_is_not_taken(tmp_path: Path) -> None:
-    PartStore(tmp_path, "a sweep").save(PART, table())
-    assert PartStore(tmp_path, "another", lambda text: None).load(PART) is None
-
-
-@pytest.mark.parametrize("damage", ["truncated", "one bit", "empty"])
-def test_damage_is_noticed(damage: str, tmp_path: Path) -> None:
-    store = PartStore(tmp_path, "a sweep")
-    store.save(PART, table())
-    (path,) = tmp_path.iterdir()
-    content = bytearray(path.read_bytes())
-    match damage:
-        case "truncated":
-            content = content[:-1]
-        case "one bit":
-            content[len(content) // 2] ^= 1
-        case "empty":
-            content = bytearray()
-    path.write_bytes(content)
-    with pytest.warns(UserWarning, match="Part 3 .* damaged .* computed again"):
-        assert store.load(PART) is None
-    store.save(PART, table())
-    assert store.load(PART) is not None
-
-
-def test_a_full_disk_leaves_no_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    store = PartStore(tmp_path, "a sweep")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(ResultError, match="No space left"):
-        store.save(PART, table())
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_an_interrupted_writing_left_is_removed(tmp_path: Path) -> None:
-    store = PartStore(tmp_path, "a sweep")
-    store.save(PART, table())
-    (tmp_path / ".00004-abc.parquet.123.tmp").write_bytes(b"half")
-    store.clean()
-    assert len(list(tmp_path.iterdir())) == 1 and store.load(PART) is not None
 
 
 head_sets = st.lists(

@@ -24,9 +24,11 @@ from sinklens.attention.plan import _check_input
 from sinklens.errors import InputError, ResultError, UnsupportedArchitectureError
 from sinklens.experiments import Answers, Sweep, sweep
 from sinklens.experiments.attribution import attribute_heads
-from sinklens.experiments.sweeps.folder import locked
 from sinklens.experiments.sweeps.question import Question
 from sinklens.interventions import AblateHeads, MaskKeys, ScaleKeys, mean_outputs, prompt_outputs
+from sinklens.results import RunFolder
+from sinklens.results.lock import LOCK
+from sinklens.results.run_folder import PLAN
 from tests import families
 from tests.experiments.sweeps.killed import INTERVENTIONS, run_sweep
 from tests.ties import TIE, margin
@@ -254,8 +256,8 @@ def test_an_interrupted_sweep_goes_on(tiny: TransformerBridge, tmp_path: Path) -
     for parts in (1, 3, 5):
         with pytest.raises(Stopped):
             sweep(tiny, ["zero", "mean"], **options(out=out, on_part=stop_after(parts)))
-        assert len(list((out / "parts").glob("*.parquet"))) == {1: 1, 3: 4, 5: 9}[parts]
-        (out / "parts" / ".00017-x.parquet.1.tmp").write_bytes(b"half a part")
+        assert len(list((out / "parts").glob("*.zip"))) == {1: 1, 3: 4, 5: 9}[parts]
+        (out / "parts" / ".00017-x.zip.1.tmp").write_bytes(b"half a part")
     plans: list[Any] = []
     result = sweep(tiny, ["zero", "mean"], **options(out=out, on_part=computed.append, on_plan=plans.append))
     assert len(computed) == sum(plan.n_parts - plan.n_done for plan in plans) and computed[0] == 9
@@ -269,25 +271,25 @@ def test_a_finished_sweep_is_not_run_again(
 ) -> None:
     first = sweep(tiny, **options(out=tmp_path))
     (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "sweep-plan.json").write_text("left by a kill between saving and tidying")
+    (tmp_path / PLAN).write_text("left by a kill between saving and tidying")
     monkeypatch.setattr("sinklens.experiments.sweeps.executors.run_task", None)
     again = sweep(tiny, **options(out=tmp_path))
     pd.testing.assert_frame_equal(again.tables["effects"], first.tables["effects"], **EXACT)
-    assert not (tmp_path / "sweep-plan.json").exists() and (tmp_path / "notes.txt").read_text("utf-8") == "mine"
+    assert not (tmp_path / PLAN).exists() and (tmp_path / "notes.txt").read_text("utf-8") == "mine"
 
 
 def test_a_damaged_part_is_computed_again(tiny: TransformerBridge, tmp_path: Path) -> None:
     whole = sweep(tiny, **options())
     with pytest.raises(Stopped):
         sweep(tiny, **options(out=tmp_path, on_part=stop_after(3)))
-    damaged = sorted((tmp_path / "parts").glob("*.parquet"))[1]
+    damaged = sorted((tmp_path / "parts").glob("*.zip"))[1]
     damaged.write_bytes(damaged.read_bytes()[:-20])
     computed: list[int] = []
-    with pytest.warns(UserWarning, match="Part 1 .* computed again"):
+    with pytest.warns(UserWarning, match="Part 00001 .* computed again"):
         result = sweep(tiny, **options(out=tmp_path, on_part=computed.append))
     assert computed[:2] == [1, 3]
     pd.testing.assert_frame_equal(result.tables["effects"], whole.tables["effects"], **EXACT)
-    assert any("damaged" in note for note in result.meta["warnings"])
+    assert any("cannot be used" in note for note in result.meta["warnings"])
 
 
 @pytest.mark.parametrize(
@@ -338,7 +340,7 @@ def test_means_of_the_first_run_are_kept(
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [("plan", "sweep-plan.json is damaged"), ("table", "effects.parquet is damaged"), ("newer plan", "has format 99")],
+    [("plan", "run-plan.json is damaged"), ("table", "effects.parquet is damaged"), ("newer plan", "has format 99")],
 )
 def test_damage_is_one_sentence_and_restart_mends_it(
     damage: str, message: str, tiny: TransformerBridge, tmp_path: Path
@@ -346,7 +348,7 @@ def test_damage_is_one_sentence_and_restart_mends_it(
     stop = None if damage == "table" else stop_after(1)
     with contextlib.suppress(Stopped):
         sweep(tiny, **options(out=tmp_path, on_part=stop))
-    path = tmp_path / ("effects.parquet" if damage == "table" else "sweep-plan.json")
+    path = tmp_path / ("effects.parquet" if damage == "table" else PLAN)
     if damage == "newer plan":
         path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"format_version": 99}))
     else:
@@ -360,7 +362,7 @@ def test_damage_is_one_sentence_and_restart_mends_it(
 
 def test_only_a_sweeps_own_folder_is_used(tiny: TransformerBridge, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(ResultError, match="holds no sweep but something else"):
+    with pytest.raises(ResultError, match="Will not save to"):
         sweep(tiny, **options(out=tmp_path, restart=True))
     other = tmp_path / "census"
     other.mkdir()
@@ -372,31 +374,19 @@ def test_only_a_sweeps_own_folder_is_used(tiny: TransformerBridge, tmp_path: Pat
     assert (tmp_path / "thesis.tex").read_text("utf-8") == "precious" and [*tmp_path.iterdir()].count(other) == 1
     killed_early = tmp_path / "early"
     killed_early.mkdir()
-    (killed_early / "sweep.lock").write_text("process 1 on nowhere\n")
-    (killed_early / ".sweep-plan.json.77.tmp").write_text("{")
+    (killed_early / LOCK).write_text("process 1 on nowhere\n")
+    (killed_early / f".{PLAN}.77.tmp").write_text("{")
     sweep(tiny, **options(out=killed_early))
     assert {path.name for path in killed_early.iterdir()} == {"result.json", "effects.parquet", "summary.parquet"}
 
 
 def test_two_sweeps_do_not_share_a_folder(tiny: TransformerBridge, tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(ResultError, match=f"Another sweep works in .*process {os.getpid()} on"):
+    with (
+        RunFolder(tmp_path, "sinklens-sweep", "sweep").locked(),
+        pytest.raises(ResultError, match=f"Another sweep works in .*process {os.getpid()} on"),
+    ):
         sweep(tiny, **options(out=tmp_path))
     sweep(tiny, **options(out=tmp_path))
-
-
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fcntl = pytest.importorskip("fcntl")
-    import errno
-
-    def unsupported(*_: object) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    (tmp_path / "sweep.lock").write_text(f"process 4194305 on {os.uname().nodename}\n")  # above the largest id
-    with locked(tmp_path), pytest.raises(ResultError, match="Another sweep works"), locked(tmp_path):
-        pass
-    with locked(tmp_path):
-        pass
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="uses SIGKILL")
@@ -416,10 +406,10 @@ def test_killed_again_and_again_it_ends_with_the_same_table(tiny_directory: Path
     assert whole.exitcode == 0
     draw, out, kills = random.Random(0), tmp_path / "killed", 0
     for _ in range(8):
-        before = len(list((out / "parts").glob("*.parquet")))
+        before = len(list((out / "parts").glob("*.zip")))
         process = start("killed")
         deadline = time.monotonic() + 60
-        while process.is_alive() and len(list((out / "parts").glob("*.parquet"))) <= before:
+        while process.is_alive() and len(list((out / "parts").glob("*.zip"))) <= before:
             assert time.monotonic() < deadline
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.15))
