@@ -27,6 +27,9 @@ class MaskKeys(Intervention):
     weights and the head's output are 0, its entropy and distance are not applicable. A learned sink logit then takes
     the whole row.
 
+    A hidden sink often comes back at the next token: :func:`~sinklens.experiments.follow_sinks` finds the keys that
+    hide it wherever it goes, and gives them as one of these.
+
     Args:
         keys: Key positions (one, or several), in every sequence.
         heads: ``"all"``, or heads such as ``["L5H1", (5, 2)]``.
