@@ -314,6 +314,11 @@ def test_a_model_without_tokenizer_takes_ids(zoo: Path, rows: list[list[int]]) -
         scan(hf, "abc" * 9)
 
 
+def test_workers_cannot_load_a_model_in_memory(zoo: Path, rows: list[list[int]]) -> None:
+    with pytest.raises(InputError, match="Workers load the model themselves"):
+        sweep(boot_hf("llama", zoo), "zero", tokens=rows, heads=["L0H0"], executor="processes:2")
+
+
 def test_a_path_is_a_model(zoo: Path, rows: list[list[int]]) -> None:
     path = checkpoint("llama", zoo)
     assert len(scan(path, tokens=rows, maps=0).heads.to_dataframe()) == 8

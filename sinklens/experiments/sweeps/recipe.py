@@ -43,7 +43,7 @@ class ModelRecipe:
         """The recipe of a loaded model; ``loading`` holds what its workers pass to ``load``."""
         source = source_of(model)
         return cls(
-            None if source is None else source.builtin or source.path,
+            None if source is None else source.builtin or source.path or None,
             str(next(model.parameters()).dtype).removeprefix("torch."),
             fingerprint(model),
             str(loading.get("device") or "auto"),
