@@ -54,3 +54,4 @@ def test_a_masked_sink_moves_to_the_next_token(smollm2: TransformerBridge) -> No
     assert row["n_sink_heads"] > 150 and row["delta_loss"] < 0.5
     followed = follow_sinks(smollm2, batch, bound=3)
     assert followed.intervention.keys[:2] == (0, 1) and len(followed.intervention.keys) == 3
+    assert followed.n_left > 150  # whichever key is the first one left becomes the sink
