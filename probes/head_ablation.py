@@ -87,7 +87,7 @@ def markdown(result: Sweep, name: str, source: str) -> str:
 def describe(result: Sweep) -> str:
     """The model's name, and how its weights were stored if that says they are not the original ones."""
     facts = result.meta["model"]
-    stored = facts.get("quantisation") or facts.get("quantization")
+    stored = facts.get("dequantised_from")
     return str(facts["name"]) + (f" (dequantised from {stored})" if stored else "")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sinklens.app.page import callout, document, facts, figure, html_table, text
 from sinklens.app.report import write_page
 from sinklens.app.sections.source import Downloads
+from sinklens.experiments.provenance import precision
 from sinklens.plots.calibration import calibration as calibration_figure
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _definitions(calibration: "Calibration", downloads: Downloads) -> str:
     meta = calibration.meta
     tokens, model, split = meta["tokens"], meta["model"], meta["split"]
     known = {
-        "model": f"{model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, {model['dtype']}",
+        "model": f"{model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, {precision(model)}",
         "prompts": f"{tokens['n_sequences']} of {tokens['min_length']} to {tokens['max_length']} tokens: "
         f"{len(split['search'])} chosen on, {len(split['report'])} reported on",
         "BOS": tokens["bos"]["statement"],

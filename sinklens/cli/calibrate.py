@@ -261,12 +261,14 @@ def _print(result: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from sinklens.experiments.provenance import precision
+
     console = Console()
     meta = result.meta
     tokens, model = meta["tokens"], meta["model"]
     console.print(
         f"[bold]{escape(model['name'])}[/bold]: {model['architecture']}, {model['n_layers']} layers x "
-        f"{model['n_heads']} heads, {model['dtype']}; {tokens['n_sequences']} prompts of {tokens['min_length']} to "
+        f"{model['n_heads']} heads, {precision(model)}; {tokens['n_sequences']} prompts of {tokens['min_length']} to "
         f"{tokens['max_length']} tokens from {escape(tokens['source'])}, {len(meta['split']['search'])} chosen on. "
         f"{escape(tokens['bos']['statement'])}",
         highlight=False,
