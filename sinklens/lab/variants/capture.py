@@ -98,12 +98,14 @@ class _Recorder:
 
     def __call__(self, layer: int, attended: Attended | None, hidden: Tensor) -> None:
         norms = residual_norms(hidden, self.rows.real, self.top_k)
+        asked = any("hidden" in (*getattr(c, "needs", ()), *getattr(c, "wants", ())) for c in self.consumers)
+        stream = hidden if asked else None
         if attended is None:
-            record = LayerRecord(layer, self.rows, self.start, "none", {}, None, norms)
+            record = LayerRecord(layer, self.rows, self.start, "none", {}, None, norms, hidden=stream)
         else:
             computed = _measure(layer, attended, self.visible, self.factories, self.reading)
             values = value_norms(attended.value, self.factors[layer])
-            record = LayerRecord(layer, self.rows, self.start, "lab", computed, values, norms)
+            record = LayerRecord(layer, self.rows, self.start, "lab", computed, values, norms, hidden=stream)
         for consumer in self.consumers:
             consumer.update(record)
         if not self.consumers:
