@@ -52,7 +52,7 @@ def test_it_measures_prints_and_saves(sinklens: Any, tmp_path: Path) -> None:
     assert "bb-3l: 3 layers x 1 heads, 1 KV heads a layer." in printed and "sink: 2 of 3 heads (L1H0, L2H0)" in printed
     assert f"Figure: {out / 'roles.html'}" in printed and "L1H0" in printed and "*" in printed
     roles = Roles.load(out)
-    assert roles.criteria()["from"].tolist() == ["sinks", *["pattern"] * 5]
+    assert roles.criteria()["from"].tolist() == ["sinks", "sinks", *["pattern"] * 5]
     assert HeadRoles.read(out / "head-roles.json").heads("sink") == ((1, 0), (2, 0))
     assert (out / "roles.html").stat().st_size > 1000
     assert sinklens("roles", "bb-3l", "--scores", "sinks,pattern", *SMALL, "--out", out)[0] == 0, "once more"

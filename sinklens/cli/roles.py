@@ -245,13 +245,16 @@ def _tested(found: Any, causal: str) -> tuple[list[Any], int]:
 
 
 def _save(found: Any, check: Any, out: Path, only_files: bool) -> str:
-    from sinklens.plots import head_roles, save_figure
+    from sinklens.plots import head_roles, retrieval_join, save_figure
 
     if only_files:
         found.save(out)
     roles_file = found.head_roles().write(out / "head-roles.json")
     fig = head_roles(found.to_dataframe(), found.criteria(), found.agreement())
     save_figure(fig, out / "roles.html", found.agreement())
+    join = found.retrieval_join()
+    if join is not None:
+        save_figure(retrieval_join(join.heads), out / "retrieval_join.html", join.heads)
     lines = [f"Figure: {out / 'roles.html'}", f"Head roles: {roles_file}", f"Tables: {out}"]
     if check is not None:
         check.save(out / "causal")
@@ -274,8 +277,29 @@ def _print(found: Any, check: Any) -> None:
     for sentence in found.verdict + (check.verdict if check is not None else []):
         console.print(f"- {escape(sentence)}", highlight=False)
     console.print(_table(found, Table, escape, console.width))
+    join = found.retrieval_join()
+    if join is not None:
+        console.print(_join_table(join, Table))
     for warning in found.meta["warnings"] + (check.meta["warnings"] if check is not None else []):
         console.print(f"Note: {escape(str(warning))}", highlight=False)
+
+
+def _join_table(join: Any, table_class: Any) -> Any:
+    """The strongest retrieval heads with their ranks by the other scores."""
+    from sinklens.experiments.head_roles.retrieval_join import strongest
+
+    rows = strongest(join)
+    table = table_class(
+        title=f"Retrieval heads among sink and induction heads ({min(SHOWN, len(rows))} of {len(join.heads)})",
+        caption="in brackets the rank among all heads, ties at their mean rank",
+    )
+    table.add_column("head")
+    for name in join.scores:
+        table.add_column(name, justify="right")
+    for row in rows.head(SHOWN).to_dict("records"):
+        cells = [f"{row[name]:.2f} ({row[f'rank_{name}']:g})" for name in join.scores]
+        table.add_row(f"L{row['layer']}H{row['head']}", *cells)
+    return table
 
 
 def _table(found: Any, table_class: Any, escape: Any, width: int) -> Any:

@@ -29,6 +29,7 @@ from sinklens.plots.norms_by_token import norms_by_token
 from sinklens.plots.notebook import use_in_notebook
 from sinklens.plots.received_mass import received_mass
 from sinklens.plots.residual_peaks import residual_peaks
+from sinklens.plots.retrieval_join import retrieval_join
 from sinklens.plots.save_figure import Saving, save_figure, save_figures
 from sinklens.plots.secondary_sinks import secondary_sinks
 from sinklens.plots.sink_heatmap import sink_heatmap
@@ -67,6 +68,7 @@ __all__ = [
     "norms_by_token",
     "received_mass",
     "residual_peaks",
+    "retrieval_join",
     "save_figure",
     "save_figures",
     "secondary_sinks",

@@ -11,13 +11,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.detectors.active_dormant import ABLATION, MASS
 from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
-from sinklens.errors import UnsupportedArchitectureError
+from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.experiments.active_dormant import ActiveDormant, active_dormant
 from sinklens.experiments.census import Census
 from sinklens.experiments.duo import GateSettings, streaming_split
 from sinklens.experiments.head_importance import head_importance
 from sinklens.experiments.heterogeneous_heads import heterogeneous_heads
-from sinklens.experiments.needles import make_needles, retrieval_scores
+from sinklens.experiments.needles import make_needles, retrieval_scores, score_needles
 from sinklens.experiments.needles.answers import Keep
 from sinklens.experiments.needles.retrieval_scores import Procedure
 from sinklens.experiments.pattern_scores import pattern_scores
@@ -63,7 +63,9 @@ class Criterion:
 
 
 def sink_scores(census: Census) -> HeadScores:
-    """Sink rate of each head's strongest key, from a census; the label needs twice the uniform null as well.
+    """Sink rate and importance of each head's strongest key, from a census; the label needs twice the uniform null too.
+
+    The rate saturates (many heads of a real model have 1.00), the importance ranks them.
 
     Raises:
         UnsupportedArchitectureError: No block of the model has softmax attention.
@@ -77,7 +79,10 @@ def sink_scores(census: Census) -> HeadScores:
     kept = [name for name in SINK_EVIDENCE if name in heads]
     frame = heads[["layer", "head", "sink_rate", *kept]].rename(columns={"null": "sink_null", "ratio": "sink_ratio"})
     facts = {name: census.meta[name] for name in ("tokens", "settings", "warnings")}
-    return HeadScores(frame, {"sink_rate": score}, facts)
+    metrics = {"sink_rate": score}
+    if "importance" in kept:
+        metrics["importance"] = Metric("importance", *(metric[name] for name in ("version", "definition", "source")))
+    return HeadScores(frame, metrics, facts)
 
 
 def dormant_scores(found: ActiveDormant) -> HeadScores:
@@ -106,8 +111,20 @@ def _active_dormant(model: TransformerBridge, **options: Any) -> HeadScores:
 
 
 def _retrieval(
-    model: TransformerBridge, *, keep: Keep = "exact", procedure: Procedure = "teacher", **needles: Any
+    model: TransformerBridge, *, keep: Keep | None = None, procedure: Procedure = "teacher", **needles: Any
 ) -> HeadScores:
+    """Random needles; passkeys for a model with a tokenizer that answers no random needle (most language models)."""
+    if keep is None and "kind" not in needles and model.tokenizer is not None:
+        tried = make_needles(model, lengths=[48], depths=[0.5], repeats=4)
+        if not score_needles(model, tried)["exact"].any():
+            usual: dict[str, Any] = {"lengths": [256], "depths": [0.1, 0.5, 0.9]}
+            try:
+                passkeys = make_needles(model, "passkey", **usual | needles)
+            except InputError:  # a vocabulary of other words
+                passkeys = None
+            if passkeys is not None:
+                return retrieval_scores(model, passkeys, keep="share", procedure=procedure)
+    keep = keep or "exact"
     return retrieval_scores(model, make_needles(model, **needles), keep=keep, procedure=procedure)
 
 
@@ -133,7 +150,7 @@ CRITERIA: Mapping[str, Criterion] = {
             ("previous_token", "duplicate_token", "induction", "echo", "razor_induction"),
             pattern_scores,
         ),
-        Criterion("sinks", "attention on one key (sink rate)", False, True, ("sink_rate",), _sinks),
+        Criterion("sinks", "attention on one key (sink rate)", False, True, ("sink_rate", "importance"), _sinks),
         Criterion(
             "text",
             "entropy, distance and delimiters on text",

@@ -12,6 +12,7 @@ from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError
 from sinklens.experiments.head_roles.agreement import DEFINITIONS, agreement
 from sinklens.experiments.head_roles.join import join_scores, model_sizes
+from sinklens.experiments.head_roles.retrieval_join import TOP, RetrievalJoin, retrieval_join
 from sinklens.experiments.head_roles.role_file import HeadRoles
 from sinklens.experiments.head_roles.rules import Rule, choose_rules
 from sinklens.experiments.table_result import TableResult
@@ -128,9 +129,22 @@ class Roles(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
         frame = self.tables["heads"][["layer", "head", *metrics]]
         return HeadRoles(dict(self.meta["model"]), self.roles, rules, HeadScores(frame, metrics))
 
+    def retrieval_join(self, top: int | None = None) -> RetrievalJoin | None:
+        """Retrieval, sink and induction scores side by side; ``None`` when one of them was not measured.
+
+        Args:
+            top: Size of the top sets that are compared; default: 10.
+
+        Raises:
+            InputError: ``top`` below 1.
+        """
+        asked = top if top is not None else self.meta["settings"].get("top")
+        seed = int(self.meta["settings"].get("seed", 0))
+        return retrieval_join(self.tables["heads"], top=TOP if asked is None else asked, seed=seed)
+
     @property
     def verdict(self) -> list[str]:
-        """What was found, in sentences: each role's heads, then the pairs that agree most."""
+        """What was found, in sentences: each role's heads, retrieval against sinks and induction, pairs that agree."""
         roles, table = self.roles, self.tables["heads"]
         out = []
         for row in _rows(self.tables["criteria"]):
@@ -144,6 +158,8 @@ class Roles(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
             out.append(f"{row.role}: {len(heads)} of {row.n_known} heads{f' ({named})' if heads else ''}, {row.rule}.")
         if table.empty:
             return ["No head has a score."]
+        join = self.retrieval_join()
+        out += join.verdict if join is not None else []
         role_of = {row.criterion: row.role for row in _rows(self.tables["criteria"])}
         pairs = [row for row in _rows(self.tables["agreement"]) if not math.isnan(row.jaccard)]
         closest = sorted(pairs, key=lambda row: row.p)[:TOLD]

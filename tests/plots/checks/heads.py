@@ -231,3 +231,21 @@ def step_heatmap(data: st.DataObject) -> go.Figure:
     else:
         same(fig.data[0].z, table["drain"].to_numpy().reshape(len(heads), 3))
     return fig
+
+
+@shows("retrieval_join")
+def retrieval_join(data: st.DataObject) -> go.Figure:
+    heads = head_grid(data)
+    scores = {name: column(data, len(heads), 0, 1) for name in ("retrieval", "importance", "induction")}
+    table = frame(heads, **scores)
+    for name in scores:
+        table[f"rank_{name}"] = table[name].rank(ascending=False)
+    fig = plots.retrieval_join(table)
+    drawn = named(fig, "heads")
+    expected = table.sort_values("rank_retrieval")
+    for found, name in ((drawn.x, "importance"), (drawn.y, "retrieval"), (drawn.marker.color, "induction")):
+        same(sorted(array(found)), sorted(expected[name]))
+    same(array(drawn.y), expected["retrieval"])
+    labels = [note.text for note in fig.layout.annotations if note.text.startswith("L") and "H" in note.text]
+    assert len(labels) == min(8, int((table["retrieval"] >= 0.1).sum()))
+    return fig

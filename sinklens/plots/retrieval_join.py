@@ -1,0 +1,83 @@
+"""Retrieval score against sink importance, one mark a head, coloured by its induction score."""
+
+from typing import Any, Final
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from sinklens.plots.axes import light_grid
+from sinklens.plots.style import (
+    INK,
+    SEQUENTIAL,
+    colorbar,
+    empty_figure,
+    float32,
+    head_label,
+    new_figure,
+    number,
+    require_columns,
+)
+
+_TITLE: Final = "Retrieval, sink and induction scores of the same heads"
+NAMED: Final = 8
+
+
+def retrieval_join(heads: pd.DataFrame) -> go.Figure:
+    """Draw every head by how much it rests on its sink in text and how much of a needle it copies.
+
+    The colour is the induction score on repeated random tokens; the strongest retrieval heads are named. Retrieval
+    heads at the right rest on their sink in ordinary text: they work only where there is something to copy.
+
+    Args:
+        heads: A join's ``heads``: `layer`, `head`, `retrieval`, `importance`, `induction` and their `rank_` columns.
+
+    Raises:
+        InputError: A missing column.
+    """
+    scores = ("retrieval", "importance", "induction")
+    require_columns(heads, ("layer", "head", *scores, *(f"rank_{name}" for name in scores)), "retrieval_join")
+    if heads.empty:
+        return empty_figure(_TITLE, "Not applicable: no head has all three scores.")
+    records = heads.sort_values("rank_retrieval").to_dict("records")
+    notes = f"{len(heads):,} heads. Colour: induction score. Named: retrieval heads (0.1 or more), at most {NAMED}."
+    fig = new_figure(_TITLE, notes, height=420)
+    fig.add_trace(
+        go.Scatter(
+            x=float32([record["importance"] for record in records]),
+            y=float32([record["retrieval"] for record in records]),
+            name="heads",
+            mode="markers",
+            marker={
+                "size": 9,
+                "color": float32([record["induction"] for record in records]),
+                "colorscale": SEQUENTIAL,
+                "cmin": 0,
+                "cmax": 1,
+                "colorbar": colorbar("induction"),
+                "line": {"width": 0.8, "color": INK},
+            },
+            text=[_hover(record, len(records)) for record in records],
+            hovertemplate="%{text}<extra></extra>",
+            showlegend=False,
+        )
+    )
+    for record in [record for record in records if record["retrieval"] >= 0.1][:NAMED]:
+        fig.add_annotation(
+            x=record["importance"], y=record["retrieval"], text=head_label(int(record["layer"]), int(record["head"])),
+            showarrow=False, xanchor="right", xshift=-8, font={"size": 12, "color": INK},
+        )  # fmt: skip
+    fig.update_layout(
+        xaxis={"title": {"text": "sink importance on text (attention on the strongest key)"}, "range": [-0.02, 1.05]}
+        | light_grid(),
+        yaxis={"title": {"text": "retrieval score"}} | light_grid(),
+    )
+    return fig
+
+
+def _hover(record: dict[Any, Any], count: int) -> str:
+    lines = [f"<b>{head_label(int(record['layer']), int(record['head']))}</b>"]
+    lines += [
+        f"{name}: {number(record[name], '.3f')} (rank {record[f'rank_{name}']:g} of {count})"
+        for name in ("retrieval", "importance", "induction")
+    ]
+    return "<br>".join(lines)
