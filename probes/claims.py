@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from published.page import page, table
 from published.picture import picture
-from published.study import CLAIMS, run
+from published.study import CLAIMS, finished, run
 from published.subject import QUICK, Sizes
 
 from sinklens.errors import SinkLensError
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(ABOUT), help="names with commas between, or NAME=PATH")
     parser.add_argument("--claims", default=",".join(CLAIMS), help="keys with commas between; --list shows them")
     parser.add_argument("--quick", action="store_true", help="a few texts of each kind")
+    parser.add_argument("--finished", action="store_true", help="measure nothing: write what --work holds")
     parser.add_argument("--list", action="store_true", help="print the claims and stop")
     parser.add_argument("--work", type=Path, default=Path("runs/claims"), help="folder of the finished cells")
     parser.add_argument("--out", type=Path, default=Path("figures"))
@@ -82,7 +83,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     sizes = QUICK if options.quick else Sizes()
     try:
-        cells = list(run(options.work, find(names), keys, sizes, say))
+        if options.finished:
+            cells = finished(options.work, [name.partition("=")[0] for name in names], keys, sizes)
+        else:
+            cells = list(run(options.work, find(names), keys, sizes, say))
     except SinkLensError as error:
         raise SystemExit(f"Error: {error}") from None
     labels = [name.partition("=")[0] for name in names]

@@ -161,6 +161,8 @@ def _need_sinks(subject: Subject) -> np.ndarray:
 def _keys_and_angles(subject: Subject) -> dict[str, np.ndarray]:
     """By text: norm of key 0 over the others', and cosines of queries with key 0 and with the others, in sink heads."""
     heads, model = _need_sinks(subject), subject.model
+    if "blocks.0.attn.hook_rot_k" not in model.hook_dict:
+        raise NotTestableError("Its queries and keys are not rotated, and this reads rotated ones.")
     found: dict[str, list[float]] = {"norm": [], "first": [], "others": []}
     for ids in subject.few_texts.ids:
         got: dict[tuple[str, int], torch.Tensor] = {}

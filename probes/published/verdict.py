@@ -15,7 +15,8 @@ RULE = (
     "first test's opposite holds at both ends. *Differs*: anything between. Where there is no interval, the value is "
     "judged. A further test whose figure does not exist for a model (no such token in its texts) is left out. *Not "
     "testable here*: the model lacks what the claim is about, and the reason is given. *Not measured*: the model was "
-    "not there."
+    "not there, or the run was ended before. Bounds come from the papers' figures; some earlier figures of the two "
+    "real models were known when they were set."
 )
 
 

@@ -201,3 +201,20 @@ def _agrees(results: pd.DataFrame, text: str) -> None:
     for model in models:
         counts = [int((once[once["model"] == model]["verdict"] == verdict).sum()) for verdict in VERDICTS]
         assert f"| {model} | " + " | ".join(map(str, counts)) + " |" in text
+
+
+@pytest.mark.skipif(not CSV.exists(), reason="the page is not written yet")
+def test_the_rows_of_the_readme_are_those_of_the_table() -> None:
+    results = pd.read_csv(CSV, keep_default_na=False, na_values={name: [""] for name in ("value", "low", "high", "n")})
+    shown = {"reproduced": "yes", "differs": "differs", "not reproduced": "**no**", "not testable here": "n/a"}
+    rows = re.findall(
+        r"^\| \[.*\]\(figures/claims\.md#([\w-]+)\) \|.*\| (.*) \| (.*) \|$", (ROOT / "README.md").read_text(), re.M
+    )
+    assert len(rows) >= 5
+    for key, *cells in rows:
+        for model, cell in zip(("smollm2", "gemma3"), cells, strict=True):
+            own = results[(results["claim"] == key) & (results["model"] == model)]
+            number, _, verdict = cell.rpartition(" ")
+            assert verdict == shown[own["verdict"].iloc[0]], (key, model)
+            values = [f"{value:.3g}" for value in own.loc[own["role"] == "tested", "value"]]
+            assert not number or number in values, (key, model)

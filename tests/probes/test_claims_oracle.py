@@ -16,6 +16,7 @@ from sinklens.models.real import REAL_MODELS, real_model_path
 from tests.real_models import real_model, why_missing
 
 ROOT = Path(__file__).parents[2]
+FEW = 5
 COUNTS = ("sink-at-first-token", "fewer-strong-sinks-in-small-models", "sinks-at-later-tokens")
 """Shares of what passes a threshold: rounding may turn one of them."""
 
@@ -42,7 +43,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
                 pytest.skip(reason)
             file = real_model_path(name)
             path, options = file.parent, {"gguf_file": file.name}
-        sizes = subject.Sizes(texts=6, effect_texts=5, long_texts=5, long_tokens=96, prompts=8, first_tokens=8)
+        sizes = subject.Sizes(texts=6, effect_texts=FEW, long_texts=5, long_tokens=96, prompts=8, first_tokens=8)
         options |= {"attn_implementation": "eager", "dtype": torch.float32}
         plain = AutoModelForCausalLM.from_pretrained(path, **options).eval()
         model = real_model(name) if name in REAL_MODELS else load(name)
@@ -65,7 +66,7 @@ def test_figures_equal_plain_transformers(pair: tuple[Any, Any]) -> None:
     for (key, figure), value in expected.items():
         got = claims[key].measure(subject)[figure].value
         assert got == pytest.approx(value, rel=2e-3, abs=0.01 if key in COUNTS else 2e-4), (key, figure)
-    assert len(expected) >= 12
+    assert len(expected) >= 13
 
 
 def _oracle(plain: Any, ids: Tensor) -> dict[tuple[str, str], float]:
@@ -113,7 +114,18 @@ def _oracle(plain: Any, ids: Tensor) -> dict[tuple[str, str], float]:
         ("repeated-tokens-share-one-state", "natural"): mean["cosine"],
         ("bos-norm-and-entropy", "r"): mean["r"],
         ("value-drain", "ratio"): float(drained),
+        ("sink-key-is-small", "ratio"): _key_ratio(plain, ids[:FEW], heads),
     }
+
+
+def _key_ratio(plain: Any, ids: Tensor, heads: Tensor) -> float:
+    """Norm of the cached key 0 over the others' mean, over sink heads."""
+    group, ratios = plain.config.num_attention_heads // plain.config.num_key_value_heads, []
+    for row in ids:
+        cache = plain(row[None], use_cache=True).past_key_values
+        norms = torch.stack([layer.keys[0].norm(dim=-1) for layer in cache.layers]).repeat_interleave(group, 1)
+        ratios.append((norms[..., 0] / norms[..., 1:].mean(-1))[heads].mean())
+    return float(torch.stack(ratios).mean())
 
 
 def _states_and_values(plain: Any, row: Tensor) -> tuple[Tensor, Tensor]:
