@@ -17,18 +17,21 @@ from sinklens.detectors.sinks import EPS, MIN_QUERIES, sequence_importance
 from sinklens.errors import InputError
 
 COSINE = 0.9
-GUARD = 5.0
+LARGE = 3.0
+SHARED = 0.5
 MIN_LIFE, SHORT_SHARE, LONG_SHARE = 5, 0.25, 0.75
 CANDIDATES = 2
 
 METRIC = Metric(
     "secondary_sink",
-    1,
-    "Token s > b with cos(h_s, h_b) > 0.9 after a block while the BOS b carries its large norm (from the block of its "
-    "largest growth, at least 5 times the usual step, up to the block of its largest fall); secondary if that lasts "
-    "for 5 blocks or more (a quarter of a window below 20, at least 2) and less than 0.75 of the window, and some "
-    "head's importance alpha_s exceeds 0.3 meanwhile.",
-    "Wong et al. 2025, arXiv 2512.22213; signed cosine, relative lifetimes and the attention test differ, see the docs",
+    2,
+    "Token s > b with cos(h_s, h_b) > 0.9 after a block while the BOS b carries a large norm: in its windows, maximal "
+    "runs of blocks after which |h_b| is at least 3 times the median norm of the other tokens. Blocks after which half "
+    "of the later tokens or more point along the BOS do not count: there it is the direction that is shared. Secondary "
+    "if that lasts for 5 blocks or more (a quarter of the windows where they have under 20, at least 2) and less than "
+    "0.75 of the windows, and some head's importance alpha_s exceeds 0.3 meanwhile.",
+    "after Wong et al. 2025, arXiv 2512.22213, who have one window between the largest growth and the largest fall of "
+    "the norm, literal lifetimes and no test of attention; see the docs",
 )
 
 Label = Literal["secondary", "bos_sink", "noise", "aligned, not a sink", "aligned, not judged"]
@@ -36,7 +39,9 @@ COLUMNS = (
     "sequence", "position", "token", "first_layer", "last_layer", "life", "share", "cosine", "importance", "null",
     "importance_max", "label",
 )  # fmt: skip
-WINDOW_COLUMNS = ("sequence", "bos_position", "start", "end", "growth", "growth_ratio", "norm_peak", "n_aligned")
+WINDOW_COLUMNS = (
+    "sequence", "bos_position", "window", "start", "end", "ratio", "norm_peak", "n_aligned", "n_shared",
+)  # fmt: skip
 LAYER_COLUMNS = ("layer", "n_active", "n_aligned", "n_sequences")
 
 
@@ -47,55 +52,38 @@ class Window(NamedTuple):
     end: int
 
 
-def sink_window(norms: Any, before: float | None = None, guard: float = GUARD) -> Window | None:
-    """From which block to which the BOS carries its large norm.
+def sink_windows(norms: Any, others: Any, large: float = LARGE) -> list[Window]:
+    """From which blocks to which the BOS carries its large norm; it may come back.
 
-    With ``n_l`` its norm after block l and ``D_l = n_{l+1} - n_l``: ``start = argmax_l D_l + 1`` and
-    ``end = argmin_{l >= start} D_l + 1`` (exclusive), or the number of blocks if the norm never falls after ``start``.
+    Maximal runs of blocks with ``n_l >= large * m_l``: ``n_l`` is its norm after block l, ``m_l`` the other tokens'.
+    Wong et al. take one window, from the largest growth of ``n`` to the largest fall after it. That finds the second of
+    SmolLM2's two windows alone (blocks 11 to 28, after 2 to 8), and with a guard against gradual growth none in
+    Gemma-3-270M, whose BOS grows in eight steps.
 
     Args:
         norms: ``|h_b|`` after every block.
-        before: ``|h_b|`` before the first block; then block 0 can be the start (the reference never looks there).
-        guard: The largest step must be at least so many usual steps (the median ``|D_l|``, leaving out that step and
-            the largest fall), else there is no window: the rule finds some largest step in gradual growth, too, and it
-            would mean nothing.
-
-    Returns:
-        ``None`` without such a step.
+        others: Typical norm of the other tokens after every block.
+        large: How many times the others' it must be.
 
     Raises:
         InputError: Not one norm for each block, or one that is negative or not finite.
 
-    Source: Wong et al. 2025 and their code; guard, ``before`` and the open end added here.
-
     Example:
-        >>> sink_window([1.0, 1.0, 500.0, 510.0, 505.0, 1.0])
-        Window(start=2, end=5)
-        >>> sink_window([1.0, 2.0, 3.0, 4.0, 5.0]) is None
-        True
+        >>> sink_windows([1.0, 9.0, 9.0, 1.0, 500.0, 1.0], [1.0] * 6)
+        [Window(start=1, end=3), Window(start=4, end=5)]
+        >>> sink_windows([1.0, 2.0], [1.0, 1.0])
+        []
     """
-    values = np.asarray(norms, dtype=np.float64)
+    values, rest = np.asarray(norms, dtype=np.float64), np.asarray(others, dtype=np.float64)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all() or (values < 0).any():
         raise InputError(f"Expected one norm for each block, got {np.array2string(values, threshold=6)}.")
-    first = 0 if before is None else 1
-    steps = np.diff(values if before is None else np.concatenate([[before], values]))
-    growth, usual = _growth(steps)
-    if not (growth > 0 and growth >= guard * usual):  # NaN, too
-        return None
-    start = int(steps.argmax()) + 1 - first
-    falls = np.diff(values)[start:]
-    if not len(falls) or falls.min() >= 0:
-        return Window(start, len(values))
-    return Window(start, start + int(falls.argmin()) + 1)
-
-
-def _growth(steps: np.ndarray) -> tuple[float, float]:
-    """Largest step, and the median size of the others but the largest fall, which ends a window; NaN without any."""
-    if not len(steps):
-        return math.nan, math.nan
-    ends = [steps.argmax(), steps.argmin()] if steps.min() < 0 else [steps.argmax()]
-    usual = np.abs(np.delete(steps, ends))
-    return float(steps.max()), float(np.median(usual)) if len(usual) else math.nan
+    if rest.shape != values.shape:
+        raise InputError(f"Expected the others' norm for each of {len(values)} blocks, got {rest.shape}.")
+    inside = np.concatenate([[False], (values >= large * rest) & (values > 0), [False]]).astype(int)
+    edges = np.diff(inside)
+    return [
+        Window(int(at), int(to)) for at, to in zip((edges == 1).nonzero()[0], (edges == -1).nonzero()[0], strict=True)
+    ]
 
 
 def lifetime_label(life: int, window: int) -> Literal["secondary", "bos_sink", "noise"]:
@@ -129,9 +117,10 @@ class SecondarySinks:
             ``last_layer``, ``life`` (number of such blocks, not necessarily in a row) and its ``share`` of the window;
             ``cosine`` (mean over its life); ``importance`` (mean attention it receives, over heads and its life,
             ``null`` for uniform attention) and ``importance_max`` (its strongest head); ``label``.
-        windows: One row per sequence: ``bos_position``, ``start`` and ``end`` (exclusive; missing where no growth
-            stands out: not applicable), ``growth`` (largest step of its norm) and ``growth_ratio`` to its usual step,
-            ``norm_peak``, ``n_aligned`` tokens (NaN without a window).
+        windows: One row per window of a sequence, one for a sequence without: ``bos_position``, ``window`` (from 0),
+            ``start`` and ``end`` (exclusive; missing without a window: not applicable), ``ratio`` (the largest of its
+            norm to the other tokens'), ``norm_peak``, ``n_aligned`` tokens and ``n_shared`` blocks that do not count
+            because half of the tokens or more are aligned (NaN without a window).
         layers: Per block: ``n_active`` sequences whose window holds it, ``n_aligned`` tokens per such sequence (NaN
             without one), ``n_sequences``.
     """
@@ -155,7 +144,7 @@ class SecondarySinkDetector:
     Args:
         cosine: Bound on the cosine (strict).
         absolute: Count tokens that point the opposite way as well, as the reference does.
-        guard: As for :func:`sink_window`.
+        large: As for :func:`sink_windows`.
         candidates: Where a sequence does not start with the model's BOS, the position with the largest mean norm over
             blocks among the first so many stands in for it (the reference: 2, or 3 for chat models, BOS or not).
         eps: Threshold on importance.
@@ -172,15 +161,15 @@ class SecondarySinkDetector:
         cosine: float = COSINE,
         *,
         absolute: bool = False,
-        guard: float = GUARD,
+        large: float = LARGE,
         candidates: int = CANDIDATES,
         eps: float = EPS,
         min_queries: int = MIN_QUERIES,
     ) -> None:
         if not 0 < cosine < 1 or candidates < 1:
             raise InputError(f"Expected cosine between 0 and 1 and at least 1 candidate, got {cosine}, {candidates}.")
-        self.settings = (cosine, absolute, guard, candidates, eps, min_queries)
-        self.cosine, self.absolute, self.guard, self.candidates = cosine, absolute, guard, candidates
+        self.settings = (cosine, absolute, large, candidates, eps, min_queries)
+        self.cosine, self.absolute, self.large, self.candidates = cosine, absolute, large, candidates
         self.eps, self.min_queries = eps, min_queries
         self._norms: list[_Columns] = []
         self._aligned: list[_Columns] = []
@@ -190,10 +179,12 @@ class SecondarySinkDetector:
         if record.hidden is None:
             return
         real = record.real.to(record.hidden.device)
+        norms = torch.linalg.vector_norm(record.hidden, dim=-1, dtype=torch.float32).masked_fill(~real, math.nan)
         for position in range(min(self.candidates, real.shape[1])):
-            norm = torch.linalg.vector_norm(record.hidden[:, position].float(), dim=-1)
             sequence = real[:, position].nonzero().flatten()
-            columns = {"norm": norm[sequence], "sequence": sequence + record.first_sequence}
+            rest = norms[sequence].index_fill(1, torch.tensor([position], device=norms.device), math.nan)
+            columns = {"norm": norms[sequence, position], "sequence": sequence + record.first_sequence}
+            columns["others"] = rest.nanmedian(1).values
             columns["is_bos"] = record.batch.bos[:, position].to(sequence.device)[sequence]
             self._norms.append(_columns(columns, layer=record.layer, bos=position))
             if record.layer >= 0:
@@ -205,12 +196,15 @@ class SecondarySinkDetector:
         size = cosine.abs() if self.absolute else cosine
         close = (size > self.cosine) & real
         close[:, : bos + 1] = False
+        shared = close.sum(1) >= SHARED * (real.sum(1) - bos - 1).clamp(min=1)
+        shared &= real.sum(1) - bos - 1 > 2  # of one or two tokens, "half of them" says nothing
         rows, places = (index.cpu() for index in close.nonzero(as_tuple=True))
         queries = record.batch.lengths.cpu()[rows] - places
         none = torch.full((len(rows),), math.nan)
         columns = {
             "sequence": rows + record.first_sequence,
             "position": places,
+            "shared": shared.cpu()[rows],
             "cosine": cosine.cpu()[rows, places],
             "queries": queries,
             "importance": none,
@@ -240,13 +234,20 @@ class SecondarySinkDetector:
         aligned = _frame(self._aligned).merge(windows, on="sequence")
         inside = (aligned["layer"] >= aligned["start"]) & (aligned["layer"] < aligned["end"])
         aligned = aligned[inside & (aligned["bos"] == aligned["bos_position"])].sort_values("layer", kind="stable")
-        counts = windows["sequence"].map(aligned.groupby("sequence")["position"].nunique()).fillna(0)
-        windows["n_aligned"] = counts.where(windows["start"].notna(), math.nan).astype(float)
+        key = ["sequence", "window"]
+        shared = aligned[aligned["shared"].astype(bool)].groupby(key)["layer"].nunique().rename("n_shared")
+        aligned = aligned[~aligned["shared"].astype(bool)]
+        counts = aligned.groupby(key)["position"].nunique().rename("n_aligned")
+        windows = windows.merge(counts, on=key, how="left").merge(shared, on=key, how="left")
+        for name in ("n_aligned", "n_shared"):
+            windows[name] = windows[name].fillna(0).where(windows["start"].notna(), math.nan).astype(float)
+        life = (windows["end"] - windows["start"]).groupby(windows["sequence"]).sum()
+        aligned = aligned.assign(blocks=aligned["sequence"].map(life))
         rows = []
         for block in sorted(norms.loc[norms["layer"] >= 0, "layer"].unique()):
             active = int(((windows["start"] <= block) & (windows["end"] > block)).sum())
             found = int((aligned["layer"] == block).sum())
-            rows.append((int(block), active, found / active if active else math.nan, len(windows)))
+            rows.append((int(block), active, found / active if active else math.nan, windows["sequence"].nunique()))
         return SecondarySinks(
             self._tokens(aligned),
             windows.astype({"start": "Int64", "end": "Int64"})[[*WINDOW_COLUMNS]],
@@ -254,23 +255,27 @@ class SecondarySinkDetector:
         )
 
     def _windows(self, norms: pd.DataFrame) -> pd.DataFrame:
-        """The BOS of each sequence and the window of its large norm (NaN without one)."""
-        curves = norms.pivot(index=["sequence", "bos"], columns="layer", values="norm").sort_index()
-        embedded = -1 in curves
+        """The BOS of each sequence and the windows of its large norm (a row of NaN without one)."""
+        blocks = norms[norms["layer"] >= 0]
+        index = ["sequence", "bos"]
+        curves = blocks.pivot(index=index, columns="layer", values="norm").sort_index()
+        others = blocks.pivot(index=index, columns="layer", values="others").sort_index()
         starts_with_bos = set(norms.loc[norms["is_bos"] & (norms["bos"] == 0), "sequence"])
-        candidates: dict[int, list[tuple[float, int, np.ndarray]]] = {}
-        for (sequence, bos), curve in zip(curves.index, curves.to_numpy(), strict=True):
-            rank = math.inf if bos == 0 and sequence in starts_with_bos else float(curve[int(embedded) :].mean())
-            candidates.setdefault(sequence, []).append((rank, bos, curve))
+        candidates: dict[int, list[tuple[float, int, np.ndarray, np.ndarray]]] = {}
+        for (sequence, bos), curve, rest in zip(curves.index, curves.to_numpy(), others.to_numpy(), strict=True):
+            rank = math.inf if bos == 0 and sequence in starts_with_bos else float(curve.mean())
+            candidates.setdefault(sequence, []).append((rank, bos, curve, rest))
         rows = []
         for sequence, choices in candidates.items():
-            _, bos, curve = max(choices, key=lambda choice: choice[0])
-            norm = curve[int(embedded) :]
-            growth, usual = _growth(np.diff(curve))
-            window = sink_window(norm, float(curve[0]) if embedded else None, self.guard)
-            start, end = window or (math.nan, math.nan)
-            rows.append((sequence, bos, start, end, growth, growth / usual if usual > 0 else math.nan, norm.max()))
-        return pd.DataFrame(rows, columns=[*WINDOW_COLUMNS[:-1]])
+            _, bos, curve, rest = max(choices, key=lambda choice: choice[0])
+            ratio = curve / np.where(rest > 0, rest, np.nan)
+            found = sink_windows(curve, rest, self.large)
+            for number, (start, end) in enumerate(found):
+                inside = slice(start, end)
+                rows.append((sequence, bos, number, start, end, _largest(ratio[inside]), curve[inside].max()))
+            if not found:
+                rows.append((sequence, bos, 0, math.nan, math.nan, _largest(ratio), curve.max()))
+        return pd.DataFrame(rows, columns=[*WINDOW_COLUMNS[:-2]])
 
     def _tokens(self, aligned: pd.DataFrame) -> pd.DataFrame:
         """One row per token, from one row per token and block of its life."""
@@ -284,12 +289,11 @@ class SecondarySinkDetector:
             null=("null", "mean"),
             importance_max=("importance_max", "max"),
             queries=("queries", "first"),
-            window=("end", "first"),
-            start=("start", "first"),
+            window=("blocks", "first"),
         )
         if tokens.empty:
             return pd.DataFrame(columns=[*COLUMNS])
-        tokens["window"] = (tokens["window"] - tokens["start"]).astype(int)
+        tokens["window"] = tokens["window"].astype(int)
         tokens["share"] = tokens["life"] / tokens["window"]
         tokens["label"] = [self._label(row) for row in tokens.itertuples()]
         return tokens.reset_index()[[*COLUMNS]]
@@ -303,6 +307,10 @@ class SecondarySinkDetector:
         # in the precision it was measured in, so that it is strict like the sink rate
         above = np.float32(token.importance_max) > np.float32(self.eps)
         return label if above else "aligned, not a sink"
+
+
+def _largest(ratios: np.ndarray) -> float:
+    return float(np.nanmax(ratios)) if np.isfinite(ratios).any() else math.nan
 
 
 _Columns = dict[str, np.ndarray]

@@ -102,6 +102,11 @@ class Census:
         return self._table("tokens")
 
     @property
+    def token_types(self) -> Table:
+        """Sinks, massive activations and drains by token string and class, first or later in the sequence."""
+        return self._table("token_types")
+
+    @property
     def value_drains(self) -> Table:
         """Per layer, head and position: value norms and drain ratios before and after W_O."""
         return self._table("value_drains")

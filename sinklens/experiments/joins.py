@@ -12,6 +12,7 @@ from sinklens.detectors.massive_channels import token_specific
 from sinklens.detectors.sinks import sequence_importance
 from sinklens.experiments.census import AttentionMap
 from sinklens.experiments.sink_ranking import by_importance
+from sinklens.experiments.verdict.drains import DRAINED
 from sinklens.models.tokens import TokenBatch
 
 
@@ -36,6 +37,8 @@ class TokenJoin:
         self.received = torch.zeros(shape)
         self.heads = 0
         self.peak_ratio = torch.zeros(shape)
+        self.drained = torch.zeros(shape)
+        self.drains_known = False
         self.absolute = torch.zeros(shape, dtype=torch.bool)
         self.relative = torch.zeros(shape, dtype=torch.bool)
 
@@ -49,6 +52,9 @@ class TokenJoin:
             self.received[rows, columns] += alpha.sum(1).cpu()
             if record.first_sequence == 0:
                 self.heads += alpha.shape[1]
+        if record.values is not None and record.values.output is not None:
+            self.drained[rows, columns] += drained_heads(record.values.output, record.real).cpu()
+            self.drains_known = True
         if record.residual is not None and record.layer >= 0:
             norm, token_max = record.residual.norm.cpu(), record.residual.token_max.cpu()
             median = torch.nanmedian(norm, dim=1, keepdim=True).values
@@ -87,11 +93,19 @@ class TokenJoin:
                 "is_bos": at(bos),
                 "n_sink_heads": np.where(judged, at(self.n_sink_heads), np.nan),
                 "received": at(self.received) / self.heads if self.heads else np.nan,
+                "n_drained_heads": at(self.drained) if self.drains_known else np.nan,
                 "peak_ratio": at(self.peak_ratio),
                 "is_massive_absolute": at(self.absolute),
                 "is_massive_ratio": at(self.relative),
             }
         )
+
+
+def drained_heads(output: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """For how many heads ``|W_O v|`` of a token is below half of the other tokens' mean, ``[batch pos]``."""
+    norms = output.double().masked_fill(~real[:, None].to(output.device), 0)
+    others = (norms.sum(-1, keepdim=True) - norms) / (real.sum(1) - 1).clamp(min=1)[:, None, None].to(norms.device)
+    return (norms < DRAINED * others).sum(1).float()
 
 
 class Example:

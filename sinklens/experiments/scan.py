@@ -25,6 +25,7 @@ from sinklens.detectors import (
 )
 from sinklens.detectors.active_dormant import ABLATION, OUTPUT_NORM
 from sinklens.detectors.sinks import EPS, EPS_SWEEP, MIN_QUERIES, MIN_SHARE, shortest_length, uniform_importance
+from sinklens.detectors.token_types import token_types
 from sinklens.errors import InputError
 from sinklens.experiments.census import FORMAT_VERSION, Census
 from sinklens.experiments.domains import DomainJoin, Domains, DomainTexts, choose_domains
@@ -232,6 +233,9 @@ def scan(
         tables["decorrelation"] = decorrelation.compute().table
     if wants["compression"]:
         tables["compression"] = compression.compute().table
+
+    if wants["sinks"]:
+        tables["token_types"] = token_types(tables["tokens"], join.heads)
 
     settings = {
         "detectors": list(detectors),

@@ -177,7 +177,7 @@ def mean_activations(model: TransformerBridge, batch: TokenBatch | Ids, where: A
     Args:
         model: The bridge.
         batch: Reference tokens from :func:`sinklens.tokenize`.
-        where: As for :class:`SetActivations`.
+        where: As for :class:`SetActivations`, or several rules, such as ``massive_entries(...).rules``.
 
     Returns:
         By channel name such as ``"L1D2533"``: the mean at position 0 and the mean elsewhere.
@@ -190,11 +190,15 @@ def mean_activations(model: TransformerBridge, batch: TokenBatch | Ids, where: A
     Source: Owen et al. (2025), arXiv 2503.22329: start token and other tokens apart, per channel.
     """
     batch = as_batch(model, batch)
-    where = parse_where(where)
-    check_where(model, where)
+    several = isinstance(where, Sequence) and bool(where) and all(isinstance(part, MassiveRule) for part in where)
+    wheres = [parse_where(part) for part in (where if several else [where])]
+    for part in wheres:
+        check_where(model, part)
+    layers = sorted({layer for part in wheres for layer in layers_of(part)})
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, 2, dtype=torch.float64))  # [bucket, (sum, count)]
-    for stream in residual_streams(model, batch, layers_of(where)):
-        for _, dim, chosen in chosen_entries(where, stream.layer, stream.hidden, stream.positions):
+    streams = residual_streams(model, batch, layers)
+    for stream, part in ((stream, part) for stream in streams for part in wheres if stream.layer in layers_of(part)):
+        for _, dim, chosen in chosen_entries(part, stream.layer, stream.hidden, stream.positions):
             held = sums[channel_name(stream.layer, dim)]
             for bucket, members in enumerate((stream.positions == 0, stream.positions > 0)):
                 values = stream.hidden[..., dim][chosen & members].double()

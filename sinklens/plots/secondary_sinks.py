@@ -23,11 +23,11 @@ def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -
     """Draw one mark for all tokens created in the same layer that live equally long; its area is their number.
 
     The hover names some of the tokens. A grey line is the longest possible life of a token created in a layer: until
-    the BOS loses its norm (its most common window, where `windows` is given).
+    the BOS loses its norm (its most common windows, where `windows` is given; it may have several).
 
     Args:
         tokens: What `SecondarySinks.to_dataframe()` gives: `first_layer`, `life`, `label`, `token`, `importance_max`.
-        windows: One row per sequence with `start` and `end` of the BOS's own window.
+        windows: `start` and `end` of the BOS's own windows, with `window` to tell several of a sequence apart.
 
     Raises:
         InputError: A missing column.
@@ -38,26 +38,31 @@ def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -
     judged = None if windows is None else windows.dropna(subset=["start"])
     notes = []
     if windows is not None and judged is not None:
-        notes.append(f"{len(judged)} of {len(windows)} sequences have a BOS whose norm grows at once and stays.")
+        having, of = (frame["sequence"].nunique() if "sequence" in frame else len(frame) for frame in (judged, windows))
+        notes.append(
+            f"{having} of {of} sequences have a BOS that is much longer than the other tokens for some layers."
+        )
     if tokens.empty:
         why = "no token points along the BOS while that is long"
         if judged is not None and judged.empty:
-            why = "no sequence has a BOS whose norm grows at once"
+            why = "no sequence has a BOS that is much longer than the other tokens"
         return empty_figure(_TITLE, f"Not applicable: {why}.")
     fig = new_figure(_TITLE, " ".join([*notes, "The area of a mark is the number of tokens."]), height=360)
     largest = int(tokens.groupby(["label", "first_layer", "life"]).size().max())
     if judged is not None and len(judged):
-        start, end = (int(judged[name].mode().iloc[0]) for name in ("start", "end"))
-        fig.add_trace(
-            go.Scatter(
-                x=[start, end - 1],
-                y=[end - start, 1],
-                mode="lines",
-                name="until the BOS loses its norm",
-                line={"color": MUTED, "width": 1.5, "dash": "dash"},
-                hoverinfo="skip",
+        for number, (start, end) in enumerate(_spans(judged)):
+            fig.add_trace(
+                go.Scatter(
+                    x=[start, end - 1],
+                    y=[end - start, 1],
+                    mode="lines",
+                    name="until the BOS loses its norm",
+                    legendgroup="window",
+                    showlegend=number == 0,
+                    line={"color": MUTED, "width": 1.5, "dash": "dash"},
+                    hoverinfo="skip",
+                )
             )
-        )
     for label, (name, colour, symbol) in _LABELS.items():
         rows = tokens[tokens["label"] == label]
         if rows.empty:
@@ -89,7 +94,9 @@ def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -
         )
     layers = list(range(int(tokens["first_layer"].min()), int(tokens["first_layer"].max()) + 1))
     if judged is not None and len(judged):
-        layers = list(range(min(start, layers[0]), max(end, layers[-1] + 1)))
+        spans = _spans(judged)
+        first, last = min(start for start, _ in spans), max(end for _, end in spans)
+        layers = list(range(min(first, layers[0]), max(last, layers[-1] + 1)))
     fig.update_layout(
         xaxis=layer_axis(layers)
         | light_grid()
@@ -100,3 +107,12 @@ def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -
         yaxis={"title": {"text": "lifetime (layers)"}, "rangemode": "tozero"} | light_grid(),
     )
     return fig
+
+
+def _spans(judged: pd.DataFrame) -> list[tuple[int, int]]:
+    """The most common start and end of every window that at least half of the sequences have."""
+    numbers = judged["window"] if "window" in judged else pd.Series(0, judged.index)
+    groups = [group for _, group in judged.groupby(numbers)]
+    most = max(len(group) for group in groups)
+    common = [group for group in groups if 2 * len(group) >= most]
+    return [(int(group["start"].mode().iloc[0]), int(group["end"].mode().iloc[0])) for group in common]

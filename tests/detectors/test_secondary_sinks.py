@@ -13,7 +13,7 @@ from torch import Tensor
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors import SecondarySinkDetector, SecondarySinks
 from sinklens.detectors.bos_similarity import bos_cosine
-from sinklens.detectors.secondary_sinks import Window, lifetime_label, sink_window
+from sinklens.detectors.secondary_sinks import Window, lifetime_label, sink_windows
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
 
@@ -140,31 +140,53 @@ def test_a_model_without_attention_is_not_judged() -> None:
 
 
 # ------------------------------------------------------------------ the window
-def test_window_of_a_curve() -> None:
-    assert sink_window([1, 1, 500, 510, 505, 1]) == Window(2, 5)
-    assert sink_window([1, 1, 500, 510, 520]) == Window(2, 5)  # never falls
-    assert sink_window([1, 1, 1, 1, 500]) == Window(4, 5)
-    assert sink_window([500, 501, 502, 3], before=1) == Window(0, 3)
-    assert sink_window([500, 501, 502, 3]) is None  # the reference never looks at block 0
-    assert sink_window([1.0, 2.0, 4.0, 7.0, 9.0]) is None  # gradual
-    assert sink_window([1.0, 2.0, 4.0, 7.0, 9.0], guard=1) == Window(3, 5)
-    assert sink_window([9.0, 5.0, 3.0]) is None and sink_window([3.0]) is None and sink_window([2, 2, 2]) is None
+def test_windows_of_a_curve() -> None:
+    ones = [1.0] * 6
+    assert sink_windows([1, 1, 500, 510, 505, 1], ones) == [Window(2, 5)]
+    assert sink_windows([1, 1, 500, 510, 520, 530], ones) == [Window(2, 6)]  # never falls
+    assert sink_windows([500, 1, 1, 7, 8, 1], ones) == [Window(0, 1), Window(3, 5)]  # leaves and comes back
+    assert sink_windows([3, 2.9, 2, 2, 2, 2], ones) == [Window(0, 1)]  # three times is enough
+    assert sink_windows([1.0, 2.0, 4.0, 7.0, 9.0, 11.0], ones) == [Window(2, 6)]  # gradual growth, too
+    assert sink_windows([10, 20, 40, 70, 90, 99], [10, 20, 40, 70, 90, 99]) == []  # all tokens grow
+    assert sink_windows([0.0], [0.0]) == [] and sink_windows([5.0], [math.nan]) == []
+    assert sink_windows([2.0], [1.0], large=2) == [Window(0, 1)]
 
 
 @pytest.mark.parametrize("norms", [[], [[1.0, 2.0]], [1.0, math.nan], [-1.0, 2.0]])
 def test_what_is_no_curve_is_refused(norms: list[float]) -> None:
     with pytest.raises(InputError, match="one norm for each block"):
-        sink_window(norms)
+        sink_windows(norms, norms)
+    with pytest.raises(InputError, match="the others' norm for each of 2 blocks"):
+        sink_windows([1.0, 2.0], [1.0])
 
 
-def test_gradual_growth_has_no_window_and_no_tokens() -> None:
+def test_a_bos_like_the_others_has_no_window_and_no_tokens() -> None:
     hidden = planted()
-    direction = hidden[10, 0] / hidden[10, 0].norm()
-    for layer in range(LAYERS + 1):
-        hidden[layer, 0] = direction * (1 + 10 * layer)
+    hidden[:, 0] = hidden[:, 0] / hidden[:, 0].norm(dim=-1, keepdim=True)
     found = detect(hidden)
-    assert found.table.empty and found.windows["start"].isna().all() and found.windows["n_aligned"].isna().all()
-    assert found.windows["growth_ratio"].item() == pytest.approx(1, rel=1e-3)
+    assert found.table.empty and len(found.windows) == 1
+    assert found.windows[["start", "n_aligned", "n_shared"]].isna().all(axis=None)
+    assert found.windows["ratio"].item() < 3
+
+
+def test_a_bos_that_comes_back_has_two_windows() -> None:
+    """As in SmolLM2: a token along the BOS for the whole of its first life is secondary, not another BOS."""
+    hidden = planted(tokens={222: range(6, 13), 50: range(20, 23)})
+    hidden[1 + 13 : 1 + 16, 0] /= 500
+    found = detect(hidden)
+    assert found.windows[["window", "start", "end", "n_aligned"]].to_numpy().tolist() == [[0, 6, 13, 1], [1, 16, 35, 1]]
+    assert labels(found) == {222: "secondary", 50: "noise"}
+    assert found.table.set_index("position").loc[222, "share"] == pytest.approx(7 / 26)
+    assert found.layers.set_index("layer")["n_active"].loc[[12, 13, 15, 16]].tolist() == [1, 0, 0, 1]
+
+
+def test_a_direction_that_half_of_the_tokens_share_does_not_count() -> None:
+    many = {position: range(16, 34) for position in range(100, 250)}
+    found = detect(planted(tokens=many | {90: range(7, 15)}))
+    assert labels(found) == {90: "secondary"}
+    assert found.windows["n_shared"].item() == 18
+    fewer = {position: range(16, 34) for position in range(100, 249)}
+    assert len(detect(planted(tokens=fewer)).table) == 149
 
 
 def test_the_labels_are_the_reference_s_where_it_was_made() -> None:
@@ -204,7 +226,7 @@ def test_streaming_equals_a_loop_over_padded_batches() -> None:
     real = torch.arange(40)[None] < torch.tensor(lengths)[:, None]
     batch = replace(batch, real=real, tokens=tuple(row[:n] for row, n in zip(batch.tokens, lengths, strict=True)))
     hidden = torch.randn(layers + 1, 3, 40, 4, generator=generator)
-    along = torch.rand(layers + 1, 3, 40, 1, generator=generator) < 0.7
+    along = torch.rand(layers + 1, 3, 40, 1, generator=generator) < 0.3
     hidden += 6 * along * torch.nn.functional.normalize(hidden[:, :, :1], dim=-1)
     hidden[4:7, :, 0] *= 100 / hidden[4:7, :, 0].norm(dim=-1, keepdim=True)
     mass = torch.rand(layers, 3, 2, 40, generator=generator) * 20

@@ -8,6 +8,7 @@ from sinklens.app.sections.reference import definitions, layer_status, provenanc
 from sinklens.app.sections.source import Downloads, Section
 from sinklens.app.sections.states import massive, norms, peaks
 from sinklens.app.sections.summary import header, measured
+from sinklens.app.sections.token_types import token_types
 
 SECTIONS = (
     Section("measured", "Measured", "What was measured", measured),
@@ -18,6 +19,7 @@ SECTIONS = (
     Section("norms", "Norms", "Value and residual norms", norms),
     Section("peaks", "Peaks", "Residual peaks", peaks, needs=("residual_norms",)),
     Section("massive", "Massive", "Massive activations", massive, needs=("massive",)),
+    Section("types", "Token types", "Which tokens are sinks", token_types, needs=("token_types",), optional=True),
     Section("secondary", "Secondary", "Secondary sinks", secondary, needs=("secondary_sinks",), optional=True),
     Section("direction", "Direction", "Alignment with position 0", decorrelation, ("decorrelation",), optional=True),
     Section("compression", "Compression", "Compression", compression, needs=("compression",), optional=True),

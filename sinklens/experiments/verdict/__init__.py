@@ -12,6 +12,7 @@ from sinklens.experiments.verdict.peaks import describe_peaks
 from sinklens.experiments.verdict.secondary import describe_secondary
 from sinklens.experiments.verdict.sinks import describe_sinks
 from sinklens.experiments.verdict.sinks_after import describe_sinks_after
+from sinklens.experiments.verdict.token_types import describe_token_types
 from sinklens.experiments.verdict.virtual import describe_virtual
 from sinklens.experiments.verdict.windows import describe_windows
 
@@ -34,6 +35,8 @@ def describe(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) ->
         sentences += describe_peaks(tables["layers"])
     if "massive" in tables:
         sentences += describe_massive(tables["layers"], tables["massive_episodes"])
+    if "token_types" in tables:
+        sentences += describe_token_types(tables["token_types"], len(tables.get("heads", ())))
     if "heads" in tables:
         sentences += describe_virtual(tables["heads"])
     if "secondary_sinks" in tables:

@@ -2,17 +2,22 @@
 
 import pandas as pd
 
-from sinklens.experiments.verdict.wording import row_at
-
 
 def describe_secondary(table: pd.DataFrame) -> list[str]:
     """Only where there are some: most models and short texts have none."""
     found = table[table["label"] == "secondary"]
     if found.empty:
         return []
-    top = row_at(found, found["importance_max"].idxmax())
+    order = ["importance_max", "sequence", "position"]
+    top = found.sort_values(order, ascending=[False, True, True]).iloc[0]
+    names = found["token"].value_counts()
+    name = min(names[names == names.max()].index)
+    several = len(found) > 1
+    often = f"; {names.max()} of them {'are' if names.max() > 1 else 'is'} {name!r}" if names.max() > 2 else ""
     return [
-        f"Secondary sinks: {len(found)} tokens in {found['sequence'].nunique()} sequences point along the BOS for part "
-        f"of its life and are attended to; the strongest is {top.token!r} at position {top.position} of sequence "
-        f"{top.sequence}, after blocks {top.first_layer} to {top.last_layer}, importance {top.importance_max:.2f}."
+        f"Secondary sinks: {len(found)} token{'s' if several else ''} in {found['sequence'].nunique()} sequences "
+        f"point{'' if several else 's'} along the BOS (or the first token that stands for it) for part of its life and "
+        f"{'are' if several else 'is'} attended to{often}. The strongest is {top['token']!r} at position "
+        f"{int(top['position'])} of sequence {int(top['sequence'])}, after blocks {int(top['first_layer'])} to "
+        f"{int(top['last_layer'])}, importance {top['importance_max']:.2f}."
     ]

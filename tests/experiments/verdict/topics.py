@@ -1,6 +1,16 @@
 """All kinds of verdict, each with its checker."""
 
-from tests.experiments.verdict.checks import domains, drains, massive, sinks, sinks_after, virtual, windows
+from tests.experiments.verdict.checks import (
+    domains,
+    drains,
+    massive,
+    secondary,
+    sinks,
+    sinks_after,
+    token_types,
+    virtual,
+    windows,
+)
 from tests.experiments.verdict.evidence import Topic
 
 TOPICS: dict[str, Topic] = {
@@ -11,10 +21,11 @@ TOPICS: dict[str, Topic] = {
     "virtual": virtual.TOPIC,
     "domains": domains.TOPIC,
     "massive": massive.TOPIC,
+    "secondary": secondary.TOPIC,
+    "token_types": token_types.TOPIC,
 }
 
 UNCHECKED: tuple[str, ...] = (
     "Residual peak", "Mild residual peak", "No residual peak",
-    "Secondary sinks",
 )  # fmt: skip
 """How sentences begin whose checker is still to come; to be emptied."""
