@@ -43,8 +43,8 @@ class MassiveEntries:
         episodes: Maximal runs of blocks after which at least half of the sequences have such an entry in a channel, at
             whatever token: ``dim, episode, appears, leaves_after, n_sequences`` (the most after one of the blocks),
             ``peak``; the largest first. A channel may live twice.
-        rules: One rule for every channel of every block of every episode, in the order of blocks; it means these entries
-            in any text.
+        rules: One rule for every channel of every block of every episode, in the order of blocks; it means these
+            entries in any text.
     """
 
     layer: int
