@@ -59,16 +59,15 @@ def plan(model: Any, reference: TokenBatch, *, absolute: float, ratio: float, dr
     controls: dict[str, tuple[str, ...]] = {}
     try:
         found = massive_entries(model, reference, absolute=absolute, ratio=ratio)
-        rules = list(found.rules()) if hasattr(found, "rules") else [found.rule()]
+        rules = list(found.rules) or [found.rule()]
         entries = "; ".join(
             f"after block {rule.layer} channels {', '.join(map(str, rule.dims))} with |h| > {rule.above:.3g}"
             for rule in rules
         )
         entries += f" (found by |h| > {absolute:g} and |h| > {ratio:g} x median)"
         operations["massive entries to 0"] = _together([SetActivations(rule, "zero") for rule in rules])
-        operations["massive entries to mean"] = _together(
-            [SetActivations(rule, "mean", mean_activations(model, reference, rule)) for rule in rules]
-        )
+        means = mean_activations(model, reference, rules)  # of all rules in one pass
+        operations["massive entries to mean"] = _together([SetActivations(rule, "mean", means) for rule in rules])
         names = tuple(f"median entries to 0, draw {draw + 1}" for draw in range(draws))
         for draw, name in enumerate(names):
             chosen = [control_entries(model, reference, rule, draw=draw) for rule in rules]
@@ -76,9 +75,9 @@ def plan(model: Any, reference: TokenBatch, *, absolute: float, ratio: float, dr
         controls["massive entries to 0"] = controls["massive entries to mean"] = names
     except InputError as error:
         entries = f"none is changed. {error}"
-    means = mean_values(model, reference)
+    values = mean_values(model, reference)
     operations["sink value to 0"] = EditValues(0, "zero")
-    operations["sink value to mean"] = EditValues(0, "mean", means=means)
+    operations["sink value to mean"] = EditValues(0, "mean", means=values)
     operations["ordinary value to 0"] = EditValues(ordinary, "zero")
     operations["sink key hidden"] = MaskKeys(0)
     operations["ordinary key hidden"] = MaskKeys(ordinary)

@@ -228,6 +228,7 @@ def test_streaming_equals_a_loop_over_padded_batches() -> None:
     hidden = torch.randn(layers + 1, 3, 40, 4, generator=generator)
     along = torch.rand(layers + 1, 3, 40, 1, generator=generator) < 0.3
     hidden += 6 * along * torch.nn.functional.normalize(hidden[:, :, :1], dim=-1)
+    hidden[:, :, 0] /= hidden[:, :, 0].norm(dim=-1, keepdim=True)
     hidden[4:7, :, 0] *= 100 / hidden[4:7, :, 0].norm(dim=-1, keepdim=True)
     mass = torch.rand(layers, 3, 2, 40, generator=generator) * 20
     filler = hidden.masked_fill(~real[None, :, :, None], math.nan)
