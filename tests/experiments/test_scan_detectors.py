@@ -54,7 +54,7 @@ def test_a_found_secondary_sink_is_told() -> None:
         "secondary_sinks": pd.DataFrame([row | {"label": "secondary"}, row | {"label": "noise", "sequence": 5}]),
     }
     (sentence,) = describe(tables, {"eps": 0.3})
-    assert sentence.startswith("Secondary sinks: 1 tokens in 1 sequences")
+    assert sentence.startswith("Secondary sinks: 1 token in 1 sequence points")
     assert "'.' at position 17 of sequence 4, after blocks 9 to 20, importance 0.61" in sentence
 
 
