@@ -1,10 +1,29 @@
 """`sinklens models`."""
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 
-def models() -> None:
-    """List the built-in models: size, what they show, how they were trained."""
+def models(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="Describe this one: a built-in name, directory, GGUF file or hub id."),
+    ] = None,
+) -> None:
+    """List the built-in models, or describe any model: its layers, windows, BOS, precision and live hooks.
+
+    For example:
+
+      sinklens models
+
+      sinklens models path/to/llama
+
+      sinklens models model.gguf
+    """
+    if model is not None:
+        _describe(model)
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -18,6 +37,21 @@ def models() -> None:
         size = f"{model.recipe['parameters']:,} parameters\n{bytes_on_disk / 1e6:.1f} MB"
         table.add_row(model.name, size, model.shows, _how_trained(model))
     Console().print(table)
+
+
+def _describe(name: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sinklens.experiments.describe import describe_model
+    from sinklens.models import load
+
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for label, words in describe_model(load(name)).items():
+        table.add_row(label, words)
+    Console(highlight=False, markup=False).print(table)
 
 
 def _how_trained(model: Any) -> str:
