@@ -46,7 +46,7 @@ def _reaches_logits(model: TransformerBridge, ids: Tensor, plain: Tensor, name: 
         # uneven, so that no softmax and no norm undoes it; hidden keys stay hidden
         return value * torch.linspace(0.2, 1.8, value.shape[-1], device=value.device, dtype=value.dtype)
 
-    hooks: list[tuple[str, Any]] = [(f"blocks.{layer}.attn.{name}", partial(change, layer=layer)) for layer in layers]
+    hooks: list[tuple[Any, Any]] = [(f"blocks.{layer}.attn.{name}", partial(change, layer=layer)) for layer in layers]
     present = [(where, edit) for where, edit in hooks if where in model.hook_dict]
     if not present:
         return None

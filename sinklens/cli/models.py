@@ -32,10 +32,10 @@ def models(
     table = Table(title="Built-in models", show_lines=True)
     for column in ("name", "size", "what it shows", "how it was trained"):
         table.add_column(column, overflow="fold")
-    for model in builtin_models().values():
-        bytes_on_disk = sum(file.stat().st_size for file in model.path.iterdir() if file.is_file())
-        size = f"{model.recipe['parameters']:,} parameters\n{bytes_on_disk / 1e6:.1f} MB"
-        table.add_row(model.name, size, model.shows, _how_trained(model))
+    for known in builtin_models().values():
+        bytes_on_disk = sum(file.stat().st_size for file in known.path.iterdir() if file.is_file())
+        size = f"{known.recipe['parameters']:,} parameters\n{bytes_on_disk / 1e6:.1f} MB"
+        table.add_row(known.name, size, known.shows, _how_trained(known))
     Console().print(table)
 
 
