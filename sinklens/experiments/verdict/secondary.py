@@ -15,7 +15,8 @@ def describe_secondary(table: pd.DataFrame) -> list[str]:
     several, sequences = len(found) > 1, found["sequence"].nunique()
     often = f"; {names.max()} of them {'are' if names.max() > 1 else 'is'} {name!r}" if names.max() > 2 else ""
     return [
-        f"Secondary sinks: {len(found)} token{'s' if several else ''} in {sequences} sequence{'s' if sequences > 1 else ''} "
+        f"Secondary sinks: {len(found)} token{'s' if several else ''} in {sequences} "
+        f"sequence{'s' if sequences > 1 else ''} "
         f"point{'' if several else 's'} along the BOS (or the first token that stands for it) for part of its life and "
         f"{'are' if several else 'is'} attended to{often}. The strongest is {top['token']!r} at position "
         f"{int(top['position'])} of sequence {int(top['sequence'])}, after blocks {int(top['first_layer'])} to "
