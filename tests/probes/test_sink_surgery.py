@@ -33,18 +33,21 @@ def test_the_rows_are_those_of_plain_hooks(probe: Any) -> None:
     surgery = probe.plan(model, reference, absolute=100, ratio=50, draws=2)
     effects = measure_effects(model, surgery.operations, measured_on)
     table = probe.table_of(effects, surgery).set_index("intervention")
-    rule = surgery.operations["massive entries to 0"].where
+    operation = surgery.operations["massive entries to 0"]
+    rules = [part.where for part in getattr(operation, "parts", (operation,))]
+    rule = rules[0]
 
-    def zero(hidden: Tensor, hook: object) -> Tensor:
-        hidden = hidden.clone()
-        for dim in rule.dims:
-            hidden[..., dim][hidden[..., dim].abs() > rule.above] = 0
-        return hidden
+    def zeroing(rule: Any) -> tuple[str, Any]:
+        def zero(hidden: Tensor, hook: object) -> Tensor:
+            hidden = hidden.clone()
+            for dim in rule.dims:
+                hidden[..., dim][hidden[..., dim].abs() > rule.above] = 0
+            return hidden
 
-    plain = [
-        losses(model, row, [(f"blocks.{rule.layer}.hook_out", zero)]) - losses(model, row, [])
-        for row in measured_on.ids
-    ]
+        return f"blocks.{rule.layer}.hook_out", zero
+
+    hooks = [zeroing(rule) for rule in rules]
+    plain = [losses(model, row, hooks) - losses(model, row, []) for row in measured_on.ids]
     assert table.loc["massive entries to 0", "delta_loss"] == pytest.approx(sum(plain) / len(plain), abs=2e-4)
     controls = [float(table.loc[name, "delta_loss"]) for name in surgery.controls["massive entries to 0"]]
     assert len(controls) == 2 and abs(max(controls, key=abs)) < table.loc["massive entries to 0", "delta_loss"]
