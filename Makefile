@@ -8,7 +8,7 @@ WORKERS ?= 2
 # Passed on to pytest, for example PYTEST="tests/detectors -k drain".
 PYTEST ?=
 # What measures, compared with oracles: run once more as a machine without AVX would compute it.
-NUMERIC := tests/test_ties.py tests/test_oracle.py $(addprefix tests/experiments/,test_head_sets.py test_effects.py test_scan.py needles/test_run.py) \
+NUMERIC := tests/test_ties.py tests/test_oracle.py $(addprefix tests/,passes/test_head_sets.py studies/effects/test_effects.py studies/census/test_scan.py studies/needles/test_run.py) \
   $(addprefix tests/,attention/test_engine.py detectors/test_sink_detector.py interventions/test_methods.py lab/test_gates.py)
 
 # Only the environment decides what is imported.

@@ -40,9 +40,9 @@ from sinklens.detectors import (
     SinkDetector,
     ValueDrainDetector,
 )
-from sinklens.experiments.joins import Example, TokenJoin
 from sinklens.models import load
 from sinklens.models.tokens import TokenBatch, tokenize
+from sinklens.studies.census.joins import Example, TokenJoin
 
 HEADS = 6
 PATTERNS = ("hf_attentions", "run_with_cache")

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sinklens.experiments.census import FORMAT_VERSION, AttentionMap, Census
+from sinklens.studies.census.result import FORMAT_VERSION, AttentionMap, Census
 
 LAYERS, HEADS, LENGTH = 32, 32, 4096
 PROMISED = {"first view": 3.0, "click": 1.0, "page weight": 10.0}

@@ -31,10 +31,10 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sinklens.experiments.attribution import attribute_heads
-from sinklens.experiments.head_sets import run_head_sets
 from sinklens.interventions import AblateHeads
 from sinklens.models.tokens import tokenize
+from sinklens.passes.attribution import attribute_heads
+from sinklens.passes.head_sets import run_head_sets
 
 LAYERS, BATCH = 6, 4
 SETS = [[(layer, head)] for layer in range(LAYERS) for head in range(HEADS)]

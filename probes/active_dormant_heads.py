@@ -20,15 +20,15 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.detectors.active_dormant import Thresholds, head_label, state_by_ablation, state_by_mass
-from sinklens.experiments import ActiveDormant, active_dormant
-from sinklens.experiments.builtin_domains import builtin_domains
-from sinklens.experiments.domains import Domains
-from sinklens.files import write_atomically
 from sinklens.lab.bigram_backcopy import BigramBackcopy
 from sinklens.models import load
 from sinklens.models.tokens import TokenBatch
 from sinklens.plots import active_dormant as active_dormant_figure
 from sinklens.plots import save_figure
+from sinklens.results.files import write_atomically
+from sinklens.studies import ActiveDormant, active_dormant
+from sinklens.studies.census.builtin_domains import builtin_domains
+from sinklens.studies.census.domains import Domains
 
 KEYS = ["layer", "head", "domain", "class", "other_domain", "other_class"]
 DORMANT_MASSES, EFFECTS = (0.3, 0.4, 0.5, 0.6), (0.01, 0.02, 0.03, 0.05)

@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 
 from sinklens.detectors.retrieval import BANDS
-from sinklens.experiments.head_roles import Gates, RetrievalRuns, Roles, Rule
-from sinklens.experiments.head_roles.rules import XIAO
 from sinklens.plots import head_roles, save_figure
+from sinklens.studies.head_roles import Gates, RetrievalRuns, Roles, Rule
+from sinklens.studies.head_roles.rules import XIAO
 
 
 def compare(runs: RetrievalRuns, gates: Gates, share: float | None) -> Roles:

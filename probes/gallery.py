@@ -29,16 +29,17 @@ from sinklens import plots
 from sinklens.capture import capture
 from sinklens.detectors import ChannelProfileDetector, measure_state_norms, trace_entries
 from sinklens.errors import SinkLensError
-from sinklens.experiments.census import AttentionMap, Census, Table
-from sinklens.experiments.dynamics import Dynamics, measure_dynamics
-from sinklens.experiments.needles import make_needles, needle_grid
-from sinklens.experiments.sequences import choose_sequences
-from sinklens.files import write_atomically
 from sinklens.interventions import SlidingWindow
 from sinklens.models.tokens import TokenBatch
+from sinklens.passes.sequences import choose_sequences
 from sinklens.plots import Saving, save_figures
 from sinklens.plots.massive_table import strongest_activations
 from sinklens.plots.pooling import pooled
+from sinklens.results.files import write_atomically
+from sinklens.results.table import Table
+from sinklens.studies.census.result import AttentionMap, Census
+from sinklens.studies.dynamics import Dynamics, measure_dynamics
+from sinklens.studies.needles import make_needles, needle_grid
 
 MODEL = "tiny-llama"
 OTHERS = ("bb-3l", "bb-1l")

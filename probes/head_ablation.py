@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from sinklens.experiments import Sweep, scan, sweep
-from sinklens.experiments.corpus import builtin_corpus
-from sinklens.files import write_atomically
 from sinklens.interventions.heads import Head
 from sinklens.models import load
 from sinklens.models.tokens import TokenBatch, tokenize
+from sinklens.passes.corpus import builtin_corpus
 from sinklens.plots import before_after, save_figure
+from sinklens.results.files import write_atomically
+from sinklens.studies import Sweep, scan, sweep
 
 STRONG, WEAK = "strongest sinks", "weakest sinks"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from sinklens.experiments.dynamics import Dynamics, find_series, measure_dynamics
-from sinklens.files import write_atomically
 from sinklens.plots import dynamics, save_figure
+from sinklens.results.files import write_atomically
+from sinklens.studies.dynamics import Dynamics, find_series, measure_dynamics
 
 COLUMNS = {
     "step": "step",

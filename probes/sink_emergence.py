@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 from sinklens.errors import SinkLensError
-from sinklens.files import write_atomically
 from sinklens.lab.emergence import CONDITIONS, choose_conditions, judge, markdown, run_table, summarise
 from sinklens.lab.running import duration
 from sinklens.plots import save_figure
 from sinklens.plots.sink_emergence import sink_emergence
+from sinklens.results.files import write_atomically
 
 SETUP = (
     "Every decoder has width 64 and one head a layer, sequences of 64 tokens, and 800 steps of 32 sequences with AdamW "

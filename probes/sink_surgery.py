@@ -24,17 +24,17 @@ from head_ablation import describe, halves
 
 from sinklens.detectors.massive_activations import ABSOLUTE, RATIO
 from sinklens.errors import InputError
-from sinklens.experiments import measure_effects
-from sinklens.experiments.corpus import builtin_corpus
-from sinklens.experiments.measure import Effects
-from sinklens.files import write_atomically
 from sinklens.interventions import EditValues, Intervention, MaskKeys, SetActivations
 from sinklens.interventions.edit_values import mean_values
 from sinklens.interventions.massive_entries import control_entries, massive_entries
 from sinklens.interventions.set_activations import mean_activations
 from sinklens.models import load
 from sinklens.models.tokens import TokenBatch, tokenize
+from sinklens.passes.corpus import builtin_corpus
 from sinklens.plots import before_after, save_figure
+from sinklens.results.files import write_atomically
+from sinklens.studies import measure_effects
+from sinklens.studies.effects.run import Effects
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sinklens.errors import SinkLensError
-    from sinklens.experiments.census import Census
-    from sinklens.experiments.corpus import builtin_corpus
-    from sinklens.experiments.scan import scan
-    from sinklens.experiments.sweeps import Sweep, sweep
     from sinklens.models import TokenBatch, load, tokenize
+    from sinklens.passes.corpus import builtin_corpus
+    from sinklens.studies.ablation import Sweep, sweep
+    from sinklens.studies.census.result import Census
+    from sinklens.studies.census.run import scan
 
 _HOMES = {
-    "Census": "sinklens.experiments",
+    "Census": "sinklens.studies",
     "SinkLensError": "sinklens.errors",
-    "Sweep": "sinklens.experiments",
+    "Sweep": "sinklens.studies",
     "TokenBatch": "sinklens.models",
-    "builtin_corpus": "sinklens.experiments",
+    "builtin_corpus": "sinklens.passes.corpus",
     "load": "sinklens.models",
-    "scan": "sinklens.experiments",
-    "sweep": "sinklens.experiments",
+    "scan": "sinklens.studies",
+    "sweep": "sinklens.studies",
     "tokenize": "sinklens.models",
 }
 _ROOMS = (
@@ -30,12 +30,13 @@ _ROOMS = (
     "capture",
     "detectors",
     "errors",
-    "experiments",
+    "evidence",
     "interventions",
     "lab",
     "models",
     "plots",
-    "tables",
+    "results",
+    "studies",
 )
 
 __all__ = ["Census", "SinkLensError", "Sweep", "TokenBatch", "builtin_corpus", "load", "scan", "sweep", "tokenize"]

@@ -9,9 +9,9 @@ import pytest
 from sinklens import cli, load, scan
 from sinklens.cli import progress
 from sinklens.errors import ResultError
-from sinklens.experiments import Sweep, sweep
-from sinklens.experiments.sweeps.ranking_file import read_ranking
 from sinklens.interventions import AblateHeads, MaskKeys
+from sinklens.studies import Sweep, sweep
+from sinklens.studies.ablation.ranking_file import read_ranking
 from tests import families
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 20
@@ -56,7 +56,7 @@ def test_it_saves_prints_and_is_not_run_twice(
     assert "zero: of 8 heads L" in printed and "ScaleKeys(keys=0, gamma=0.5)" in printed and f"Tables: {out}" in printed
     result = Sweep.load(out)
     assert len(result.effects) == 3 * 8 * 6 and result.meta["tokens"]["source"] == str(text)
-    monkeypatch.setattr("sinklens.experiments.sweeps.executors.run_task", None)
+    monkeypatch.setattr("sinklens.studies.ablation.executors.run_task", None)
     assert sinklens(*words)[0] == 0, "nothing is computed again"
     status, _, err = sinklens(*words[:-4], "--out", out)
     assert status == 2 and "holds another sweep" in err and "gamma=0.5" in err and "--restart" in err
@@ -228,7 +228,7 @@ def test_no_attention_is_one_sentence(sinklens: Any, tmp_path: Path) -> None:
 def test_interrupted_it_says_how_to_go_on(
     sinklens: Any, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sinklens.experiments.sweeps import tasks
+    from sinklens.studies.ablation import tasks
 
     words = ("ablate", model, "--text", text, *SMALL, "--batch", 1, "--out", tmp_path / "out")
     original, calls = tasks.run_task, []
@@ -239,7 +239,7 @@ def test_interrupted_it_says_how_to_go_on(
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr("sinklens.experiments.sweeps.executors.run_task", interrupted)
+    monkeypatch.setattr("sinklens.studies.ablation.executors.run_task", interrupted)
     status, _, err = sinklens(*words)
     assert status == 130 and f"finished parts are in {tmp_path / 'out'}; the same command goes on" in err
     status, _, err = sinklens(*words)

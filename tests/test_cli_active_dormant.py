@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from sinklens import cli, load
-from sinklens.experiments import ActiveDormant, active_dormant
 from sinklens.lab.bigram_backcopy import BigramBackcopy
+from sinklens.studies import ActiveDormant, active_dormant
 from tests import families
-from tests.experiments.dynamics.conftest import CODE, PROSE
+from tests.studies.dynamics.conftest import CODE, PROSE
 
 SMALL = ("--max-tokens", "24", "--max-sequences", "8")
 

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from sinklens import cli
-from sinklens.experiments.dynamics import Dynamics, measure_dynamics
 from sinklens.plots import save_figure
+from sinklens.studies.dynamics import Dynamics, measure_dynamics
 from tests import families
-from tests.experiments.dynamics.conftest import CODE, PROSE, TEXTS, write_series
+from tests.studies.dynamics.conftest import CODE, PROSE, TEXTS, write_series
 
 SMALL = ("--max-tokens", "24", "--max-sequences", "6")
 

@@ -9,8 +9,8 @@ from typer.testing import CliRunner, Result
 
 from sinklens.cli.program import app
 from sinklens.errors import InputError, SinkLensError
-from sinklens.experiments.needles import NeedleResult
 from sinklens.interventions import SlidingWindow
+from sinklens.studies.needles import NeedleResult
 
 FAST = ("--lengths", "40,80", "--depths", "0,1", "--repeats", "5")
 
@@ -109,7 +109,7 @@ def test_a_failing_ablation_costs_nothing_that_was_measured(tmp_path: Path, monk
     kept = NeedleResult.load(tmp_path / "r")
     assert kept.variants == ["clean"] and (tmp_path / "r" / "needle_grid.html").is_file()
     passes: list[int] = []
-    grid = import_module("sinklens.experiments.needles.grid")
+    grid = import_module("sinklens.studies.needles.grid")
     real = grid.run_needles
 
     def counted(model: object, instances: list[object], *rest: object, **more: object) -> None:

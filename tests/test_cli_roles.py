@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from sinklens import cli
-from sinklens.experiments.causal_result import CausalCheck
-from sinklens.experiments.head_roles import HeadRoles, Roles
-from sinklens.experiments.head_roles.criteria import CRITERIA
-from sinklens.experiments.sweeps.result import Sweep
+from sinklens.studies.ablation.result import Sweep
+from sinklens.studies.causal_check.result import CausalCheck
+from sinklens.studies.head_roles import HeadRoles, Roles
+from sinklens.studies.head_roles.criteria import CRITERIA
 from tests import families
-from tests.experiments.head_roles.synthetic import gates_file, retrieval_file
+from tests.studies.head_roles.synthetic import gates_file, retrieval_file
 
 SMALL = ("--max-tokens", "24", "--max-sequences", "6")
 
@@ -104,7 +104,7 @@ def test_ablate_reads_the_roles_of_a_published_model(sinklens: Any, model: Path,
 
 def test_the_causal_check_is_part_of_it(sinklens: Any, model: Path, tmp_path: Path, monkeypatch: Any) -> None:
     words = ("roles", model, "--scores", "sinks", *SMALL, "--out", tmp_path / "out")
-    module = import_module("sinklens.experiments.causal_check")
+    module = import_module("sinklens.studies.causal_check.run")
     monkeypatch.setattr(module, "LENGTH", 20)
     monkeypatch.setattr(module, "SIZE", 2)
     status, printed, err = sinklens(*words, "--causal", "sink_rate:1")
@@ -145,7 +145,7 @@ def test_an_interruption_keeps_what_is_finished(sinklens: Any, tmp_path: Path, m
         raise KeyboardInterrupt
 
     replaced = {**CRITERIA, "pattern": type(CRITERIA["pattern"])("pattern", "x", False, False, ("induction",), stop)}
-    monkeypatch.setattr("sinklens.experiments.head_roles.run.CRITERIA", replaced)
+    monkeypatch.setattr("sinklens.studies.head_roles.run.CRITERIA", replaced)
     status, _, err = sinklens("roles", "bb-3l", "--scores", "sinks,pattern", *SMALL, "--out", tmp_path / "out")
     assert status == 130 and "finished criteria are in" in err and "the same command goes on" in err
     assert len([*(tmp_path / "out" / "parts").glob("sinks-*")]) == 1

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sinklens.experiments.head_roles import Gates, RetrievalRuns
-from tests.experiments.head_roles.synthetic import gates_file, retrieval_file
+from sinklens.studies.head_roles import Gates, RetrievalRuns
+from tests.studies.head_roles.synthetic import gates_file, retrieval_file
 
 PROBE = Path(__file__).parents[1] / "probes" / "compare_released_heads.py"
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sinklens.experiments import Census
+from sinklens.studies import Census
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "sinklens").rglob("*.py"), *(ROOT / "probes").glob("*.py")])

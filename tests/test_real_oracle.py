@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.experiments import Census, scan
 from sinklens.models.builtin import data_dir
 from sinklens.models.real import real_model_path
 from sinklens.models.tokens import tokenize
+from sinklens.studies import Census, scan
 from tests.plain_oracle import (
     Plain,
     distance,

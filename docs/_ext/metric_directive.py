@@ -12,11 +12,11 @@ from sphinx.application import Sphinx
 def definitions() -> dict[str, str]:
     """Every metric's name with its definition, version and source in one paragraph."""
     import sinklens.detectors
-    import sinklens.experiments
+    import sinklens.studies
     from sinklens.detectors.base import Metric
 
     found = {}
-    for package in (sinklens.detectors, sinklens.experiments):
+    for package in (sinklens.detectors, sinklens.studies):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             held = vars(importlib.import_module(info.name)).values()
             metrics = [thing for thing in held if isinstance(thing, Metric)]

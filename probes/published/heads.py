@@ -8,22 +8,14 @@ import pandas as pd
 from published.claim import NotTestableError, at_least, at_most, claim
 from published.observed import observe
 from published.subject import Subject
-from sinklens.experiments import (
-    Interval,
-    all_heads,
-    make_needles,
-    needle_grid,
-    paired_interval,
-    pattern_scores,
-    random_head_sets,
-    score_needles,
-)
-from sinklens.experiments.bootstrap import statistic_interval
-from sinklens.experiments.builtin_domains import builtin_domains
-from sinklens.experiments.needles import NeedleSet
-from sinklens.experiments.repeated_tokens import repeated_tokens
+from sinklens.evidence import Interval, all_heads, paired_interval, random_head_sets
+from sinklens.evidence.bootstrap import statistic_interval
 from sinklens.interventions import AblateHeads, CompensatedWindow, heads_of_kv
 from sinklens.interventions.heads import Head
+from sinklens.passes.repeated_tokens import repeated_tokens
+from sinklens.studies import make_needles, needle_grid, pattern_scores, score_needles
+from sinklens.studies.census.builtin_domains import builtin_domains
+from sinklens.studies.needles import NeedleSet
 
 WU = "Wu et al. 2025, arXiv 2404.15574"
 RAZOR = "Tang et al. 2025 (RazorAttention), arXiv 2407.15891"

@@ -14,7 +14,7 @@ from published.claim import NotTestableError, at_least, at_most, claim
 from published.observed import Observed, observe
 from published.subject import Subject
 from sinklens.errors import InputError
-from sinklens.experiments import Interval, paired_interval
+from sinklens.evidence import Interval, paired_interval
 from sinklens.interventions import SetActivations, control_entries, mean_activations
 
 SUN = "Sun et al. 2024, arXiv 2402.17762"

@@ -10,7 +10,7 @@ from published.claim import PublishedClaim
 from published.study import CLAIMS, Cell
 from published.untested import UNTESTED
 from published.verdict import RULE, verdict
-from sinklens.experiments import Interval
+from sinklens.evidence import Interval
 
 COLUMNS = (
     "claim", "kind", "source", "model", "figure", "role", "value", "low", "high", "n", "test", "verdict", "reason",

@@ -5,9 +5,10 @@ import torch
 
 from published.claim import NotTestableError, at_least, at_most, claim
 from published.subject import Subject
-from sinklens.experiments import Interval, measure_effects, paired_interval
-from sinklens.experiments.bootstrap import statistic_interval
+from sinklens.evidence import Interval, paired_interval
+from sinklens.evidence.bootstrap import statistic_interval
 from sinklens.interventions import SlidingWindow
+from sinklens.studies import measure_effects
 
 XIAO = "Xiao et al. 2024 (StreamingLLM), arXiv 2309.17453"
 SINKS = 4

@@ -15,8 +15,8 @@ from published.claim import REGISTRY, NotTestableError, PublishedClaim
 from published.subject import Sizes, Subject
 from sinklens import load
 from sinklens.errors import SinkLensError
-from sinklens.experiments import Interval
-from sinklens.files import write_atomically
+from sinklens.evidence import Interval
+from sinklens.results.files import write_atomically
 
 __all__ = ["CLAIMS", "FORMAT", "Cell", "finished", "run"]
 

@@ -12,11 +12,13 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from published.observed import Observed, observe
-from sinklens.experiments import builtin_corpus, measure_effects, token_losses
+from sinklens import builtin_corpus
+from sinklens.evidence import token_losses
 from sinklens.interventions import Intervention, MassiveEntries, massive_entries
 from sinklens.models import TokenBatch, tokenize
 from sinklens.models.architecture import context_length
 from sinklens.models.ordinary_tokens import ordinary_ids
+from sinklens.studies import measure_effects
 
 EPS = 0.3
 SINK_HEAD = 0.5

@@ -8,12 +8,12 @@ import pandas as pd
 from sinklens.app.page import callout, document, facts, figure, html_table, text
 from sinklens.app.report import write_page
 from sinklens.app.sections.source import Downloads
-from sinklens.experiments.provenance import precision
 from sinklens.plots.active_dormant import active_dormant as active_dormant_figure
 from sinklens.plots.style import head_label, number
+from sinklens.results.provenance import precision
 
 if TYPE_CHECKING:
-    from sinklens.experiments.active_dormant import ActiveDormant
+    from sinklens.studies.active_dormant.run import ActiveDormant
 
 _CONTRASTS = {
     "name": "head",

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from sinklens.app.page import callout, document, facts, figure, html_table, text
 from sinklens.app.report import write_page
 from sinklens.app.sections.source import Downloads
-from sinklens.experiments.provenance import precision
 from sinklens.plots.calibration import calibration as calibration_figure
+from sinklens.results.provenance import precision
 
 if TYPE_CHECKING:
-    from sinklens.experiments.calibration import Calibration
+    from sinklens.studies.calibration import Calibration
 
 _REPORT = {
     "variant": "variant", "heads": "heads", "n": "prompts", "accuracy": "accuracy", "accuracy_low": "low",

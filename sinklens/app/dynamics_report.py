@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 from sinklens.app.page import callout, document, facts, figure, html_table, text
 from sinklens.app.report import write_page
 from sinklens.app.sections.source import Downloads
-from sinklens.experiments.provenance import precision
 from sinklens.plots.dynamics import dynamics as dynamics_figure
 from sinklens.plots.step_heatmap import step_heatmap
+from sinklens.results.provenance import precision
 
 if TYPE_CHECKING:
-    from sinklens.experiments.dynamics.result import Dynamics
+    from sinklens.studies.dynamics.result import Dynamics
 
 _COLUMNS = {
     "step": "step",

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final
 from sinklens.app.page import document
 from sinklens.app.sections import SECTIONS, Downloads, header
 from sinklens.errors import ResultError
-from sinklens.files import write_atomically
+from sinklens.results.files import write_atomically
 
 if TYPE_CHECKING:
-    from sinklens.experiments.census import Census
+    from sinklens.studies.census.result import Census
 
 _TABLES: Final = ("layers", "tokens", "profile")
 """What every scan leaves, whatever its detectors."""

@@ -8,14 +8,14 @@ import pandas as pd
 from sinklens.app.page import callout, document, facts, figure, html_table, text
 from sinklens.app.report import write_page
 from sinklens.app.sections.source import Downloads
-from sinklens.experiments.provenance import precision
-from sinklens.experiments.sweeps.result import largest_effects
 from sinklens.plots.ablation_heatmap import ablation_heatmap
 from sinklens.plots.before_after import before_after
 from sinklens.plots.cumulative_curve import cumulative_curve
+from sinklens.results.provenance import precision
+from sinklens.studies.ablation.result import largest_effects
 
 if TYPE_CHECKING:
-    from sinklens.experiments.sweeps.result import Sweep
+    from sinklens.studies.ablation.result import Sweep
 
 
 def write_sweep_report(sweep: "Sweep", path: str | Path) -> Path:

@@ -202,7 +202,7 @@ def ablate(
 
       sinklens ablate path/to/llama --approx --executor processes:4 --out runs/quick
     """
-    from sinklens.experiments.sweeps.question import OWN
+    from sinklens.studies.ablation.question import OWN
 
     shown = _metrics(metric)
     options: dict[str, Any] = {
@@ -219,12 +219,12 @@ def ablate(
         "restart": not resume,
     }
     if out is not None:
-        from sinklens.experiments.sweeps.result import FORMAT, WORK
         from sinklens.results import RunFolder
+        from sinklens.studies.ablation.result import FORMAT, WORK
 
         RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
     if ranking is not None and ranking != OWN:
-        from sinklens.experiments.sweeps.ranking_file import read_ranking
+        from sinklens.studies.ablation.ranking_file import read_ranking
 
         options["ranking"] = read_ranking(ranking)
     else:
@@ -259,7 +259,7 @@ def _metrics(names: str) -> list[str]:
 
 
 def _groups(texts: list[str] | None) -> dict[str, object]:
-    from sinklens.experiments.head_roles import role_heads
+    from sinklens.studies.head_roles import role_heads
 
     found: dict[str, object] = {}
     for text in texts or []:
@@ -298,11 +298,11 @@ def _run(model: str, words: dict[str, Any], options: dict[str, Any], dry_run: bo
 
     console = Console(stderr=True)
     with console.status(f"Loading {model} ..."):
-        from sinklens.experiments import sweep
-        from sinklens.experiments.sequences import choose_sequences, first_sequences
-        from sinklens.experiments.sweeps.answers_file import AnswerTable
-        from sinklens.experiments.sweeps.executors import check_executor, loading_here
         from sinklens.models import load
+        from sinklens.passes.sequences import choose_sequences, first_sequences
+        from sinklens.studies import sweep
+        from sinklens.studies.ablation.answers_file import AnswerTable
+        from sinklens.studies.ablation.executors import check_executor, loading_here
 
         check_executor(options["executor"])
         table = None if words["answers"] is None else AnswerTable.read(words["answers"])
@@ -336,8 +336,8 @@ def _print(result: Any, metrics: list[str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from sinklens.experiments.provenance import precision
-    from sinklens.experiments.sweeps.result import short_table
+    from sinklens.results.provenance import precision
+    from sinklens.studies.ablation.result import short_table
 
     console = Console()
     meta = result.meta

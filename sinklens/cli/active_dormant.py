@@ -105,16 +105,16 @@ def active_dormant(
     """
     from rich.console import Console
 
-    from sinklens.tables import check_writable
+    from sinklens.results.tables import check_writable
 
     texts = read_texts(text) if text else None
     positions = _positions(sink)
     console = Console(stderr=True)
     with console.status(f"Loading {model} ..."):
         from sinklens.detectors.active_dormant import Thresholds
-        from sinklens.experiments.active_dormant import FORMAT
-        from sinklens.experiments.active_dormant import active_dormant as run
         from sinklens.models import load
+        from sinklens.studies.active_dormant.run import FORMAT
+        from sinklens.studies.active_dormant.run import active_dormant as run
 
         thresholds = Thresholds(dormant_mass=dormant_mass, active_mass=active_mass, effect=effect)
         if out is not None:
@@ -192,8 +192,8 @@ def _print(found: Any) -> None:
     from rich.table import Table
 
     from sinklens.app.active_dormant_report import effects_that_matter, strongest_contrasts
-    from sinklens.experiments.active_dormant_sentences import change
-    from sinklens.experiments.provenance import precision
+    from sinklens.results.provenance import precision
+    from sinklens.studies.active_dormant.sentences import change
 
     console = Console()
     meta = found.meta

@@ -169,8 +169,8 @@ def calibrate(
     """
     from rich.console import Console
 
-    from sinklens.experiments.calibration.labelled_csv import LabelledTexts
-    from sinklens.experiments.calibration.run import Calibrating
+    from sinklens.studies.calibration.labelled_csv import LabelledTexts
+    from sinklens.studies.calibration.run import Calibrating
 
     labelled = LabelledTexts.read(data, text=text_column, label=label_column).some(_positive(max_prompts), seed)
     answers = _answers(answer)
@@ -261,7 +261,7 @@ def _print(result: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from sinklens.experiments.provenance import precision
+    from sinklens.results.provenance import precision
 
     console = Console()
     meta = result.meta

@@ -109,7 +109,7 @@ def dynamics(
     texts = read_texts(text) if text else None
     console = Console(stderr=True)
     with console.status("Reading the series ..."):
-        from sinklens.experiments.dynamics import find_series, measure_dynamics
+        from sinklens.studies.dynamics import find_series, measure_dynamics
 
         found = find_series(series, revisions=revisions, steps=chosen)
     options: dict[str, Any] = {
@@ -168,7 +168,7 @@ def _print(result: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from sinklens.experiments.provenance import precision
+    from sinklens.results.provenance import precision
 
     console = Console()
     meta = result.meta

@@ -43,8 +43,8 @@ def _describe(name: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sinklens.experiments.describe import describe_model
     from sinklens.models import load
+    from sinklens.passes.describe import describe_model
 
     table = Table(show_header=False, box=None)
     table.add_column(style="bold")

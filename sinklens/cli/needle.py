@@ -225,13 +225,13 @@ def needle(
     if chat and kind == "random":
         raise InputError("Random tokens have no chat; --chat goes with --kind passkey, json or natural.")
     if out is not None:
-        from sinklens.experiments.needles.result import FORMAT, WORK
         from sinklens.results import RunFolder
+        from sinklens.studies.needles.result import FORMAT, WORK
 
         RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
     with console.status(f"Loading {model} ..."):
-        from sinklens.experiments.needles import make_needles
         from sinklens.models import load
+        from sinklens.studies.needles import make_needles
 
         bridge = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         needles = make_needles(bridge, kind, **words)  # type: ignore[arg-type]
@@ -273,7 +273,7 @@ def _own_question(needle: str | None, question: str | None, answer: str | None, 
         return None
     if len(given) < 3 or kind != "natural":
         raise InputError("A needle of your own takes --kind natural and all of --needle, --question and --answer.")
-    from sinklens.experiments.needles import Question
+    from sinklens.studies.needles import Question
 
     return [Question.about(*given)]
 

@@ -9,7 +9,7 @@ def print_needles(result: Any, check: Any = None) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from sinklens.experiments.provenance import precision
+    from sinklens.results.provenance import precision
 
     console = Console()
     meta = result.meta
@@ -80,7 +80,7 @@ def _print_filters(console: Any, result: Any) -> None:
 
 def _print_responses(console: Any, result: Any) -> None:
     """What the unchanged model said to a few prompts: the first of each length, at most 4."""
-    from sinklens.experiments.needles.result import CLEAN
+    from sinklens.studies.needles.result import CLEAN
 
     table = result.tables["instances"]
     if "contained" not in table or table["rouge1"].isna().all():

@@ -36,10 +36,10 @@ class Work:
 
     def ablate(self, which: str, ways: list[str], controls: int, bos: str) -> Exception | None:
         """Heads masked in each way, and their controls; an error is handed back, the grid before it is kept."""
-        from sinklens.experiments.needles import NeedleSet
         from sinklens.interventions import AblateHeads
         from sinklens.interventions.head_outputs import mean_outputs
         from sinklens.models import tokenize
+        from sinklens.studies.needles import NeedleSet
 
         try:
             heads = self._heads(which)
@@ -75,7 +75,7 @@ class Work:
         return [every[number * len(every) // count] for number in range(count)]
 
     def _grid(self, changes: dict[str, Any], restart: bool) -> None:
-        from sinklens.experiments.needles import needle_grid
+        from sinklens.studies.needles import needle_grid
 
         with self._bar("Reading needles", len(self.needles) * (1 + len(changes))) as tell:
             self.result = needle_grid(
@@ -83,7 +83,7 @@ class Work:
             )
 
     def _check(self, heads: Any, ways: list[str], controls: int, needles: Any, bos: str) -> None:
-        from sinklens.experiments.causal_check import causal_check
+        from sinklens.studies.causal_check.run import causal_check
 
         with self._bar("Masking random sets of heads", None) as tell:
             self.check = causal_check(

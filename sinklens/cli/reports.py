@@ -11,17 +11,17 @@ def write_report_of(directory: Path, target: Path) -> Path:
         ResultError: No result with a report there, a damaged one, or a file that cannot be written.
     """
     from sinklens import app
-    from sinklens.experiments.active_dormant import FORMAT as ACTIVE_DORMANT
-    from sinklens.experiments.active_dormant import ActiveDormant
-    from sinklens.experiments.calibration import Calibration
-    from sinklens.experiments.calibration.result import FORMAT as CALIBRATION
-    from sinklens.experiments.census import FORMAT as CENSUS
-    from sinklens.experiments.census import Census
-    from sinklens.experiments.dynamics.result import FORMAT as DYNAMICS
-    from sinklens.experiments.dynamics.result import Dynamics
-    from sinklens.experiments.sweeps.result import FORMAT as SWEEP
-    from sinklens.experiments.sweeps.result import Sweep
-    from sinklens.tables import kind_of
+    from sinklens.results.tables import kind_of
+    from sinklens.studies.ablation.result import FORMAT as SWEEP
+    from sinklens.studies.ablation.result import Sweep
+    from sinklens.studies.active_dormant.run import FORMAT as ACTIVE_DORMANT
+    from sinklens.studies.active_dormant.run import ActiveDormant
+    from sinklens.studies.calibration import Calibration
+    from sinklens.studies.calibration.result import FORMAT as CALIBRATION
+    from sinklens.studies.census.result import FORMAT as CENSUS
+    from sinklens.studies.census.result import Census
+    from sinklens.studies.dynamics.result import FORMAT as DYNAMICS
+    from sinklens.studies.dynamics.result import Dynamics
 
     kinds: dict[str, tuple[Any, Any]] = {
         CENSUS: (Census, app.write_report),

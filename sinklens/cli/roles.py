@@ -136,9 +136,9 @@ def roles(
 
       sinklens roles path/to/llama --scores sinks --import llama.json --text book.txt --max-tokens 256
     """
-    from sinklens.experiments.head_roles import CRITERIA, USUAL
-    from sinklens.experiments.head_roles.result import FORMAT, WORK
     from sinklens.results import RunFolder
+    from sinklens.studies.head_roles import CRITERIA, USUAL
+    from sinklens.studies.head_roles.result import FORMAT, WORK
 
     if out is not None:
         RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
@@ -185,8 +185,8 @@ def _run(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from sinklens.experiments.head_roles import CRITERIA, Roles, read_all
-    from sinklens.experiments.head_roles import roles as run
+    from sinklens.studies.head_roles import CRITERIA, Roles, read_all
+    from sinklens.studies.head_roles import roles as run
 
     console = Console(stderr=True)
     if model is None:
@@ -221,7 +221,7 @@ def _run(
         found = run(bridge, given=given, on_criterion=begins, on_work=worked, on_pair=compared, **words, **options)
         check = None
         if causal is not None:
-            from sinklens.experiments.causal_check import causal_check
+            from sinklens.studies.causal_check.run import causal_check
 
             ranking, size = _tested(found, causal)
             texts = {name: value for name, value in words.items() if value is not None}
@@ -286,7 +286,7 @@ def _print(found: Any, check: Any) -> None:
 
 def _join_table(join: Any, table_class: Any) -> Any:
     """The strongest retrieval heads with their ranks by the other scores."""
-    from sinklens.experiments.head_roles.retrieval_join import strongest
+    from sinklens.studies.head_roles.retrieval_join import strongest
 
     rows = strongest(join)
     table = table_class(

@@ -85,8 +85,8 @@ def scan(
 
       cat notes.txt | sinklens scan path/to/llama --text - --bos no
     """
-    from sinklens.experiments.census import FORMAT
-    from sinklens.tables import check_writable
+    from sinklens.results.tables import check_writable
+    from sinklens.studies.census.result import FORMAT
 
     if out is not None:
         check_writable(out, FORMAT)  # before the work, not after it
@@ -140,8 +140,8 @@ def _run_scan(model: str, loading: dict[str, Any], options: dict[str, Any]) -> A
 
     console = Console(stderr=True)
     with console.status(f"Loading {model} ..."):
-        from sinklens.experiments import scan as run
         from sinklens.models import load
+        from sinklens.studies import scan as run
 
         bridge = load(model, **loading)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -160,8 +160,8 @@ def _print_census(census: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from sinklens.experiments.census import strongest_heads
-    from sinklens.experiments.provenance import precision
+    from sinklens.results.provenance import precision
+    from sinklens.studies.census.result import strongest_heads
 
     console = Console()
     meta = census.meta

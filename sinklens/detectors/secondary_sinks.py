@@ -265,7 +265,7 @@ class SecondarySinkDetector:
         for (sequence, bos), curve, rest in zip(curves.index, curves.to_numpy(), others.to_numpy(), strict=True):
             rank = math.inf if bos == 0 and sequence in starts_with_bos else float(curve.mean())
             candidates.setdefault(sequence, []).append((rank, bos, curve, rest))
-        rows = []
+        rows: list[tuple[Any, ...]] = []
         for sequence, choices in candidates.items():
             _, bos, curve, rest = max(choices, key=lambda choice: choice[0])
             ratio = curve / np.where(rest > 0, rest, np.nan)

@@ -27,7 +27,7 @@ class MaskKeys(Intervention):
     weights and the head's output are 0, its entropy and distance are not applicable. A learned sink logit then takes
     the whole row.
 
-    A hidden sink often comes back at the next token: :func:`~sinklens.experiments.follow_sinks` finds the keys that
+    A hidden sink often comes back at the next token: :func:`~sinklens.studies.effects.follow_sinks` finds the keys that
     hide it wherever it goes, and gives them as one of these.
 
     Args:

@@ -158,7 +158,8 @@ def _rules(entries: pd.DataFrame, episodes: pd.DataFrame, finder: EntryFinder) -
     """
     least = entries.assign(size=entries["value"].abs()).groupby(["layer", "dim"])["size"].min()
     rules: list[MassiveRule] = []
-    for layer in sorted({at for row in episodes.itertuples() for at in range(row.appears, row.leaves_after + 1)}):
+    spans = zip(episodes["appears"].tolist(), episodes["leaves_after"].tolist(), strict=True)
+    for layer in sorted({at for first, last in spans for at in range(first, last + 1)}):
         alive = episodes[(episodes["appears"] <= layer) & (episodes["leaves_after"] >= layer)]
         for dim in alive["dim"].tolist():
             smallest, rest = float(least[layer, dim]), float(finder.rest[layer][dim])

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sinklens.errors import InputError, ResultError
-from sinklens.files import write_atomically
 from sinklens.models.builtin import data_dir
+from sinklens.results.files import write_atomically
 
 _HEADER = ["first", "second", "count"]
 

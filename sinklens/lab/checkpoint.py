@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sinklens.errors import ResultError
-from sinklens.files import write_atomically
+from sinklens.results.files import write_atomically
 
 _FORMAT = 1
 _MAGIC = b"sinklens-checkpoint\n"

@@ -14,7 +14,7 @@ from safetensors.torch import save as safetensors_bytes
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sinklens.errors import InputError, ResultError
-from sinklens.files import write_atomically
+from sinklens.results.files import write_atomically
 
 STATE = Path("checkpoint") / "state.pt"
 FORMAT = 1

@@ -7,7 +7,6 @@ import torch
 import transformers
 from transformers import OPTForCausalLM
 
-from sinklens.files import write_atomically
 from sinklens.lab.architecture import deviations
 from sinklens.lab.bigram_backcopy import BOS
 from sinklens.lab.folders import FORMAT, full_weights, json_bytes, measured_bytes, paragraph, write_model
@@ -15,6 +14,7 @@ from sinklens.lab.gates import check_gates, gates
 from sinklens.lab.report import FIGURES
 from sinklens.lab.settings import BackcopySettings
 from sinklens.lab.tokenizer import character_tokenizer
+from sinklens.results.files import write_atomically
 
 TASK = "bigram-backcopy"
 

@@ -10,8 +10,8 @@ from sinklens.errors import InputError
 from sinklens.plots.axes import add_token_axes, grid_background, log_colorbar
 from sinklens.plots.style import SEQUENTIAL, colorbar, float32, head_label, new_figure, token_label
 
-if TYPE_CHECKING:  # importing experiments loads torch, which a figure does not need
-    from sinklens.experiments.census import AttentionMap
+if TYPE_CHECKING:  # importing studies loads torch, which a figure does not need
+    from sinklens.studies.census.result import AttentionMap
 
 _LEFT: Final = 128
 _RIGHT: Final = 84

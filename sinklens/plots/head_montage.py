@@ -20,8 +20,8 @@ from sinklens.plots.style import (
     token_label,
 )
 
-if TYPE_CHECKING:  # importing experiments loads torch, which a figure does not need
-    from sinklens.experiments.census import AttentionMap
+if TYPE_CHECKING:  # importing studies loads torch, which a figure does not need
+    from sinklens.studies.census.result import AttentionMap
 
 _TITLE: Final = "Attention maps of all heads"
 _CELLS: Final = 300_000

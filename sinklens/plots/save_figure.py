@@ -13,9 +13,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from sinklens.errors import InputError, MissingExtraError
-from sinklens.files import write_atomically
 from sinklens.plots.render import PICTURES, Picture, render
 from sinklens.plots.style import CONFIG
+from sinklens.results.files import write_atomically
 
 _LIBRARY: Final = "plotly.min.js"
 _OTHER_PICTURES: Final = ("jpg", "jpeg", "webp", "gif", "eps", "tif", "tiff")

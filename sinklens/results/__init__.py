@@ -1,5 +1,6 @@
-"""What is kept: the folder of a long run, and what a run leaves behind."""
+"""What is kept: results, tables, files, and the folder of a long run."""
 
 from sinklens.results.run_folder import RunFolder
+from sinklens.results.table import Table
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "Table"]

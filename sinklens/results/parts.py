@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.files import write_atomically
+from sinklens.results.files import write_atomically
 
 META = "meta.json"
 

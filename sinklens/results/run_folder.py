@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 
 from sinklens.errors import ResultError
-from sinklens.files import write_atomically
+from sinklens.results.files import write_atomically
 from sinklens.results.lock import LOCK, locked
 from sinklens.results.parts import Part, PartStore
-from sinklens.tables import HEADER, check_writable, complete_result
+from sinklens.results.tables import HEADER, check_writable, complete_result
 
 PLAN, PARTS = "run-plan.json", "parts"
 FORMAT, FORMAT_VERSION = "sinklens-run-plan", 1

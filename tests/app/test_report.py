@@ -13,7 +13,7 @@ import pytest
 from sinklens.app import write_report
 from sinklens.app.sections import source
 from sinklens.errors import ResultError
-from sinklens.experiments.census import Census
+from sinklens.studies.census.result import Census
 from tests.app.browser import Browser
 from tests.plots.synthetic import EVIL, attentionless_census, synthetic_census
 

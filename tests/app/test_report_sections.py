@@ -10,8 +10,8 @@ from sinklens import Census, scan
 from sinklens.app import write_report
 from sinklens.app.sections import SECTIONS
 from tests.app.browser import Browser
-from tests.experiments.dynamics.conftest import CODE, PROSE
 from tests.plots.synthetic import EVIL, synthetic_census
+from tests.studies.dynamics.conftest import CODE, PROSE
 
 ANCHORS = {
     "domains": "domains",

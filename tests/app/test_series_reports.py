@@ -12,12 +12,12 @@ from sinklens import load
 from sinklens.app import write_active_dormant_report, write_dynamics_report
 from sinklens.app.active_dormant_report import strongest_contrasts
 from sinklens.errors import ResultError
-from sinklens.experiments import ActiveDormant, Dynamics, active_dormant, measure_dynamics
 from sinklens.lab.bigram_backcopy import BigramBackcopy
+from sinklens.studies import ActiveDormant, Dynamics, active_dormant, measure_dynamics
 from tests import families
 from tests.app.browser import Browser
-from tests.experiments.dynamics.conftest import TEXTS, write_series
 from tests.plots.synthetic import EVIL
+from tests.studies.dynamics.conftest import TEXTS, write_series
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from sinklens import cli
 from sinklens.app import write_sweep_report
 from sinklens.errors import ResultError
-from sinklens.experiments import Sweep, sweep
+from sinklens.studies import Sweep, sweep
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from sinklens.attention.live_hooks import live_hooks
 from sinklens.cli import app
-from sinklens.experiments.describe import describe_model
+from sinklens.passes.describe import describe_model
 from tests.families import FAMILIES, boot, random_ids
 
 EXPECTED = {"live": True, "pattern": False, "none": None}

@@ -13,9 +13,9 @@ from sinklens.capture import LayerRecord, capture
 from sinklens.detectors import CompressionDetector
 from sinklens.detectors.compression import anisotropy, compression_inequality, matrix_entropy, spectrum
 from sinklens.errors import InputError
-from sinklens.experiments.corpus import builtin_corpus
 from sinklens.models.builtin import builtin_models
 from sinklens.models.load import load
+from sinklens.passes.corpus import builtin_corpus
 from tests.detectors.records import Text, collate, random_texts
 
 SHARES = (0.1, 1.0, 10.0, 1000.0, 1e6)

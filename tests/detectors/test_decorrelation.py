@@ -11,8 +11,8 @@ from sinklens.detectors import DecorrelationDetector
 from sinklens.detectors.bos_similarity import bos_cosine
 from sinklens.detectors.decorrelation import decorrelation_loss
 from sinklens.errors import InputError
-from sinklens.experiments.corpus import builtin_corpus
 from sinklens.models.load import load
+from sinklens.passes.corpus import builtin_corpus
 from tests.detectors.records import collate, passes, random_texts
 
 

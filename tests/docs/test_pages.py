@@ -52,7 +52,7 @@ def test_every_intervention_has_a_page():
     assert classes <= titles
 
 
-@pytest.mark.parametrize("folder", ["phenomena", "interventions", "experiments"])
+@pytest.mark.parametrize("folder", ["phenomena", "interventions", "studies"])
 def test_every_page_is_in_its_contents(folder):
     listed = (DOCS / folder / "index.md").read_text("utf-8")
     for page in (DOCS / folder).glob("*.md"):

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from sinklens.cli import app
 from sinklens.errors import MissingExtraError, SinkLensError
-from sinklens.experiments import scan
 from sinklens.models.load import load
 from sinklens.models.source import source_of
 from sinklens.models.tokens import tokenize
+from sinklens.studies import scan
 from tests.families import boot_hf, checkpoint, random_ids
 from tests.gguf_files import dequantised, write_gguf
 

@@ -9,10 +9,10 @@ import torch
 import transformers
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.experiments import scan
 from sinklens.models.load import load
 from sinklens.models.rope import forward_passes, length_types
 from sinklens.models.tokens import tokenize
+from sinklens.studies import scan
 from tests.families import VOCAB, boot, byte_tokenizer, enliven, random_ids
 
 SIZE = {

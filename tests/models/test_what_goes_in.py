@@ -23,12 +23,12 @@ from sinklens import load, scan, sweep, tokenize
 from sinklens.capture import capture
 from sinklens.cli.texts import read_text
 from sinklens.errors import InputError, SinkLensError
-from sinklens.experiments import measure_effects, text_scores
 from sinklens.interventions import AblateHeads, massive_entries, mean_values
 from sinklens.interventions.head_outputs import mean_outputs
 from sinklens.models import as_bridge
 from sinklens.models.bos import bos_facts
 from sinklens.models.source import source_of
+from sinklens.studies import measure_effects, text_scores
 from tests.families import BOS, EOS, N_CTX, PAD, VOCAB, boot, boot_hf, byte_tokenizer, checkpoint, random_ids
 
 A, B, C = byte_tokenizer()("abc")["input_ids"]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from sinklens.detectors.massive_channels import CHANNEL_COLUMNS, EPISODE_COLUMNS
-from sinklens.experiments.census import AttentionMap, Census
+from sinklens.studies.census.result import AttentionMap, Census
 
 NAN = float("nan")
 EVIL = "<script>alert(1)</script>"

@@ -10,7 +10,7 @@ import pytest
 
 from sinklens import plots
 from sinklens.errors import InputError
-from sinklens.experiments.census import Census
+from sinklens.studies.census.result import Census
 from tests.plots.synthetic import (
     EVIL,
     N_HEADS,

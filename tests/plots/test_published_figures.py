@@ -12,8 +12,8 @@ import pytest
 
 from sinklens import plots
 from sinklens.errors import InputError
-from sinklens.experiments.census import Census
 from sinklens.plots.pooling import pooled
+from sinklens.studies.census.result import Census
 from tests.plots.checks import array, named
 from tests.plots.synthetic import EVIL, WITHOUT_ATTENTION, synthetic_census
 
@@ -73,7 +73,7 @@ def test_a_montage_pools_until_all_maps_fit_and_says_so(census: Census) -> None:
 
 
 def test_a_montage_of_many_heads_stays_small() -> None:
-    from sinklens.experiments.census import AttentionMap
+    from sinklens.studies.census.result import AttentionMap
 
     values = np.where(np.tri(128) == 1, 0.5, np.nan).astype("float32")
     maps = [AttentionMap(layer, head, values, 32, 4096, ["a"] * 4096, "") for layer in range(32) for head in range(32)]

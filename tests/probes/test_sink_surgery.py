@@ -10,7 +10,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens import builtin_corpus, load
-from sinklens.experiments import measure_effects
+from sinklens.studies import measure_effects
 
 ROOT = Path(__file__).parents[2]
 

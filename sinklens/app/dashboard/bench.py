@@ -30,10 +30,10 @@ from sinklens.app.dashboard.stored import MemoryTables
 from sinklens.app.dashboard.sweep_run import sweep_run
 from sinklens.app.dashboard.worker import Progress, Worker
 from sinklens.errors import InputError, ResultError
-from sinklens.experiments.census import Census
-from sinklens.experiments.sweeps.result import Sweep
 from sinklens.interventions import Intervention
 from sinklens.models.tokens import BosChoice, TokenBatch, tokenize
+from sinklens.studies.ablation.result import Sweep
+from sinklens.studies.census.result import Census
 
 _OPEN: Final = 4
 _LIVE: Final = 24

@@ -12,9 +12,9 @@ from sinklens.app.dashboard.figures.by_position import by_position
 from sinklens.app.dashboard.run import Fact, Run, Score
 from sinklens.app.dashboard.stored import Tables
 from sinklens.errors import InputError, ResultError
-from sinklens.experiments.census import AttentionMap
 from sinklens.plots.sink_heatmap import HeadValue, sink_heatmap
 from sinklens.plots.style import empty_figure, head_label, number, visible_text
+from sinklens.studies.census.result import AttentionMap
 
 LABELS: Final = {
     "sink_rate": "Sink rate, strongest key",

@@ -16,15 +16,15 @@ from sinklens.app.dashboard.worker import Progress
 from sinklens.attention import PooledMap, StatisticFactory
 from sinklens.capture import LayerRecord, capture
 from sinklens.errors import InputError, SinkLensError
-from sinklens.experiments.census import AttentionMap, Census
-from sinklens.experiments.controls import all_heads, compare_with_controls, random_head_sets
-from sinklens.experiments.joins import Example
-from sinklens.experiments.measure import measure_effects
-from sinklens.experiments.scan import scan
+from sinklens.evidence.controls import all_heads, compare_with_controls, random_head_sets
 from sinklens.interventions import AblateHeads, Intervention, ScaleKeys, mean_outputs
 from sinklens.interventions.heads import check_heads, parse_heads
 from sinklens.models.architecture import context_length
 from sinklens.models.tokens import BosChoice, TokenBatch, tokenize
+from sinklens.studies.census.joins import Example
+from sinklens.studies.census.result import AttentionMap, Census
+from sinklens.studies.census.run import scan
+from sinklens.studies.effects.run import measure_effects
 
 MAX_CHARACTERS: Final = 100_000
 MAX_TOKENS: Final = 4096

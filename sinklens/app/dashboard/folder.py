@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from sinklens.errors import ResultError
-from sinklens.tables import HEADER, kind_of
+from sinklens.results.tables import HEADER, kind_of
 
 _DEPTH = 3
 _MOST = 500

@@ -13,13 +13,13 @@ from sinklens.app.dashboard.run import Run
 from sinklens.app.dashboard.stored import StoredTables
 from sinklens.app.dashboard.sweep_run import sweep_run
 from sinklens.errors import ResultError
-from sinklens.experiments.active_dormant import FORMAT as ACTIVE_DORMANT
-from sinklens.experiments.active_dormant import FORMAT_VERSION as ACTIVE_DORMANT_VERSION
-from sinklens.experiments.census import FORMAT as CENSUS
-from sinklens.experiments.census import FORMAT_VERSION as CENSUS_VERSION
-from sinklens.experiments.census import AttentionMap
-from sinklens.experiments.sweeps.result import FORMAT as SWEEP
-from sinklens.experiments.sweeps.result import FORMAT_VERSION as SWEEP_VERSION
+from sinklens.studies.ablation.result import FORMAT as SWEEP
+from sinklens.studies.ablation.result import FORMAT_VERSION as SWEEP_VERSION
+from sinklens.studies.active_dormant.run import FORMAT as ACTIVE_DORMANT
+from sinklens.studies.active_dormant.run import FORMAT_VERSION as ACTIVE_DORMANT_VERSION
+from sinklens.studies.census.result import FORMAT as CENSUS
+from sinklens.studies.census.result import FORMAT_VERSION as CENSUS_VERSION
+from sinklens.studies.census.result import AttentionMap
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ def _verdict(result: str) -> Callable[[Run], list[str]]:
 
 KINDS: Final[dict[str, Kind]] = {
     CENSUS: Kind(CENSUS_VERSION, _census),
-    SWEEP: Kind(SWEEP_VERSION, _sweep, result="sinklens.experiments.sweeps.result:Sweep"),
+    SWEEP: Kind(SWEEP_VERSION, _sweep, result="sinklens.studies.ablation.result:Sweep"),
     ACTIVE_DORMANT: Kind(
         ACTIVE_DORMANT_VERSION,
         drawings={"Active and dormant heads": _draw("active_dormant", "heads")},
-        result="sinklens.experiments.active_dormant:ActiveDormant",
+        result="sinklens.studies.active_dormant.run:ActiveDormant",
     ),
     "sinklens-needles": Kind(1, drawings={"Needles by length and depth": _draw("needle_grid", "grid")}),
     "sinklens-roles": Kind(
@@ -96,7 +96,7 @@ KINDS: Final[dict[str, Kind]] = {
     "sinklens-dynamics": Kind(
         1,
         drawings={"By training step": _draw("dynamics", "steps", "heads")},
-        result="sinklens.experiments.dynamics.result:Dynamics",
+        result="sinklens.studies.dynamics.result:Dynamics",
     ),
 }
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sinklens.errors import ResultError
-from sinklens.tables import ARRAYS, HEADER
+from sinklens.results.tables import ARRAYS, HEADER
 
 KEY: Final = ("layer", "head", "position")
 COLUMNS: Final = ("importance", "null", "value_norm", "output_norm")

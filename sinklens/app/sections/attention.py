@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Final
 from sinklens import plots
 from sinklens.app.page import figure, html_table, text
 from sinklens.app.sections.source import Downloads
-from sinklens.experiments.sink_ranking import by_importance
 from sinklens.plots.sink_heatmap import HeadValue
 from sinklens.plots.style import head_label
+from sinklens.studies.census.sink_ranking import by_importance
 
 if TYPE_CHECKING:
-    from sinklens.experiments.census import Census
+    from sinklens.studies.census.result import Census
 
 _MAP_BYTES: Final = 2_500_000
 """Room for attention maps on the page; further ones stay in the saved census."""

@@ -7,7 +7,7 @@ from sinklens.app.page import figure
 from sinklens.app.sections.source import Downloads
 
 if TYPE_CHECKING:
-    from sinklens.experiments.census import Census
+    from sinklens.studies.census.result import Census
 
 
 def compression(census: "Census", downloads: Downloads) -> str:

@@ -8,7 +8,7 @@ from sinklens.app.sections.source import Downloads
 from sinklens.plots.style import head_label
 
 if TYPE_CHECKING:
-    from sinklens.experiments.census import Census
+    from sinklens.studies.census.result import Census
 
 _COLUMNS: Final = {
     "name": "head",

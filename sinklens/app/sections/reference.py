@@ -11,7 +11,7 @@ from sinklens.app.sections.source import Downloads
 from sinklens.plots.style import layer_list
 
 if TYPE_CHECKING:
-    from sinklens.experiments.census import Census
+    from sinklens.studies.census.result import Census
 
 _PATHS: Final = {
     "fast": "measured, fast path",

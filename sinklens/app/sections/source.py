@@ -10,8 +10,8 @@ import pandas as pd
 
 from sinklens.app.page import text
 
-if TYPE_CHECKING:  # importing experiments loads torch, which a report of a saved census does not need
-    from sinklens.experiments.census import Census
+if TYPE_CHECKING:  # importing studies loads torch, which a report of a saved census does not need
+    from sinklens.studies.census.result import Census
 
 _MAX_ROWS: Final = 100_000
 """A longer table is cut: whole, it would make the page slow to open and to send (100,000 rows take 2 MB)."""

@@ -7,11 +7,11 @@ import pandas as pd
 
 from sinklens.app.page import callout, facts, text
 from sinklens.app.sections.source import Downloads
-from sinklens.experiments.provenance import precision
 from sinklens.plots.style import number
+from sinklens.results.provenance import precision
 
 if TYPE_CHECKING:
-    from sinklens.experiments.census import Census
+    from sinklens.studies.census.result import Census
 
 
 def header(census: "Census") -> str:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from sinklens.errors import InputError, ResultError
-from sinklens.files import write_atomically
 from sinklens.lab.emergence.conditions import Condition
 from sinklens.lab.folders import json_bytes, refuse_other
 from sinklens.lab.tasks import Backcopy
@@ -19,6 +18,7 @@ from sinklens.lab.variants.decoder import Decoder
 from sinklens.lab.variants.measure import measure_decoder
 from sinklens.lab.variants.settings import VariantSettings
 from sinklens.lab.variants.training import build_decoder, train_decoder
+from sinklens.results.files import write_atomically
 
 _FORMAT = 1
 

@@ -7,13 +7,13 @@ import torch
 import transformers
 from transformers import LlamaForCausalLM
 
-from sinklens.files import write_atomically
 from sinklens.lab.folders import FORMAT, full_weights, json_bytes, measured_bytes, write_model
 from sinklens.lab.induction.card import model_card
 from sinklens.lab.induction.gates import check_gates
 from sinklens.lab.induction.settings import LAYERS, InductionSettings
 from sinklens.lab.induction.words import words
 from sinklens.lab.tokenizer import word_tokenizer
+from sinklens.results.files import write_atomically
 
 TASK = "induction"
 BOS = "<s>"

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from sinklens.errors import InputError, ResultError
-from sinklens.files import write_atomically
 from sinklens.lab.folders import json_bytes, read_recipe, refuse_other
 from sinklens.lab.induction.card import model_card
 from sinklens.lab.induction.publish import TASK
 from sinklens.lab.induction.settings import InductionSettings
 from sinklens.lab.report import read_measured
+from sinklens.results.files import write_atomically
 
 
 def keep_seeds(folder: Path, others: Sequence[Path]) -> None:

@@ -9,12 +9,12 @@ import torch
 import transformers
 from transformers import LlamaForCausalLM
 
-from sinklens.files import write_atomically
 from sinklens.lab.folders import FORMAT, json_bytes, measured_bytes
 from sinklens.lab.language.card import model_card
 from sinklens.lab.language.figures import domains_of
 from sinklens.lab.language.folder import write_model
 from sinklens.lab.language.settings import LanguageSettings
+from sinklens.results.files import write_atomically
 
 TASK = "language-model"
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from sinklens.errors import InputError, ResultError
-from sinklens.files import write_atomically
 from sinklens.lab.folders import STATE, already_finished, forget
 from sinklens.lab.language.bpe import train_bpe
 from sinklens.lab.language.curve import LENGTH, curve_row
@@ -19,6 +18,7 @@ from sinklens.lab.language.settings import LanguageSettings
 from sinklens.lab.language.tokens import Streams, bpe_texts, encode
 from sinklens.lab.language.training import train
 from sinklens.lab.running import choose_device, move
+from sinklens.results.files import write_atomically
 
 
 def train_lm(

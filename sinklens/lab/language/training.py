@@ -9,7 +9,6 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
-from sinklens.files import write_atomically
 from sinklens.lab.checkpoint import Checkpoint
 from sinklens.lab.folders import STATE, refuse_other
 from sinklens.lab.language.curve import curve_csv, curve_line, curve_row
@@ -20,6 +19,7 @@ from sinklens.lab.language.tokens import Streams, draw
 from sinklens.lab.optimizer import CLIP, adamw
 from sinklens.lab.running import deterministic, duration, finite, move, progress_bar
 from sinklens.lab.streams import stream
+from sinklens.results.files import write_atomically
 
 
 def train(

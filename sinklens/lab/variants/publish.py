@@ -9,7 +9,6 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_bytes
 
 from sinklens.errors import InputError, ResultError
-from sinklens.files import write_atomically
 from sinklens.lab.folders import FORMAT, STATE, already_finished, forget, json_bytes, measured_bytes, read_recipe
 from sinklens.lab.running import choose_device, move, progress_bar
 from sinklens.lab.tasks import Backcopy
@@ -18,6 +17,7 @@ from sinklens.lab.variants.decoder import Decoder
 from sinklens.lab.variants.measure import measure_decoder
 from sinklens.lab.variants.settings import VariantSettings
 from sinklens.lab.variants.training import build_decoder, train_decoder
+from sinklens.results.files import write_atomically
 
 TASK = "attention-variant"
 

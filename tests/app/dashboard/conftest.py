@@ -6,8 +6,8 @@ import pytest
 pytest.importorskip("dash", reason="the dashboard's extra is not installed")
 
 from sinklens.app.dashboard.bench import Bench, open_source
-from sinklens.experiments import Census, Sweep, scan, sweep
 from sinklens.models import load
+from sinklens.studies import Census, Sweep, scan, sweep
 from tests.plots.synthetic import synthetic_census
 
 

@@ -17,9 +17,9 @@ from sinklens.app.dashboard.worker import Progress, Status, Worker
 from sinklens.attention import FullMap
 from sinklens.capture import capture
 from sinklens.errors import InputError
-from sinklens.experiments import Census, measure_effects, scan
 from sinklens.interventions import AblateHeads, ScaleKeys
 from sinklens.models import load, tokenize
+from sinklens.studies import Census, measure_effects, scan
 from tests.families import boot, random_ids
 
 TEXT = "The king is dead, long live the king. <b>Who</b> comes here? Nay, answer me: stand and unfold yourself.\n" * 3

@@ -11,8 +11,8 @@ from sinklens.app.dashboard.figures.exact_rows import exact_rows
 from sinklens.app.dashboard.figures.score_grid import score_grid
 from sinklens.app.dashboard.figures.side_by_side import side_by_side
 from sinklens.app.dashboard.figures.token_norm import token_norm
-from sinklens.experiments import Census
 from sinklens.plots import sink_heatmap
+from sinklens.studies import Census
 
 numbers = st.floats(-50, 50, width=32) | st.just(float("nan"))
 grids = arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 5)), elements=numbers)

@@ -11,8 +11,8 @@ from sinklens.app.dashboard.callbacks.grid import grid_view
 from sinklens.app.dashboard.kinds import KINDS, open_run
 from sinklens.app.dashboard.stored import MemoryTables, StoredTables, as_cube
 from sinklens.errors import ResultError
-from sinklens.experiments import Census
-from sinklens.tables import HEADER, save_result
+from sinklens.results.tables import HEADER, save_result
+from sinklens.studies import Census
 
 
 @pytest.mark.parametrize("small", [10, 300_000], ids=["read in parts", "read whole"])
@@ -116,9 +116,9 @@ def test_a_known_kind_without_heads_shows_its_figure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "module"),
     [
-        ("sinklens-needles", "sinklens.experiments.needles.result"),
-        ("sinklens-roles", "sinklens.experiments.head_roles.result"),
-        ("sinklens-dynamics", "sinklens.experiments.dynamics.result"),
+        ("sinklens-needles", "sinklens.studies.needles.result"),
+        ("sinklens-roles", "sinklens.studies.head_roles.result"),
+        ("sinklens-dynamics", "sinklens.studies.dynamics.result"),
     ],
 )
 def test_kinds_are_called_what_their_results_say(kind: str, module: str) -> None:

@@ -21,7 +21,7 @@ from sinklens.app.dashboard.callbacks.text import text_view
 from sinklens.app.dashboard.callbacks.token import token_view
 from sinklens.app.dashboard.state import State
 from sinklens.errors import InputError
-from sinklens.experiments import Census
+from sinklens.studies import Census
 from tests.plots.synthetic import EVIL
 
 

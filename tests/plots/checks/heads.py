@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from sinklens import plots
 from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
-from sinklens.experiments.census import AttentionMap
+from sinklens.studies.census.result import AttentionMap
 from tests.plots.checks import (
     array,
     column,

@@ -1,0 +1,1 @@
+"""Forward passes that save work, and texts cut into batches for them."""

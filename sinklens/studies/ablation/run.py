@@ -1,0 +1,279 @@
+"""A sweep at work: parts planned, taken from disk or computed, and put together."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import pandas as pd
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens.attention import plan_for
+from sinklens.errors import InputError, ResultError
+from sinklens.evidence.effects import Answers
+from sinklens.interventions import Intervention
+from sinklens.interventions.heads import Head, head_name
+from sinklens.models.tokens import TokenBatch
+from sinklens.results import RunFolder
+from sinklens.results.provenance import provenance
+from sinklens.studies.ablation.agreement import RankAgreement, rank_agreement
+from sinklens.studies.ablation.executors import Executor
+from sinklens.studies.ablation.interventions import for_heads
+from sinklens.studies.ablation.layout import Layout, choose_layout, cut
+from sinklens.studies.ablation.parts import HeadSet, Part
+from sinklens.studies.ablation.plan import Listener, SweepPlan
+from sinklens.studies.ablation.question import OWN, Question
+from sinklens.studies.ablation.recipe import ModelRecipe
+from sinklens.studies.ablation.result import FORMAT_VERSION, Sweep, assemble
+from sinklens.studies.ablation.tasks import Task
+from sinklens.studies.ablation.variants import Variant, rank
+from sinklens.studies.effects.run import METRICS
+
+Listed = tuple[list[tuple[Variant, bool]], list[str]]
+"""Variants, each with whether it is exact, and notes about them."""
+
+ANEW = "Start anew with --restart (restart=True)."
+
+
+class SweepRun:
+    """One run of a sweep, from its first part or from where an earlier run stopped."""
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        batch: TokenBatch,
+        answers: Answers | None,
+        question: Question,
+        executor: Executor,
+        recipe: ModelRecipe,
+        folder: RunFolder | None,
+        spec: dict[str, Any],
+        listener: Listener,
+    ) -> None:
+        self.model, self.batch, self.answers, self.question = model, batch, answers, question
+        self.executor, self.recipe, self.folder, self.spec, self.listener = executor, recipe, folder, spec, listener
+        self.notes: list[str] = []
+        self.frames: list[pd.DataFrame] = []
+        self.variants: dict[str, list[tuple[Variant, bool]]] = {}
+        self.n_parts = 0
+        self.interventions: dict[str, Intervention] = {}
+        self.layout = Layout(1, 1, 1, 0)
+        self.kept: Any = None
+        if folder is not None:
+            folder.warn = self._note
+
+    def begin(self, restart: bool) -> Sweep | None:
+        """Look at what the folder holds; a finished sweep of the same description is returned.
+
+        Raises:
+            ResultError: Another sweep, or a damaged one.
+        """
+        assert self.folder is not None
+        self.folder.check()
+        if restart or not self.folder.finished:
+            self.kept = self.folder.begin(self.spec, restart)
+            return None
+        try:
+            finished = Sweep.load(self.folder.directory)
+        except ResultError as error:
+            raise ResultError(f"{error} {ANEW}") from error
+        self.folder.begin(self.spec, held=finished.meta["spec"])
+        self.folder.tidy()
+        return finished
+
+    def plan(self, make: Callable[[], dict[str, Intervention]], batch_size: int | None) -> None:
+        """Fix interventions and sizes, or take those that an earlier run started with.
+
+        Args:
+            make: Completes the interventions; only called by the first run, because later ones must use the same.
+            batch_size: Sequences in a part, if the caller wants a certain number.
+        """
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            plan_for(self.model)
+        self.notes += [str(w.message) for w in caught if "measured through" in str(w.message)]
+        if self.kept is not None and self.folder is not None:
+            try:
+                texts = self.kept["interventions"]
+                self.interventions = {label: Intervention.from_json(text) for label, text in texts.items()}
+                self.layout = Layout(**self.kept["layout"])
+            except (InputError, KeyError, TypeError, AttributeError) as error:
+                raise ResultError(f"The plan in {self.folder.directory} is damaged: {error} {ANEW}") from error
+        else:
+            self.interventions = make()
+            self.layout = choose_layout(
+                self.model,
+                len(self.batch),
+                self.batch.ids.shape[1],
+                batch_size=batch_size,
+                backward=self.question.approx > 0,
+                device=self._device(),
+                workers=self.executor.workers,
+            )
+        if self.folder is not None:
+            texts = {label: each.to_json() for label, each in self.interventions.items()}
+            self.folder.note({"layout": dataclasses.asdict(self.layout), "interventions": texts})
+
+    def _device(self) -> str:
+        """Type of device that parts run on."""
+        if self.executor.name == "serial":
+            return str(next(self.model.parameters()).device.type)
+        name = self.recipe.device.partition(":")[0]
+        return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        warnings.warn(text, stacklevel=2)
+
+    def measure(self, stage: int, listed: Mapping[str, Listed]) -> None:
+        """Run all variants that were not run yet."""
+        parts: list[Part] = []
+        plain = 0.0
+        for label, (variants, notes) in listed.items():
+            known = {(each.heads, exact) for each, exact in self.variants.get(label, [])}
+            self.variants.setdefault(label, []).extend(variants)
+            self.notes += [f"{label}: {note}" for note in notes]
+            for exact in (False, True):
+                asked = dict.fromkeys(each.heads for each, kind in variants if kind == exact)  # each set once
+                sets = [heads for heads in asked if (heads, exact) not in known]
+                parts += self._cut(label, sets, len(parts), estimate=not exact)
+                plain += len(sets)
+            plain += stage == 1  # the clean pass
+        tables = {part.number: self._finished(part) for part in parts}
+        missing = [part for part in parts if tables.get(part.number) is None]
+        done = sum(part.work for part in parts) - sum(part.work for part in missing)
+        self._tell_plan(stage, parts, missing, plain)
+        shares: dict[int, float] = {}
+        work = {part.number: part.work for part in parts}
+
+        def progress(number: int, share: float) -> None:
+            shares[number] = share
+            if self.listener.on_work is not None:
+                self.listener.on_work(done + sum(work[n] * s for n, s in shares.items()))
+
+        tasks = [self._task(part) for part in missing]
+        if tasks:
+            with closing(self.executor.run(tasks, self.recipe, progress)) as results:
+                for part, table in results:
+                    if self.folder is not None:
+                        self.folder.save(part.name, {"losses": table}, part.key())
+                    tables[part.number] = table
+                    progress(part.number, 1.0)
+                    if self.listener.on_part is not None:
+                        self.listener.on_part(part.number)
+        self.frames += [_named(part, found) for part in parts if (found := tables[part.number]) is not None]
+        self.n_parts += len(parts)
+
+    def _finished(self, part: Part) -> pd.DataFrame | None:
+        """What an earlier run found for a part."""
+        found = None if self.folder is None else self.folder.load(part.name, part.key())
+        return None if found is None else found.tables["losses"]
+
+    def _cut(self, label: str, sets: Sequence[HeadSet], n_new: int, estimate: bool) -> list[Part]:
+        if not sets:
+            return []
+        first, n_layers = self.n_parts + n_new, len(self.model.blocks)
+        return cut(label, sets, self.batch, self.layout, n_layers=n_layers, first=first, estimate=estimate)
+
+    def _task(self, part: Part) -> Task:
+        heads = {head for heads in part.head_sets for head in heads}
+        answers = None if self.answers is None else self.answers.rows(part.sequences)
+        intervention = for_heads(self.interventions[part.intervention], heads)
+        return Task(part, intervention, self.batch.rows(part.sequences), answers, self.layout.rows)
+
+    def _tell_plan(self, stage: int, parts: Sequence[Part], missing: Sequence[Part], plain: float) -> None:
+        if self.listener.on_plan is None or not parts:
+            return
+        work = sum(part.work for part in parts)
+        sets = {(part.intervention, part.estimate, heads) for part in parts for heads in part.head_sets}
+        self.listener.on_plan(
+            SweepPlan(
+                n_sequences=len(self.batch),
+                n_sets=len(sets),
+                n_parts=len(parts),
+                n_done=len(parts) - len(missing),
+                passes=work / len(self.batch),
+                plain_passes=plain,
+                work=work,
+                work_done=work - sum(part.work for part in missing),
+                memory=self.layout.memory,
+                stage=stage,
+            )
+        )
+
+    def own_ranking(self, label: str) -> list[Head]:
+        """The single heads that were run (or, in an approximate sweep, estimated), the largest effect first."""
+        measured, by = pd.concat(self.frames, ignore_index=True), self.question.rank_by
+        wanted = (measured["intervention"] == label) & (measured["exact"] == (self.question.approx == 0))
+        means = measured[wanted].groupby("heads")[by].mean()
+        sign = -1 if by in ("top1_agreement", "delta_logit_diff") else 1  # there the smallest is the strongest
+        return rank({head: sign * float(means.get(head_name(head), float("nan"))) for head in self.question.heads})
+
+    def finish(self, token_facts: Mapping[str, Any], seconds: float) -> Sweep:
+        """Put the parts together, save the result, then remove the parts."""
+        measured = pd.concat(self.frames, ignore_index=True)
+        tables = assemble(measured, self.variants, self.question.seed)
+        meta = {"format_version": FORMAT_VERSION, **provenance(self.model, self.batch)}
+        meta["tokens"] |= token_facts
+        meta |= {
+            "interventions": self.spec["interventions"],
+            "metrics": {name: {"version": 1, "definition": text} for name, text in METRICS.items()},
+            "settings": {
+                **self.question.describe(),
+                **dataclasses.asdict(self.layout),
+                "executor": self.executor.name,
+                "answers": self.answers is not None,
+            },
+            "approx": self._agreement(tables["summary"]) if self.question.approx else {},
+            "warnings": self.notes + self._remarks(),
+            "spec": self.spec,
+            "seconds": seconds,
+        }
+        result = Sweep(meta, tables)
+        if self.folder is not None:
+            self.folder.complete(meta, tables)
+        return result
+
+    def _agreement(self, summary: pd.DataFrame) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        singles = summary[summary["kind"] == "head"]
+        for label, rows in singles.groupby("intervention", sort=False):
+            exact = rows[rows["exact"]].set_index("variant")
+            estimated = rows[~rows["exact"]].set_index("variant").loc[exact.index]
+            found[str(label)] = {
+                metric: _plain(
+                    rank_agreement(estimated[metric].to_numpy(), exact[metric].to_numpy(), seed=self.question.seed)
+                )
+                for metric in ("delta_loss", "delta_logit_diff")
+                if exact[metric].notna().any()
+            }
+        return found
+
+    def _remarks(self) -> list[str]:
+        notes = []
+        if self.question.ranking == OWN:
+            notes.append("The top sets were chosen on the texts they are measured on, which flatters them a little.")
+        if self.batch.unused:
+            notes.append(self.batch.unused.sentence(len(self.batch)))
+        if len(self.batch) < 10:
+            notes.append(f"Intervals over {len(self.batch)} sequence(s) say little; give 10 or more.")
+        return notes
+
+
+def _named(part: Part, table: pd.DataFrame) -> pd.DataFrame:
+    """The part's rows with names in the place of numbers of sets."""
+    names = [",".join(map(head_name, heads)) for heads in part.head_sets]
+    named = table.drop(columns="set")
+    named.insert(0, "intervention", part.intervention)
+    named.insert(1, "heads", [names[number] for number in table["set"]])
+    named.insert(2, "exact", not part.estimate)
+    return named
+
+
+def _plain(agreement: RankAgreement) -> dict[str, Any]:
+    """For JSON, which has no NaN."""
+    numbers = {"spearman": agreement.rho, "low": agreement.low, "high": agreement.high}
+    known = {name: None if value != value else value for name, value in numbers.items()}
+    return {**known, "n_heads": agreement.n, "text": str(agreement)}

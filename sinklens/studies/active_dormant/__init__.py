@@ -1,0 +1,1 @@
+"""Heads that work on one kind of text or token and rest on another."""

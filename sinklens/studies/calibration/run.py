@@ -1,0 +1,212 @@
+"""One call for both ways of choosing: settings checked first, work that can be resumed, a result that is saved."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens.errors import InputError
+from sinklens.interventions import CalibrateSinks, Intervention, ScaleKeys
+from sinklens.interventions.heads import parse_heads
+from sinklens.results.lock import locked
+from sinklens.results.provenance import model_facts
+from sinklens.results.tables import check_writable, complete_result, kind_of
+from sinklens.studies.calibration.choose_gamma import GAMMAS, choose_gamma
+from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task
+from sinklens.studies.calibration.filter_heads import filter_heads
+from sinklens.studies.calibration.kept_scores import FILE, KeptScores
+from sinklens.studies.calibration.profile_heads import Objective, head_units
+from sinklens.studies.calibration.result import FORMAT, Calibration
+from sinklens.studies.calibration.study import candidate_heads
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """What is to be chosen, and how.
+
+    Attributes:
+        intervention: With the candidates in its field ``heads``.
+        way: ``"gamma"`` for :func:`choose_gamma`, ``"heads"`` for :func:`filter_heads`.
+        gammas: Factors to try, with ``"gamma"``.
+        per: What is profiled at a time, with ``"gamma"``.
+        objective: What better means.
+        share: Of the prompts that are chosen on.
+        controls: How many random sets of as many heads are reported beside.
+        batch_size: Prompts in one forward pass.
+        seed: Of the split, the random heads and the intervals.
+    """
+
+    intervention: Intervention
+    way: Literal["gamma", "heads"]
+    gammas: tuple[float, ...]
+    per: Literal["head", "index"]
+    objective: Objective
+    share: float
+    controls: int
+    batch_size: int
+    seed: int
+
+    @classmethod
+    def ask(
+        cls,
+        *,
+        method: str,
+        gammas: tuple[float, ...] | None,
+        per: str,
+        heads: str | None,
+        objective: str,
+        share: float,
+        controls: int,
+        batch_size: int,
+        seed: int,
+    ) -> "Calibrating":
+        """Check what was asked for: ``method`` is ``"gamma"``, ``"act"`` or an intervention's JSON file.
+
+        Raises:
+            InputError: Something that cannot be done, in a sentence.
+        """
+        for name, value, allowed in (
+            ("per", per, ("head", "index")),
+            ("objective", objective, ("accuracy", "entropy")),
+        ):
+            if value not in allowed:
+                raise InputError(f"{name} must be {' or '.join(allowed)}, got {value!r}.")
+        if not 0 < share < 1 or batch_size < 1 or controls < 1:
+            raise InputError(
+                f"share must lie between 0 and 1, batch and controls be at least 1; got {share}, {batch_size} and "
+                f"{controls}."
+            )
+        if method != "gamma" and (gammas is not None or per != "head"):
+            raise InputError(f"gammas and per belong to the method gamma, not to {method}.")
+        intervention: Any = ScaleKeys(keys=(0,), gamma=2.0)
+        if method == "act":
+            intervention = CalibrateSinks()
+        elif method != "gamma":
+            intervention = _read(method)
+        if heads is not None:
+            if not hasattr(intervention, "heads"):
+                raise InputError(f"{type(intervention).__name__} has no heads to choose.")
+            intervention = replace(intervention, heads=parse_heads(heads))
+        way: Literal["gamma", "heads"] = "gamma" if method == "gamma" else "heads"
+        checked: dict[str, Any] = {"per": per, "objective": objective}
+        common: dict[str, Any] = {"share": share, "controls": controls, "batch_size": batch_size, "seed": seed}
+        return cls(intervention, way, gammas or GAMMAS, **checked, **common)
+
+    def check(self, out: Path) -> None:
+        """Find out before the work whether it can be kept and saved in ``out``.
+
+        Raises:
+            ResultError: The place cannot be written, or holds something else.
+        """
+        if out.is_dir() and (out / FILE).is_file() and kind_of(out) in (None, FORMAT):
+            return
+        check_writable(out, FORMAT)
+
+    def work(self, model: TransformerBridge, task: ClassificationTask) -> float:
+        """Prompts that are answered, at most."""
+        n_search = len(task.split(self.share, seed=self.seed)[0])
+        units = len(head_units(candidate_heads(model, self.intervention), self.per))
+        tries = 1 + units + (1 + len(self.gammas) if self.way == "gamma" else 0)
+        return float(n_search * tries + (len(task) - n_search) * (2 + self.controls))
+
+    def run(
+        self,
+        model: TransformerBridge,
+        task: ClassificationTask,
+        source: str,
+        *,
+        out: Path | None = None,
+        restart: bool = False,
+        on_plan: Callable[[float, int], None] | None = None,
+        on_work: Callable[[float], None] | None = None,
+    ) -> Calibration:
+        """Choose and report; with ``out`` answers are kept there as they come, and at the end the result.
+
+        Args:
+            model: The bridge; it is the same afterwards.
+            task: Labelled prompts.
+            source: Where they come from, in words.
+            out: Directory to work and save in.
+            restart: Throw away what an other or unfinished run left there.
+            on_plan: Called once with the most prompts to answer and how many sets of answers are there from before.
+            on_work: Called with the prompts answered so far.
+
+        Raises:
+            InputError: Heads that the model lacks, or a split with an empty side.
+            ResultError: The place cannot be written, holds something else, or another process works there.
+        """
+        work = self.work(model, task)
+        if out is not None:
+            self.check(out)
+        with nullcontext() if out is None else locked(out, "calibration"):
+            kept = None if out is None else KeptScores(out, self._spec(model, task), restart=restart)
+            if on_plan is not None:
+                on_plan(work, kept.kept if kept is not None else 0)
+            score = _counted(kept or score_task, on_work)
+            found = self._choose(model, task, score)
+            found.meta["tokens"]["source"] = source
+            if out is not None and kept is not None:
+                tables = {"search": found.search, "answers": found.answers}
+                complete_result(out, {"format": FORMAT, **found.meta}, tables)
+                kept.remove()
+        return found
+
+    def _choose(self, model: TransformerBridge, task: ClassificationTask, score: Scorer) -> Calibration:
+        common: dict[str, Any] = {
+            "objective": self.objective,
+            "share": self.share,
+            "seed": self.seed,
+            "controls": self.controls,
+            "batch_size": self.batch_size,
+            "score": score,
+        }
+        if self.way == "gamma":
+            return choose_gamma(model, task, self.intervention, gammas=self.gammas, per=self.per, **common)
+        return filter_heads(model, task, self.intervention, **common)
+
+    def _spec(self, model: TransformerBridge, task: ClassificationTask) -> dict[str, Any]:
+        """What kept answers belong to; a search with other gammas or heads may use them, other prompts may not."""
+        rows = [task.prompts.ids[at, :length].tolist() for at, length in enumerate(task.prompts.lengths.tolist())]
+        content = json.dumps([rows, task.labels, task.answers])
+        facts = model_facts(model)
+        # a probe of the weights: a checkpoint that was trained on is another model under the same name
+        weights = [float(parameter.detach().double().sum()) for parameter in model.parameters()]
+        return {
+            "model": {name: facts[name] for name in ("name", "architecture", "n_layers", "n_heads", "dtype")},
+            "weights": hashlib.sha256(json.dumps(weights).encode()).hexdigest(),
+            "prompts": hashlib.sha256(content.encode()).hexdigest(),
+            "split": [self.share, self.seed],
+        }
+
+
+def _counted(score: Scorer, on_work: Callable[[float], None] | None) -> Scorer:
+    """The same, telling how many prompts were answered."""
+    done = 0.0
+
+    def counted(
+        model: TransformerBridge,
+        task: ClassificationTask,
+        intervention: Intervention | None = None,
+        *,
+        batch_size: int = 8,
+    ) -> Any:
+        nonlocal done
+        found = score(model, task, intervention, batch_size=batch_size)
+        done += len(task)
+        if on_work is not None:
+            on_work(done)
+        return found
+
+    return counted
+
+
+def _read(path: str) -> Intervention:
+    try:
+        return Intervention.from_json(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The method is gamma, act or a file of an intervention; {path!r} cannot be read.") from error

@@ -1,0 +1,301 @@
+"""The main job: all detectors on one pass over some texts, joined into a census."""
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from sinklens.attention import ReceivedMass, StatisticFactory, plan_for
+from sinklens.capture import Consumer, MemoryPlan, capture, plan_memory, standard_statistics
+from sinklens.detectors import (
+    METRICS,
+    AttentionSummaryDetector,
+    CompressionDetector,
+    DecorrelationDetector,
+    MassiveActivationDetector,
+    ResidualPeakDetector,
+    SecondarySinkDetector,
+    SinkDetector,
+    ValueDrainDetector,
+    VisibleSinkDetector,
+)
+from sinklens.detectors.active_dormant import ABLATION, OUTPUT_NORM
+from sinklens.detectors.sinks import EPS, EPS_SWEEP, MIN_QUERIES, MIN_SHARE, shortest_length, uniform_importance
+from sinklens.detectors.token_types import token_types
+from sinklens.errors import InputError
+from sinklens.interventions import Intervention
+from sinklens.models.architecture import norm_after_attention
+from sinklens.models.as_bridge import AnyModel, as_bridge
+from sinklens.models.given_ids import is_encoding
+from sinklens.models.tokens import BosChoice, Ids, TokenBatch
+from sinklens.models.torch_state import usual_torch
+from sinklens.passes.sequences import choose_sequences, without_short
+from sinklens.results.provenance import attention_facts, made_with, model_facts, token_facts
+from sinklens.studies.census.domains import DomainJoin, Domains, DomainTexts, choose_domains
+from sinklens.studies.census.head_table import join_heads, join_sinks, sinks_by_layer, with_entering
+from sinklens.studies.census.joins import Example, TokenJoin, choose_maps
+from sinklens.studies.census.result import FORMAT_VERSION, Census
+from sinklens.studies.census.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO, describe
+from sinklens.studies.effects.sinks_after import sinks_after
+
+DETECTORS = (
+    "sinks", "value_drains", "massive_activations", "residual_peaks", "secondary_sinks", "decorrelation",
+)  # fmt: skip
+"""What a scan runs unless told otherwise: together a few per cent of its time each."""
+
+COSTLY = ("compression",)
+"""What must be asked for: an eigenvalue problem for every layer and sequence."""
+
+
+@usual_torch()
+def scan(
+    model: AnyModel,
+    texts: str | Sequence[str] | DomainTexts | None = None,
+    *,
+    tokens: TokenBatch | Ids | None = None,
+    attention_mask: Any = None,
+    tokenizer: Any = None,
+    bos: BosChoice = "auto",
+    max_tokens: int | None = None,
+    split: bool = True,
+    max_sequences: int | None = None,
+    batch_size: int | None = None,
+    detectors: Sequence[str] = DETECTORS,
+    eps: float = EPS,
+    maps: int = 6,
+    seed: int = 0,
+    source: str | None = None,
+    intervention: Intervention | None = None,
+    on_plan: Callable[[MemoryPlan, int], None] | None = None,
+    on_layer: Callable[[int], None] | None = None,
+) -> Census:
+    """Find attention sinks, value drains, residual peaks and massive activations in one pass.
+
+    Args:
+        model: A bridge, a name or path for :func:`sinklens.load`, or a Hugging Face model with its ``tokenizer``; see
+            :func:`~sinklens.models.as_bridge`. It is the same afterwards.
+        texts: One or several texts, a sequence each; default: a built-in corpus that fits the model (100 sequences
+            of 64 tokens). Or texts by domain, ``{"prose": [...], "code": [...]}``: then the census has a table
+            ``domains`` of how every head differs between them.
+        tokens: Instead of texts: a :class:`TokenBatch`, what a Hugging Face tokenizer gives (``input_ids`` with
+            ``attention_mask``), an id tensor ``[batch pos]`` or lists of ids.
+        attention_mask: For ids: 1 at real tokens. Ids that begin or end with padding are refused without it.
+        tokenizer: For a Hugging Face model: its tokenizer, or where that lies.
+        bos: ``"auto"`` (as the checkpoint's tokenizer does), ``"yes"`` or ``"no"``; ids are taken as they are.
+        max_tokens: Longest sequence; default: the model's context.
+        split: Cut long texts into sequences of ``max_tokens``; False drops what is beyond. Rows of ids are never split.
+        max_sequences: Draw at most this many sequences (of each domain) from all over the texts; default: 100, and all
+            of given tokens. The census says how many tokens were not used, and why.
+        batch_size: Sequences per forward pass; default: what fits the memory.
+        detectors: Names among :data:`DETECTORS` (the default, all of these) and :data:`COSTLY`.
+        eps: Threshold of the sink rate.
+        maps: For how many heads the example sequence's attention map is kept.
+        seed: Which sequences are drawn.
+        source: What to call the texts in the provenance.
+        intervention: Measure the model under this change, such as ``AblateHeads(["L1H0"])``; it is named in the header
+            and the verdict, and a table ``sinks_after`` says where the sink went (one more pass, without it).
+        on_plan: Receives the memory plan and the number of layer records to come, before the run starts.
+        on_layer: Called after each layer of each batch with the number of sequences in it.
+
+    Returns:
+        A :class:`Census`.
+
+    Raises:
+        InputError: No usable sequence (each needs at least as many tokens as make ``eps`` meaningful, 10 for 0.3), ids
+            with padding and no mask, a model in training mode, activations that are NaN, or an unknown detector.
+        UnsupportedArchitectureError: No exact way to measure the model is known.
+
+    Cost: one forward pass, its attention about twice as slow as fused attention; memory O(tokens) on the fast path.
+    """
+    every = (*DETECTORS, *COSTLY)
+    detectors = [detectors] if isinstance(detectors, str) else detectors
+    unknown = [name for name in detectors if name not in every]
+    if unknown or not detectors:
+        named = ", ".join(unknown) or "(none)"
+        raise InputError(f"Unknown detectors {named}; expected some of {', '.join(every)}.")
+    started = time.perf_counter()
+    model = as_bridge(model, tokenizer=tokenizer)
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        plan = plan_for(model)
+    notes += [str(w.message) for w in caught if "sinklens" in str(w.filename) or "measured through" in str(w.message)]
+    domains: Domains | None = None
+    if isinstance(texts, Mapping) and not is_encoding(texts):
+        if tokens is not None:
+            raise InputError("Pass either texts or tokens, not both; a domain may be given as a TokenBatch.")
+        if attention_mask is not None:
+            raise InputError("attention_mask goes with tokens; a domain may be given as a tokenizer's whole output.")
+        domains = choose_domains(
+            model,
+            texts,
+            bos=bos,
+            max_tokens=max_tokens,
+            split=split,
+            max_sequences=max_sequences,
+            seed=seed,
+            source=source,
+        )
+        batch, source = domains.batch, domains.source
+    else:
+        batch, source = choose_sequences(
+            model, texts, tokens, bos, max_tokens, split, seed, source, max_sequences, attention_mask
+        )
+    usable, skipped = _usable(batch, eps)
+    if skipped:
+        batch = without_short(batch, usable)
+        domains = replace(domains.rows(usable), batch=batch) if domains is not None else None
+    notes += dict.fromkeys(_length_notes(batch, eps) + (domains.notes() if domains is not None else []))
+    notes += [] if intervention is None else [f"Measured under an intervention: {intervention}."]
+    wants = {name: name in detectors for name in every}
+    compared = intervention is not None and wants["sinks"]
+    memory = plan_memory(model, len(batch), batch.ids.shape[1], batch_size)
+    if on_plan is not None:
+        on_plan(memory, len(batch) * (len(model.blocks) + 1) * (2 if compared else 1))
+
+    uses_attention = wants["sinks"] or wants["value_drains"] or wants["secondary_sinks"]
+    sinks, visible = SinkDetector(eps, EPS_SWEEP, MIN_QUERIES), VisibleSinkDetector(eps)
+    summary, drains = AttentionSummaryDetector(), ValueDrainDetector()
+    massive, peaks = MassiveActivationDetector(), ResidualPeakDetector()
+    secondary, decorrelation = SecondarySinkDetector(eps=eps), DecorrelationDetector()
+    compression = CompressionDetector()
+    join, example = TokenJoin(batch.lengths, eps, MIN_QUERIES), Example()
+    consumers: list[Consumer] = [join, example]
+    consumers += [sinks, visible, summary] if wants["sinks"] else []
+    consumers += [drains] if wants["value_drains"] else []
+    consumers += [massive] if wants["massive_activations"] else []
+    consumers += [peaks] if wants["residual_peaks"] else []
+    consumers += [secondary] if wants["secondary_sinks"] else []
+    consumers += [decorrelation] if wants["decorrelation"] else []
+    consumers += [compression] if wants["compression"] else []
+    differences = DomainJoin(domains.of, eps, seed) if domains is not None and wants["sinks"] else None
+    consumers += [differences] if differences is not None else []
+
+    def statistics(rows: TokenBatch, start: int) -> Sequence[StatisticFactory]:
+        if not uses_attention:
+            return []
+        return standard_statistics(rows, maps=(0,) if start == 0 and maps > 0 else ())
+
+    capture(
+        model,
+        batch,
+        consumers,
+        batch_size=memory.batch_size,
+        statistics=statistics,
+        intervention=intervention,
+        on_layer=on_layer,
+    )
+    before = SinkDetector(eps, EPS_SWEEP, MIN_QUERIES)
+    if compared:
+        only: Sequence[StatisticFactory] = [ReceivedMass]
+        capture(model, batch, [before], batch_size=memory.batch_size, statistics=lambda *_: only, on_layer=on_layer)
+
+    tables: dict[str, pd.DataFrame] = {
+        "tokens": join.table(batch.ids, batch.special, batch.bos, [list(row) for row in batch.tokens]),
+        "profile": example.profile(),
+    }
+    if domains is not None:
+        tables["tokens"].insert(1, "domain", [domains.of[sequence] for sequence in tables["tokens"]["sequence"]])
+    if differences is not None:
+        tables["domains"] = differences.table()
+    layers = pd.DataFrame({"layer": range(-1, len(model.blocks))})
+    layers["attention"] = ["embedding"] + [layer.path for layer in plan.layers]
+    layers["window"] = pd.array([None] + [layer.window for layer in plan.layers], dtype="Int64")
+    posts = [None if each.path == "none" else norm_after_attention(model, each.layer) for each in plan.layers]
+    layers["norm_after_attention"] = pd.array([None, *posts], dtype="boolean")
+    drain_table = drains.compute().to_dataframe() if wants["value_drains"] else pd.DataFrame()
+    if wants["value_drains"]:
+        tables["value_drains"] = drain_table
+    if wants["sinks"]:
+        found = sinks.compute()
+        tables |= {"sinks": join_sinks(found, visible.compute()), "eps_sweep": found.sweep}
+        tables["heads"] = join_heads(found, visible.compute(), summary.compute().to_dataframe(), drain_table)
+        layers = layers.merge(sinks_by_layer(tables["heads"]), on="layer", how="left")
+        if compared:
+            tables["sinks_after"] = sinks_after(before.compute(), {str(intervention): found})
+    if wants["residual_peaks"]:
+        result = peaks.compute()
+        layers = with_entering(layers.merge(result.table, on="layer", how="left"))
+        tables["residual_norms"] = result.by_position
+    if wants["massive_activations"]:
+        entries = massive.compute()
+        layers = layers.merge(entries.layers, on="layer", how="left")
+        tables |= {"massive": entries.table, "massive_channels": entries.channels, "massive_episodes": entries.episodes}
+    tables["layers"] = layers
+    if wants["secondary_sinks"]:
+        aligned = secondary.compute()
+        tables |= {"secondary_sinks": aligned.table, "secondary_windows": aligned.windows}
+    if wants["decorrelation"]:
+        tables["decorrelation"] = decorrelation.compute().table
+    if wants["compression"]:
+        tables["compression"] = compression.compute().table
+
+    if wants["sinks"]:
+        tables["token_types"] = token_types(tables["tokens"], join.heads)
+
+    settings = {
+        "detectors": list(detectors),
+        "eps": eps,
+        "eps_sweep": list(sinks.thresholds),
+        "min_queries": MIN_QUERIES,
+        "min_share": MIN_SHARE,
+        "sink_head_rate": SINK_HEAD_RATE,
+        "sink_head_ratio": SINK_HEAD_RATIO,
+        "max_tokens": max_tokens,
+        "batch_size": memory.batch_size,
+        "seed": seed,
+    }
+    kept = choose_maps(example, tables.get("heads"), batch, maps)
+    meta = {
+        "format_version": FORMAT_VERSION,
+        **made_with(),
+        "model": model_facts(model) | attention_facts(plan),
+        "tokens": token_facts(batch, source, skipped) | ({"domains": domains.facts()} if domains is not None else {}),
+        "metrics": {metric.name: metric.as_dict() for metric in METRICS if metric not in (OUTPUT_NORM, ABLATION)},
+        "settings": settings,
+        "intervention": None if intervention is None else json.loads(intervention.to_json()),
+        "warnings": notes,
+        "verdict": describe(tables, settings) + ([] if intervention is None else [f"All under {intervention}."]),
+        "seconds": time.perf_counter() - started,
+    }
+    return Census(meta, tables, kept)
+
+
+def _usable(batch: TokenBatch, eps: float) -> tuple[list[int], list[str]]:
+    """Which sequences are long enough for the threshold to mean anything, and a line about each that is not."""
+    number: Any = eps
+    if not isinstance(number, int | float) or not 0 < eps < 1:
+        raise InputError(f"eps must lie between 0 and 1, got {eps!r}.")
+    need = shortest_length(eps)
+    long_enough = batch.lengths >= need
+    if not bool(long_enough.any()):
+        longest = int(batch.lengths.max())
+        floor = float(uniform_importance(longest)[0])
+        raise InputError(
+            f"The longest of {len(batch)} sequence(s) has {longest} tokens, too short to measure: uniform attention "
+            f"alone gives its first key an importance of {floor:.2f}, above eps={eps}. Use at least {need} tokens "
+            "(64 or more to compare with published numbers)."
+        )
+    short = (~long_enough).nonzero().flatten().tolist()
+    skipped = [f"sequence {index}: {int(batch.lengths[index])} tokens, fewer than {need}" for index in short]
+    return long_enough.nonzero().flatten().tolist(), skipped
+
+
+def _length_notes(batch: TokenBatch, eps: float) -> list[str]:
+    notes = []
+    shortest = int(batch.lengths.min())
+    floor = float(uniform_importance(shortest)[0])
+    if floor > eps / 2:
+        notes.append(
+            f"The shortest sequence has {shortest} tokens, where uniform attention gives key 0 an importance of "
+            f"{floor:.2f}, more than half of eps={eps}: read the ratio to the null, not the rate."
+        )
+    if batch.unused:
+        notes.append(batch.unused.sentence(len(batch)))
+    if len(batch) < 10:
+        notes.append(f"Sink rates are shares of only {len(batch)} sequence(s); 100 are usual.")
+    return notes

@@ -1,0 +1,70 @@
+"""Massive activations in words."""
+
+import pandas as pd
+
+from sinklens.studies.census.verdict.wording import row_at
+
+CRITERIA = (("absolute", "|h| > 100"), ("relative", "|h| > 1000 x median"))
+MOST_CHANNELS = 3
+_PLACES = {"start": "at position 0", "others": "at later positions"}
+
+
+def describe_massive(layers: pd.DataFrame, episodes: pd.DataFrame) -> list[str]:
+    """Which channels, the largest first, after which blocks; token-specific ones apart from those large everywhere."""
+    blocks = layers[(layers["layer"] >= 0) & layers["max_abs"].notna()].sort_values("layer")
+    if blocks.empty:
+        return []
+    top = row_at(blocks, blocks["max_abs"].idxmax())
+    ratio = "" if pd.isna(top.max_over_median) else f"{top.max_over_median:.3g} times the median, "
+    place = (
+        f"A sequence's largest |h| is {top.max_abs:.3g} on average, {ratio}after block {int(top.layer)}, most often at "
+        f"position {int(top.top_position)}, channel {int(top.top_channel)}"
+    )
+    if episodes.empty:
+        return [f"No massive activation in at least half of the sequences, by either criterion. {place}."]
+    sentences = []
+    for criterion, bound in CRITERIA:
+        chosen = episodes[episodes["criterion"] == criterion]
+        specific = chosen[~chosen["everywhere"]]
+        if chosen.empty:
+            sentences.append(f"Massive activations by {bound}: in no channel.")
+            continue
+        if specific.empty:
+            sentences.append(f"Massive activations by {bound}: none is token-specific.")
+        else:
+            sentences.append(f"Massive activations by {bound}: {_kinds(specific)}.")
+        if chosen["everywhere"].any():
+            sentences.append(_outlier_channels(chosen[chosen["everywhere"]], bound))
+    return [*sentences, f"{place}."]
+
+
+def _kinds(specific: pd.DataFrame) -> str:
+    """``channel 507 at position 0, after blocks ...``, the largest kinds first."""
+    kinds = [kind.sort_values("appears") for _, kind in specific.groupby(["bucket", "channel"])]
+    kinds.sort(key=lambda kind: -kind["peak"].max())  # stable: equal ones by place and channel
+    parts = []
+    for kind in kinds[:MOST_CHANNELS]:
+        spans = " and ".join(_span(episode) for episode in kind.itertuples())
+        parts.append(f"channel {kind['channel'].iloc[0]} {_PLACES[kind['bucket'].iloc[0]]} {spans}")
+    rest = len(kinds) - len(parts)
+    return "; ".join(parts) + (f"; and {rest} smaller kind{'s' if rest > 1 else ''}" if rest else "")
+
+
+def _span(episode: object) -> str:
+    first, last = episode.appears, episode.leaves_after  # type: ignore[attr-defined]
+    where = f"after block {first}" if first == last else f"after blocks {first} to {last}"
+    least, most, of = episode.n_sequences_least, episode.n_sequences, episode.n_of  # type: ignore[attr-defined]
+    count = f"{most}" if least == most else f"{least} to {most}"
+    return f"{where} (up to {episode.peak:.3g}, in {count} of {of} sequences)"  # type: ignore[attr-defined]
+
+
+def _outlier_channels(everywhere: pd.DataFrame, bound: str) -> str:
+    """Channels, not tokens: the largest first."""
+    sizes = everywhere.groupby("channel")["peak"].max()
+    ordered = sizes.reset_index().sort_values(["peak", "channel"], ascending=[False, True])["channel"].tolist()
+    named = ", ".join(str(channel) for channel in ordered[:MOST_CHANNELS])
+    rest = f" and {len(ordered) - MOST_CHANNELS} more" if len(ordered) > MOST_CHANNELS else ""
+    return (
+        f"Not token-specific by {bound}: channel{'s' if len(ordered) > 1 else ''} {named}{rest}, where at least half "
+        "of the tokens after position 0 meet it after some block."
+    )

@@ -1,0 +1,183 @@
+"""What one checkpoint shows: sink, logit margin, value drain, residual peak and loss, by head, layer and domain."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens.attention import DeltaLogit, ReceivedMass
+from sinklens.capture import capture, plan_memory
+from sinklens.detectors import MassiveActivationDetector, ResidualPeakDetector, SinkDetector, ValueDrainDetector
+from sinklens.evidence.bootstrap import paired_interval
+from sinklens.evidence.effects import token_losses
+from sinklens.models.tokens import TokenBatch
+from sinklens.passes.batches import equal_lengths
+from sinklens.studies.ablation.layout import choose_layout
+from sinklens.studies.census.domains import Domains
+from sinklens.studies.census.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO
+
+ALL = "all"
+HEAD_COLUMNS = (
+    "domain", "layer", "head", "importance_first", "null_first", "sink_rate_first", "is_sink_first", "delta_logit",
+    "value_norm", "drain", "output_norm", "drain_wo",
+)  # fmt: skip
+LAYER_COLUMNS = (
+    "domain", "layer", "sink_rate_first", "importance_first", "n_sink_heads", "resid_norm_first", "resid_norm_others",
+    "resid_ratio", "max_abs", "median_abs", "max_over_median", "top_position",
+)  # fmt: skip
+HEAD_MEANS = ("sink_rate_first", "importance_first", "null_first", "delta_logit", "drain", "drain_wo")
+
+
+class _Detectors:
+    """Everything that is measured on the sequences of one domain."""
+
+    def __init__(self, eps: float) -> None:
+        self.sinks, self.drains = SinkDetector(eps), ValueDrainDetector()
+        self.peaks, self.massive = ResidualPeakDetector(), MassiveActivationDetector()
+
+    @property
+    def consumers(self) -> list[SinkDetector | ValueDrainDetector | ResidualPeakDetector | MassiveActivationDetector]:
+        return [self.sinks, self.drains, self.peaks, self.massive]
+
+    def merge(self, other: "_Detectors") -> None:
+        self.sinks.merge(other.sinks)
+        self.drains.merge(other.drains)
+        self.peaks.merge(other.peaks)
+        self.massive.merge(other.massive)
+
+    def heads(self) -> pd.DataFrame:
+        """One row per head: what it does with position 0."""
+        key = ["layer", "head"]
+        table, drains = self.sinks.compute().table, self.drains.compute().table
+        if table.empty:
+            return pd.DataFrame(columns=[*HEAD_COLUMNS])
+        names = {"importance": "importance_first", "null": "null_first", "sink_rate": "sink_rate_first"}
+        first = table[table["position"] == 0].rename(columns=names)
+        wanted = drains[drains["position"] == 0][[*key, "value_norm", "drain", "output_norm", "drain_wo"]]
+        first = first.merge(wanted, on=key, how="left")
+        ratio = first["ratio"] >= SINK_HEAD_RATIO
+        return first.assign(is_sink_first=(first["sink_rate_first"] >= SINK_HEAD_RATE) & ratio)
+
+    def layers(self, heads: pd.DataFrame) -> pd.DataFrame:
+        """One row per layer, -1 before the first block."""
+        table = self.peaks.compute().table.merge(self.massive.compute().layers, on="layer", how="outer")
+        if len(heads):
+            grouped = heads.groupby("layer")
+            means = grouped[["sink_rate_first", "importance_first"]].mean()
+            means["n_sink_heads"] = grouped["is_sink_first"].sum()
+            return table.merge(means.reset_index(), on="layer", how="left")
+        return table.assign(sink_rate_first=math.nan, importance_first=math.nan, n_sink_heads=math.nan)
+
+
+@torch.no_grad()
+def measure_checkpoint(
+    model: TransformerBridge,
+    domains: Domains,
+    *,
+    eps: float,
+    batch_size: int | None = None,
+    seed: int = 0,
+    on_work: Callable[[float], None] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """The tables of one checkpoint.
+
+    Args:
+        model: The bridge; it is the same afterwards.
+        domains: Sequences with the domain of each.
+        eps: Threshold of the sink rate.
+        batch_size: Sequences in one forward pass; default: what fits the memory.
+        seed: Of the bootstrap.
+        on_work: Receives the share of the work that is done.
+
+    Returns:
+        ``steps`` (one row per domain), ``heads`` and ``layers`` of every domain; several domains have rows named
+        ``"all"`` besides, of all sequences together. See :class:`~sinklens.studies.dynamics.result.Dynamics`.
+
+    Cost: two forward passes, one of them with about twice the attention time.
+    """
+    length = int(domains.batch.lengths.max())
+    size = batch_size or plan_memory(model, len(domains.batch), length).batch_size
+    n_records = len(domains.batch) * (len(model.blocks) + 1)
+    done = 0.0
+
+    def worked(sequences: int) -> None:
+        nonlocal done
+        done += sequences
+        if on_work is not None:
+            on_work(0.7 * done / n_records)
+
+    measured: dict[str, _Detectors] = {}
+    together = _Detectors(eps)
+    for name in domains.names:
+        index = [number for number, of in enumerate(domains.of) if of == name]
+        measured[name] = _Detectors(eps)
+        capture(
+            model,
+            domains.batch.rows(index),
+            measured[name].consumers,
+            batch_size=size,
+            statistics=lambda rows, start: [ReceivedMass, DeltaLogit],
+            first_sequence=index[0],
+            on_layer=worked,
+        )
+        together.merge(measured[name])
+    losses = sequence_losses(model, domains.batch, batch_size)
+    if on_work is not None:
+        on_work(1.0)
+    if len(measured) > 1:
+        measured = {ALL: together} | measured
+    of = np.array(domains.of, dtype=object)
+    heads, layers = [], []
+    steps: list[dict[str, Any]] = []
+    for name, each in measured.items():
+        by_head = each.heads()
+        by_layer = each.layers(by_head)
+        own = losses if name == ALL else losses[of == name]
+        row = _summary(by_head, by_layer) | _loss(own, int(model.cfg.d_vocab), seed)
+        steps.append({"domain": name, **row})
+        heads.append(by_head.assign(domain=name))
+        layers.append(by_layer.assign(domain=name))
+    return {
+        "steps": pd.DataFrame(steps),
+        "heads": pd.concat(heads, ignore_index=True)[[*HEAD_COLUMNS]],
+        "layers": pd.concat(layers, ignore_index=True)[[*LAYER_COLUMNS]],
+    }
+
+
+def sequence_losses(
+    model: TransformerBridge, batch: TokenBatch, batch_size: int | None = None
+) -> Float[np.ndarray, " sequence"]:
+    """Mean loss of every sequence in nats per predicted token, see :func:`token_losses`; NaN where nothing is."""
+    layout = choose_layout(model, len(batch), int(batch.lengths.max()), batch_size=batch_size)
+    losses = np.full(len(batch), math.nan)
+    device = next(model.parameters()).device
+    for index in equal_lengths(batch, layout.rows):
+        rows = batch.rows(index)
+        losses[index] = token_losses(model(rows.ids.to(device)), rows).double().nanmean(1).cpu().numpy()
+    return losses
+
+
+def _summary(heads: pd.DataFrame, layers: pd.DataFrame) -> dict[str, float]:
+    """Means over heads, and the highest peak of any block."""
+    row: dict[str, float] = {name: float(heads[name].astype(float).mean()) for name in HEAD_MEANS}
+    row["n_heads"] = len(heads)
+    row["n_sink_heads"] = int(heads["is_sink_first"].sum())
+    row["sink_head_share"] = row["n_sink_heads"] / len(heads) if len(heads) else math.nan
+    row["importance_first_max"] = float(heads["importance_first"].astype(float).max())
+    blocks = layers[layers["layer"] >= 0]
+    for name in ("resid_ratio", "max_over_median"):
+        row[name] = float(blocks[name].astype(float).max())
+        highest = blocks[blocks[name] == row[name]]
+        row[f"{name}_layer"] = float(highest["layer"].iloc[0]) if len(highest) else math.nan
+    return row
+
+
+def _loss(losses: Float[np.ndarray, " sequence"], d_vocab: int, seed: int) -> dict[str, float]:
+    interval = paired_interval(losses, seed=seed)
+    ends = {"loss": interval.value, "loss_low": interval.low, "loss_high": interval.high}
+    return ends | {"loss_uniform": math.log(d_vocab), "n_sequences": len(losses)}

@@ -1,0 +1,201 @@
+"""What can be measured about heads: each entry runs one measurement and gives its scores."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens.detectors.active_dormant import ABLATION, MASS
+from sinklens.detectors.base import Metric
+from sinklens.detectors.head_scores import HeadScores
+from sinklens.errors import InputError, UnsupportedArchitectureError
+from sinklens.interventions.heads import Head
+from sinklens.models.tokens import BosChoice
+from sinklens.studies.active_dormant.run import ActiveDormant, active_dormant
+from sinklens.studies.census.result import Census
+from sinklens.studies.census.run import scan
+from sinklens.studies.head_scores.head_importance import head_importance
+from sinklens.studies.head_scores.heterogeneous_heads import heterogeneous_heads
+from sinklens.studies.head_scores.pattern_scores import pattern_scores
+from sinklens.studies.head_scores.text_scores import text_scores
+from sinklens.studies.needles import make_needles, retrieval_scores, score_needles
+from sinklens.studies.needles.answers import Keep
+from sinklens.studies.needles.retrieval_scores import Procedure
+from sinklens.studies.streaming_split import GateSettings, streaming_split
+
+SINK_EVIDENCE = ("sink_position", "importance", "null", "ratio", "is_sink", "drain", "drain_wo")
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One measurement of all heads.
+
+    Attributes:
+        name: What ``scores=`` and ``--scores`` call it.
+        about: What it measures, in a few words.
+        slow: Whether it takes much longer than a few forward passes; such a one runs only when it is named.
+        on_texts: Whether it runs on the caller's texts (``texts``, ``bos``, ``max_tokens``, ``max_sequences``); the
+            others make their own input.
+        scores: The scores that count as criteria; others that it gives stand beside them as evidence.
+        measure: From the model and the measurement's own options to scores.
+        tells: Which of its arguments takes a function of the work done and of all, if one does.
+    """
+
+    name: str
+    about: str
+    slow: bool
+    on_texts: bool
+    scores: tuple[str, ...]
+    measure: Callable[..., HeadScores]
+    tells: str | None = None
+
+    def run(
+        self, model: TransformerBridge, options: Mapping[str, Any], on_done: Callable[[int, int], None] | None = None
+    ) -> HeadScores:
+        """Measure; near copies of a score (other forms of it) are left out of ``metrics`` and stay in the table."""
+        telling = {self.tells: on_done} if self.tells is not None and on_done is not None else {}
+        found = self.measure(model, **options, **telling)
+        kept = {name: metric for name, metric in found.metrics.items() if name in self.scores}
+        return HeadScores(found.frame, kept or found.metrics, found.meta)
+
+
+def sink_scores(census: Census) -> HeadScores:
+    """Sink rate and importance of each head's strongest key, from a census; the label needs twice the uniform null too.
+
+    The rate saturates (many heads of a real model have 1.00), the importance ranks them.
+
+    Raises:
+        UnsupportedArchitectureError: No block of the model has softmax attention.
+        ResultError: The census was made without sinks.
+    """
+    heads = census.heads.to_dataframe()
+    if heads.empty:
+        raise UnsupportedArchitectureError("No block of this model has softmax attention, so no head can be a sink.")
+    metric = census.meta["metrics"]["sink_score"]
+    score = Metric("sink_rate", metric["version"], metric["definition"], metric["source"])
+    kept = [name for name in SINK_EVIDENCE if name in heads]
+    frame = heads[["layer", "head", "sink_rate", *kept]].rename(columns={"null": "sink_null", "ratio": "sink_ratio"})
+    facts = {name: census.meta[name] for name in ("tokens", "settings", "warnings")}
+    metrics = {"sink_rate": score}
+    if "importance" in kept:
+        metrics["importance"] = Metric("importance", *(metric[name] for name in ("version", "definition", "source")))
+    return HeadScores(frame, metrics, facts)
+
+
+def dormant_scores(found: ActiveDormant) -> HeadScores:
+    """Mass on the sink and rise of the loss when the head is zeroed, on the first domain and token class.
+
+    Columns beside the two scores: ``sink_null`` of the mass, the interval of the rise, and the ``label``.
+    """
+    table = found.to_dataframe()
+    first = table.iloc[0]
+    table = table[(table["domain"] == first["domain"]) & (table["class"] == first["class"])]
+    names = {"mass": "sink_mass", "null": "sink_mass_null", "delta": "zero_ablation"}
+    names |= {"delta_low": "zero_ablation_low", "delta_high": "zero_ablation_high"}
+    frame = table.rename(columns=names)[["layer", "head", *names.values(), "by_ablation", "label"]]
+    metrics = {"sink_mass": MASS, "zero_ablation": ABLATION}
+    facts = {name: found.meta[name] for name in ("tokens", "settings", "warnings")}
+    return HeadScores(frame.reset_index(drop=True), metrics, facts | {"on": f"{first['domain']}, {first['class']}"})
+
+
+def _sinks(model: TransformerBridge, **options: Any) -> HeadScores:
+    usual: dict[str, Any] = {"detectors": ("sinks", "value_drains"), "maps": 0}
+    return sink_scores(scan(model, **usual | options))
+
+
+def _active_dormant(model: TransformerBridge, **options: Any) -> HeadScores:
+    return dormant_scores(active_dormant(model, **options))
+
+
+def _retrieval(
+    model: TransformerBridge, *, keep: Keep | None = None, procedure: Procedure = "teacher", **needles: Any
+) -> HeadScores:
+    """Random needles; passkeys for a model with a tokenizer that answers no random needle (most language models)."""
+    if keep is None and "kind" not in needles and model.tokenizer is not None:
+        tried = make_needles(model, lengths=[48], depths=[0.5], repeats=4)
+        if not score_needles(model, tried)["exact"].any():
+            usual: dict[str, Any] = {"lengths": [256], "depths": [0.1, 0.5, 0.9]}
+            try:
+                passkeys = make_needles(model, "passkey", **usual | needles)
+            except InputError:  # a vocabulary of other words
+                passkeys = None
+            if passkeys is not None:
+                return retrieval_scores(model, passkeys, keep="share", procedure=procedure)
+    keep = keep or "exact"
+    return retrieval_scores(model, make_needles(model, **needles), keep=keep, procedure=procedure)
+
+
+def _streaming(
+    model: TransformerBridge,
+    *,
+    bos: BosChoice = "auto",
+    on_step: Callable[[int, int], None] | None = None,
+    **settings: Any,
+) -> HeadScores:
+    return streaming_split(model, GateSettings(**settings), bos=bos, on_step=on_step).scores()
+
+
+CRITERIA: Mapping[str, Criterion] = {
+    each.name: each
+    for each in (
+        Criterion("retrieval", "copies the answer of a needle (Wu et al.)", False, False, ("retrieval",), _retrieval),
+        Criterion(
+            "pattern",
+            "previous, duplicate, induction and echo stripes on repeated tokens",
+            False,
+            False,
+            ("previous_token", "duplicate_token", "induction", "echo", "razor_induction"),
+            pattern_scores,
+        ),
+        Criterion("sinks", "attention on one key (sink rate)", False, True, ("sink_rate", "importance"), _sinks),
+        Criterion(
+            "text",
+            "entropy, distance and delimiters on text",
+            False,
+            True,
+            ("entropy", "distance_without_sink", "delimiter_mass"),
+            text_scores,
+        ),
+        Criterion(
+            "task_kv",
+            "heads whose output lies far from their layer's (Task-KV)",
+            False,
+            True,
+            ("written_offset",),
+            heterogeneous_heads,
+        ),
+        Criterion("streaming", "DuoAttention's learned gates", True, False, ("streaming_gate",), _streaming, "on_step"),
+        Criterion(
+            "importance",
+            "write norm, AttentionInfluence, direct logit attribution",
+            True,
+            True,
+            ("write_norm", "attention_influence", "direct_logit"),
+            head_importance,
+            "on_done",
+        ),
+        Criterion(
+            "active_dormant",
+            "sink mass and zero ablation (Guo et al.)",
+            True,
+            True,
+            ("sink_mass", "zero_ablation"),
+            _active_dormant,
+            "on_done",
+        ),
+    )
+}
+"""All measurements by name, in the order of the table's columns."""
+
+USUAL = tuple(name for name, each in CRITERIA.items() if not each.slow)
+"""What runs unless the caller names others."""
+
+
+def missing_scores(criterion: Criterion, heads: Iterable[Head], reason: str) -> HeadScores:
+    """NaN for every head, in the place of scores that could not be measured."""
+    frame = pd.DataFrame([*heads], columns=["layer", "head"]).assign(**dict.fromkeys(criterion.scores, math.nan))
+    metrics = {name: Metric(name, 0, f"not measured: {reason}", "") for name in criterion.scores}
+    return HeadScores(frame, metrics, {"failed": reason})

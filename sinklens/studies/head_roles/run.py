@@ -1,0 +1,159 @@
+"""The main job: run the criteria one after another, keep what is finished, join and compare."""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens.attention import plan_for
+from sinklens.detectors.head_scores import HeadScores
+from sinklens.errors import InputError, ResultError, SinkLensError
+from sinklens.evidence.controls import all_heads
+from sinklens.models.as_bridge import AnyModel, as_bridge
+from sinklens.models.tokens import BosChoice
+from sinklens.models.torch_state import usual_torch
+from sinklens.results import RunFolder
+from sinklens.results.provenance import attention_facts, made_with, model_facts
+from sinklens.studies.head_roles.criteria import CRITERIA, USUAL, missing_scores
+from sinklens.studies.head_roles.result import FORMAT, WORK, Roles
+from sinklens.studies.head_roles.rules import Rule
+from sinklens.studies.head_roles.store import describe_model, load_scores, save_scores
+
+
+@usual_torch()
+def roles(
+    model: AnyModel,
+    *,
+    tokenizer: Any = None,
+    scores: Sequence[str] = USUAL,
+    given: Mapping[str, HeadScores] | None = None,
+    texts: str | Sequence[str] | None = None,
+    bos: BosChoice = "auto",
+    max_tokens: int | None = None,
+    max_sequences: int | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    rules: Sequence[Rule] = (),
+    top: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    restart: bool = False,
+    on_criterion: Callable[[str, int, int], None] | None = None,
+    on_work: Callable[[int, int], None] | None = None,
+    on_pair: Callable[[int, int], None] | None = None,
+) -> Roles:
+    """Every head's roles by several published criteria, in one table, and where the criteria agree.
+
+    ::
+
+        found = roles("induction-2l", scores=("retrieval", "pattern", "sinks"), out="runs/roles")
+        found.roles["retrieval"], found.agreement()
+
+    A criterion that fails or does not apply becomes a warning, and its scores are NaN; the others go on.
+
+    Args:
+        model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
+        tokenizer: For a Hugging Face model.
+        scores: Which criteria run, of :data:`CRITERIA`; default :data:`USUAL`, the fast ones. May be empty when
+            ``given`` is not.
+        given: Further scores of this model by name, such as published ones that :func:`read_scores` read.
+        texts: For the criteria that run on texts; default: the built-in corpus that fits the model.
+        bos: As for :func:`sinklens.tokenize`.
+        max_tokens: Longest text.
+        max_sequences: Draw at most this many sequences from all over the texts; default: what each criterion takes.
+        options: Further arguments of single criteria, such as ``{"pattern": {"block": 32}}``.
+        rules: Label rules in the place of the usual ones for the same score.
+        top: Size of the top sets that are compared; default: that of the smaller labelled set.
+        seed: Of the criteria that draw something, and of the bootstrap.
+        out: Keep each finished criterion here and save the result; the same call goes on where it was interrupted.
+        restart: Replace what another run left in ``out`` instead of refusing it.
+        on_criterion: Called with the name of the criterion that begins, its number from 0, and how many there are.
+        on_work: Called by the slow criteria with the work that is done of the present one, and all of it.
+        on_pair: Called with the number of compared pairs and of all.
+
+    Returns:
+        A :class:`Roles`.
+
+    Raises:
+        InputError: An unknown criterion, options for one that does not run, or no criterion gave any score.
+        ResultError: ``out`` cannot be written, or holds another run.
+
+    Cost: the usual ones are a few forward passes each; ``streaming`` learns by gradient, and ``importance`` and
+    ``active_dormant`` take about half a forward pass for every head and text.
+    """
+    unknown = [name for name in scores if name not in CRITERIA]
+    if unknown or not (scores or given):
+        raise InputError(f"Unknown criteria {', '.join(unknown) or '(none)'}; expected some of {', '.join(CRITERIA)}.")
+    if top is not None and top < 1:
+        raise InputError(f"top must be at least 1, got {top}.")
+    wrong = [name for name in options or {} if name not in scores]
+    if wrong:
+        raise InputError(f"There are options for {', '.join(wrong)}, which does not run; add it to scores.")
+    taken = sorted({*scores} & {*(given or {})})
+    if taken:
+        raise InputError(f"Given scores need names of their own, {taken[0]!r} is measured here; call them differently.")
+    started = time.perf_counter()
+    model = as_bridge(model, tokenizer=tokenizer)
+    heads = all_heads(model)
+    folder = None if out is None else RunFolder(Path(out), FORMAT, WORK)
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(folder.locked())
+            folder.begin(describe_model(model), restart)
+            folder.note()
+        words = {"texts": texts, "bos": bos, "max_tokens": max_tokens, "max_sequences": max_sequences}
+        parts: dict[str, HeadScores] = {}
+        notes: list[str] = []
+        failed: dict[str, str] = {}
+        for number, name in enumerate(dict.fromkeys(scores)):
+            if on_criterion is not None:
+                on_criterion(name, number, len(scores))
+            mine = _options(name, words, dict((options or {}).get(name, {})), seed)
+            try:
+                parts[name] = _measure(model, name, mine, folder, on_work)
+            except ResultError:
+                raise  # the folder: going on would cost the results of the others
+            except Exception as error:
+                kind = "" if isinstance(error, SinkLensError) else f"{type(error).__name__}: "
+                notes.append(f"The criterion {name} gave no scores: {kind}{error}")
+                warnings.warn(notes[-1], stacklevel=2)
+                failed[name] = f"{kind}{error}"
+                parts[name] = missing_scores(CRITERIA[name], heads, failed[name])
+        if len(failed) == len(parts) and not given:
+            raise InputError(f"No criterion gave any score. {' '.join(notes)}")
+        parts |= dict(given or {})
+        facts = model_facts(model) | attention_facts(plan_for(model))
+        found = Roles.of(parts, model=facts, rules=rules, top=top, seed=seed, on_pair=on_pair)
+        found.meta.update(
+            **made_with(),
+            warnings=notes + found.meta["warnings"],
+            seconds=time.perf_counter() - started,
+        )
+        found.meta["settings"] |= {"scores": list(scores), "given": [*(given or {})]}
+        if folder is not None:
+            folder.complete(found.meta, found.tables, keep_work=True)
+        return found
+
+
+def _options(name: str, words: Mapping[str, Any], own: dict[str, Any], seed: int) -> dict[str, Any]:
+    shared = {key: value for key, value in words.items() if value is not None} if CRITERIA[name].on_texts else {}
+    return {**shared, "seed": seed} | own
+
+
+def _measure(
+    model: TransformerBridge,
+    name: str,
+    options: Mapping[str, Any],
+    folder: RunFolder | None,
+    on_work: Callable[[int, int], None] | None,
+) -> HeadScores:
+    kept = None if folder is None else load_scores(folder, name, options)
+    if kept is not None:
+        return kept
+    scores = CRITERIA[name].run(model, options, on_work)
+    if folder is not None:
+        save_scores(folder, name, options, scores)
+    return scores

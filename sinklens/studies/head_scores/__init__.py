@@ -1,0 +1,1 @@
+"""Scores of every head: what it attends to, copies, writes and carries."""

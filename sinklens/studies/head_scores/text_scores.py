@@ -1,0 +1,140 @@
+"""How every head attends on text: entropy, distance, the token before, delimiters, local or global."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sinklens.capture import capture, plan_memory
+from sinklens.detectors.attention_entropy import EntropyDetector
+from sinklens.detectors.delimiter import KINDS, DelimiterDetector, DelimiterKind
+from sinklens.detectors.head_scores import HeadScores
+from sinklens.detectors.local_global import SHARE, WINDOW, LocalGlobalDetector
+from sinklens.detectors.previous_token import PreviousTokenDetector
+from sinklens.detectors.value_weighted import ValueWeightedDetector
+from sinklens.errors import UnsupportedArchitectureError
+from sinklens.interventions import Intervention
+from sinklens.models.architecture import attention_layers
+from sinklens.models.as_bridge import AnyModel, as_bridge
+from sinklens.models.tokens import BosChoice, Ids, TokenBatch
+from sinklens.models.torch_state import usual_torch
+from sinklens.passes.sequences import choose_sequences
+from sinklens.results.provenance import provenance
+
+KEYS = ["layer", "head", "kv_head"]
+
+
+@usual_torch()
+def text_scores(
+    model: AnyModel,
+    texts: str | Sequence[str] | None = None,
+    *,
+    tokens: TokenBatch | Ids | None = None,
+    attention_mask: Any = None,
+    tokenizer: Any = None,
+    bos: BosChoice = "auto",
+    max_tokens: int | None = None,
+    split: bool = True,
+    max_sequences: int | None = None,
+    seed: int = 0,
+    source: str | None = None,
+    delimiters: Sequence[DelimiterKind] = KINDS,
+    sinks: Sequence[int] = (0,),
+    window: int = WINDOW,
+    share: float = SHARE,
+    batch_size: int | None = None,
+    intervention: Intervention | None = None,
+    on_layer: Callable[[int], None] | None = None,
+) -> HeadScores:
+    """Measure how every head spreads its attention over a text.
+
+    ::
+
+        found = text_scores("tiny-llama", "Once upon a time ...")
+        print(found.to_dataframe()[["layer", "head", "distance_without_sink", "span_without_sink"]])
+
+    Args:
+        model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
+        texts: One or several texts; default: the built-in corpus that fits the model (100 sequences of 64 tokens).
+        tokens: Instead of texts: a :class:`TokenBatch`, a tokenizer's output, a tensor ``[batch pos]`` or lists of ids.
+        attention_mask: For ids: 1 at real tokens.
+        tokenizer: For a Hugging Face model.
+        bos: ``"auto"`` (as the checkpoint's tokenizer does), ``"yes"`` or ``"no"``; ids are taken as they are.
+        max_tokens: Longest sequence; default: the model's context.
+        split: Cut long texts into sequences of ``max_tokens``; False drops what is beyond.
+        max_sequences: Draw at most this many sequences from all over the texts; default: 100, and all of given tokens.
+        seed: Which sequences are drawn.
+        source: What to call the texts in the provenance.
+        delimiters: What counts as a delimiter: ``"punctuation"``, ``"newline"``, ``"special"``.
+        sinks: Positions left out of ``distance_without_sink`` and counted in the shares of the sink.
+        window: Tokens beyond which the windowed distance does not grow.
+        share: Share of heads called local, and global.
+        batch_size: Sequences per forward pass; default: what fits the memory.
+        intervention: Measure the model under this change.
+        on_layer: Called after each layer of each batch with the number of sequences in it.
+
+    Returns:
+        Columns ``layer, head, kv_head``; ``entropy, normalised_entropy, distance, distance_without_sink,
+        windowed_distance, previous_token, delimiter_mass, sink_share, value_weighted_sink_share``, each with ``_sd``
+        and, where it is not a constant, ``_null`` (uniform attention); ``span`` and ``span_without_sink`` (``"local"``,
+        ``"global"`` or ``""``); ``n_sequences``.
+        Layers without attention have no rows.
+
+    Raises:
+        InputError: No usable text, or an unknown setting.
+        UnsupportedArchitectureError: The model has no attention heads, or no exact way to measure them is known.
+
+    Cost: one forward pass; memory O(tokens) for one layer at a time.
+    """
+    model = as_bridge(model, tokenizer=tokenizer)
+    if not attention_layers(model):
+        raise UnsupportedArchitectureError(f"{model.cfg.architecture} has no attention heads to score.")
+    spans = LocalGlobalDetector(sinks=sinks, window=window, share=share)
+    entropy, before, marks = EntropyDetector(), PreviousTokenDetector(), DelimiterDetector(delimiters)
+    resting = ValueWeightedDetector(sinks)
+    batch, source = choose_sequences(
+        model, texts, tokens, bos, max_tokens, split, seed, source, max_sequences, attention_mask
+    )
+
+    detectors = (entropy, spans, before, marks, resting)
+    capture(
+        model,
+        batch,
+        detectors,
+        batch_size=plan_memory(model, len(batch), batch.ids.shape[1], batch_size).batch_size,
+        intervention=intervention,
+        on_layer=on_layer,
+    )
+    split_up = spans.compute()
+    found = [entropy.compute(), split_up.heads, before.compute(), marks.compute(), resting.compute()]
+    frame, metrics = found[0].to_dataframe(), dict(found[0].metrics)
+    for other in found[1:]:
+        frame = frame.merge(other.frame, on=KEYS, how="left", validate="one_to_one")
+        metrics |= other.metrics
+    labels = ["span", "span_without_sink"]
+    frame["n_sequences"] = frame["entropy_n"]
+    kept = [f"{name}{end}" for name in metrics for end in ("", "_null", "_sd") if f"{name}{end}" in frame]
+    meta: dict[str, Any] = {
+        **provenance(model, batch),
+        "source": source,
+        "dropped_tokens": batch.dropped,
+        "settings": {
+            "delimiters": list(delimiters),
+            "sinks": list(sinks),
+            "window": window,
+            "share": share,
+            "max_tokens": max_tokens,
+            "seed": seed,
+        },
+        "intervention": None if intervention is None else json.loads(intervention.to_json()),
+        "warnings": [*split_up.heads.meta["warnings"], *_warnings(batch, frame)],
+    }
+    return HeadScores(frame[[*KEYS, *kept, *labels, "n_sequences"]], metrics, meta)
+
+
+def _warnings(batch: TokenBatch, frame: Any) -> list[str]:
+    notes = [batch.unused.sentence(len(batch))] if batch.unused else []
+    if len(frame) and frame["delimiter_mass"].isna().all():
+        notes.append("No sequence holds a delimiter after position 0: delimiter_mass is not applicable.")
+    if int(batch.lengths.min()) < 2:
+        notes.append("Sequences of one token have no token before and are left out of previous_token.")
+    return notes

@@ -1,0 +1,31 @@
+"""All kinds of verdict, each with its checker."""
+
+from tests.studies.census.verdict.checks import (
+    domains,
+    drains,
+    massive,
+    secondary,
+    sinks,
+    sinks_after,
+    token_types,
+    virtual,
+    windows,
+)
+from tests.studies.census.verdict.evidence import Topic
+
+TOPICS: dict[str, Topic] = {
+    "sinks": sinks.TOPIC,
+    "windows": windows.TOPIC,
+    "sinks_after": sinks_after.TOPIC,
+    "drains": drains.TOPIC,
+    "virtual": virtual.TOPIC,
+    "domains": domains.TOPIC,
+    "massive": massive.TOPIC,
+    "secondary": secondary.TOPIC,
+    "token_types": token_types.TOPIC,
+}
+
+UNCHECKED: tuple[str, ...] = (
+    "Residual peak", "Mild residual peak", "No residual peak",
+)  # fmt: skip
+"""How sentences begin whose checker is still to come; to be emptied."""

@@ -1,0 +1,211 @@
+"""The main job: what runs, what a failure leaves, and going on after an interruption."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens import Census, load
+from sinklens.detectors.head_scores import HeadScores
+from sinklens.errors import InputError, ResultError, UnsupportedArchitectureError
+from sinklens.models.builtin import builtin_models
+from sinklens.studies.active_dormant.run import active_dormant
+from sinklens.studies.head_roles import CRITERIA, USUAL, Roles, dormant_scores, roles, sink_scores
+from sinklens.studies.head_roles import run as module
+from sinklens.studies.head_roles.criteria import Criterion
+from tests.studies.head_roles.synthetic import scores as made
+
+SMALL: dict[str, Any] = {"max_sequences": 6, "max_tokens": 24}
+
+
+class Counted:
+    """A criterion that counts how often it runs, and fails when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+        self.runs: list[str] = []
+        self.fails: dict[str, BaseException] = {}
+        replaced = {name: self._criterion(CRITERIA[name]) for name in names}
+        monkeypatch.setattr(module, "CRITERIA", {**CRITERIA, **replaced})
+
+    def _criterion(self, real: Criterion) -> Criterion:
+        def measure(model: TransformerBridge, **options: Any) -> HeadScores:
+            self.runs.append(real.name)
+            if real.name in self.fails:
+                raise self.fails[real.name]
+            return real.measure(model, **options)
+
+        return Criterion(real.name, real.about, real.slow, real.on_texts, real.scores, measure)
+
+
+def test_the_usual_criteria_are_the_fast_ones() -> None:
+    assert {"retrieval", "pattern", "sinks", "text"} <= {*USUAL}
+    assert {"streaming", "importance", "active_dormant"} == {*CRITERIA} - {*USUAL}
+
+
+def test_sinks_are_those_of_the_census(bb3: TransformerBridge, bb3_census: Census) -> None:
+    heads = bb3_census.heads.to_dataframe()
+    found = sink_scores(bb3_census).frame
+    pd.testing.assert_series_equal(found["sink_rate"], heads["sink_rate"])
+    joined = roles(bb3, scores=["sinks"])
+    named = [*zip(heads[heads["is_sink"]]["layer"], heads[heads["is_sink"]]["head"], strict=True)]
+    assert named and [*joined.roles["sink"]] == named
+    assert joined.meta["parts"]["sinks"]["tokens"]["bos"] == bb3_census.meta["tokens"]["bos"]
+
+
+def test_dormant_is_the_label_of_guo(bb3: TransformerBridge) -> None:
+    found = active_dormant(bb3, **SMALL)
+    table = found.to_dataframe()
+    scores = dormant_scores(found)
+    assert scores.frame["label"].tolist() == table["label"].tolist()
+    assert scores.frame["zero_ablation"].tolist() == table["delta"].tolist()
+    named = Roles.of({"active_dormant": scores}).roles
+    assert len(named["dormant"]) == (table["label"] == "dormant").sum()
+    assert len(named["needed"]) == (table["by_ablation"] == "active").sum() > 0
+
+
+def test_a_failure_leaves_nan_and_a_warning(bb3: TransformerBridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(monkeypatch, "sinks", "pattern")
+    counted.fails["pattern"] = UnsupportedArchitectureError("Nothing to see here.")
+    with pytest.warns(UserWarning, match="pattern gave no scores: Nothing to see here"):
+        found = roles(bb3, scores=["sinks", "pattern"], **SMALL)
+    table = found.to_dataframe()
+    assert table[["induction", "echo", "previous_token"]].isna().all().all() and table["sink_rate"].notna().all()
+    assert found.meta["warnings"][0] == "The criterion pattern gave no scores: Nothing to see here."
+    row = found.criteria().set_index("criterion").loc["induction"]
+    assert row["n_known"] == 0 and "not measured: Nothing" in row["definition"]
+    pairs = found.agreement().set_index(["first", "second"])["spearman"]
+    assert pairs.drop(("sink_rate", "importance")).isna().all()
+    assert any(line.startswith("induction: not applicable") for line in found.verdict)
+    counted.fails["sinks"] = RuntimeError("out of memory")
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(InputError, match=r"No criterion gave any score.*RuntimeError: out of"),
+    ):
+        roles(bb3, scores=["sinks", "pattern"], **SMALL)
+    with pytest.warns(UserWarning):
+        only_given = roles(bb3, scores=["pattern"], given={"mine": _given()}, **SMALL)
+    assert only_given.to_dataframe()["mystery"].tolist() == [1.0, 2.0, 3.0]
+
+
+def _given() -> HeadScores:
+    frame = made(mystery=[float(x) for x in range(12)]).frame
+    frame = frame[frame["head"] == 0].assign(mystery=[1.0, 2.0, 3.0])
+    return HeadScores(frame, made(mystery=[0.0] * 12).metrics, {})
+
+
+def test_it_goes_on_where_it_was_interrupted(
+    bb3: TransformerBridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted(monkeypatch, "sinks", "pattern")
+    words: dict[str, Any] = {"scores": ["sinks", "pattern"], "out": tmp_path / "out", **SMALL}
+    counted.fails["pattern"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        roles(bb3, **words)
+    assert not (tmp_path / "out" / "result.json").exists()
+    counted.fails.clear()
+    found = roles(bb3, **words)
+    assert counted.runs == ["sinks", "pattern", "pattern"]
+    whole = roles(bb3, scores=["sinks", "pattern"], **SMALL)
+    for name in ("heads", "criteria", "agreement"):
+        pd.testing.assert_frame_equal(found.tables[name], whole.tables[name])
+    counted.runs.clear()
+    loaded = Roles.load(tmp_path / "out")
+    pd.testing.assert_frame_equal(loaded.to_dataframe(), found.to_dataframe())
+    assert loaded.verdict == found.verdict and loaded.meta == json.loads(json.dumps(found.meta))
+    assert loaded.roles == found.roles
+    roles(bb3, **words | {"scores": ["sinks", "pattern", "text"]})  # another one is added
+    assert counted.runs == []
+
+
+def test_a_failed_criterion_is_tried_again(
+    bb3: TransformerBridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted(monkeypatch, "sinks", "pattern")
+    counted.fails["pattern"] = RuntimeError("once")
+    words: dict[str, Any] = {"scores": ["sinks", "pattern"], "out": tmp_path / "out", **SMALL}
+    with pytest.warns(UserWarning):
+        roles(bb3, **words)
+    counted.fails.clear()
+    assert roles(bb3, **words).to_dataframe()["induction"].notna().all()
+    assert counted.runs == ["sinks", "pattern", "pattern"]
+
+
+def test_another_run_is_refused_or_replaced(bb3: TransformerBridge, tiny: TransformerBridge, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    roles(bb3, scores=["sinks"], out=out, **SMALL)
+    with pytest.raises(ResultError, match="other options; name another directory, or start anew with --restart"):
+        roles(bb3, scores=["sinks"], out=out, max_sequences=7, max_tokens=24)
+    with pytest.raises(ResultError, match=r"holds another run of roles \(weights"):
+        roles(tiny, scores=["pattern"], out=out, **SMALL)
+    again = roles(tiny, scores=["pattern"], out=out, restart=True, **SMALL)
+    assert Roles.load(out).criteria()["criterion"].tolist() == again.criteria()["criterion"].tolist()
+    assert not [*(out / "parts").glob("sinks-*")]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(ResultError, match="Will not save to"):
+        roles(bb3, scores=["sinks"], out=tmp_path / "other", **SMALL)
+
+
+def test_damaged_scores_are_not_believed(bb3: TransformerBridge, tmp_path: Path) -> None:
+    roles(bb3, scores=["sinks"], out=tmp_path, **SMALL)
+    (kept,) = (tmp_path / "parts").glob("sinks-*")
+    kept.write_bytes(b"x")
+    with pytest.warns(UserWarning, match="Part sinks .* is computed again"):
+        roles(bb3, scores=["sinks"], out=tmp_path, **SMALL)
+    (tmp_path / "heads.parquet").unlink()
+    with pytest.raises(ResultError, match="is incomplete"):
+        Roles.load(tmp_path)
+
+
+def test_what_cannot_be_asked(bb3: TransformerBridge) -> None:
+    with pytest.raises(InputError, match=r"Unknown criteria magic; expected some of retrieval, pattern"):
+        roles(bb3, scores=["magic"])
+    with pytest.raises(InputError, match=r"Unknown criteria \(none\)"):
+        roles(bb3, scores=[])
+    with pytest.raises(InputError, match="options for pattern, which does not run"):
+        roles(bb3, scores=["sinks"], options={"pattern": {}})
+    with pytest.raises(InputError, match="names of their own, 'sinks' is measured here"):
+        roles(bb3, scores=["sinks"], given={"sinks": _given()})
+
+
+def test_grouped_queries_know_their_kv_head(tmp_path: Path) -> None:
+    from tests import families
+
+    model = load(families.build_checkpoint("llama", tmp_path / "llama"))
+    n_kv_heads = int(getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads)
+    table = roles(model, scores=["sinks"], **SMALL).to_dataframe()
+    assert table["kv_head"].tolist() == (table["head"] // (model.cfg.n_heads // n_kv_heads)).tolist()
+    assert table["kv_head"].nunique() == n_kv_heads
+
+
+@pytest.mark.skipif("induction-2l" not in builtin_models(), reason="the model induction-2l is not there")
+def test_induction_2l_has_the_roles_it_was_trained_for() -> None:
+    model = load("induction-2l")
+    words = {"lengths": [67], "depths": [0.2, 0.8], "repeats": 5}
+    found = roles(model, scores=["retrieval", "pattern", "sinks"], options={"retrieval": words}, max_sequences=20)
+    last = tuple((1, head) for head in range(4))
+    assert found.roles["retrieval"] == found.roles["induction"] == last
+    assert {layer for layer, _ in found.roles["previous_token"]} == {0}
+    table = found.agreement().set_index(["first", "second"])
+    row = table.loc[("retrieval", "induction")]
+    assert row["jaccard"] == 1 and row["p"] == pytest.approx(1 / math.comb(8, 4)) and row["auc_first"] == 1
+    assert row["p_in_layers"] == pytest.approx(1), "all of one layer: within layers nothing is left to agree about"
+    assert table.loc[("retrieval", "previous_token")]["n_both"] == 0
+    assert found.meta["parts"]["retrieval"]["n_kept"] > 5
+
+
+def test_slow_criteria_tell_how_far_they_are(bb3: TransformerBridge) -> None:
+    begun, worked = [], []
+    roles(
+        bb3,
+        scores=["sinks", "active_dormant"],
+        on_criterion=lambda name, number, total: begun.append((name, number, total)),
+        on_work=lambda done, total: worked.append((done, total)),
+        **SMALL,
+    )
+    assert begun == [("sinks", 0, 2), ("active_dormant", 1, 2)]
+    assert worked and worked[-1][0] == worked[-1][1] == 3 * 6
