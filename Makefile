@@ -23,7 +23,7 @@ DEV := $(VENV)/.stamp-dev
 BROKEN := $(shell test -x $(BIN)/python && test "$$(cat $(CORE) 2>/dev/null)" = "$(CURDIR)" || echo rebuild)
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-dev demo real-models figures notebooks docs test test-portable test-slow test-real format lint types clean distclean rebuild
+.PHONY: help env env-dev demo real-models figures notebooks docs test test-portable test-slow test-real package format lint types clean distclean rebuild
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,15 @@ test-slow: $(DEV) ## the slow tests alone
 
 test-real: $(DEV) ## the tests on real models alone (they run in `make test` too, where the models are)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "real and not slow" $(PYTEST)
+
+package: $(DEV) ## build wheel and source archive into dist/, and run the installed program in an empty environment
+	rm -rf dist
+	$(BIN)/hatchling build
+	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	  $(PYTHON) -m venv "$$scratch/env" && \
+	  "$$scratch/env/bin/python" -m pip install --disable-pip-version-check --quiet --constraint constraints.txt dist/*.whl && \
+	  cd "$$scratch" && env/bin/sinklens scan --out run && env/bin/sinklens report run && env/bin/sinklens models
+	@ls dist
 
 format: $(DEV) ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix-only --quiet .
