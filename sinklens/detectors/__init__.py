@@ -2,7 +2,6 @@
 
 from sinklens.detectors import (
     active_dormant,
-    alibi_reach,
     attention_influence,
     attention_summary,
     compression,
@@ -28,7 +27,6 @@ from sinklens.detectors.decorrelation import Decorrelation, DecorrelationDetecto
 from sinklens.detectors.delimiter import DelimiterDetector
 from sinklens.detectors.duplicate_token import DuplicateTokenDetector
 from sinklens.detectors.echo import EchoDetector
-from sinklens.detectors.head_match import HeadMatchDetector
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.detectors.induction import InductionDetector
 from sinklens.detectors.lifecycle import Lifecycle, LifecycleDetector, trace_entries
@@ -85,7 +83,6 @@ __all__ = [
     "EchoDetector",
     "EntropyDetector",
     "HeadActivity",
-    "HeadMatchDetector",
     "HeadScores",
     "InductionDetector",
     "Lifecycle",
@@ -114,7 +111,6 @@ __all__ = [
     "VisibleSinkDetector",
     "VisibleSinks",
     "active_dormant",
-    "alibi_reach",
     "attention_influence",
     "attention_summary",
     "compression",

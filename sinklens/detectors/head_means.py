@@ -13,15 +13,14 @@ from torch import Tensor
 from sinklens.capture.record import LayerRecord
 
 NULL = "_null"
-CAP = "_cap"
 SPREAD = "_sd"
 
 
 class HeadMeans:
     """Sums of per-query quantities by layer, head and sequence.
 
-    NaN is "not applicable" and counts nowhere. A name that ends in ``_null`` (what uniform attention would score) or
-    ``_cap`` (the most a head can score) is a reference and has no spread of its own.
+    NaN is "not applicable" and counts nowhere. A name that ends in ``_null`` (what uniform attention would score) is a
+    reference and has no spread of its own.
 
     Cost: two numbers per head, quantity and sequence.
     """
@@ -99,7 +98,7 @@ class HeadMeans:
             for name in ordered[0]:
                 total, count = torch.cat([sums[name] for sums in ordered], 1)  # [sequence head] each
                 frame[name] = _ratio(total.sum(0), count.sum(0)).numpy()
-                if name.endswith((NULL, CAP)):
+                if name.endswith(NULL):
                     continue
                 means, n = _ratio(total, count), (count > 0).sum(0)
                 centred = (means - means.nanmean(0)).nan_to_num()

@@ -8,7 +8,7 @@ from sinklens.interventions.edit_values import EditValues, mean_values
 from sinklens.interventions.entries import MassiveRule
 from sinklens.interventions.head_outputs import mean_outputs, prompt_outputs
 from sinklens.interventions.heads import parse_head
-from sinklens.interventions.kv_groups import heads_of_kv, kv_head_count, kv_of_heads
+from sinklens.interventions.kv_groups import heads_of_kv, kv_head_count
 from sinklens.interventions.mask_keys import MaskKeys
 from sinklens.interventions.massive_entries import MassiveEntries, control_entries, massive_entries
 from sinklens.interventions.redistribute_attention import RedistributeAttention
@@ -37,7 +37,6 @@ __all__ = [
     "find_sink_dims",
     "heads_of_kv",
     "kv_head_count",
-    "kv_of_heads",
     "massive_entries",
     "mean_activations",
     "mean_outputs",

@@ -37,12 +37,3 @@ def heads_of_kv(model: TransformerBridge, kv_heads: Iterable[object]) -> tuple[H
             )
         found |= {(layer, kv_head * group + place) for place in range(group)}
     return tuple(sorted(found))
-
-
-def kv_of_heads(model: TransformerBridge, heads: Iterable[object]) -> tuple[Head, ...]:
-    """The KV heads that these query heads read, as ``(layer, kv_head)`` in order and each once.
-
-    A KV head is there when any of its query heads is: a cache that serves one of them has to keep the keys.
-    """
-    group = int(model.cfg.n_heads) // kv_head_count(model)
-    return tuple(sorted({(layer, head // group) for layer, head in map(parse_head, heads)}))

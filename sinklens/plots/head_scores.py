@@ -29,7 +29,6 @@ CLEARANCE: Final = 64
 
 _EVIDENCE: Final = (
     ("_null", "uniform attention would score"),
-    ("_cap", "most a head can score here"),
     ("_sd", "standard deviation over sequences"),
 )
 
@@ -41,7 +40,7 @@ def head_scores(
 
     A score that is a share keeps its value. One that reaches beyond 1 (tokens, nats) is divided by its largest value,
     and the title of its panel says by what. Values below 0 have the lowest colour; the subtitle counts them. The hover
-    always has the value itself, with its null, cap and spread where the table has them. Cells without a value (not
+    always has the value itself, with its null and spread where the table has them. Cells without a value (not
     applicable) and layers without attention are grey.
 
     Args:

@@ -13,7 +13,6 @@ from sinklens.capture import LayerRecord, capture
 from sinklens.capture.needs import joined
 from sinklens.detectors.attention_entropy import EntropyDetector
 from sinklens.detectors.delimiter import DelimiterDetector
-from sinklens.detectors.head_match import HeadMatchDetector
 from sinklens.detectors.local_global import LocalGlobalDetector
 from sinklens.detectors.previous_token import PreviousTokenDetector
 from sinklens.errors import InputError, UnsupportedArchitectureError
@@ -196,9 +195,7 @@ def test_a_statistic_that_two_ask_for_is_taken_once() -> None:
     assert len(joined(repeated)) == 1 and len(joined([*repeated, partial(PooledMap, sequences=(1,))])) == 2
 
 
-@pytest.mark.parametrize(
-    "make", [DelimiterDetector, LocalGlobalDetector, PreviousTokenDetector, HeadMatchDetector, EntropyDetector]
-)
+@pytest.mark.parametrize("make", [DelimiterDetector, LocalGlobalDetector, PreviousTokenDetector, EntropyDetector])
 def test_what_a_detector_declares_is_measured(make: Any, zoo: Path) -> None:
     """Without being told, ``capture`` once gave these detectors nothing, and they answered with no rows."""
     bridge, detector = boot("llama", zoo), make()

@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import sinklens
 from sinklens.errors import InputError
-from sinklens.interventions import AblateHeads, Intervention, SlidingWindow, heads_of_kv, kv_head_count, kv_of_heads
+from sinklens.interventions import AblateHeads, Intervention, SlidingWindow, heads_of_kv, kv_head_count
 from sinklens.lab.bigram_backcopy import BigramBackcopy
 from sinklens.lab.streams import stream
 from tests.families import boot, random_ids
@@ -242,7 +242,6 @@ def test_kv_heads_and_the_query_heads_that_read_them(zoo: Path) -> None:
     assert heads_of_kv(grouped, [(1, 1), (0, 0)]) == ((0, 0), (0, 1), (1, 2), (1, 3))
     assert heads_of_kv(plain, ["L1H3"]) == ((1, 3),)
     assert heads_of_kv(grouped, []) == ()
-    assert kv_of_heads(grouped, ["L0H1", (0, 0), (1, 2)]) == ((0, 0), (1, 1))
     for missing in ((0, 2), (2, 0)):
         with pytest.raises(InputError, match=r"KV head \d of layer \d does not exist"):
             heads_of_kv(grouped, [missing])
