@@ -36,6 +36,8 @@ IMPLEMENTATION = "sinklens"
 LayerListener = Callable[[int, Tensor, list[Statistic]], None]
 """Called after each layer's attention with index, values ``[batch kv_head k_pos d_value]``, statistics."""
 
+# transformers finds an attention function by name in a table that all models share, and hands it no object of ours. So
+# it has to find the engine that it works for; a context variable keeps those of two threads apart.
 _active: ContextVar["AttentionEngine | None"] = ContextVar("sinklens_engine", default=None)
 
 
@@ -103,6 +105,7 @@ class AttentionEngine:
         self._silent: dict[torch.nn.Module, Any] = {}  # points with hooks that have not fired this time
 
     def __enter__(self) -> "AttentionEngine":
+        # an attention bridge with a ``forward`` of its own is one that another engine has delegated, see `delegated`
         if self._stack or any("forward" in attention.__dict__ for attention in self.layers.values()):
             raise InputError("An AttentionEngine is already open on this model; close it before opening another.")
         with ExitStack() as stack:
@@ -119,7 +122,7 @@ class AttentionEngine:
             stack.callback(handle.remove)
             checker = self.model.original_model.register_forward_hook(self._check)
             stack.callback(checker.remove)
-            self._stack = stack.pop_all()
+            self._stack = stack.pop_all()  # only a complete set-up outlives this block; half of one is undone by it
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -128,9 +131,11 @@ class AttentionEngine:
             stack.close()
 
     def _begin(self, *_: Any) -> None:
-        self.calls = []
+        self.calls = []  # by forward pass: generation runs many inside one ``with``
         self._forget_hooks()
         if self.path == "fast":
+            # a hook on something that this path never computes would be dropped without a word; a point that carries
+            # hooks is therefore watched until it fires, and what is still silent at the end is refused
             for attention in self.layers.values():
                 for point in attention.modules():
                     if isinstance(point, HookPoint) and point.fwd_hooks:
@@ -153,7 +158,7 @@ class AttentionEngine:
                 "numbers would not include its effect. Remove it, or make the change with an intervention."
             )
         expected = sorted(self.layers.keys() - self.skipped)
-        if sorted(self.calls) != expected:
+        if sorted(self.calls) != expected:  # lists, so that a layer that called twice shows as well
             raise UnsupportedArchitectureError(
                 f"Expected one attention call for each of the {len(expected)} attention layers of "
                 f"{self.model.cfg.architecture}, got calls for layers {sorted(self.calls)}; its numbers "
@@ -167,10 +172,12 @@ class AttentionEngine:
         """
         value_edits: list[Any] = [edit for edit in self.edits if hasattr(edit, "edit_values")]
         if value_edits:
+            # the values may be the KV cache itself, which must keep the unedited ones for the next step
             call = replace(call, value=call.value.clone())
             for edit in value_edits:
                 edit.edit_values(call.shape, call.value)
         statistics = [make(call.shape) for make in self.statistics]
+        # fused kernels round differently, so a layer may take one only where nothing is compared with an edited run
         own = bool(statistics) or self.edited is None or call.layer in self.edited
         output = attend(call, statistics, self.edits) if own else fused(call)
         output_edits: list[Any] = [edit for edit in self.edits if hasattr(edit, "edit_output")]
@@ -230,6 +237,7 @@ def _interface(
         raise InputError("The attention engine keeps no gradients; run it under torch.no_grad().")
     if dropout:
         raise InputError("The model is in training mode with attention dropout; call model.eval() first.")
+    # some architectures say for each call whether it is causal, the others once for the module
     causal = kwargs.get("is_causal")
     position_bias = kwargs.get("position_bias")
     call = AttentionCall(
@@ -251,11 +259,13 @@ def _interface(
 @contextmanager
 def _implementation(model: TransformerBridge) -> Iterator[None]:
     """Point the Hugging Face attention modules at :func:`_interface` and :func:`lazy_mask`."""
+    # both stay in transformers' tables for good: without a config that names them nothing finds them
     AttentionInterface.register(IMPLEMENTATION, _interface)
     ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, lazy_mask)
     changed: list[tuple[Any, Any]] = []
     try:
         for config in _configs(model.original_model):
+            # not by the public setter: it writes over the sub-configs too, and their own values would be lost
             changed.append((config, config._attn_implementation_internal))
             config._attn_implementation_internal = IMPLEMENTATION
         yield

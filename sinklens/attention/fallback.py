@@ -154,7 +154,7 @@ class _LayerWatcher:
     def on_scores(self, scores: Tensor, hook: Any) -> Tensor | None:
         """``hook_attn_scores`` before the softmax; edits go in here."""
         hidden = scores <= self.threshold
-        self.seen = ~hidden[:, 0]
+        self.seen = ~hidden[:, 0]  # masks are the same for all heads; edits, which are not, come after this
         score_edits = [edit for edit in self.edits if hasattr(edit, "edit_scores")]
         self.scores = scores
         if not score_edits:
@@ -164,6 +164,7 @@ class _LayerWatcher:
         for block in self._blocks(shape, edited, torch.zeros_like(edited), self.seen, hidden_score=-math.inf):
             for edit in score_edits:
                 edit.edit_scores(block)
+        # the bridge's own softmax follows, and of a row of -inf alone it would make NaN
         self.scores = edited.masked_fill_(edited == -math.inf, torch.finfo(edited.dtype).min)
         return self.scores
 
@@ -181,13 +182,13 @@ class _LayerWatcher:
         else:
             scores = self.scores.detach().float()
             hidden = scores <= self.threshold
-            incomplete = bool((hidden == self.seen[:, None]).any())
+            incomplete = bool((hidden == self.seen[:, None]).any())  # an edit hid a key that the mask shows
         scores = scores.masked_fill(~visible[:, None] | (scores <= self.threshold), 0)
         edited = edited.masked_fill(hidden, 0)
         shape = make_shape(self.layer, edited.shape[:3], edited.shape[3], edited.device)
         statistics = [make(shape) for make in self.factories]
         for look, others in surveys(pattern_edits, shape):
-            for block in self._blocks(shape, scores, edited.clone(), visible):
+            for block in self._blocks(shape, scores, edited.clone(), visible):  # a copy: this pass only looks
                 for edit in others:
                     if hasattr(edit, "edit_pattern"):  # scores are edited already
                         edit.edit_pattern(block)
@@ -201,6 +202,7 @@ class _LayerWatcher:
                 block.changed()
             for statistic in statistics:
                 statistic.see(block)
+        # nothing of a layer outlives it, so that one layer's T x T is all the memory there is
         values, self.values, self.scores, self.seen = self.values, None, None, None
         if values is None:
             raise UnsupportedArchitectureError(f"hook_v of layer {self.layer} did not fire; values are unknown.")
@@ -215,6 +217,7 @@ class _LayerWatcher:
         else:
             batch, _, q_pos, k_pos = pattern.shape
             visible = torch.ones(q_pos, k_pos, dtype=torch.bool, device=pattern.device).tril(k_pos - q_pos)
+            # older architectures (GPT-Neo and kin) keep their causal or local mask as a buffer of this name
             buffer = getattr(self.attention.original_component, "bias", None)
             if isinstance(buffer, Tensor) and buffer.ndim == 4:
                 visible = visible & buffer[0, 0, k_pos - q_pos : k_pos, :k_pos].bool().to(visible.device)

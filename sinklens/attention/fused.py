@@ -23,12 +23,13 @@ def fused(call: AttentionCall) -> Float[Tensor, "batch head q_pos d_value"]:
 
     Cost: that of fused attention; memory O(rows k_pos) for a mask, never ``q_pos k_pos``.
     """
+    # torch's fastest kernels take `is_causal` and no mask, so a mask that says no more than that is dropped
     if isinstance(call.mask, LazyMask) and call.mask.causal_only:
         call = replace(call, mask=None)
     shape = call.shape
     shaped = call.soft_cap is not None or call.bias is not None or call.sink_logits is not None
     shaped = shaped or call.value.shape[-1] != call.query.shape[-1]  # there torch would write out the whole pattern
-    one_row = shape.q_pos == 1 and call.mask is None
+    one_row = shape.q_pos == 1 and call.mask is None  # a single new token sees the whole cache: nothing to mask
     if shaped or not (one_row or is_plain(call)):
         return attend(call)
     run = partial(scaled_dot_product_attention, scale=call.scaling, enable_gqa=call.key.shape[1] != call.query.shape[1])
@@ -39,7 +40,7 @@ def fused(call: AttentionCall) -> Float[Tensor, "batch head q_pos d_value"]:
     parts = []
     for start in range(0, shape.q_pos, step):
         stop = min(start + step, shape.q_pos)
-        seen = stop + shape.offset
+        seen = stop + shape.offset  # keys after the last row of the part are hidden from all of it
         visible = positions[None, :seen] <= positions[start + shape.offset : seen, None]
         key, value = call.key[:, :, :seen], call.value[:, :, :seen]
         parts.append(run(call.query[:, :, start:stop], key, value, attn_mask=visible))

@@ -148,13 +148,14 @@ def attend(
     _check(call)
     on_cpu = shape.device.type == "cpu"
     rows_per_block = rows_per_block or (128 if on_cpu else 512)
-    rows_per_block = -(-rows_per_block // shape.cell) * shape.cell
+    rows_per_block = -(-rows_per_block // shape.cell) * shape.cell  # maps pool whole cells of rows
     block_bytes = block_bytes or (1 << 20 if on_cpu else 1 << 28)
     sizes = (shape.batch, shape.q_pos, shape.heads, call.value.shape[-1])  # laid out as the architecture reads it
     out = torch.empty(sizes, dtype=call.value.dtype, device=shape.device).transpose(1, 2)
     ones = torch.ones(shape.batch, shape.q_pos, device=shape.device)
     real = ones if call.real is None else call.real.to(ones)
     by_block: Sequence[Statistic] = statistics
+    # a closed form knows the scores as dot products, so an edit of scores rules it out; the pattern may be edited
     if is_plain(call) and not any(hasattr(edit, "edit_scores") for edit in edits):
         by_block = [s for s in statistics if not s.take_plain(call.query, call.key, call.scaling, real)]
     for look, others in surveys(edits, shape):  # writes to ``out`` too, which the pass below overwrites
@@ -184,7 +185,7 @@ class _Job:
         self.rows_per_block, self.block_bytes = rows_per_block, block_bytes
         self.shape = call.shape
         self.positions = torch.arange(self.shape.k_padded, device=self.shape.device)
-        self.workspaces = threading.local()
+        self.workspaces = threading.local()  # units run side by side, each thread on buffers of its own
 
     def units(self) -> list[tuple[int, slice]]:
         """Sequence and heads of every unit; under a mask, built once for all heads, they stay together."""
@@ -200,7 +201,9 @@ class _Job:
         call, shape = self.call, self.shape
         group = shape.heads // call.key.shape[1]
         kv_heads = slice(heads.start // group, (heads.stop - 1) // group + 1)
-        query = call.query[sequence, heads].float() * call.scaling
+        query = (
+            call.query[sequence, heads].float() * call.scaling
+        )  # q_pos d_head products, where scores have q_pos k_pos
         key = _padded(call.key[sequence, kv_heads].float(), shape)
         value = _padded(call.value[sequence, kv_heads].float(), shape)
         for start in range(0, shape.q_pos, self.rows_per_block):
@@ -219,6 +222,7 @@ class _Job:
                 pattern = self._buffer("pattern", *scores.shape)
                 block = Block(shape, sequence, own, rows, keys, scores, pattern, visible, weight, n_visible)
                 block.unpadded = call.real is None and visible is None
+                # a block may begin in the middle of a group of query heads that share one KV head
                 shared = [head // group - kv_heads.start for head in range(own.start, own.stop)]
                 local = slice(own.start - heads.start, own.stop - heads.start)
                 _matmul(query[local, rows], _take(key, shared)[:, keys].transpose(-1, -2), scores)
@@ -281,8 +285,9 @@ def _visible(
         mask = _mask_rows(call.mask, shape, sequence, rows)
         visible = mask if mask.dtype == torch.bool else mask > hidden_below(mask.dtype, call.query.dtype)
     visible = torch.nn.functional.pad(visible, (0, shape.k_padded - visible.shape[-1]))
+    # keys that no row of the block sees (before a window, after the diagonal) are not even multiplied
     columns = visible.any(0).nonzero()
-    if len(columns) == 0:
+    if len(columns) == 0:  # a block of padding alone still has to write its rows
         return visible[:, : shape.cell], slice(0, shape.cell)
     first, last = int(columns[0]), int(columns[-1])
     keys = slice(first // shape.cell * shape.cell, (last // shape.cell + 1) * shape.cell)
@@ -325,6 +330,7 @@ def _shape_scores(call: AttentionCall, block: Block) -> None:
         bias = torch.nn.functional.pad(bias, (0, block.shape.k_padded - block.shape.k_pos))
         scores += bias[..., block.keys]
     if isinstance(call.mask, Tensor) and call.mask.dtype != torch.bool:
+        # not only hidden or visible: some architectures put a finite bias into their mask
         additive = _mask_rows(call.mask, block.shape, block.sequence, block.rows).float()
         additive = torch.nn.functional.pad(additive, (0, block.shape.k_padded - additive.shape[-1]))
         scores += additive[:, block.keys]
@@ -336,7 +342,7 @@ def _hide(block: Block, fill: float) -> None:
     if block.visible is not None:
         block.scores.masked_fill_(~block.visible, fill)
         return
-    own = block.rows.start + block.shape.offset
+    own = block.rows.start + block.shape.offset  # the first row's own position: all keys before it are seen by all rows
     tile = block.scores[..., own:]
     tile.masked_fill_(_above_diagonal(tile.shape[-2], tile.shape[-1], tile.device), fill)
 
@@ -357,6 +363,7 @@ def _fill_pattern(call: AttentionCall, block: Block, edits: Sequence[Edit]) -> N
     if call.sink_logits is None:
         torch.softmax(block.scores, -1, out=block.pattern)
     else:
+        # the sink takes part in the softmax and has no column in the pattern, so the softmax is written out
         sink = call.sink_logits[block.heads].float()[:, None]
         top = torch.maximum(block.scores.amax(-1), sink)
         torch.exp(block.scores - top[..., None], out=block.pattern)
@@ -371,7 +378,7 @@ def _fill_pattern(call: AttentionCall, block: Block, edits: Sequence[Edit]) -> N
         block.pattern.masked_fill_(hidden, 0)
         block.scores.masked_fill_(hidden, 0)
     else:
-        _hide(block, 0)
+        _hide(block, 0)  # statistics multiply pattern and scores, and 0 times -inf is NaN
     if block.visible is not None:  # a row without any visible key came out of the softmax as NaN
         block.pattern.masked_fill_((block.n_visible == 0)[:, None], 0)
     for edit in pattern_edits:

@@ -43,6 +43,7 @@ class AttentionPlan:
 
 _State = tuple[object, ...]
 _Plans = weakref.WeakKeyDictionary[TransformerBridge, tuple[_State, AttentionPlan]]
+# weak: a plan is no reason to keep a model in memory, and a new model at the same address must not inherit it
 _plans: _Plans = weakref.WeakKeyDictionary()
 
 
@@ -73,6 +74,7 @@ def _state(model: TransformerBridge) -> _State:
 
     A bridge keeps its own copies of fused projections, so the Hugging Face module can then be out of step.
     """
+    # torch counts the changes in place of a tensor (`_version`); one made under inference mode has no count
     parameters = [p for attention in attention_layers(model).values() for p in attention.parameters()]
     versions = ((p.data_ptr(), -1 if p.is_inference() else p._version) for p in parameters)
     return (getattr(model, "compatibility_mode", False), *versions)
@@ -83,6 +85,7 @@ def _find_plan(model: TransformerBridge, vetted: bool) -> AttentionPlan:
     if not attentions:
         return _make(model, "none", "no block has softmax attention")
     ids = _check_input(model)
+    # `vetted`: an earlier plan compared the bridge with Hugging Face; weights edited since then may rightly differ
     with torch.no_grad():
         logits, patterns = _reference(model, ids)
         if not bool(torch.isfinite(logits).all()):
@@ -164,7 +167,7 @@ def _differs_from_hugging_face(model: TransformerBridge, ids: Tensor, logits: Te
 def _difference(model: TransformerBridge, measured: Tensor, logits: Tensor) -> str | None:
     """``None`` when two sets of logits agree, or when the dtype is too coarse to tell."""
     limit = TOLERANCE.get(next(model.parameters()).dtype)
-    if limit is None:
+    if limit is None:  # half precision: two right ways differ by more than a bound that would find a wrong one
         return None
     gap = float((measured - logits).float().abs().max()) / (1 + float(logits.float().abs().max()))
     return None if gap <= limit else f"logits differ by {gap:.1e} of their scale (limit {limit:.0e})."
@@ -191,6 +194,6 @@ def _compare(
         # input is the same on both sides, can be held to a bound
         limit, checked = LOW_PRECISION_TOLERANCE, [min(worst)]
     for layer in checked:
-        if not worst[layer] <= limit:
+        if not worst[layer] <= limit:  # this way round a NaN fails too
             return f"the pattern of layer {layer} differs by {worst[layer]:.1e} (limit {limit:.0e})."
     return None

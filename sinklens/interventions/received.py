@@ -76,17 +76,18 @@ class PastSinks:
         if inside == []:
             return
         sums, place, heads = self._sums(block.shape), columns(block, self.positions), heads_of(block, inside)
-        if block.rows.start == 0:
+        if block.rows.start == 0:  # the pass, or a survey of it, begins: forget what an earlier run of it added
             sums.now[:, block.sequence, heads] = sums.before[:, block.sequence, heads]
         pattern = block.pattern[inside]
         # which rows row i sums over; left padding sees no key and adds nothing, right padding comes too late to
         until = torch.ones_like(pattern[0, :, :1]).expand(-1, pattern.shape[1]).tril()
         given, queries = sums.now[:, block.sequence, heads, place]
-        given = given[:, None] + until @ pattern
+        given = given[:, None] + until @ pattern  # a running sum over rows, as one product
         queries = queries[0] + until @ block.visible_keys.float()  # the same for all heads
         sums.now[0, block.sequence, heads, place] = given[:, -1]
         sums.now[1, block.sequence, heads, place] = queries[-1]
         limit = self.limit((self.positions.rows(block) + 1).clamp(min=1).float())
+        # mean above the limit, multiplied out: a key that no query has seen yet is 0 > 0 and no sink
         sinks = (given > limit[:, None] * queries) & (self.positions.keys(block) > 0)
         block.pattern[inside] = move_mass(pattern, sinks, None, self.beta)
 
@@ -99,6 +100,7 @@ class PastSinks:
             return held
         if cached == 0:
             before = torch.zeros(size, device=shape.device)
+        # the cache ends where the last pass ended (the text goes on) or where it began (the pass is tried again)
         elif held is not None and cached in (held.start, held.stop) and held.now.shape[1] == shape.batch:
             known = (held.before if cached == held.start else held.now)[..., :cached]
             before = pad(known, (0, width - cached))
@@ -130,6 +132,7 @@ class PromptSinks:
         held, cached, shape = self.layers.get(block.shape.layer), self.positions.cached, block.shape
         if held is None or held.sinks.shape[0] != shape.batch:
             raise InputError(UNKNOWN_CACHE.format(cached=cached))
+        # left padding fills the cache without being part of the prompt
         if cached > 0 and cached - self._padding(block.sequence) < self.prompt.of(shape)[block.sequence]:
             raise InputError(
                 "The prompt has to come in one forward pass, because all of it decides what its sinks are; it goes on "
@@ -170,5 +173,5 @@ class _PromptMass:
             limit = self.edit.limit(self.tokens.clamp(min=1))[:, None, None]
             keys = pad(self.edit.positions.key_positions(self.shape), (0, self.shape.k_padded - self.shape.k_pos))
             self._sinks = (self.given > limit * self.queries[:, None]) & (keys > 0)[:, None]
-            self.given = self.queries = self.tokens = torch.empty(0)
+            self.given = self.queries = self.tokens = torch.empty(0)  # held for the whole generation otherwise
         return self._sinks

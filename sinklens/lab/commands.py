@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sinklens.lab import options
 from sinklens.lab.induction.commands import train_induction_command
 from sinklens.lab.language.settings import LanguageSettings
 from sinklens.lab.variants.commands import train_variant_command, variants_command
@@ -21,7 +22,7 @@ _train.command("induction", rich_help_panel="Tasks")(train_induction_command)
 @_train.command("bb", rich_help_panel="Tasks")
 def train_bb_command(
     layers: Annotated[int, typer.Option(help="Transformer layers, one head each.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model: new, empty, or one this command wrote to.")],
+    out: options.Out,
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps; if not given, 2000 for 1 layer and 4000 for more.")
     ] = None,
@@ -29,20 +30,14 @@ def train_bb_command(
         float | None,
         typer.Option(help="Constant learning rate; if not given, 0.003 for 1 layer, 0.001 for more, 0.03 for sgd."),
     ] = None,
-    d_model: Annotated[int, typer.Option(help="Width; the MLP is four times as wide.")] = 64,
+    d_model: options.WidthOfBoth = 64,
     seq_len: Annotated[int, typer.Option(help="Tokens of a sequence, and the model's context.")] = 64,
-    batch: Annotated[int, typer.Option(help="Sequences per step.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of the initial weights and of the data.")] = 0,
-    optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 200,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Go on from the checkpoint in the folder and leave a finished model, or start both anew.",
-        ),
-    ] = True,
+    batch: options.Batch = 64,
+    seed: options.Seed = 0,
+    optimizer: options.Optimizer = "adamw",
+    device: options.Device = "auto",
+    checkpoint_every: options.CheckpointEvery = 200,
+    resume: options.Resume = True,
 ) -> None:
     """Train a Bigram-Backcopy model: the smallest transformer with a reliable attention sink.
 
@@ -88,7 +83,7 @@ def train_bb_command(
 
 @_train.command("lm", rich_help_panel="Tasks")
 def train_lm_command(
-    out: Annotated[Path, typer.Option(help="Folder for the model: new, empty, or one this command wrote to.")],
+    out: options.Out,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -100,17 +95,17 @@ def train_lm_command(
     python_stdlib: Annotated[
         bool, typer.Option("--python-stdlib", help="Add this Python's own standard library as domain 'code'.")
     ] = False,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = _LM.steps,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = _LM.lr,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay of the matrices.")] = _LM.weight_decay,
-    layers: Annotated[int, typer.Option(help="Transformer layers.")] = _LM.layers,
-    heads: Annotated[int, typer.Option(help="Attention heads per layer.")] = _LM.heads,
-    d_model: Annotated[int, typer.Option(help="Width.")] = _LM.d_model,
+    steps: options.Steps = _LM.steps,
+    lr: options.PeakRate = _LM.lr,
+    weight_decay: options.WeightDecay = _LM.weight_decay,
+    layers: options.Layers = _LM.layers,
+    heads: options.Heads = _LM.heads,
+    d_model: options.Width = _LM.d_model,
     d_mlp: Annotated[int, typer.Option(help="Width of the MLP.")] = _LM.d_mlp,
-    rope_base: Annotated[float, typer.Option(help="Base of the rotary position frequencies.")] = _LM.rope_base,
+    rope_base: options.RopeBase = _LM.rope_base,
     vocab: Annotated[int, typer.Option(help="Tokens of the byte-level BPE, at least 257.")] = _LM.vocab,
     seq_len: Annotated[int, typer.Option(help="Tokens of a sequence, BOS included.")] = _LM.seq_len,
-    batch: Annotated[int, typer.Option(help="Sequences per step.")] = _LM.batch,
+    batch: options.Batch = _LM.batch,
     long_len: Annotated[
         int, typer.Option(help="Tokens of a sequence in the long steps, which hold fewer sequences.")
     ] = _LM.long_len,
@@ -121,16 +116,10 @@ def train_lm_command(
     ] = _LM.held_out,
     series: Annotated[int, typer.Option(help="Checkpoints to keep, log-spaced, first and last included.")] = _LM.series,
     measure_every: Annotated[int, typer.Option(help="Steps between two rows of the curve.")] = _LM.measure_every,
-    seed: Annotated[int, typer.Option(help="Seed of the initial weights and of the data.")] = _LM.seed,
+    seed: options.Seed = _LM.seed,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda (mixed precision).")] = "auto",
     checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints to go on from.")] = 100,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Go on from the checkpoint in the folder and leave a finished model, or start both anew.",
-        ),
-    ] = True,
+    resume: options.Resume = True,
 ) -> None:
     """Train a small Llama on natural text until it has an attention sink.
 

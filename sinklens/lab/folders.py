@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save as safetensors_bytes
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sinklens.errors import InputError, ResultError
+from sinklens.lab.running import choose_device
 from sinklens.results.files import write_atomically
 
 STATE = Path("checkpoint") / "state.pt"
@@ -52,6 +54,22 @@ def already_finished(target: Path, task: str, settings: Mapping[str, Any], *, re
         raise ResultError(f"{target} has lost its model.safetensors; start anew with resume=False (--no-resume).")
     forget(target)
     return True
+
+
+def work_in(
+    out: str | Path, task: str, settings: Mapping[str, Any], *, device: str, checkpoint_every: int, resume: bool
+) -> tuple[Path, torch.device, bool]:
+    """What a training begins with: its folder, its device, and whether it is finished already.
+
+    Raises:
+        InputError: as :func:`already_finished` and :func:`~sinklens.lab.running.choose_device`, or if
+            ``checkpoint_every`` is below 1.
+        ResultError: as :func:`already_finished`.
+    """
+    if checkpoint_every < 1:
+        raise InputError(f"checkpoint_every must be at least 1 step, not {checkpoint_every}.")
+    target, place = Path(out), choose_device(device)
+    return target, place, already_finished(target, task, settings, resume=resume)
 
 
 def read_recipe(folder: Path, task: str) -> dict[str, Any] | None:
@@ -101,6 +119,17 @@ def forget(target: Path) -> None:
             path.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
+
+
+def how_it_ran(seconds: float, device: str) -> dict[str, Any]:
+    """What a recipe tells of the machine: weights repeat on one machine with one number of threads."""
+    return {
+        "seconds": round(seconds, 1),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def write_model(

@@ -22,9 +22,10 @@ def run_steps(
     settings: Mapping[str, Any],
     steps: int,
     lr: float,
-    checkpoint: Path,
+    checkpoint: Path | None,
     checkpoint_every: int,
-    progress: bool,
+    progress: bool = False,
+    report: Callable[[int, float], None] | None = None,
     rate: Callable[[int], float] | None = None,
     clip: float | None = None,
 ) -> float:
@@ -42,9 +43,10 @@ def run_steps(
         settings: everything that decides about the weights, as JSON; kept in the checkpoint and compared with it.
         steps: optimiser steps in all.
         lr: the learning rate, to be named when the loss stops being finite.
-        checkpoint: the file of the state.
+        checkpoint: the file of the state; none is read or written if None.
         checkpoint_every: steps between two of them.
         progress: draw a bar on standard error.
+        report: called every tenth step with the steps done and the loss.
         rate: learning rate of a step; the optimiser's own throughout if None.
         clip: norm to which gradients are clipped; none if None.
 
@@ -53,14 +55,14 @@ def run_steps(
         ResultError: if the checkpoint has other settings or is damaged, or cannot be written.
     """
     done, seconds = 0, 0.0
-    if checkpoint.exists():
+    if checkpoint is not None and checkpoint.exists():
         state = Checkpoint.load(checkpoint)
         refuse_other(settings, state.settings, f"The checkpoint {checkpoint} belongs to a training")
         model.load_state_dict(state.model)
         optimizer.load_state_dict(state.optimizer)
         done, seconds = state.step, state.seconds
     begin = time.monotonic() - seconds
-    with deterministic(), progress_bar(name, steps, done, progress) as report:
+    with deterministic(), progress_bar(name, steps, done, progress) as draw:
         for step in range(done, steps):
             loss = loss_of(step)
             optimizer.zero_grad()
@@ -76,8 +78,11 @@ def run_steps(
             if save or now % 10 == 0:
                 left = (time.monotonic() - begin) / now * (steps - now)
                 line = f"about {duration(left)} left" if now - done == 10 else None
-                report(now, finite(loss.item(), step, lr), line)
-            if save:
+                value = finite(loss.item(), step, lr)
+                draw(now, value, line)
+                if report is not None:
+                    report(now, value)
+            if save and checkpoint is not None:
                 spent = time.monotonic() - begin
                 Checkpoint(dict(settings), now, spent, model.state_dict(), optimizer.state_dict()).save(checkpoint)
     return time.monotonic() - begin

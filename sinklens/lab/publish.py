@@ -3,13 +3,11 @@
 import math
 from pathlib import Path
 
-import torch
-import transformers
 from transformers import OPTForCausalLM
 
 from sinklens.lab.architecture import deviations
 from sinklens.lab.bigram_backcopy import BOS
-from sinklens.lab.folders import FORMAT, full_weights, json_bytes, measured_bytes, paragraph, write_model
+from sinklens.lab.folders import FORMAT, full_weights, how_it_ran, json_bytes, measured_bytes, paragraph, write_model
 from sinklens.lab.gates import check_gates, gates
 from sinklens.lab.report import FIGURES
 from sinklens.lab.settings import BackcopySettings
@@ -47,11 +45,7 @@ def publish(
         "command": settings.command,
         "deviations": deviations(settings),
         "parameters": sum(weight.numel() for weight in weights.values()),
-        "seconds": round(seconds, 1),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **how_it_ran(seconds, device),
     }
     write_atomically(out / "recipe.json", json_bytes(recipe))
 

@@ -1,11 +1,10 @@
 """Everything that decides which weights a Bigram-Backcopy training ends with."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from sinklens.errors import InputError
 from sinklens.lab.bigram_backcopy import BigramBackcopy
+from sinklens.lab.checks import at_least, one_of, positive
 
 Optimizer = Literal["adamw", "sgd"]
 
@@ -46,21 +45,9 @@ class BackcopySettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        for name, least in (
-            ("layers", 1),
-            ("d_model", 1),
-            ("seq_len", 3),
-            ("batch", 1),
-            ("steps", 1),
-            ("seed", 0),
-        ):
-            value = getattr(self, name)
-            if value < least:
-                raise InputError(f"{name} must be at least {least}, not {value}.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"The learning rate must be a positive number, not {self.lr}.")
-        if self.optimizer not in get_args(Optimizer):
-            raise InputError(f"The optimizer must be one of {', '.join(get_args(Optimizer))}, not {self.optimizer!r}.")
+        at_least(self, layers=1, d_model=1, seq_len=3, batch=1, steps=1, seed=0)
+        positive(self, "lr")
+        one_of(self, optimizer=get_args(Optimizer))
         _ = self.task
 
     @classmethod

@@ -7,13 +7,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import OPTForCausalLM
 
-from sinklens.errors import InputError
 from sinklens.lab.architecture import build_model
-from sinklens.lab.folders import STATE, already_finished, forget
+from sinklens.lab.folders import STATE, forget, work_in
 from sinklens.lab.gates import measure
 from sinklens.lab.loop import run_steps
 from sinklens.lab.publish import TASK, publish
-from sinklens.lab.running import choose_device, move
+from sinklens.lab.running import move
 from sinklens.lab.settings import BackcopySettings
 from sinklens.lab.streams import stream
 
@@ -78,10 +77,10 @@ def train_bb(
         seed=seed,
         optimizer=optimizer,
     )
-    if checkpoint_every < 1:
-        raise InputError(f"checkpoint_every must be at least 1 step, not {checkpoint_every}.")
-    target, place = Path(out), choose_device(device)
-    if already_finished(target, TASK, settings.to_dict(), resume=resume):
+    target, place, finished = work_in(
+        out, TASK, settings.to_dict(), device=device, checkpoint_every=checkpoint_every, resume=resume
+    )
+    if finished:
         return target
     model, seconds = train(settings, target / STATE, place, checkpoint_every, progress)
     move(model, torch.device("cpu"))

@@ -91,6 +91,7 @@ def run_clean(
         stack.enter_context(engine)
         stack.enter_context(model.hooks(fwd_hooks=hooks))
         for layer, block in enumerate(model.blocks):
+            # of the blocks only the form of what they return is kept; the residual stream is kept where passes start
             stack.callback(block.register_forward_hook(_keep(kept.returned, layer, form_only=True)).remove)
             if layer in layers:
                 stack.callback(attentions[layer].register_forward_hook(_keep(kept.written, layer)).remove)
@@ -114,7 +115,7 @@ class _Keeping:
         """Keep the outputs, and edit a copy."""
         if shape.layer not in self.layers:
             return
-        self.kept.z[shape.layer] = output
+        self.kept.z[shape.layer] = output  # no copy: the engine makes a tensor for every call
         if self.would:
             edited = self.kept.z_edited.setdefault(shape.layer, output if self.weighted else output.clone())
             for edit in self.would:
@@ -178,7 +179,7 @@ def _entering(store: dict[int, Tensor], layer: int) -> Any:
 
 def _pass_on(returned: Any, residual: Tensor | None, copies: int) -> Any:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if residual is not None:
+        if residual is not None:  # the last block that is skipped; those before it hand their input on, unread
             return _with_first(returned, residual.repeat(copies, 1, 1))
         return _with_first(returned, args[0] if args else kwargs["hidden_states"])
 

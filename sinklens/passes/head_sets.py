@@ -165,6 +165,7 @@ class _Run:
         with positions.watch(model):
             self.clean: CleanPass = run_clean(model, ids, plan.path, starts, edits)
         self.constants = {layer: self.clean.constant_part(model, layer) for layer in starts}
+        # tried once, at the deepest start, which skips the most blocks
         self.shared = self.shared and self._resumes(max(starts))
 
     def _independent(self, edits: Sequence[Any]) -> bool:
@@ -183,7 +184,7 @@ class _Run:
             with self._open([], set(), range(layer)), going_on(self.model, self.clean, layer, 1):
                 again = self.model(self.ids)
         except (TypeError, AttributeError, ValueError, IndexError, KeyError, RuntimeError):
-            return False
+            return False  # a block that wants more of the skipped ones than they returned fails in its own way
         scale = 1 + self.clean.logits.abs().max()
         return bool((again - self.clean.logits).abs().max() <= parity(again) * scale)
 
@@ -194,6 +195,7 @@ class _Run:
                 with replace(self.intervention, heads=heads)(self.model):  # type: ignore[call-arg]
                     yield [number], self.model(self.ids)
             return
+        # sets that start in one layer share passes, because a pass goes on from one residual stream
         for layer in sorted(set(self.first.values())):
             numbers = [number for number, first in self.first.items() if first == layer]
             for start in range(0, len(numbers), copies):
@@ -206,10 +208,12 @@ class _Run:
         for row, number in enumerate(numbers):
             for place in self.sets[number]:
                 chosen[row, place[0], place[1]] = True
+        # where the bias of W_O is known, this layer's attention is not run but written down from the clean pass
         constant = self.constants[layer]
         begun = layer if constant is None else layer + 1  # the first layer whose attention runs
         edited = {later for later in range(begun, chosen.shape[1]) if bool(chosen[:, later].any())}
         positions = Positions()
+        # all sequences of the first set come first, then all of the second: as `going_on` repeats the residual stream
         edits = by_sequence(self.intervention.edits(positions), chosen.repeat_interleave(len(self.ids), 0))
         with ExitStack() as stack:
             stack.enter_context(positions.watch(self.model))

@@ -113,7 +113,7 @@ class _Reading:
         if answers is None:
             rows = predicted_rows(batch).to(ids.device)
             targets = ids.roll(-1, 1)[rows]
-            chosen[rows] = weights[targets] - weights.mean(0)
+            chosen[rows] = weights[targets] - weights.mean(0)  # a shift of all logits says nothing, so it is taken out
             constant[rows] = bias[targets] - bias.mean()
             read = logits[rows].float()
             value[rows] = read.gather(-1, targets[:, None])[:, 0] - read.mean(-1)
@@ -129,6 +129,8 @@ class _Reading:
             read = logits[asked, place].float()
             value[asked, place] = (read.gather(-1, right[:, None]) - read.gather(-1, wrong[:, None]))[:, 0]
         self.rows: Bool[Tensor, "batch pos"] = rows
+        # Once its scale is fixed the final norm is linear, so the read direction moves before it, and every part of the
+        # residual stream can be read there by itself. The scale needs the whole stream: hence a pass of its own.
         self.direction = self.norm.pull_back(chosen)
         self.constant = constant + (chosen * self.norm.bias).sum(-1)
         self.value = self.mean(value)
@@ -163,8 +165,7 @@ class _Watcher:
                 hooks.append((f"blocks.{layer}.mlp.hook_out", partial(self._keep, what="mlp")))
             hooks.append((f"blocks.{layer}.hook_out", partial(self._block, layer=layer)))
         ids = self.batch.ids.to(next(self.model.parameters()).device)
-        edits: list[Any] = [self]
-        engine = AttentionEngine(self.model, path=plan_for(self.model).path, edits=edits)
+        engine = AttentionEngine(self.model, path=plan_for(self.model).path, observers=[self])
         with engine, self.model.hooks(fwd_hooks=hooks):
             self.model(ids)
         if self.reading is not None:
@@ -173,8 +174,8 @@ class _Watcher:
     def _keep(self, x: Any, hook: Any, what: str) -> None:
         self.seen[what] = x[0] if isinstance(x, tuple) else x
 
-    def edit_output(self, shape: AttentionShape, output: Float[Tensor, "batch head q_pos d_value"]) -> None:
-        """Look at what the heads of a layer hand on; the engine calls this as it would an edit."""
+    def observe_output(self, shape: AttentionShape, output: Float[Tensor, "batch head q_pos d_value"]) -> None:
+        """Keep what the heads of a layer hand on; the engine calls this."""
         self.seen["z"] = output
 
     def _block(self, after: Any, hook: Any, layer: int) -> None:
@@ -228,6 +229,7 @@ class _Watcher:
         mlp = self.seen.get("mlp")
         scale = parity(self.seen["before"]) * (1e-6 + float(after.abs().max()))
         if mlp is not None and "z" in self.seen:
+            # the MLP output of Bloom, like its attention output, holds the residual stream already
             holds = min(float((rest - mlp.float()).abs().max()), float((after - mlp.float()).abs().max()))
             if holds > scale:
                 self._refuse(

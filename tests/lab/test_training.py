@@ -216,8 +216,8 @@ def test_starting_anew_can_be_interrupted_too(tmp_path: Path, trained: Path, mon
     ("wrong", "said"),
     [
         ({"steps": 0}, "steps must be at least 1"),
-        ({"lr": -1.0}, "learning rate"),
-        ({"lr": float("nan")}, "learning rate"),
+        ({"lr": -1.0}, "lr must be a positive number"),
+        ({"lr": float("nan")}, "lr must be a positive number"),
         ({"optimizer": "lion"}, "adamw, sgd, not 'lion'"),
         ({"seq_len": 2}, "seq_len must be at least 3"),
         ({"checkpoint_every": 0}, "checkpoint_every"),

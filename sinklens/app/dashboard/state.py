@@ -152,11 +152,6 @@ def parse_region(text: str) -> tuple[int, int, int, int] | None:
     return (q0, q1 + 1, k0, k1 + 1) if 0 <= q0 <= q1 and 0 <= k0 <= k1 else None
 
 
-def region_name(q0: int, q1: int, k0: int, k1: int) -> str:
-    """Inverse of :func:`parse_region`: firsts and ends to text."""
-    return f"{q0}-{q1 - 1}:{k0}-{k1 - 1}"
-
-
 def _index(value: Any) -> int | None:
     """An integer from 0, or ``None``."""
     try:

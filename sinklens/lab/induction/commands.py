@@ -5,20 +5,22 @@ from typing import Annotated
 
 import typer
 
+from sinklens.lab import options
+
 # Settings and models are imported when the command runs, so that `sinklens --help` stays quick. The defaults below are
 # those of `InductionSettings`; a test compares them.
 
 
 def train_induction_command(
-    out: Annotated[Path, typer.Option(help="Folder for the model: new, empty, or one this command wrote to.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2000,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay of the matrices.")] = 0.01,
-    heads: Annotated[int, typer.Option(help="Attention heads per layer.")] = 4,
+    out: options.Out,
+    steps: options.Steps = 2000,
+    lr: options.PeakRate = 3e-3,
+    weight_decay: options.WeightDecay = 0.01,
+    heads: options.Heads = 4,
     kv_heads: Annotated[
         int, typer.Option(help="Heads of keys and values per layer, each read by as many attention heads.")
     ] = 4,
-    d_model: Annotated[int, typer.Option(help="Width.")] = 128,
+    d_model: options.Width = 128,
     n_words: Annotated[int, typer.Option(help="Ordinary tokens; any of them may be a key.")] = 512,
     value_len: Annotated[int, typer.Option(help="Words of an answer.")] = 8,
     shortest: Annotated[int, typer.Option(help="Tokens of the shortest training sequence.")] = 32,
@@ -29,8 +31,8 @@ def train_induction_command(
     new_weight: Annotated[
         float, typer.Option(help="Weight of the loss on words that nothing announces, beside 1 for the others.")
     ] = 0.1,
-    rope_base: Annotated[float, typer.Option(help="Base of the rotary position frequencies.")] = 10_000.0,
-    seed: Annotated[int, typer.Option(help="Seed of the initial weights and of the data.")] = 0,
+    rope_base: options.RopeBase = 10_000.0,
+    seed: options.Seed = 0,
     beside: Annotated[
         list[Path] | None,
         typer.Option(
@@ -38,15 +40,9 @@ def train_induction_command(
             help="Finished model that differs in its seed alone; its figures go into the model card. Repeat it.",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 200,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Go on from the checkpoint in the folder and leave a finished model, or start both anew.",
-        ),
-    ] = True,
+    device: options.Device = "auto",
+    checkpoint_every: options.CheckpointEvery = 200,
+    resume: options.Resume = True,
 ) -> None:
     """Train two layers of attention to find needles: retrieval heads, induction heads, previous-token heads.
 

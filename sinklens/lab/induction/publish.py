@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-import transformers
 from transformers import LlamaForCausalLM
 
-from sinklens.lab.folders import FORMAT, full_weights, json_bytes, measured_bytes, write_model
+from sinklens.lab.folders import FORMAT, full_weights, how_it_ran, json_bytes, measured_bytes, write_model
 from sinklens.lab.induction.card import model_card
 from sinklens.lab.induction.gates import check_gates
 from sinklens.lab.induction.settings import LAYERS, InductionSettings
@@ -46,11 +44,7 @@ def publish(
         "settings": settings.to_dict(),
         "command": settings.command,
         "parameters": sum(weight.numel() for weight in weights.values()),
-        "seconds": round(seconds, 1),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **how_it_ran(seconds, device),
     }
     write_atomically(out / "recipe.json", json_bytes(recipe))
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 
-from sinklens.errors import InputError
-from sinklens.lab.folders import STATE, already_finished, forget
+from sinklens.lab.folders import STATE, forget, work_in
 from sinklens.lab.induction.measure import measure
 from sinklens.lab.induction.publish import TASK, publish
 from sinklens.lab.induction.seeds import keep_seeds
 from sinklens.lab.induction.settings import InductionSettings
 from sinklens.lab.induction.training import train
-from sinklens.lab.running import choose_device, move
+from sinklens.lab.running import move
 
 
 def train_induction(
@@ -54,10 +53,10 @@ def train_induction(
             cannot be written.
     """
     chosen = InductionSettings(**settings)
-    if checkpoint_every < 1:
-        raise InputError(f"checkpoint_every must be at least 1 step, not {checkpoint_every}.")
-    target, place = Path(out), choose_device(device)
-    if not already_finished(target, TASK, chosen.to_dict(), resume=resume):
+    target, place, finished = work_in(
+        out, TASK, chosen.to_dict(), device=device, checkpoint_every=checkpoint_every, resume=resume
+    )
+    if not finished:
         model, seconds = train(chosen, target / STATE, place, checkpoint_every, progress)
         move(model, torch.device("cpu"))
         publish(target, model, chosen, measure(model, chosen), seconds=seconds, device=place.type)

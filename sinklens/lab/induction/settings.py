@@ -1,10 +1,10 @@
 """Everything that decides which weights an induction training ends with."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sinklens.errors import InputError
+from sinklens.lab.checks import at_least, not_negative, positive
 from sinklens.lab.schedule import trapezoid
 from sinklens.lab.tasks import DistinctNeedle, RepeatedSpans
 
@@ -65,9 +65,7 @@ class InductionSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        for name, least in (("heads", 1), ("kv_heads", 1), ("steps", 1), ("seed", 0), ("tokens", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.")
+        at_least(self, heads=1, kv_heads=1, steps=1, seed=0, tokens=1)
         if self.heads % self.kv_heads:
             raise InputError(f"heads must be a multiple of kv_heads, not {self.heads} with {self.kv_heads}.")
         if self.d_model < 1 or self.d_model % (2 * self.heads):
@@ -79,12 +77,8 @@ class InductionSettings:
             )
         if self.longest < MEASURED:
             raise InputError(f"longest must be at least {MEASURED}, so that the model can be measured.")
-        for name in ("lr", "rope_base"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"{name} must be a positive number, not {getattr(self, name)}.")
-        for name in ("weight_decay", "new_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}.")
+        positive(self, "lr", "rope_base")
+        not_negative(self, "weight_decay", "new_weight")
         if not 0 <= self.short_share <= 1:
             raise InputError(f"short_share must be from 0 to 1, not {self.short_share}.")
         for length in (self.shortest, self.longest):

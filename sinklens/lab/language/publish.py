@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-import torch
-import transformers
 from transformers import LlamaForCausalLM
 
-from sinklens.lab.folders import FORMAT, json_bytes, measured_bytes
+from sinklens.lab.folders import FORMAT, how_it_ran, json_bytes, measured_bytes
 from sinklens.lab.language.card import model_card
 from sinklens.lab.language.figures import domains_of
 from sinklens.lab.language.folder import write_model
@@ -66,11 +64,7 @@ def publish(
         "tokens": settings.tokens(settings.steps),
         "checkpoints": [f"checkpoints/step-{step:06d}" for step in settings.kept],
         "parameters": parameters,
-        "seconds": round(seconds, 1),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **how_it_ran(seconds, device),
         "tokenizers": tokenizers.__version__,
     }
     write_atomically(out / "recipe.json", json_bytes(recipe))

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from sinklens.errors import InputError, ResultError
-from sinklens.lab.folders import STATE, already_finished, forget
+from sinklens.errors import ResultError
+from sinklens.lab.folders import STATE, forget, work_in
 from sinklens.lab.language.bpe import train_bpe
 from sinklens.lab.language.curve import LENGTH, curve_row
 from sinklens.lab.language.domains import Domain, read_domains, read_sources
@@ -17,7 +17,7 @@ from sinklens.lab.language.publish import TASK, publish
 from sinklens.lab.language.settings import LanguageSettings
 from sinklens.lab.language.tokens import Streams, bpe_texts, encode
 from sinklens.lab.language.training import train
-from sinklens.lab.running import choose_device, move
+from sinklens.lab.running import move
 from sinklens.results.files import write_atomically
 
 
@@ -63,13 +63,14 @@ def train_lm(
         ResultError: if the checkpoint or the finished model in `out` has other settings or texts or is damaged, or the
             folder cannot be written.
     """
-    if checkpoint_every < 1:
-        raise InputError(f"checkpoint_every must be at least 1 step, not {checkpoint_every}.")
     asked = LanguageSettings(**settings)
-    target, place, folder = Path(out), choose_device(device), None if data is None else Path(data)
+    folder = None if data is None else Path(data)
     domains = read_domains(folder, python_stdlib=python_stdlib, held_out=asked.held_out)
     chosen = LanguageSettings(**settings, data={domain.name: domain.digest for domain in domains})
-    if already_finished(target, TASK, chosen.to_dict(), resume=resume):
+    target, place, finished = work_in(
+        out, TASK, chosen.to_dict(), device=device, checkpoint_every=checkpoint_every, resume=resume
+    )
+    if finished:
         return target
     tokenizer_json = _tokenizer(target, domains, chosen.vocab)
     streams = encode(domains, tokenizer_json, max(chosen.longest, LENGTH))

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sinklens.errors import InputError
+from sinklens.lab.checks import at_least, not_negative, positive
 from sinklens.lab.schedule import trapezoid
 
 CONTEXT = 512
@@ -67,20 +68,8 @@ class LanguageSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        least = {"layers": 1, "heads": 1, "d_model": 2, "d_mlp": 1, "vocab": 257, "seq_len": 2, "batch": 1}
-        least |= {
-            "long_len": 2,
-            "long_every": 0,
-            "long_from": 0,
-            "steps": 1,
-            "seed": 0,
-            "series": 2,
-            "measure_every": 1,
-        }
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value < bound:
-                raise InputError(f"{name} must be at least {bound}, not {value}.")
+        at_least(self, layers=1, heads=1, d_model=2, d_mlp=1, vocab=257, seq_len=2, batch=1)
+        at_least(self, long_len=2, long_every=0, long_from=0, steps=1, seed=0, series=2, measure_every=1)
         if max(self.seq_len, self.long_len) > CONTEXT:
             raise InputError(
                 f"seq_len and long_len must be at most {CONTEXT}, the model's context, "
@@ -88,12 +77,10 @@ class LanguageSettings:
             )
         if self.d_model % (2 * self.heads):
             raise InputError(f"d_model must be a multiple of {2 * self.heads} (twice the heads), not {self.d_model}.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"The learning rate must be a positive number, not {self.lr}.")
+        positive(self, "lr")
         if not (math.isfinite(self.rope_base) and self.rope_base > 1):
             raise InputError(f"The base of RoPE must be above 1, not {self.rope_base}.")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"The weight decay must be 0 or more, not {self.weight_decay}.")
+        not_negative(self, "weight_decay")
         if not 0 < self.held_out <= 0.5:
             raise InputError(f"The held-out share must be above 0 and at most 0.5, not {self.held_out}.")
 

@@ -5,6 +5,5 @@ from sinklens.lab.tasks.distinct_needle import DistinctNeedle
 from sinklens.lab.tasks.needle import Needle
 from sinklens.lab.tasks.repeated_spans import RepeatedSpans
 from sinklens.lab.tasks.task import Task, token_batch
-from sinklens.lab.tasks.text_blocks import TextBlocks
 
-__all__ = ["Backcopy", "DistinctNeedle", "Needle", "RepeatedSpans", "Task", "TextBlocks", "token_batch"]
+__all__ = ["Backcopy", "DistinctNeedle", "Needle", "RepeatedSpans", "Task", "token_batch"]

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from sinklens.errors import InputError
+from sinklens.lab.checks import at_least
 from sinklens.lab.tasks.choice import choice
-from sinklens.lab.tasks.repeats import after_repeat
+from sinklens.lab.tasks.word_task import WordTask
 
 
 class FoundNeedles(NamedTuple):
@@ -25,7 +26,7 @@ class FoundNeedles(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DistinctNeedle:
+class DistinctNeedle(WordTask):
     """``BOS haystack key value_1 .. value_K haystack key value_1 .. value_K``, any ordinary token being a key.
 
     Up to the second key all tokens differ, so a key is known as such only when it comes again, and what follows is then
@@ -49,25 +50,13 @@ class DistinctNeedle:
         (True, True)
     """
 
-    n_words: int = 512
     value_len: int = 8
     seq_len: int = 67
 
     def __post_init__(self) -> None:
         """Refuse settings that define no task."""
-        if self.value_len < 1:
-            raise InputError(f"value_len must be at least 1, not {self.value_len}.")
+        at_least(self, value_len=1)
         self._check(self.seq_len)
-
-    @property
-    def d_vocab(self) -> int:
-        """Number of token ids, BOS included."""
-        return self.n_words + 1
-
-    @property
-    def bos_id(self) -> int:
-        """The last id."""
-        return self.n_words
 
     @property
     def longest(self) -> int:
@@ -98,11 +87,6 @@ class DistinctNeedle:
             InputError: as :meth:`draw`.
         """
         return self.draw(batch, seq_len, generator).ids
-
-    def classes(self, ids: Int[Tensor, "batch pos"]) -> dict[str, Bool[Tensor, "batch q_pos"]]:
-        """Return the queries whose target is certain ("copy"), which is the answer, and the others ("new")."""
-        copied = after_repeat(ids)[:, :-1]
-        return {"copy": copied, "new": ~copied}
 
     def _check(self, length: int) -> None:
         shortest = 1 + 2 * (1 + self.value_len)

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sinklens.errors import InputError
+from sinklens.lab.checks import at_least
 from sinklens.lab.tasks.choice import choice
 
 
@@ -71,9 +72,7 @@ class Needle:
 
     def __post_init__(self) -> None:
         """Refuse settings that define no task."""
-        for name in ("value_len", "pairs", "queries", "n_fillers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        at_least(self, value_len=1, pairs=1, queries=1, n_fillers=1)
         if self.haystack < 0:
             raise InputError(f"The haystack cannot have {self.haystack} tokens.")
         if not self.queries <= self.pairs <= self.n_keys:

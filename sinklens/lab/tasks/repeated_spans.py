@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from sinklens.errors import InputError
 from sinklens.lab.tasks.choice import choice
-from sinklens.lab.tasks.repeats import after_repeat
+from sinklens.lab.tasks.word_task import WordTask
 
 
 @dataclass(frozen=True)
-class RepeatedSpans:
+class RepeatedSpans(WordTask):
     """``BOS prefix block block ..``: offset, length and number of the blocks vary from sequence to sequence.
 
     Prefix and block are different words. A sequence of n words has a prefix of 0 to ``offset * n`` words, and the rest
@@ -36,7 +36,6 @@ class RepeatedSpans:
         (9, True)
     """
 
-    n_words: int = 512
     repeats: tuple[int, int] = (2, 4)
     offset: float = 0.25
     seq_len: int = 61
@@ -48,16 +47,6 @@ class RepeatedSpans:
         if not 0.0 <= self.offset < 1.0:
             raise InputError(f"The prefix is a share from 0 to below 1 of the words, not {self.offset}.")
         self._check(self.seq_len)
-
-    @property
-    def d_vocab(self) -> int:
-        """Number of token ids, BOS included."""
-        return self.n_words + 1
-
-    @property
-    def bos_id(self) -> int:
-        """The last id."""
-        return self.n_words
 
     def sample(
         self, batch: int, seq_len: int | None = None, generator: torch.Generator | None = None
@@ -78,11 +67,6 @@ class RepeatedSpans:
         place = torch.arange(words)[None]
         source = torch.where(place < prefix, place, prefix + (place - prefix) % block)
         return torch.cat([torch.full((batch, 1), self.bos_id), drawn.gather(1, source)], 1)
-
-    def classes(self, ids: Int[Tensor, "batch pos"]) -> dict[str, Bool[Tensor, "batch q_pos"]]:
-        """Return the queries whose target is certain ("copy"), from the second block on, and the others ("new")."""
-        copied = after_repeat(ids)[:, :-1]
-        return {"copy": copied, "new": ~copied}
 
     def _check(self, length: int) -> None:
         words = length - 1

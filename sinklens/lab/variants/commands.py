@@ -1,9 +1,10 @@
 """The commands about attention variants: `sinklens lab variants` and `sinklens lab train variant`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from sinklens.lab import options
 
 # Settings and models are imported when a command runs, so that `sinklens --help` stays quick. The defaults below are
 # those of `VariantSettings`; a test compares them.
@@ -32,36 +33,30 @@ def variants_command() -> None:
 
 
 def train_variant_command(
-    out: Annotated[Path, typer.Option(help="Folder for the model: new, empty, or one this command wrote to.")],
+    out: options.Out,
     attention: Annotated[str, typer.Option(help="Name of the variant; see sinklens lab variants.")] = "softmax",
     task: Annotated[str, typer.Option(help="backcopy or needle (which needs --seq-len 67).")] = "backcopy",
     bos: Annotated[bool, typer.Option("--bos/--no-bos", help="Begin sequences with a BOS (backcopy).")] = True,
     triggers: Annotated[
         str | None, typer.Option(help="Trigger characters (backcopy); if not given, the three most frequent.")
     ] = None,
-    layers: Annotated[int, typer.Option(help="Transformer layers.")] = 1,
-    heads: Annotated[int, typer.Option(help="Heads per layer.")] = 1,
-    d_model: Annotated[int, typer.Option(help="Width; the MLP is four times as wide.")] = 64,
+    layers: options.Layers = 1,
+    heads: options.Heads = 1,
+    d_model: options.WidthOfBoth = 64,
     mlp: Annotated[bool, typer.Option("--mlp/--no-mlp", help="Whether layers have an MLP.")] = True,
     norm: Annotated[str, typer.Option(help="layer or rms.")] = "layer",
     positions: Annotated[str, typer.Option(help="learned, rope, alibi or none.")] = "learned",
     window: Annotated[int | None, typer.Option(help="Keys a query sees, its own included; all if not given.")] = None,
     prefix: Annotated[int, typer.Option(help="First positions that every query sees.")] = 0,
     seq_len: Annotated[int, typer.Option(help="Tokens of a sequence, and the context.")] = 64,
-    batch: Annotated[int, typer.Option(help="Sequences per step.")] = 64,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 600,
+    batch: options.Batch = 64,
+    steps: options.Steps = 600,
     lr: Annotated[float, typer.Option(help="Constant learning rate; 0.03 suits sgd.")] = 3e-3,
-    optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
-    seed: Annotated[int, typer.Option(help="Seed of the initial weights and of the data.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 200,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Go on from the checkpoint in the folder and leave a finished model, or start both anew.",
-        ),
-    ] = True,
+    optimizer: options.Optimizer = "adamw",
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    checkpoint_every: options.CheckpointEvery = 200,
+    resume: options.Resume = True,
 ) -> None:
     """Train a small decoder with any attention variant, and say what became of its sink.
 

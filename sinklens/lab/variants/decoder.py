@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sinklens.errors import InputError
+from sinklens.lab.checks import at_least, one_of
 from sinklens.lab.variants.attention import Attended, VariantAttention
 from sinklens.lab.variants.catalogue import find_variant
 from sinklens.lab.variants.positions import alibi, visible_keys
@@ -62,14 +63,10 @@ class DecoderSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
         variant = find_variant(self.attention)
-        for name in ("d_vocab", "context", "layers", "heads", "d_model"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        at_least(self, d_vocab=1, context=1, layers=1, heads=1, d_model=1)
         if self.d_model % self.heads:
             raise InputError(f"d_model must be a multiple of the {self.heads} heads, not {self.d_model}.")
-        for name, known in (("positions", get_args(Positions)), ("norm", get_args(Norm))):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
+        one_of(self, positions=get_args(Positions), norm=get_args(Norm))
         if self.positions == "rope" and self.d_model // self.heads % 2:
             raise InputError(f"RoPE turns pairs of channels; {self.d_model // self.heads} per head is odd.")
         if self.positions == "alibi" and not variant.from_scores:

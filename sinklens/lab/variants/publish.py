@@ -8,9 +8,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_bytes
 
-from sinklens.errors import InputError, ResultError
-from sinklens.lab.folders import FORMAT, STATE, already_finished, forget, json_bytes, measured_bytes, read_recipe
-from sinklens.lab.running import choose_device, move, progress_bar
+from sinklens.errors import ResultError
+from sinklens.lab.folders import FORMAT, STATE, forget, how_it_ran, json_bytes, measured_bytes, read_recipe, work_in
+from sinklens.lab.running import move
 from sinklens.lab.tasks import Backcopy
 from sinklens.lab.variants.capture import reading_of
 from sinklens.lab.variants.decoder import Decoder
@@ -52,19 +52,14 @@ def train_variant(
         InputError: if a setting is out of range, ``out`` holds something else, or the loss stops being finite.
         ResultError: if the checkpoint or the finished model has other settings or is damaged, or cannot be written.
     """
-    if checkpoint_every < 1:
-        raise InputError(f"checkpoint_every must be at least 1 step, not {checkpoint_every}.")
-    target, place = Path(out), choose_device(device)
-    if already_finished(target, TASK, settings.to_dict(), resume=resume):
+    target, place, finished = work_in(
+        out, TASK, settings.to_dict(), device=device, checkpoint_every=checkpoint_every, resume=resume
+    )
+    if finished:
         return target
-    with progress_bar(settings.attention, settings.steps, 0, progress) as report:
-        model, seconds = train_decoder(
-            settings,
-            device=place,
-            checkpoint=target / STATE,
-            checkpoint_every=checkpoint_every,
-            report=lambda step, loss: report(step, loss),
-        )
+    model, seconds = train_decoder(
+        settings, device=place, checkpoint=target / STATE, checkpoint_every=checkpoint_every, progress=progress
+    )
     move(model, torch.device("cpu"))
     weights = {name: weight.detach().float().contiguous() for name, weight in model.state_dict().items()}
     write_atomically(target / "model.safetensors", safetensors_bytes(weights))
@@ -78,10 +73,7 @@ def train_variant(
         "settings": settings.to_dict(),
         "attention_is_read_as": reading_of(settings.attention),
         "parameters": sum(weight.numel() for weight in weights.values()),
-        "seconds": round(seconds, 1),
-        "device": place.type,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **how_it_ran(seconds, place.type),
     }
     write_atomically(target / "recipe.json", json_bytes(recipe))
     forget(target)

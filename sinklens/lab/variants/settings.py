@@ -1,10 +1,10 @@
 """Everything that decides which weights the training of a variant ends with."""
 
-import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from sinklens.errors import InputError
+from sinklens.lab.checks import at_least, one_of, positive
 from sinklens.lab.settings import Optimizer
 from sinklens.lab.tasks import Backcopy, Needle
 from sinklens.lab.variants.decoder import DecoderSettings, Norm, Positions
@@ -57,14 +57,9 @@ class VariantSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        for name, least in (("batch", 1), ("steps", 1), ("seed", 0), ("seq_len", 3)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"The learning rate must be a positive number, not {self.lr}.")
-        for name, known in (("optimizer", get_args(Optimizer)), ("task", get_args(TaskName))):
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
+        at_least(self, batch=1, steps=1, seed=0, seq_len=3)
+        positive(self, "lr")
+        one_of(self, optimizer=get_args(Optimizer), task=get_args(TaskName))
         if self.task == "needle" and (not self.bos or self.triggers is not None or self.seq_len != Needle().seq_len):
             raise InputError(
                 f"The needle task has a BOS, no triggers and {Needle().seq_len} tokens; leave bos and triggers and set "

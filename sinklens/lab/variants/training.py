@@ -1,7 +1,7 @@
 """Train a decoder with any attention variant."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -9,9 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sinklens.lab.checkpoint import Checkpoint
-from sinklens.lab.folders import refuse_other
-from sinklens.lab.running import deterministic, finite, move
+from sinklens.lab.loop import run_steps
+from sinklens.lab.running import move
 from sinklens.lab.streams import stream
 from sinklens.lab.variants.decoder import Decoder
 from sinklens.lab.variants.settings import VariantSettings
@@ -33,6 +32,7 @@ def train_decoder(
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
     checkpoint_every: int = 200,
+    progress: bool = False,
     report: Callable[[int, float], None] | None = None,
 ) -> tuple[Decoder, float]:
     """Train, going on from ``checkpoint`` if there is one.
@@ -45,6 +45,7 @@ def train_decoder(
         device: where.
         checkpoint: file to keep the state in; none is written if None.
         checkpoint_every: steps between two of them.
+        progress: draw a bar on standard error.
         report: called every tenth step with the steps done and the loss.
 
     Returns:
@@ -56,35 +57,23 @@ def train_decoder(
 
     Cost: 22 ms a step on one CPU thread for one layer of width 64 and 64 sequences of 64 tokens.
     """
-    model = build_decoder(settings)
-    place = torch.device(device)
+    model, place = build_decoder(settings), torch.device(device)
     move(model, place)
-    optimizer = _optimizer(settings, model)
-    done, seconds = 0, 0.0
-    if checkpoint is not None and checkpoint.exists():
-        state = Checkpoint.load(checkpoint)
-        refuse_other(settings.to_dict(), state.settings, f"The checkpoint {checkpoint} belongs to a training")
-        model.load_state_dict(state.model)
-        optimizer.load_state_dict(state.optimizer)
-        done, seconds = state.step, state.seconds
-    begin = time.monotonic() - seconds
-    with deterministic():
-        for step, ids in _batches(settings, done):
-            loss = scored_loss(model, settings, ids.to(place))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            last = step + 1 == settings.steps
-            save = checkpoint is not None and (last or (step + 1) % checkpoint_every == 0)
-            if save or last or (step + 1) % 10 == 0:
-                value = finite(loss.item(), step, settings.lr)
-                if report is not None:
-                    report(step + 1, value)
-            if save and checkpoint is not None:
-                now = time.monotonic() - begin
-                weights = model.state_dict()
-                Checkpoint(settings.to_dict(), step + 1, now, weights, optimizer.state_dict()).save(checkpoint)
-    return model.eval(), time.monotonic() - begin
+    batch_of = _batches(settings)
+    seconds = run_steps(
+        settings.attention,
+        model,
+        _optimizer(settings, model),
+        lambda step: scored_loss(model, settings, batch_of(step).to(place)),
+        settings=settings.to_dict(),
+        steps=settings.steps,
+        lr=settings.lr,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+        report=report,
+    )
+    return model.eval(), seconds
 
 
 def scored_loss(model: Decoder, settings: VariantSettings, ids: Int[Tensor, "batch pos_plus_1"]) -> Tensor:
@@ -97,15 +86,18 @@ def scored_loss(model: Decoder, settings: VariantSettings, ids: Int[Tensor, "bat
     return cross_entropy(logits[scored], ids[:, 1:][scored])
 
 
-def _batches(settings: VariantSettings, done: int) -> Iterator[tuple[int, Tensor]]:
+def _batches(settings: VariantSettings) -> Callable[[int], Int[Tensor, "batch pos_plus_1"]]:
+    """The sequences of a step; those of the steps around it are drawn with them and kept until they are needed."""
     task = settings.data
     # A model reads seq_len tokens and is scored on the next, so one more is drawn; a needle's end is fixed.
     length = settings.seq_len + 1 if settings.task == "backcopy" else settings.seq_len
-    for first in range(done - done % DRAWN_STEPS, settings.steps, DRAWN_STEPS):
-        drawn = task.sample(settings.batch * DRAWN_STEPS, length, stream(settings.seed, "train", first))
-        for step, ids in enumerate(drawn.split(settings.batch), first):
-            if done <= step < settings.steps:
-                yield step, ids
+
+    @lru_cache(maxsize=1)
+    def drawn(first: int) -> tuple[Tensor, ...]:
+        ids: Tensor = task.sample(settings.batch * DRAWN_STEPS, length, stream(settings.seed, "train", first))
+        return tuple(ids.split(settings.batch))
+
+    return lambda step: drawn(step - step % DRAWN_STEPS)[step % DRAWN_STEPS]
 
 
 def _optimizer(settings: VariantSettings, model: Decoder) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ import torch
 
 from sinklens.errors import InputError
 from sinklens.lab.bigram_backcopy import BigramBackcopy
-from sinklens.lab.tasks import Backcopy, Needle, TextBlocks, token_batch
+from sinklens.lab.tasks import Backcopy, Needle, token_batch
 
 
 def draw(seed: int = 0) -> torch.Generator:
@@ -87,28 +87,6 @@ def test_needle_settings_are_checked(changes: dict[str, int], message: str) -> N
         Needle(**changes)
     with pytest.raises(InputError, match="67 tokens, not 5"):
         Needle().sample(1, 5)
-
-
-def test_text_comes_in_blocks_from_everywhere() -> None:
-    task = TextBlocks(torch.arange(30), d_vocab=31, bos_id=30, seq_len=11)
-    ids = task.sample(500, generator=draw())
-    assert (ids[:, 0] == 30).all() and (ids[:, 2:] - ids[:, 1:-1] == 1).all()
-    assert set(ids[:, 1].tolist()) == set(range(21))
-    assert task.classes(ids)["text"].all() and task.classes(ids)["text"].shape == (500, 10)
-    bare = TextBlocks(torch.arange(30), d_vocab=30, seq_len=30).sample(2, generator=draw())
-    assert torch.equal(bare, torch.arange(30).expand(2, 30))
-
-
-@pytest.mark.parametrize(
-    ("stream", "changes", "message"),
-    [
-        (torch.arange(5), {"d_vocab": 5, "seq_len": 6}, "no block of 6"),
-        (torch.arange(5), {"d_vocab": 4, "seq_len": 4}, "outside 0 to 3"),
-    ],
-)
-def test_streams_that_give_no_text_are_refused(stream: torch.Tensor, changes: dict[str, int], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        TextBlocks(stream, **changes)
 
 
 def test_a_batch_says_who_put_the_bos() -> None:

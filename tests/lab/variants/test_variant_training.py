@@ -68,7 +68,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, monk
 
 def test_data_follow_the_seed_and_no_step_repeats() -> None:
     def drawn(settings: VariantSettings, done: int = 0) -> list[torch.Tensor]:
-        return [ids for _step, ids in training._batches(settings, done)]
+        batch_of = training._batches(settings)
+        return [batch_of(step) for step in range(done, settings.steps)]
 
     first, again, other = drawn(TINY), drawn(TINY), drawn(replace(TINY, seed=1))
     assert len(first) == 60 and first[0].shape == (4, 13)

@@ -1,0 +1,28 @@
+"""Options that every training command of the lab has."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Out = Annotated[Path, typer.Option(help="Folder for the model: new, empty, or one this command wrote to.")]
+Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
+PeakRate = Annotated[float, typer.Option(help="Peak learning rate.")]
+WeightDecay = Annotated[float, typer.Option(help="Weight decay of the matrices.")]
+Layers = Annotated[int, typer.Option(help="Transformer layers.")]
+Heads = Annotated[int, typer.Option(help="Attention heads per layer.")]
+Width = Annotated[int, typer.Option(help="Width.")]
+WidthOfBoth = Annotated[int, typer.Option(help="Width; the MLP is four times as wide.")]
+RopeBase = Annotated[float, typer.Option(help="Base of the rotary position frequencies.")]
+Batch = Annotated[int, typer.Option(help="Sequences per step.")]
+Optimizer = Annotated[str, typer.Option(help="adamw or sgd.")]
+Seed = Annotated[int, typer.Option(help="Seed of the initial weights and of the data.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+CheckpointEvery = Annotated[int, typer.Option(help="Steps between two checkpoints.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Go on from the checkpoint in the folder and leave a finished model, or start both anew.",
+    ),
+]
