@@ -76,7 +76,7 @@ class Edit(Protocol):
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What an architecture hands to its attention function, in transformers' layout.
+    """Queries, keys, values and all that shapes the scores of one attention layer, in transformers' layout.
 
     Attributes:
         layer: Block index in the bridge.

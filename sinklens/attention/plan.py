@@ -48,7 +48,7 @@ _plans: _Plans = weakref.WeakKeyDictionary()
 
 
 def plan_for(model: TransformerBridge) -> AttentionPlan:
-    """The exact way to measure this bridge; tried on first use and again when attention weights changed.
+    """Find out how this model's attention is measured exactly: tried on first use, and again after weights changed.
 
     A short random input goes through the bridge as it is and through the engine. The fast path is taken when
     every attention layer called the engine once and patterns and logits agree; otherwise the bridge's own

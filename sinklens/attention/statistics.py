@@ -21,7 +21,7 @@ from sinklens.attention.block import AttentionShape, Block
 
 
 class Statistic(ABC):
-    """Base of all statistics; subclasses list their accumulators in ``_sums``."""
+    """What is summed up about attention while the model runs; subclasses list their accumulators in ``_sums``."""
 
     _sums: tuple[str, ...] = ()
 
@@ -70,7 +70,7 @@ StatisticFactory = Callable[[AttentionShape], Statistic]
 
 
 class ReceivedMass(Statistic):
-    """Attention mass that every key receives, how many queries could see it, and the causal-uniform null.
+    """How much attention every key receives, how many queries could see it, and what uniform attention would give.
 
     ``mass_k = sum_i w_i A_ik``, ``queries_k = sum_i w_i 1[i sees k]`` and
     ``null_mass_k = sum_i w_i 1[i sees k] / n_i`` with ``n_i`` keys visible to query i: the mass if every
@@ -194,7 +194,7 @@ class TopKey(Statistic):
 
 
 class KeySetMass(Statistic):
-    """Mass of each query on named sets of key positions (BOS, special tokens, given positions)."""
+    """How much attention each query gives to named sets of keys (BOS, special tokens, given positions)."""
 
     _sums = ("sets_mass",)
 
@@ -218,7 +218,7 @@ class KeySetMass(Statistic):
 
 
 class MissingMass(Statistic):
-    """``1 - sum_j A_ij``: what a learned sink logit (or an edit) keeps away from the real keys."""
+    """How much attention reaches no key, because a learned sink logit or an edit keeps it: ``1 - sum_j A_ij``."""
 
     _sums = ("missing",)
 

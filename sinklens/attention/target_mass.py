@@ -13,7 +13,7 @@ from sinklens.errors import InputError
 
 
 class TargetMass(Statistic):
-    """Mass that each query gives to its own target keys, and what uniform attention would give them.
+    """How much attention each query gives to target keys of its own, and what uniform attention would give them.
 
     ``target_i = sum_{j in J_i} A_ij`` and ``null_i = |{j in J_i : i sees j}| / n_i`` with ``n_i`` keys visible to query
     i. Rows are not renormalised: mass on a learned sink logit belongs to no target. A target that the mask hides has

@@ -20,7 +20,7 @@ _CHUNK_ELSEWHERE = 2**26
 
 @dataclass(frozen=True)
 class Answers:
-    """Two answers to tell apart in each sequence, for logit differences.
+    """A right and a wrong next token for each sequence: the model is asked how much more likely it finds the right.
 
     ``logit_diff = logits[position, correct] - logits[position, wrong]``, in nats of log-odds.
 
@@ -218,7 +218,9 @@ _BY_ROW = ("loss", "kl", "top1_agreement")
 
 @torch.no_grad()
 def token_losses(logits: Float[Tensor, "batch pos d_vocab"], batch: TokenBatch) -> Float[Tensor, "batch pos"]:
-    """Loss by token: at row t, ``-log p(x_{t+1})`` in nats; NaN at rows that :func:`predicted_rows` leaves out.
+    """How badly each token is predicted: at row t ``-log p(x_{t+1})``, in nats.
+
+    NaN at rows that :func:`predicted_rows` leaves out.
 
     The row is that of the *predicting* token, so ``losses[ids == trigger]`` are the losses after the triggers.
 

@@ -18,7 +18,7 @@ SINKS_FROM = ("past", "prompt")
 
 @dataclass(frozen=True)
 class CalibrateSinks(Intervention):
-    """Every sink but position 0 keeps the share beta of its weight; the row's other keys share what is freed.
+    """Weakens attention sinks other than position 0: each keeps the share beta, other keys of its row share the rest.
 
     With A the head's pattern and S' its sinks without position 0, row i becomes::
 

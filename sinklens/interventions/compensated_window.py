@@ -19,7 +19,9 @@ from sinklens.models.architecture import text_config
 
 @dataclass(frozen=True)
 class CompensatedWindow(Intervention):
-    """A :class:`SlidingWindow` whose dropped keys D of a row act as a single compensation token.
+    """Lets every query see the recent keys and the first ones, and one token in place of all the keys D between them.
+
+    A :class:`SlidingWindow`, in other words, with RazorAttention's compensation token.
 
     The token has their mean key (after rotary embedding) and mean value and stands for all of them::
 

@@ -29,7 +29,7 @@ EPISODE_COLUMNS = ("dim", "episode", "appears", "leaves_after", "n_sequences", "
 
 @dataclass(frozen=True)
 class MassiveEntries:
-    """The token-specific massive activations of a reference text: where they appear first, and all their episodes.
+    """Where the few huge entries of the residual stream sit in a text: at which tokens, in which channels and blocks.
 
     Attributes:
         layer: The block after which most sequences have their first ones (the lowest in a tie).
@@ -170,7 +170,7 @@ def _rules(entries: pd.DataFrame, episodes: pd.DataFrame, finder: EntryFinder) -
 
 @torch.no_grad()
 def control_entries(model: TransformerBridge, batch: TokenBatch | Ids, where: Any, *, draw: int = 0) -> Where:
-    """As many entries of median size, in the same layer and at the same tokens: the control of ``where``.
+    """The control of massive entries: as many ordinary ones, of median size, in the same layer at the same tokens.
 
     The channels whose mean magnitude over the tokens concerned is closest to the median of ``|h|`` (over all tokens
     and channels of a sequence, then the mean over sequences) take the place of those in ``where``. For a rule each of

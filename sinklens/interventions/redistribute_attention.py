@@ -30,7 +30,7 @@ UNKNOWN_CACHE = (
 
 @dataclass(frozen=True)
 class RedistributeAttention(Intervention):
-    """Takes a portion p of a row's weight on all sinks to the target span's keys that are no sinks.
+    """Moves a share p of the attention that sinks get to the keys of a target span that are no sinks.
 
     With I the target, S the layer's sinks inside and outside of it, and A a head's pattern, an edited row becomes::
 

@@ -16,7 +16,7 @@ from sinklens.interventions.positions import Positions, parse_keys
 
 @dataclass(frozen=True)
 class ScaleKeys(Intervention):
-    """Multiplies the weight of some key positions by gamma and renormalises the row.
+    """Multiplies the attention that some key positions get by gamma; the other keys of a row make up for it.
 
     ``s_k <- s_k + log(gamma)`` before the softmax, after soft cap, bias and mask. For one key k with weight ``a_k`` the
     row becomes ``a'_k = gamma a_k / D`` and ``a'_j = a_j / D`` elsewhere, ``D = 1 + (gamma - 1) a_k``; for several keys

@@ -168,7 +168,7 @@ def chosen_entries(
 
 @torch.no_grad()
 def mean_activations(model: TransformerBridge, batch: TokenBatch | Ids, where: Any) -> dict[str, Mean]:
-    """Mean of the entries that ``where`` means in a reference text, by channel, at position 0 and elsewhere.
+    """How large some entries of the residual stream are in a text on average, by channel, at position 0 and elsewhere.
 
     Signed, and over the chosen entries alone: for a rule over the tokens that are large in that channel (or whose
     partner is, under ``instead``), for named entries over the sequences that are long enough. Summed in fp64. A bucket

@@ -49,7 +49,7 @@ def find_sink_dims(
     min_share: float = 0.5,
     batch_size: int = 8,
 ) -> tuple[int, ...]:
-    """Dimensions that are extreme at position 0 in the middle of the network, or none.
+    """Channels of the residual stream that are extreme at position 0 in the middle of the network; there may be none.
 
     A dimension d is one if ``z[l, d] = |x_d| / RMS(x)``, averaged over the sequences, is at least ``min_ratio`` in at
     least ``min_share`` of the middle layers; x is the hidden state of position 0 that enters layer l, and the middle

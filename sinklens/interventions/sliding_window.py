@@ -17,7 +17,7 @@ from sinklens.interventions.positions import Positions
 
 @dataclass(frozen=True)
 class SlidingWindow(Intervention):
-    """Query i keeps key j only where ``i - j < window`` or ``j < sinks``, in every layer and head or in some.
+    """Lets every query see only the recent keys and the first ones: those with ``i - j < window`` or ``j < sinks``.
 
     ``window`` counts the query's own position, as transformers' ``sliding_window`` does: ``window=1`` is the token
     alone. StreamingLLM counts otherwise: its cache holds ``sinks`` first and R most recent entries, and is cut *after*

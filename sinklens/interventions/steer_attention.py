@@ -18,7 +18,7 @@ from sinklens.interventions.prompt import PromptEnd, PromptLength, parse_prompt_
 
 @dataclass(frozen=True)
 class SteerAttention(Intervention):
-    """Multiplies the weight of all prompt keys outside a span G by alpha and renormalises the row.
+    """Steers attention to a span G of the prompt: the weight of its other keys times alpha, the row renormalised.
 
     ``s_j <- s_j + log(alpha)`` before the softmax for ``j < P`` outside G, P the prompt's length; the same as
     ``A'_j = alpha A_j / C`` there and ``A'_j = A_j / C`` elsewhere with ``C = 1 - (1 - alpha) sum_{j outside G} A_j``.

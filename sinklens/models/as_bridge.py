@@ -21,7 +21,7 @@ AnyModel = TransformerBridge | PreTrainedModel | str | os.PathLike[str]
 
 
 def as_bridge(model: AnyModel, *, tokenizer: Any = None) -> TransformerBridge:
-    """The model as a bridge that can be measured.
+    """Turn a model, whichever way it is given, into the TransformerLens bridge that sinklens measures.
 
     ::
 

@@ -17,7 +17,7 @@ _DEEP = {"layers": 3, "batch": 32, "steps": 4000, "lr": 1e-3}
 
 @dataclass(frozen=True)
 class Condition:
-    """One row of the table.
+    """One training of the emergence table: a variant of attention, of the training or of the data.
 
     Attributes:
         name: what it is called.

@@ -17,7 +17,7 @@ Verdict = Literal["reproduced", "differs", "not reproduced", "not measured"]
 
 
 def judge(cells: Iterable[Cell], claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
-    """Hold the cells against the claims.
+    """Compare what the trained models show with what the papers say.
 
     "reproduced": every test holds in every seed. "not reproduced": the first test's opposite holds in every seed.
     "differs": anything between. "not measured": a condition is missing. Columns: source, statement, reported,

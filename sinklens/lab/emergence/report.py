@@ -25,7 +25,7 @@ COLUMNS = {
 
 
 def markdown(summary: pd.DataFrame, verdicts: pd.DataFrame, header: str = "") -> str:
-    """Return both tables as Markdown.
+    """Return the table of conditions and the one of claims as Markdown.
 
     Args:
         summary: what ``summarise`` returns.

@@ -12,7 +12,7 @@ from sinklens.lab.bigram_backcopy import BigramBackcopy
 
 @dataclass(frozen=True)
 class Backcopy(BigramBackcopy):
-    """The Bigram-Backcopy task with two classes of targets, and triggers of one's own choice.
+    """Characters that follow each other as in a text, but after a trigger the one before it comes back (Guo et al.).
 
     Attributes:
         triggers: the characters that are triggers; the ``n_triggers`` most frequent ones if None.

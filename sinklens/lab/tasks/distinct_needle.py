@@ -27,7 +27,9 @@ class FoundNeedles(NamedTuple):
 
 @dataclass(frozen=True)
 class DistinctNeedle(WordTask):
-    """``BOS haystack key value_1 .. value_K haystack key value_1 .. value_K``, any ordinary token being a key.
+    """Find what followed a word when that word comes again; any word may be asked for.
+
+    ``BOS haystack key value_1 .. value_K haystack key value_1 .. value_K``.
 
     Up to the second key all tokens differ, so a key is known as such only when it comes again, and what follows is then
     certain. The place of the needle is uniform. Ids: 0 to ``n_words - 1``, then BOS.

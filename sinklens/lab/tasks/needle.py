@@ -28,7 +28,9 @@ class Needles(NamedTuple):
 
 @dataclass(frozen=True)
 class Needle:
-    """``BOS haystack [key value_1 .. value_K] haystack .. key value_1 .. value_K``.
+    """Find what followed a key somewhere in random tokens, when the key comes again at the end.
+
+    ``BOS haystack [key value_1 .. value_K] haystack .. key value_1 .. value_K``.
 
     A haystack of random tokens hides ``pairs`` needles: a key that occurs once, then its values. At the end
     ``queries`` of the keys come again in random order, each followed by its values. Predicting a value at the end

@@ -13,7 +13,9 @@ from sinklens.lab.tasks.word_task import WordTask
 
 @dataclass(frozen=True)
 class RepeatedSpans(WordTask):
-    """``BOS prefix block block ..``: offset, length and number of the blocks vary from sequence to sequence.
+    """Continue a block of random words that comes again and again.
+
+    ``BOS prefix block block ..``: offset, length and number of the blocks vary from sequence to sequence.
 
     Prefix and block are different words. A sequence of n words has a prefix of 0 to ``offset * n`` words, and the rest
     is a block of ``rest // r`` words (two at least) ``r`` times, ``r`` uniform in ``repeats``; what the division leaves

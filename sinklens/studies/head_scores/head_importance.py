@@ -57,7 +57,7 @@ def head_importance(
     seed: int = 0,
     on_done: Callable[[int, int], None] | None = None,
 ) -> HeadScores:
-    """Score every head by L1 write norm (AMP), AttentionInfluence and direct logit attribution.
+    """Score how much every head matters: what it writes, what masking it costs, what it adds to the logits.
 
     The three answer different questions and need not agree: a head may write much and change nothing, and a head that
     writes little to the logits itself may be what later heads build on (previous-token heads).

@@ -50,7 +50,7 @@ def heterogeneous_heads(
     batch_size: int = 8,
     seed: int = 0,
 ) -> HeadScores:
-    """How far each head's mean output lies from those of its layer, and which heads that makes heterogeneous.
+    """Find the heads whose mean output differs most from that of the other heads of their layer (Task-KV).
 
     A head's semantic vector is its mean output over a prompt, ``v_j = mean_i z_j[i]``. The paper compares ``v_j`` as it
     is, in coordinates private to the head: turning the values of one head (and ``W_O`` back) leaves the model the same

@@ -42,7 +42,7 @@ def pattern_scores(
     intervention: Intervention | None = None,
     on_layer: Callable[[int], None] | None = None,
 ) -> HeadScores:
-    """Measure all stripes on the same probe: random tokens, repeated.
+    """Score how much every head attends to the token before, to copies of its own token, or to what followed these.
 
     ::
 

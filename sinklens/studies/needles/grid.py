@@ -142,7 +142,9 @@ def score_needles(
     share: bool = True,
     max_tokens: int | None = None,
 ) -> pd.DataFrame:
-    """One row per prompt: instance, length, depth, repeat, exact, correct, log_prob, rank and mean_rank.
+    """How well a model answers each of its needle prompts, one row a prompt.
+
+    Columns: instance, length, depth, repeat, exact, correct, log_prob, rank and mean_rank.
 
     The short way when many interventions are compared, such as a set of heads with its random controls.
 

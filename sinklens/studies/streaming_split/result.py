@@ -26,7 +26,7 @@ METRIC = Metric(
 
 @dataclass(frozen=True)
 class StreamingGates(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
-    """DuoAttention's gates of a model.
+    """How much of the past every KV head needs, from 0 (sinks and recent tokens) to 1 (all): DuoAttention's gates.
 
     Attributes:
         meta: Model, probe texts, settings with every default filled in, definition, warnings.
