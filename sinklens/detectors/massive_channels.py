@@ -56,33 +56,35 @@ class ChannelPresence:
             self.sums[layer] = torch.zeros(len(CRITERIA), len(BUCKETS), len(_SUMS), width, dtype=torch.float64)
             self.others[layer] = torch.zeros(width, dtype=torch.float64)
             self.counts[layer] = (0, 0, 0)
-        medians = record.residual.median.tolist()
-        for row, length in enumerate(record.batch.lengths.tolist()):
-            if length == 0:
-                continue
-            states = hidden[row, :length]
-            sequences, longer, tokens = self.counts[layer]
-            self.counts[layer] = (sequences + 1, longer + (length > 1), tokens + length - 1)
-            # fp64, because the massive entries are subtracted again and would take the digits of the rest with them
-            self.others[layer] += torch.linalg.vector_norm(states[1:], ord=1, dim=0, dtype=torch.float64).cpu()
-            largest = record.residual.token_max[row, :length].to(states.device)
-            for criterion, bound in enumerate((self.bounds[0], self.bounds[1] * medians[row])):
-                # a token whose largest entry is not massive has none: most layers end here
-                tokens_with = (largest > fp32_bound(bound)).nonzero().flatten()
-                if len(tokens_with):
-                    self._count(self.sums[layer][criterion], states[tokens_with].float(), tokens_with, bound)
+        real, lengths = record.real.to(hidden.device), record.batch.lengths
+        sequences, longer, tokens = self.counts[layer]
+        sequences, longer = sequences + int((lengths > 0).sum()), longer + int((lengths > 1).sum())
+        self.counts[layer] = sequences, longer, tokens + int((lengths - 1).clamp(min=0).sum())
+        later = hidden[:, 1:] if bool(real.all()) else hidden[:, 1:].masked_fill(~real[:, 1:, None], 0)
+        # fp64, because the massive entries are subtracted again and would take the digits of the rest with them
+        self.others[layer] += torch.linalg.vector_norm(later, ord=1, dim=(0, 1), dtype=torch.float64).cpu()
+        largest = record.residual.token_max.to(hidden.device).masked_fill(~real, -1)
+        relative = [self.bounds[1] * median for median in record.residual.median.tolist()]
+        for criterion, bounds in enumerate(([self.bounds[0]] * len(relative), relative)):
+            above = torch.tensor([fp32_bound(bound) for bound in bounds], device=hidden.device)
+            # a token whose largest entry is not massive has none: most of them end here
+            rows, places = (largest > above[:, None]).nonzero(as_tuple=True)
+            if len(rows):
+                self._count(self.sums[layer][criterion], hidden[rows, places].float(), rows, places, above[rows])
 
     @staticmethod
-    def _count(sums: Tensor, states: Tensor, tokens: Tensor, bound: float) -> None:
-        massive = states.abs() > fp32_bound(bound)
-        for bucket, members in enumerate((tokens == 0, tokens > 0)):
+    def _count(sums: Tensor, states: Tensor, rows: Tensor, places: Tensor, above: Tensor) -> None:
+        massive = states.abs() > above[:, None]
+        for bucket, members in enumerate((places == 0, places > 0)):
             met = massive[members]
             if not len(met):
                 continue
-            values = states[members].double().where(met, torch.zeros((), dtype=torch.float64, device=states.device))
-            found = (met.any(0).double(), met.double().sum(0), values.sum(0), values.abs().sum(0))
-            sums[bucket, :4] += torch.stack(found).cpu()
-            sums[bucket, 4] = torch.maximum(sums[bucket, 4], values.abs().amax(0).cpu())
+            values = states[members].masked_fill(~met, 0)
+            by_row = torch.zeros(int(rows.max()) + 1, met.shape[1], device=met.device)
+            having = by_row.index_add_(0, rows[members], met.float()) > 0
+            totals = (values.sum(0, dtype=torch.float64), values.abs().sum(0, dtype=torch.float64))
+            sums[bucket, :4] += torch.stack([having.sum(0).double(), met.sum(0).double(), *totals]).cpu()
+            sums[bucket, 4] = torch.maximum(sums[bucket, 4], values.abs().amax(0).double().cpu())
 
     def merge(self, other: Self) -> None:
         """Add what was counted in other sequences."""
@@ -138,25 +140,34 @@ def fp32_bound(bound: float) -> float:
     return float(np.nextafter(rounded, np.float32(-np.inf)) if float(rounded) > bound else rounded)
 
 
-def token_specific(states: Float[Tensor, "pos d_model"], bound: float) -> Bool[Tensor, "pos d_model"]:
-    """Entries above ``bound`` that are also more than ten times their channel's median magnitude over the tokens.
+def specific_tokens(
+    states: Float[Tensor, "pos d_model"], largest: Float[Tensor, " pos"], bound: float
+) -> Bool[Tensor, " pos"]:
+    """Which tokens have an entry above ``bound`` that is also more than ten times its channel's median over the tokens.
 
     A channel that is large at every token marks none of them.
+
+    Args:
+        states: One sequence's residual stream.
+        largest: The largest magnitude of each token; one at or below the bound is not looked at.
+        bound: On ``|h|``, strict.
 
     Cost: O(pos) for each channel with an entry above ``bound``.
 
     Example:
         >>> h = torch.ones(5, 3)
         >>> h[2, 0], h[:, 1] = 500.0, 400.0
-        >>> token_specific(h, 100.0).nonzero().tolist()
-        [[2, 0]]
+        >>> specific_tokens(h, h.amax(1), 100.0).nonzero().tolist()
+        [[2]]
     """
-    magnitude = states.float().abs()
-    found = magnitude > fp32_bound(bound)
-    columns = found.any(0).nonzero().flatten()
-    if len(columns):
-        chosen = magnitude[:, columns]
-        found[:, columns] &= chosen > CONTRAST * chosen.median(0).values
+    bound = fp32_bound(bound)
+    found = largest > bound
+    places = found.nonzero().flatten()
+    if len(places):
+        large = states[places].float().abs()
+        columns = (large > bound).any(0).nonzero().flatten()
+        usual = states[:, columns].float().abs().median(0).values
+        found[places] = ((large[:, columns] > bound) & (large[:, columns] > CONTRAST * usual)).any(1)
     return found
 
 

@@ -16,17 +16,24 @@ from sinklens.errors import InputError
 
 METRIC = Metric(
     "residual_peak",
-    1,
-    "L2 norm of the residual stream after a block at one token over the mean norm of the other tokens of the sequence "
-    "(norms averaged over sequences first), and the absolute growth of that norm from one block to the next. A peak "
-    "is only meaningful relative to the others.",
+    2,
+    "L2 norm of the residual stream after a block. Of every token: over the median norm of its sequence's tokens "
+    "(peak_ratio; a second peak does not hide the first), a peak from 3 on. Of position 0: over the mean norm of the "
+    "other tokens (resid_ratio; norms averaged over sequences first), and its absolute growth from one block to the "
+    "next. A peak is only meaningful relative to the others.",
     "Guo et al. 2024, arXiv 2410.13835; Gu et al. 2025, arXiv 2410.10781",
 )
 
+PEAK = 3.0
+"""Times the median norm of a sequence's tokens from which a token is a residual peak."""
+SHORTEST = 3
+"""Tokens a sequence needs for its median to be of other tokens than the largest."""
 COLUMNS = (
     "layer", "resid_norm_first", "resid_norm_others", "resid_ratio", "resid_growth", "peak_position", "peak_norm",
+    "peak_ratio", "n_peak_sequences", "n_peaks",
 )  # fmt: skip
 POSITION_COLUMNS = ("layer", "position", "resid_norm", "n_sequences")
+PEAK_COLUMNS = ("layer", "position", "token", "n_largest", "n_peaks", "n_of", "peak_ratio")
 
 
 def peak_ratio(norms: Any, position: int = 0) -> Float[Tensor, "*layer"]:
@@ -54,12 +61,18 @@ class ResidualPeaks:
     Attributes:
         table: One row per layer (-1 = before the first block): ``resid_norm_first`` (position 0),
             ``resid_norm_others``, ``resid_ratio``, ``resid_growth`` (absolute change at position 0 against the layer
-            before), ``peak_position`` (position with the largest mean norm), ``peak_norm``.
+            before), ``peak_position`` (position with the largest mean norm), ``peak_norm``; ``peak_ratio`` (a
+            sequence's largest norm over its median, mean over sequences), ``n_peak_sequences`` with a peak,
+            ``n_peaks`` in all of them.
         by_position: ``layer, position, resid_norm`` averaged over sequences, ``n_sequences``.
+        tokens: Which tokens stand out, one row per layer, position and token string: ``n_largest`` sequences where it
+            has the largest norm, ``n_peaks`` where it is a peak, of ``n_of`` sequences with at least 3 tokens;
+            ``peak_ratio``, the mean over both kinds. Tokens that are neither in any sequence are left out.
     """
 
     table: pd.DataFrame
     by_position: pd.DataFrame
+    tokens: pd.DataFrame
 
     def to_dataframe(self) -> pd.DataFrame:
         """The table by layer."""
@@ -67,10 +80,11 @@ class ResidualPeaks:
 
 
 class ResidualPeakDetector:
-    """Mean residual norm of every layer and position. Cost: O(pos) per layer."""
+    """Mean residual norm of every layer and position, and the tokens that stand out. Cost: O(batch pos) per layer."""
 
     def __init__(self) -> None:
         self._sums = LayerSums()
+        self._tokens: dict[tuple[int, int, str], _Seen] = {}
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer; -1 is the embedding output."""
@@ -85,13 +99,34 @@ class ResidualPeakDetector:
         enough = others.any(1)
         mean = norm[:, 1:].sum(1) / others.sum(1).clamp(min=1)
         self._sums.add(record.layer, "others", torch.stack([mean[enough].sum(), enough.double().sum()]))
+        self._stand_out(record)
+
+    def _stand_out(self, record: LayerRecord) -> None:
+        """Count the largest token and the peaks of every sequence that is long enough and has no NaN."""
+        assert record.residual is not None
+        norm, real = record.residual.norm.double().cpu(), record.real.cpu()
+        ratio = norm / norm.masked_fill(~real, math.nan).nanmedian(1, keepdim=True).values
+        judged = (real.sum(1) >= SHORTEST) & (ratio.isfinite() | ~real).all(1)
+        ratio = ratio.masked_fill(~real | ~judged[:, None], -math.inf)
+        most, where = ratio.max(1)
+        largest = torch.zeros_like(real).scatter_(1, where[:, None], True) & judged[:, None]
+        peaks = ratio >= PEAK
+        number = judged.double().sum()
+        sums = [most[judged].sum(), peaks.any(1).double().sum(), peaks.double().sum(), number]
+        self._sums.add(record.layer, "peaks", torch.stack(sums))
+        for row, position in (largest | peaks).nonzero().tolist():
+            key = (record.layer, position, record.batch.tokens[row][position])
+            seen = self._tokens.setdefault(key, _Seen())
+            seen.add(bool(largest[row, position]), bool(peaks[row, position]), float(ratio[row, position]), 1)
 
     def merge(self, other: Self) -> None:
         """Add what another detector saw of other sequences."""
         self._sums.merge(other._sums)
+        for key, seen in other._tokens.items():
+            self._tokens.setdefault(key, _Seen()).add(seen.largest, seen.peaks, seen.ratio, seen.number)
 
     def compute(self) -> ResidualPeaks:
-        """Both tables."""
+        """All tables."""
         rows, frames = [], []
         previous = math.nan
         for layer, sums in sorted(self._sums.layers.items()):
@@ -100,6 +135,7 @@ class ResidualPeakDetector:
             others_sum, others_count = sums["others"].tolist()
             others = others_sum / others_count if others_count else math.nan
             peak = int(np.argmax(np.where((count >= count.max() / 2) & ~np.isnan(norm), norm, -np.inf)))
+            ratio_sum, peak_sequences, peaks, judged = sums["peaks"].tolist()
             rows.append(
                 {
                     "layer": layer,
@@ -109,6 +145,9 @@ class ResidualPeakDetector:
                     "resid_growth": norm[0] - previous,
                     "peak_position": peak,
                     "peak_norm": norm[peak],
+                    "peak_ratio": ratio_sum / judged if judged else math.nan,
+                    "n_peak_sequences": int(peak_sequences),
+                    "n_peaks": int(peaks),
                 }
             )
             previous = float(norm[0])
@@ -119,4 +158,28 @@ class ResidualPeakDetector:
                 )
             )
         by_position = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*POSITION_COLUMNS])
-        return ResidualPeaks(pd.DataFrame(rows, columns=[*COLUMNS]), by_position)
+        return ResidualPeaks(pd.DataFrame(rows, columns=[*COLUMNS]), by_position, self._stood_out())
+
+    def _stood_out(self) -> pd.DataFrame:
+        of = {layer: int(sums["peaks"][3]) for layer, sums in self._sums.layers.items()}
+        rows = [
+            (layer, position, token, seen.largest, seen.peaks, of[layer], seen.ratio / seen.number)
+            for (layer, position, token), seen in sorted(self._tokens.items())
+        ]
+        return pd.DataFrame(rows, columns=[*PEAK_COLUMNS])
+
+
+@dataclass
+class _Seen:
+    """How often one token at one position stood out after one block."""
+
+    largest: int = 0
+    peaks: int = 0
+    ratio: float = 0.0
+    number: int = 0
+
+    def add(self, largest: int, peaks: int, ratio: float, number: int) -> None:
+        self.largest += largest
+        self.peaks += peaks
+        self.ratio += ratio
+        self.number += number

@@ -1,5 +1,6 @@
 """Facts about a bridge's blocks that several rooms need: which have attention, their windows, heads and W_O."""
 
+import re
 from typing import Any
 
 from jaxtyping import Float
@@ -8,6 +9,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 
 from sinklens.errors import UnsupportedArchitectureError
+
+_QUANTISED = re.compile(r"4bit|8bit|quant|wqlinear|fp4|nf4|hqq|aqlm|gptq|awq", re.IGNORECASE)
 
 
 def attention_layers(model: TransformerBridge) -> dict[int, AttentionBridge]:
@@ -33,12 +36,32 @@ def attention_layers(model: TransformerBridge) -> dict[int, AttentionBridge]:
 
 
 def output_weights(model: TransformerBridge, layer: int) -> Float[Tensor, "head d_value d_model"] | None:
-    """``W_O`` of one attention layer by query head, ``None`` when its weights cannot be read (quantised)."""
+    """``W_O`` of one attention layer by query head, ``None`` when its weights cannot be read (quantised).
+
+    Quantised ones may have the right shape and still be codes, not weights (``Linear8bitLt``).
+    """
     try:
         weights: Tensor = attention_layers(model)[layer].W_O
     except (AttributeError, NotImplementedError, ValueError, RuntimeError):
         return None
-    return weights if weights.ndim == 3 else None
+    return weights if weights.ndim == 3 and weights.is_floating_point() else None
+
+
+def quantised_layers(model: TransformerBridge) -> dict[int, str]:
+    """Layers with attention whose ``W_O`` cannot be read because a module of theirs is quantised: its class name."""
+    found = {}
+    for layer, attention in attention_layers(model).items():
+        if output_weights(model, layer) is None:
+            kinds = [type(module).__name__ for module in attention.modules()]
+            coded = [
+                type(module).__name__
+                for module in attention.modules()
+                if any(not p.is_floating_point() for p in module.parameters(recurse=False))
+            ]
+            named = [kind for kind in kinds if _QUANTISED.search(kind)] or coded
+            if named:
+                found[layer] = named[0]
+    return found
 
 
 def norm_after_attention(model: TransformerBridge, layer: int) -> bool:

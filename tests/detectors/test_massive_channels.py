@@ -17,7 +17,7 @@ from sinklens.detectors.massive_channels import (
     ChannelPresence,
     episodes,
     fp32_bound,
-    token_specific,
+    specific_tokens,
 )
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
@@ -159,15 +159,20 @@ def test_half_of_the_sequences_is_enough_and_less_is_not() -> None:
             episodes(channel_rows(*rows), presence=bad)
 
 
-def test_token_specific_entries() -> None:
+def test_tokens_with_an_entry_of_their_own() -> None:
     h = torch.ones(8, 4)
     h[3, 0] = -700.0  # one later token
     h[:, 1] = 300.0  # a channel that is large everywhere
     h[0, 1] = 4000.0  # and 13 times larger at position 0
     h[0, 2] = 100.0  # not over the bound
-    assert token_specific(h, 100.0).nonzero().tolist() == [[0, 1], [3, 0]]
-    assert not token_specific(h[:1], 100.0).any()  # a single token is as large as its channel
-    assert not token_specific(torch.ones(3, 2), 100.0).any()
+
+    def tokens(states: Tensor) -> list[int]:
+        return specific_tokens(states, states.abs().amax(1), 100.0).nonzero().flatten().tolist()
+
+    assert tokens(h) == [0, 3]
+    h[0, 1] = 2900.0  # not ten times its channel's median
+    assert tokens(h) == [3]
+    assert tokens(h[:1]) == [] and tokens(torch.ones(3, 2)) == []  # a single token is as large as its channel
 
 
 @pytest.mark.parametrize("bound", [100.0, 0.1, 1e-50, 1e300, 1000 * 0.30000001192092896])

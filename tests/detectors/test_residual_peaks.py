@@ -49,8 +49,8 @@ def test_positions_that_do_not_exist_are_refused(position: int) -> None:
 
 
 # ------------------------------------------------------------------ streaming
-def naive(texts: Sequence[Text]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    rows, places = [], []
+def naive(texts: Sequence[Text]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    rows, places, found = [], [], []
     previous = math.nan
     for layer in LAYERS:
         norms = [text.hidden[layer + 1].norm(dim=-1).tolist() for text in texts]
@@ -59,6 +59,23 @@ def naive(texts: Sequence[Text]) -> tuple[pd.DataFrame, pd.DataFrame]:
         others = np.mean([np.mean(n[1:]) for n in norms if len(n) > 1])
         common = [k for k, values in enumerate(by_position) if len(values) >= len(texts) / 2]
         peak = max(common, key=lambda k: mean[k])
+        ratios = {t: [x / sorted(n)[(len(n) - 1) // 2] for x in n] for t, n in enumerate(norms) if len(n) > 2}
+        above = [(t, k) for t, values in ratios.items() for k, x in enumerate(values) if x >= 3]
+        largest = [(t, values.index(max(values))) for t, values in ratios.items()]
+        strings = [(k, f"t{int(texts[t].ids[k])}", t) for t, k in dict.fromkeys(above + largest)]
+        for k, token in sorted({each[:2] for each in strings}):
+            mine = [t for place, string, t in strings if (place, string) == (k, token)]
+            found.append(
+                {
+                    "layer": layer,
+                    "position": k,
+                    "token": token,
+                    "n_largest": sum((t, k) in largest for t in mine),
+                    "n_peaks": sum((t, k) in above for t in mine),
+                    "n_of": len(ratios),
+                    "peak_ratio": np.mean([ratios[t][k] for t in mine]),
+                }
+            )
         rows.append(
             {
                 "layer": layer,
@@ -68,6 +85,9 @@ def naive(texts: Sequence[Text]) -> tuple[pd.DataFrame, pd.DataFrame]:
                 "resid_growth": mean[0] - previous,
                 "peak_position": peak,
                 "peak_norm": mean[peak],
+                "peak_ratio": np.mean([max(values) for values in ratios.values()]),
+                "n_peak_sequences": len({t for t, _ in above}),
+                "n_peaks": len(above),
             }
         )
         previous = mean[0]
@@ -75,7 +95,7 @@ def naive(texts: Sequence[Text]) -> tuple[pd.DataFrame, pd.DataFrame]:
             {"layer": layer, "position": k, "resid_norm": mean[k], "n_sequences": len(values)}
             for k, values in enumerate(by_position)
         ]
-    return pd.DataFrame(rows), pd.DataFrame(places)
+    return pd.DataFrame(rows), pd.DataFrame(places), pd.DataFrame(found)
 
 
 def detect(records: Sequence[Sequence[LayerRecord]]) -> ResidualPeaks:
@@ -94,9 +114,10 @@ def same(found: pd.DataFrame, expected: pd.DataFrame, rtol: float = 1e-6) -> Non
 def test_streaming_equals_a_loop_on_ragged_batches(sizes: tuple[int, ...]) -> None:
     texts = random_texts(LENGTHS)
     found = detect(passes(texts, sizes))
-    table, by_position = naive(texts)
+    table, by_position, tokens = naive(texts)
     same(found.table, table)
     same(found.by_position, by_position)
+    same(found.tokens, tokens)
     assert found.to_dataframe() is found.table
 
 
@@ -160,9 +181,10 @@ def test_halves_merge_into_the_whole() -> None:
     for record in second:
         two.update(record)
     one.merge(two)
-    table, by_position = naive(texts)
+    table, by_position, tokens = naive(texts)
     same(one.compute().table, table)
     same(one.compute().by_position, by_position)
+    same(one.compute().tokens, tokens)
 
 
 # ------------------------------------------------------------------ models

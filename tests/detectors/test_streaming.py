@@ -34,7 +34,7 @@ DETECTORS: dict[str, Callable[[], Any]] = {
     "residual_peaks": ResidualPeakDetector,
     "attention_summary": AttentionSummaryDetector,
     # bounds so low that random states reach them
-    "secondary_sinks": partial(SecondarySinkDetector, cosine=0.1, guard=0.5, absolute=True, eps=0.1, min_queries=2),
+    "secondary_sinks": partial(SecondarySinkDetector, cosine=0.1, absolute=True, eps=0.1, min_queries=2),
     "compression": CompressionDetector,
     "decorrelation": DecorrelationDetector,
     "active_dormant": ActiveDormantDetector,

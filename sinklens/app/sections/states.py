@@ -43,6 +43,16 @@ _EPISODES: Final = (
     "layers at least half of the sequences have them"
 )
 _SHOWN = 8
+_PEAK_COLUMNS: Final = {
+    "layer": "after layer",
+    "position": "position",
+    "token": "token",
+    "n_largest": "sequences where it is the largest",
+    "n_peaks": "sequences where it is a peak",
+    "n_of": "of sequences",
+    "peak_ratio": "× median norm",
+}
+_PEAKS: Final = "Tokens that are peaks in most sequences, each at the layer where most often ({n} of {total} shown)"
 _LIFETIME_COLUMNS: Final = {
     "criterion": "criterion",
     "position": "position",
@@ -68,9 +78,16 @@ def norms(census: "Census", downloads: Downloads) -> str:
 
 
 def peaks(census: "Census", downloads: Downloads) -> str:
-    """Residual peaks by layer."""
+    """Residual peaks by layer, and which tokens have them."""
     fig = plots.residual_peaks(census.tables["layers"])
-    return f"{figure(fig, 'fig-peaks')}{downloads.button('layers')}"
+    body, found = figure(fig, "fig-peaks"), census.tables.get("peaks")  # a census made before it has no such table
+    if found is not None and (found["n_peaks"] > 0).any():
+        order = ["n_peaks", "n_largest", "peak_ratio", "layer", "position", "token"]
+        ordered = found.sort_values(order, ascending=[False, False, False, True, True, True])
+        each = ordered[ordered["n_peaks"] > 0].drop_duplicates(["position", "token"])
+        caption = _PEAKS.format(n=min(_SHOWN, len(each)), total=len(each))
+        body += html_table(each.head(_SHOWN), _PEAK_COLUMNS, caption=caption, tokens=("token",))
+    return f"{body}{downloads.button('layers')}"
 
 
 def massive(census: "Census", downloads: Downloads) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.massive_activations import ABSOLUTE, RATIO
-from sinklens.detectors.massive_channels import token_specific
+from sinklens.detectors.massive_channels import specific_tokens
 from sinklens.detectors.sinks import sequence_importance
 from sinklens.models.tokens import TokenBatch
 from sinklens.studies.census.result import AttentionMap
@@ -56,21 +56,21 @@ class TokenJoin:
             self.drained[rows, columns] += drained_heads(record.values.output, record.real).cpu()
             self.drains_known = True
         if record.residual is not None and record.layer >= 0:
-            norm, token_max = record.residual.norm.cpu(), record.residual.token_max.cpu()
+            norm = record.residual.norm.cpu()
             median = torch.nanmedian(norm, dim=1, keepdim=True).values
             ratio = (norm / median).nan_to_num()
             self.peak_ratio[rows, columns] = torch.maximum(self.peak_ratio[rows, columns], ratio)
-            self._flag(record, token_max)
+            self._flag(record)
 
-    def _flag(self, record: LayerRecord, token_max: torch.Tensor) -> None:
+    def _flag(self, record: LayerRecord) -> None:
         if record.hidden is None or record.residual is None:
             return
+        token_max = record.residual.token_max.to(record.hidden.device)
         for row, length in enumerate(record.batch.lengths.tolist()):
             sequence, largest = record.first_sequence + row, token_max[row, :length]
             bounds = (ABSOLUTE, RATIO * float(record.residual.median[row]))
             for flags, bound in zip((self.absolute, self.relative), bounds, strict=True):
-                if bool((largest > bound).any()):
-                    flags[sequence, :length] |= token_specific(record.hidden[row, :length], bound).any(1).cpu()
+                flags[sequence, :length] |= specific_tokens(record.hidden[row, :length], largest, bound).cpu()
 
     def table(
         self, ids: torch.Tensor, special: torch.Tensor, bos: torch.Tensor, tokens: list[list[str]]

@@ -118,6 +118,11 @@ class Census:
         return self._table("residual_norms")
 
     @property
+    def peaks(self) -> Table:
+        """Which tokens stand out by residual norm, per layer and position, and in how many sequences."""
+        return self._table("peaks")
+
+    @property
     def domains(self) -> Table:
         """Per head and domain: importance, sink rate and mass of position 0, and how they differ between domains."""
         return self._table("domains")

@@ -28,7 +28,7 @@ from sinklens.detectors.sinks import EPS, EPS_SWEEP, MIN_QUERIES, MIN_SHARE, sho
 from sinklens.detectors.token_types import token_types
 from sinklens.errors import InputError
 from sinklens.interventions import Intervention
-from sinklens.models.architecture import norm_after_attention
+from sinklens.models.architecture import norm_after_attention, quantised_layers
 from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.given_ids import is_encoding
 from sinklens.models.tokens import BosChoice, Ids, TokenBatch
@@ -152,6 +152,12 @@ def scan(
     notes += dict.fromkeys(_length_notes(batch, eps) + (domains.notes() if domains is not None else []))
     notes += [] if intervention is None else [f"Measured under an intervention: {intervention}."]
     wants = {name: name in detectors for name in every}
+    if wants["value_drains"] and (coded := quantised_layers(model)):
+        notes.append(
+            f"|W_O v| is not known in {len(coded)} of {len(plan.layers)} layers: their weights are quantised "
+            f"({', '.join(sorted(set(coded.values())))}), so value drains there are those of |v| alone; load the model "
+            "without quantisation for both."
+        )
     compared = intervention is not None and wants["sinks"]
     memory = plan_memory(model, len(batch), batch.ids.shape[1], batch_size)
     if on_plan is not None:
@@ -220,7 +226,7 @@ def scan(
     if wants["residual_peaks"]:
         result = peaks.compute()
         layers = with_entering(layers.merge(result.table, on="layer", how="left"))
-        tables["residual_norms"] = result.by_position
+        tables |= {"residual_norms": result.by_position, "peaks": result.tokens}
     if wants["massive_activations"]:
         entries = massive.compute()
         layers = layers.merge(entries.layers, on="layer", how="left")

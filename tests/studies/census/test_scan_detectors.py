@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens import Census, scan
@@ -79,3 +80,33 @@ def test_models_without_attention_have_states_all_the_same(tmp_path: Path) -> No
     assert len(census.tables["secondary_windows"]) == 3
     again = Census.load(census.save(tmp_path / "saved"))
     pd.testing.assert_frame_equal(again.compression.to_dataframe(), census.compression.to_dataframe())
+
+
+class Linear8bitLt(torch.nn.Module):
+    """As bitsandbytes keeps a weight: codes of the usual shape, and a scale beside them."""
+
+    def __init__(self, plain: torch.nn.Linear) -> None:
+        super().__init__()
+        self.scale = float(plain.weight.abs().max()) / 127
+        codes = (plain.weight / self.scale).round().to(torch.int8)
+        self.weight = torch.nn.Parameter(codes, requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.weight.float() * self.scale)
+
+
+def test_quantised_layers_say_why_their_drains_are_not_known(tmp_path: Path) -> None:
+    network = families.boot_hf("llama", tmp_path)
+    for block in network.model.layers[1:]:
+        block.self_attn.o_proj = Linear8bitLt(block.self_attn.o_proj)
+    tokenizer = families.boot("llama", tmp_path).tokenizer
+    model = TransformerBridge.boot_transformers("8bit", hf_model=network, tokenizer=tokenizer, device="cpu")
+    census = scan(model, tokens=families.random_ids(2, 20), maps=0)
+    layers = len(model.blocks)
+    (note,) = (each for each in census.meta["warnings"] if "quantised" in each)
+    assert note.startswith(f"|W_O v| is not known in {layers - 1} of {layers} layers") and "(Linear8bitLt)" in note
+    drains = census.heads.to_dataframe()
+    assert drains["drain"].notna().all()
+    assert drains["drain_wo"].isna().equals(drains["layer"] > 0)
+    plain = scan(families.boot("llama", tmp_path), tokens=families.random_ids(2, 20), maps=0)
+    assert not any("quantised" in each for each in plain.meta["warnings"])

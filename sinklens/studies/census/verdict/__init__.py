@@ -31,8 +31,8 @@ def describe(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) ->
         sentences += describe_sinks(tables["heads"], tables["tokens"], settings)
         sentences += describe_windows(tables["heads"], settings)
         sentences += describe_drains(tables["heads"], tables["layers"])
-    if "resid_ratio" in tables["layers"]:
-        sentences += describe_peaks(tables["layers"])
+    if "peaks" in tables:
+        sentences += describe_peaks(tables["layers"], tables["peaks"], tables["residual_norms"])
     if "massive" in tables:
         sentences += describe_massive(tables["layers"], tables["massive_episodes"])
     if "token_types" in tables:

@@ -1,32 +1,94 @@
 """Residual peaks in words."""
 
+from typing import Any
+
 import pandas as pd
 
-from sinklens.studies.census.verdict.wording import row_at
+from sinklens.detectors.residual_peaks import PEAK
+from sinklens.studies.census.verdict.wording import layer_runs, row_at, several
 
-PEAK = 3.0
 MILD_PEAK = 1.5
+_RULE = f"{PEAK:g} times their sequence's median or more"
 
 
-def describe_peaks(layers: pd.DataFrame) -> list[str]:
-    """The residual norm at position 0 over the other tokens', and its growth."""
-    blocks = layers[layers["layer"] >= 0]
-    if blocks["resid_ratio"].isna().all():
+def describe_peaks(layers: pd.DataFrame, peaks: pd.DataFrame, norms: pd.DataFrame) -> list[str]:
+    """Where the largest residual norm stands, how large it is and how it grows, and the peaks elsewhere.
+
+    Args:
+        layers: ``layer, peak_ratio``.
+        peaks: The table of tokens that stand out.
+        norms: ``layer, position, resid_norm, n_sequences``.
+    """
+    blocks = layers[(layers["layer"] >= 0) & layers["peak_ratio"].notna()].sort_values("layer")
+    if blocks.empty:
         return []
-    peak = row_at(blocks, blocks["resid_ratio"].idxmax())
-    start = row_at(layers, layers["layer"].idxmin())
-    largest = row_at(blocks, blocks["resid_norm_first"].idxmax())
-    kind = "Residual peak" if peak.resid_ratio >= PEAK else "Mild residual peak"
-    size = f"after block {peak.layer} its residual norm is {peak.resid_ratio:.1f} times the other tokens'"
-    if peak.resid_ratio >= MILD_PEAK:
-        headline = f"{kind} at position 0: {size}."
-    else:
-        headline = f"No residual peak at position 0: at most, {size}."
-    reached = ""
-    if largest.layer != peak.layer:
-        reached = f", and reaches {largest.resid_norm_first:.3g} after block {largest.layer}"
+    top = row_at(blocks, blocks["peak_ratio"].idxmax())
+    size = f"after block {int(top.layer)} a sequence's largest residual norm is {top.peak_ratio:.3g} times its median"
+    if top.peak_ratio < MILD_PEAK:
+        return [f"No residual peak: at most, {size} on average.", *_elsewhere(peaks, "Single tokens")]
+    there = peaks[(peaks["layer"] == top.layer) & (peaks["n_largest"] > 0)]
+    column, place, count = _place(there)
+    where = _words(there, column, place)
+    often = f"and it stands there in {count} of {there['n_of'].iloc[0]} sequences"
+    if not column:
+        where, often = "at no fixed place", f"most often at position {place} ({count} of {there['n_of'].iloc[0]})"
+    kind = "Residual peak" if top.peak_ratio >= PEAK else "Mild residual peak"
+    high = blocks[blocks["peak_ratio"] >= PEAK]["layer"].astype(int)
+    lasts = f"; {PEAK:g} times or more after {layer_runs(high)}" if len(high) else ""
+    out = [f"{kind} {where}: {size} on average, {often}{lasts}."]
+    out += _growth(norms, int(place), int(top.layer)) if column == "position" else []
+    if not column:
+        return out + _elsewhere(peaks, "Single tokens")
+    return out + _elsewhere(peaks[peaks[column] != place], "Elsewhere")
+
+
+def _place(there: pd.DataFrame) -> tuple[str, Any, int]:
+    """The position, or else the token, where half of the sequences have their largest norm; or the best position."""
+    half = there["n_of"].iloc[0] / 2
+    for column in ("position", "token"):
+        counts = there.groupby(column)["n_largest"].sum()
+        if counts.max() >= half:
+            return column, min(counts[counts == counts.max()].index), int(counts.max())
+    counts = there.groupby("position")["n_largest"].sum()
+    return "", min(counts[counts == counts.max()].index), int(counts.max())
+
+
+def _words(there: pd.DataFrame, column: str, place: Any) -> str:
+    if column == "token":
+        return f"at the token {place!r} wherever it stands"
+    names = there[there["position"] == place]["token"].unique()
+    return f"at position {place}" + (f" ({names[0]!r})" if len(names) == 1 else "")
+
+
+def _growth(norms: pd.DataFrame, position: int, block: int) -> list[str]:
+    """The norm at one position from before the first block on, and the other positions' beside it."""
+    here = norms["position"] == position
+    own = norms[here].set_index("layer")["resid_norm"].sort_index()
+    rest = norms[~here & (norms["n_sequences"] > 0)]
+    totals = (rest["resid_norm"] * rest["n_sequences"]).groupby(rest["layer"]).sum(min_count=1)
+    others = totals / rest["n_sequences"].groupby(rest["layer"]).sum()
+    start, largest = own.index.min(), own[own.index >= 0].idxmax()
+    if own[[start, block]].isna().any() or not own[start] > 0 or not others.get(start, 0) > 0:
+        return []
+    reached = f", and reaches {own[largest]:.3g} after block {largest}" if largest != block else ""
     return [
-        f"{headline} Growth: its norm goes from {start.resid_norm_first:.3g} before the first block to "
-        f"{peak.resid_norm_first:.3g} after block {peak.layer} (x{peak.resid_norm_first / start.resid_norm_first:.1f}; "
-        f"the other tokens' x{peak.resid_norm_others / start.resid_norm_others:.1f}){reached}."
+        f"Growth: the norm there goes from {own[start]:.3g} before the first block to {own[block]:.3g} after block "
+        f"{block} (x{own[block] / own[start]:.3g}; the other tokens' x{others[block] / others[start]:.3g}){reached}."
+    ]
+
+
+def _elsewhere(peaks: pd.DataFrame, prefix: str) -> list[str]:
+    """The block after which most tokens are peaks, and which token is it most often."""
+    counts = peaks[(peaks["layer"] >= 0) & (peaks["n_peaks"] > 0)].groupby("layer")["n_peaks"].sum()
+    if counts.empty:
+        return []
+    block = min(counts[counts == counts.max()].index)
+    chosen = peaks[(peaks["layer"] == block) & (peaks["n_peaks"] > 0)]
+    tokens = chosen.groupby("token")["n_peaks"].sum()
+    name = min(tokens[tokens == tokens.max()].index)
+    are = "are residual peaks" if counts.max() > 1 else "is a residual peak"
+    sequences = several(chosen["n_of"].iloc[0], "sequence")
+    return [
+        f"{prefix}: after block {block}, {several(int(counts.max()), 'token')} in {sequences} {are} ({_RULE}), "
+        f"most often {name!r} ({tokens.max()})."
     ]

@@ -40,7 +40,7 @@ def _fate(before: pd.Series, after: pd.Series) -> str:
     if before.empty:
         return "there was no sink" if after.empty else "a sink has come up"
     if after.empty:
-        return "no fixed position is a sink any more"
+        return "no fixed position is a sink any more (of all later queries, those it hides the position from included)"
     old, new = (counts[counts == counts.max()].index.tolist() for counts in (before, after))
     if set(old) & set(new):
         return f"position {listed(str(each) for each in old if each in new)} still has the most"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens import scan, tokenize
+from sinklens import Census, scan, tokenize
 from sinklens.interventions import MaskKeys
 from sinklens.models.builtin import data_dir
 from sinklens.models.tokens import TokenBatch
@@ -20,8 +20,25 @@ def prose(model: TransformerBridge, n_sequences: int, length: int) -> TokenBatch
     return tokenize(model, [text[i * size : (i + 1) * size] for i in range(n_sequences)], max_tokens=length)
 
 
-def test_smollm2(smollm2: TransformerBridge) -> None:
-    census = scan(smollm2, tokens=prose(smollm2, 12, 64), maps=0)
+@pytest.fixture(scope="module")
+def smol(smollm2: TransformerBridge) -> Census:
+    return scan(smollm2, tokens=prose(smollm2, 12, 64), maps=0)
+
+
+@pytest.fixture(scope="module")
+def gemma(gemma3: TransformerBridge) -> Census:
+    return scan(gemma3, tokens=prose(gemma3, 8, 64), maps=0)
+
+
+def lives(census: Census, criterion: str, channel: int) -> list[tuple[int, int]]:
+    """First and last block of the episodes of a channel at position 0."""
+    rows = census.massive_episodes.to_dataframe()
+    rows = rows[(rows["criterion"] == criterion) & (rows["channel"] == channel) & (rows["bucket"] == "start")]
+    return list(zip(rows["appears"].tolist(), rows["leaves_after"].tolist(), strict=True))
+
+
+def test_smollm2(smol: Census) -> None:
+    census = smol
     assert refutations(census) == []
     heads = census.heads.to_dataframe()
     assert (heads["sink_rate"] == 1).sum() > 50  # rates saturate, so they cannot say which head is the strongest
@@ -31,8 +48,43 @@ def test_smollm2(smollm2: TransformerBridge) -> None:
     assert "none in" in layers and "10 and 11" in layers
 
 
-def test_gemma3_short_and_beyond_its_window(gemma3: TransformerBridge) -> None:
-    short = scan(gemma3, tokens=prose(gemma3, 8, 64), maps=0)
+def test_smollm2s_entry_lives_twice(smol: Census) -> None:
+    (first, second) = lives(smol, "absolute", 507)
+    assert first[0] in (1, 2) and first[1] in (8, 9) and second == (11, 29)
+    assert lives(smol, "relative", 507) == [(11, 27)]
+    told = next(each for each in smol.verdict if each.startswith("Massive activations by |h| > 100:"))
+    assert told.startswith("Massive activations by |h| > 100: channel 507 at position 0 after blocks")
+
+
+def test_smollm2s_first_the_is_a_sink_and_a_peak(smol: Census) -> None:
+    types = smol.token_types.to_dataframe()
+    later = types[(types["by"] == "token") & (types["occurrence"] != "start")]
+    top = later.sort_values("n_sinks").iloc[-1]
+    assert (top["name"], top["occurrence"]) == (" the", "first") and top["sink_share"] > 10 * top["token_share"]
+    peaks = smol.peaks.to_dataframe()
+    first = peaks[(peaks["layer"] == 11) & (peaks["position"] == 0)]
+    assert first["n_largest"].sum() == 12 and first["peak_ratio"].min() > 100
+    elsewhere = peaks[peaks["layer"].between(2, 8) & (peaks["position"] > 0)].groupby("token")["n_peaks"].sum()
+    assert elsewhere.idxmax() == " the"
+    assert any(each.startswith("Residual peak at position 0") for each in smol.verdict)
+
+
+def test_gemma3s_bos_holds_the_entry_and_channel_400_is_no_token(gemma: Census) -> None:
+    ((appears, leaves),) = lives(gemma, "relative", 163)
+    assert appears == 3 and 12 <= leaves <= 17
+    rows = gemma.massive_episodes.to_dataframe()
+    assert rows[(rows["channel"] == 400) & (rows["criterion"] == "absolute")]["everywhere"].any()
+    peaks = gemma.peaks.to_dataframe()
+    bos = peaks[(peaks["position"] == 0) & peaks["layer"].between(3, 14)].groupby("layer")
+    assert (bos["n_largest"].sum() == 8).all()
+    types = gemma.token_types.to_dataframe()
+    start = types[(types["by"] == "class") & (types["occurrence"] == "start")]
+    assert start["name"].tolist() == ["special"] and start["sink_rate"].item() == 1
+    assert any(each.startswith("Residual peak at position 0 ('<bos>')") for each in gemma.verdict)
+
+
+def test_gemma3_short_and_beyond_its_window(gemma: Census, gemma3: TransformerBridge) -> None:
+    short = gemma
     assert refutations(short) == []
     assert any("normalises what attention writes" in each for each in short.verdict)
     assert not any(each.startswith(("Out of reach", "Hard to reach")) for each in short.verdict)

@@ -4,6 +4,7 @@ from tests.studies.census.verdict.checks import (
     domains,
     drains,
     massive,
+    peaks,
     secondary,
     sinks,
     sinks_after,
@@ -21,11 +22,7 @@ TOPICS: dict[str, Topic] = {
     "virtual": virtual.TOPIC,
     "domains": domains.TOPIC,
     "massive": massive.TOPIC,
+    "peaks": peaks.TOPIC,
     "secondary": secondary.TOPIC,
     "token_types": token_types.TOPIC,
 }
-
-UNCHECKED: tuple[str, ...] = (
-    "Residual peak", "Mild residual peak", "No residual peak",
-)  # fmt: skip
-"""How sentences begin whose checker is still to come; to be emptied."""

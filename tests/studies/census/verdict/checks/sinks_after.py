@@ -37,7 +37,8 @@ def check(said: dict[str, str], evidence: Evidence) -> None:
         fate = {
             (False, False): "there was no sink",
             (False, True): "a sink has come up",
-            (True, False): "no fixed position is a sink any more",
+            (True, False): "no fixed position is a sink any more (of all later queries, those it hides the position "
+            "from included)",
         }[bool(before), bool(after)]
         want(said["fate"] == fate, f"what became of it: {fate}")
     elif before & after:
