@@ -171,8 +171,10 @@ def mean_activations(model: TransformerBridge, batch: TokenBatch | Ids, where: A
     """How large some entries of the residual stream are in a text on average, by channel, at position 0 and elsewhere.
 
     Signed, and over the chosen entries alone: for a rule over the tokens that are large in that channel (or whose
-    partner is, under ``instead``), for named entries over the sequences that are long enough. Summed in fp64. A bucket
-    without any entry is ``None``: no mean is known there.
+    partner is, under ``instead``), for named entries over the sequences that are long enough. Summed in fp64. Where a
+    rule finds no entry in a bucket, the mean is over the channel's entries at all tokens of it, large or not: a later
+    text may have a large one there (Gemma's channel 163 has one at the BOS alone, as a rule), and an ordinary size is
+    the only one that is known. A bucket without any token is ``None``.
 
     Args:
         model: The bridge.
@@ -196,15 +198,24 @@ def mean_activations(model: TransformerBridge, batch: TokenBatch | Ids, where: A
         check_where(model, part)
     layers = sorted({layer for part in wheres for layer in layers_of(part)})
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, 2, dtype=torch.float64))  # [bucket, (sum, count)]
+    everywhere: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, 2, dtype=torch.float64))
     streams = residual_streams(model, batch, layers)
     for stream, part in ((stream, part) for stream in streams for part in wheres if stream.layer in layers_of(part)):
         for _, dim, chosen in chosen_entries(part, stream.layer, stream.hidden, stream.positions):
-            held = sums[channel_name(stream.layer, dim)]
+            name = channel_name(stream.layer, dim)
             for bucket, members in enumerate((stream.positions == 0, stream.positions > 0)):
-                values = stream.hidden[..., dim][chosen & members].double()
-                held[bucket] += torch.stack([values.sum(), values.new_tensor(len(values))]).cpu()
+                values = stream.hidden[..., dim]
+                sums[name][bucket] += _sum_and_count(values[chosen & members])
+                if isinstance(part, MassiveRule):
+                    everywhere[name][bucket] += _sum_and_count(values[members])
+    for name, held in everywhere.items():
+        sums[name] = torch.where(sums[name][:, 1:] > 0, sums[name], held)
     means = {name: [float(total / n) if n else None for total, n in held] for name, held in sums.items()}
     return {name: (start, others) for name, (start, others) in means.items()}
+
+
+def _sum_and_count(values: Tensor) -> Tensor:
+    return torch.stack([values.double().sum(), values.new_tensor(len(values), dtype=torch.float64)]).cpu()
 
 
 def channel_name(layer: int, dim: int) -> str:

@@ -142,7 +142,9 @@ def test_the_mean_of_one_entry_changes_no_bit(name: str, zoo: Path) -> None:
         rule = MassiveRule(0, (dim,), math.nextafter(float(hidden[position, dim].abs()), 0))
         means = mean_activations(bridge, tokenize(bridge, ids), rule)
         value = float(hidden[position, dim])
-        assert means == {f"L0D{dim}": (None, value) if position else (value, None)}
+        ordinary = float(hidden[1:, dim].double().mean()), float(hidden[0, dim])  # where the rule finds nothing
+        expected = (ordinary[1], value) if position else (value, ordinary[0])
+        assert means[f"L0D{dim}"] == pytest.approx(expected, rel=1e-6) and value in means[f"L0D{dim}"]
         found = reference.under(bridge, SetActivations(rule, "mean", means), ids)
         assert torch.equal(found, engine(bridge, ids))
 
@@ -292,6 +294,24 @@ def test_means_are_signed_and_leave_out_padding(name: str, zoo: Path) -> None:
             rows_of = [x[part][x[part][:, dim].abs() > rule.above][:, stand_in] for x in alone]
             expected = float(torch.cat(rows_of).mean())
             assert found[f"L0D{stand_in}"][bucket] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_a_bucket_without_a_large_entry_has_the_channels_ordinary_mean(zoo: Path) -> None:
+    bridge = boot("llama", zoo)
+    ids = random_ids(batch=3, pos=POS)
+    hidden = streams(bridge, ids)[0].double()
+    first, rest = hidden[:, 0, 3].abs(), hidden[:, 1:, 3].abs()
+    above = float(rest.max())
+    ids = ids[first > above] if bool((first > above).any()) else ids
+    rule = MassiveRule(0, (3,), above)
+    start, others = mean_activations(bridge, tokenize(bridge, ids), rule)["L0D3"]
+    kept = streams(bridge, ids)[0].double()
+    large = kept[:, 0, 3][kept[:, 0, 3].abs() > above]
+    expected = large.mean() if len(large) else kept[:, 0, 3].mean()
+    assert start == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
+    assert others == pytest.approx(float(kept[:, 1:, 3].mean()), rel=1e-4, abs=1e-6)
+    assert mean_activations(bridge, tokenize(bridge, ids[:, :1]), rule)["L0D3"][1] is None
+    reference.under(bridge, SetActivations(MassiveRule(0, (3,), 0.0), "mean", {"L0D3": (start, others)}), ids)
 
 
 def test_a_mean_that_is_missing_is_an_error_where_it_is_needed(zoo: Path) -> None:

@@ -14,7 +14,14 @@ from sinklens.evidence.summary import MEASURES, summarise
 from sinklens.results.provenance import precision
 from sinklens.results.result import TableResult
 from sinklens.results.table import Table
-from sinklens.studies.ablation.sentences import SAME, TITLES, mean_and_sd, signed_interval, sweep_sentences
+from sinklens.studies.ablation.sentences import (
+    SAME,
+    TITLES,
+    key_sentences,
+    mean_and_sd,
+    signed_interval,
+    sweep_sentences,
+)
 from sinklens.studies.ablation.variants import Variant
 
 FORMAT, WORK = "sinklens-sweep", "sweep"
@@ -107,8 +114,9 @@ class Sweep(
 
     @property
     def verdict(self) -> list[str]:
-        """What was found; see :func:`~sinklens.studies.ablation.sentences.sweep_sentences`."""
-        return sweep_sentences(self.tables["summary"], list(self.meta["interventions"]), self.meta["approx"])
+        """What was found, and where to look for what a sweep does not measure; see the module ``sentences``."""
+        found = sweep_sentences(self.tables["summary"], list(self.meta["interventions"]), self.meta["approx"])
+        return found + key_sentences(self.meta["interventions"])
 
 
 def assemble(

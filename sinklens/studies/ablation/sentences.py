@@ -9,6 +9,8 @@ import pandas as pd
 SAME = 1e-6
 """Changes of the loss in nats that fp32 does not tell apart: heads within it of the largest share its place."""
 _NAMED = 4
+ON_KEYS = ("MaskKeys", "ScaleKeys", "SlidingWindow", "CompensatedWindow", "RedistributeAttention", "CalibrateSinks")
+"""Kinds of interventions that take attention from keys and leave it to others."""
 
 
 def sweep_sentences(summary: pd.DataFrame, labels: Sequence[str], approx: Mapping[str, Any]) -> list[str]:
@@ -36,6 +38,21 @@ def sweep_sentences(summary: pd.DataFrame, labels: Sequence[str], approx: Mappin
             what = f"estimated with exact {TITLES[metric]}"
             found.append(f"{label}: rank correlation (Spearman) of {what}: {agreement['text']}.")
     return found
+
+
+def key_sentences(interventions: Mapping[str, str]) -> list[str]:
+    """Which interventions act on keys, so that a sink may go elsewhere, which a sweep does not follow.
+
+    Args:
+        interventions: Their JSON by label, as in the result's header.
+    """
+    labels = [label for label, text in interventions.items() if any(f'"{kind}"' in text for kind in ON_KEYS)]
+    if not labels:
+        return []
+    return [
+        f"Not measured here: where the sink goes under {' and '.join(labels)}. A key that is hidden or weakened can "
+        "pass it on to another token; measure_effects(model, {name: intervention}, batch) has it in sinks_after."
+    ]
 
 
 TITLES = {

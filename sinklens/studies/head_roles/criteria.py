@@ -26,7 +26,7 @@ from sinklens.studies.needles.answers import Keep
 from sinklens.studies.needles.retrieval_scores import Procedure
 from sinklens.studies.streaming_split import GateSettings, streaming_split
 
-SINK_EVIDENCE = ("sink_position", "importance", "null", "ratio", "is_sink", "drain", "drain_wo")
+SINK_EVIDENCE = ("sink_position", "sink_rate", "null", "ratio", "is_sink", "drain", "drain_wo")
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Criterion:
 
 
 def sink_scores(census: Census) -> HeadScores:
-    """Sink rate and importance of each head's strongest key, from a census; the label needs twice the uniform null too.
+    """Importance of each head's strongest key, from a census; the label needs a sink rate and twice the uniform null.
 
-    The rate saturates (many heads of a real model have 1.00), the importance ranks them.
+    The rate stands beside it as evidence: it saturates (many heads of a real model have 1.00) and ranks nothing.
 
     Raises:
         UnsupportedArchitectureError: No block of the model has softmax attention.
@@ -75,14 +75,11 @@ def sink_scores(census: Census) -> HeadScores:
     if heads.empty:
         raise UnsupportedArchitectureError("No block of this model has softmax attention, so no head can be a sink.")
     metric = census.meta["metrics"]["sink_score"]
-    score = Metric("sink_rate", metric["version"], metric["definition"], metric["source"])
+    score = Metric("importance", metric["version"], metric["definition"], metric["source"])
     kept = [name for name in SINK_EVIDENCE if name in heads]
-    frame = heads[["layer", "head", "sink_rate", *kept]].rename(columns={"null": "sink_null", "ratio": "sink_ratio"})
+    frame = heads[["layer", "head", "importance", *kept]].rename(columns={"null": "sink_null", "ratio": "sink_ratio"})
     facts = {name: census.meta[name] for name in ("tokens", "settings", "warnings")}
-    metrics = {"sink_rate": score}
-    if "importance" in kept:
-        metrics["importance"] = Metric("importance", *(metric[name] for name in ("version", "definition", "source")))
-    return HeadScores(frame, metrics, facts)
+    return HeadScores(frame, {"importance": score}, facts)
 
 
 def dormant_scores(found: ActiveDormant) -> HeadScores:
@@ -150,7 +147,7 @@ CRITERIA: Mapping[str, Criterion] = {
             ("previous_token", "duplicate_token", "induction", "echo", "razor_induction"),
             pattern_scores,
         ),
-        Criterion("sinks", "attention on one key (sink rate)", False, True, ("sink_rate", "importance"), _sinks),
+        Criterion("sinks", "attention on one key (importance)", False, True, ("importance",), _sinks),
         Criterion(
             "text",
             "entropy, distance and delimiters on text",

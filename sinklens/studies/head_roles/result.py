@@ -153,7 +153,8 @@ class Roles(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
             if not row.n_known:
                 out.append(f"{row.role}: not applicable, no head has the score {row.criterion}.")
                 continue
-            heads = roles[row.role]
+            held = {*roles[row.role]}
+            heads = [head for head in self.ranking(row.criterion) if head in held]  # the highest score first
             named = ", ".join(map(head_name, heads[:8])) + (", ..." if len(heads) > 8 else "")
             out.append(f"{row.role}: {len(heads)} of {row.n_known} heads{f' ({named})' if heads else ''}, {row.rule}.")
         if table.empty:

@@ -103,7 +103,7 @@ RULES = {
             evidence="razor",
             says=("induction", "echo", "both"),
         ),
-        Rule("sink", "sink_rate", "sinklens: sink rate >= 0.5 and twice the uniform null", evidence="is_sink"),
+        Rule("sink", "importance", "sinklens: sink rate >= 0.5 and twice the uniform null", evidence="is_sink"),
         Rule("dormant", "sink_mass", "Guo et al. 2024, arXiv 2410.13835", evidence="label", says=("dormant",)),
         Rule("needed", "zero_ablation", "its 95 % interval lies above 0", evidence="by_ablation", says=("active",)),
         Rule(

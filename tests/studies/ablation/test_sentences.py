@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.interventions import AblateHeads, MaskKeys, ScaleKeys
 from sinklens.studies import Sweep, sweep
-from sinklens.studies.ablation.sentences import sweep_sentences
+from sinklens.studies.ablation.sentences import key_sentences, sweep_sentences
 from tests import families
 
 NAN = math.nan
@@ -291,3 +292,10 @@ def test_too_few_texts_for_an_interval(tiny: TransformerBridge) -> None:
     result = sweep(tiny, tokens=families.random_ids(2, 12).tolist(), heads=["L0H1", "L1H2"], controls=0)
     check(result)
     assert "No head has an interval." in result.verdict[0]
+
+
+def test_interventions_on_keys_say_where_the_sink_is_followed() -> None:
+    both = {"zero": AblateHeads("all"), "no 0": MaskKeys(0), "two": AblateHeads(["L0H1"]) + ScaleKeys(0, 0.5)}
+    (sentence,) = key_sentences({name: each.to_json() for name, each in both.items()})
+    assert "under no 0 and two." in sentence and "measure_effects" in sentence
+    assert key_sentences({"zero": both["zero"].to_json()}) == []

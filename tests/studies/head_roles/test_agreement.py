@@ -128,12 +128,12 @@ def test_equal_names_get_their_part_in_front() -> None:
 
 def test_evidence_decides_where_a_rule_says_so() -> None:
     rate = [0.6] * 6 + [0.1] * 6
-    parts = {"s": scores(sink_rate=rate, is_sink=[True] * 5 + [False] * 7)}
+    parts = {"s": scores(importance=rate, is_sink=[True] * 5 + [False] * 7)}
     assert len(Roles.of(parts).roles["sink"]) == 5
     words = ["dormant", "idle", "active", "unclear"] * 3
     roles = Roles.of({"d": scores(sink_mass=rate, label=words)})
     assert roles.roles["dormant"] == ((0, 0), (1, 0), (2, 0))
-    alone = Roles.of({"s": scores(sink_rate=rate)})  # a score of that name without the evidence is only ranked
+    alone = Roles.of({"s": scores(importance=rate)})  # a score of that name without the evidence is only ranked
     assert alone.roles == {} and math.isnan(alone.criteria()["n_labelled"].astype(float).item())
 
 

@@ -49,10 +49,14 @@ def test_the_usual_criteria_are_the_fast_ones() -> None:
 def test_sinks_are_those_of_the_census(bb3: TransformerBridge, bb3_census: Census) -> None:
     heads = bb3_census.heads.to_dataframe()
     found = sink_scores(bb3_census).frame
+    pd.testing.assert_series_equal(found["importance"], heads["importance"])
     pd.testing.assert_series_equal(found["sink_rate"], heads["sink_rate"])
     joined = roles(bb3, scores=["sinks"])
     named = [*zip(heads[heads["is_sink"]]["layer"], heads[heads["is_sink"]]["head"], strict=True)]
     assert named and [*joined.roles["sink"]] == named
+    strongest = heads[heads["is_sink"]].sort_values("importance").iloc[-1]
+    (said,) = (each for each in joined.verdict if each.startswith("sink: "))
+    assert f"heads (L{strongest['layer']}H{strongest['head']}" in said  # rates tie, in the order of layers
     assert joined.meta["parts"]["sinks"]["tokens"]["bos"] == bb3_census.meta["tokens"]["bos"]
 
 
@@ -73,12 +77,12 @@ def test_a_failure_leaves_nan_and_a_warning(bb3: TransformerBridge, monkeypatch:
     with pytest.warns(UserWarning, match="pattern gave no scores: Nothing to see here"):
         found = roles(bb3, scores=["sinks", "pattern"], **SMALL)
     table = found.to_dataframe()
-    assert table[["induction", "echo", "previous_token"]].isna().all().all() and table["sink_rate"].notna().all()
+    assert table[["induction", "echo", "previous_token"]].isna().all().all() and table["importance"].notna().all()
     assert found.meta["warnings"][0] == "The criterion pattern gave no scores: Nothing to see here."
     row = found.criteria().set_index("criterion").loc["induction"]
     assert row["n_known"] == 0 and "not measured: Nothing" in row["definition"]
     pairs = found.agreement().set_index(["first", "second"])["spearman"]
-    assert pairs.drop(("sink_rate", "importance")).isna().all()
+    assert pairs.isna().all()
     assert any(line.startswith("induction: not applicable") for line in found.verdict)
     counted.fails["sinks"] = RuntimeError("out of memory")
     with (
