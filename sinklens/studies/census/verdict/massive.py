@@ -6,6 +6,8 @@ from sinklens.studies.census.verdict.wording import row_at
 
 CRITERIA = (("absolute", "|h| > 100"), ("relative", "|h| > 1000 x median"))
 MOST_CHANNELS = 3
+MOST_KINDS = 2
+"""A kind takes half a sentence, with each of its lives."""
 _PLACES = {"start": "at position 0", "others": "at later positions"}
 
 
@@ -43,7 +45,7 @@ def _kinds(specific: pd.DataFrame) -> str:
     kinds = [kind.sort_values("appears") for _, kind in specific.groupby(["bucket", "channel"])]
     kinds.sort(key=lambda kind: -kind["peak"].max())  # stable: equal ones by place and channel
     parts = []
-    for kind in kinds[:MOST_CHANNELS]:
+    for kind in kinds[:MOST_KINDS]:
         spans = " and ".join(_span(episode) for episode in kind.itertuples())
         parts.append(f"channel {kind['channel'].iloc[0]} {_PLACES[kind['bucket'].iloc[0]]} {spans}")
     rest = len(kinds) - len(parts)

@@ -63,7 +63,7 @@ def _words(there: pd.DataFrame, column: str, place: Any) -> str:
 def _growth(norms: pd.DataFrame, position: int, block: int) -> list[str]:
     """The norm at one position from before the first block on, and the other positions' beside it."""
     here = norms["position"] == position
-    own = norms[here].set_index("layer")["resid_norm"].sort_index()
+    own: Any = norms[here].set_index("layer")["resid_norm"].sort_index()
     rest = norms[~here & (norms["n_sequences"] > 0)]
     totals = (rest["resid_norm"] * rest["n_sequences"]).groupby(rest["layer"]).sum(min_count=1)
     others = totals / rest["n_sequences"].groupby(rest["layer"]).sum()

@@ -51,13 +51,13 @@ def _sinks(named: pd.DataFrame, classes: pd.DataFrame, n_heads: int) -> str:
 
 
 def _massive(named: pd.DataFrame, column: str, bound: str, total: int, tokens: int) -> list[str]:
-    head = f"After position 0, {total} of {tokens} tokens are massive by {bound}"
     top = _top(named, f"n_massive_{column}", f"massive_{column}_share")
     if top is None:
-        return [f"{head}; no token stands out among them."]
+        return []
     occurrence = "first" if top["occurrence"] == "first" else "later"
     return [
-        f"{head}: {int(top[f'n_massive_{column}'])} of them are {top['name']!r} ({occurrence} occurrences), which is "
+        f"After position 0, {total} of {tokens} tokens are massive by {bound}: "
+        f"{int(top[f'n_massive_{column}'])} of them are {top['name']!r} ({occurrence} occurrences), which is "
         f"{100 * top['token_share']:.2g} % of the tokens."
     ]
 

@@ -43,9 +43,9 @@ def check_kinds(said: dict[str, str], evidence: Evidence) -> None:
     kinds = kinds_of(rows_of(said, evidence, everywhere=False))
     parts = said["kinds"].split("; ")
     rest = re.fullmatch(r"and (\d+) smaller kinds?", parts[-1])
-    counts(rest.group(1) if rest else "0", max(0, len(kinds) - 3), "kinds that are not named")
+    counts(rest.group(1) if rest else "0", max(0, len(kinds) - 2), "kinds that are not named")
     parts = parts[:-1] if rest else parts
-    want(len(parts) == min(3, len(kinds)), f"{len(kinds)} kinds")
+    want(len(parts) == min(2, len(kinds)), f"{len(kinds)} kinds")
     sizes = sorted((max(row["peak"] for row in kind) for kind in kinds.values()), reverse=True)
     seen = set()
     for number, part in enumerate(parts):

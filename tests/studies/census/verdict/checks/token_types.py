@@ -69,9 +69,6 @@ def check_massive(said: dict[str, str], evidence: Evidence) -> None:
     column = COLUMNS[said["bound"]]
     counts(said["massive"], total(evidence, f"n_massive_{column}"), "massive tokens")
     counts(said["tokens"], total(evidence, "n_tokens"), "tokens")
-    if not said.get("name"):
-        want(not outstanding(evidence, f"n_massive_{column}", f"massive_{column}_share"), "some stand out")
-        return
     check_group(said, evidence, said["occurrence"], f"n_massive_{column}", f"massive_{column}_share")
 
 
@@ -82,6 +79,7 @@ def complete(sentences: Sequence[str], evidence: Evidence) -> None:
     want(judged == any("for" in each and each.startswith("After position 0, ") for each in sentences), "sink tokens")
     for bound, column in COLUMNS.items():
         few = 0 < 2 * total(evidence, f"n_massive_{column}") < total(evidence, "n_tokens")
+        few = few and bool(outstanding(evidence, f"n_massive_{column}", f"massive_{column}_share"))
         want(few == any(f"massive by {bound}" in each for each in sentences if each.startswith("After")), bound)
 
 
@@ -125,8 +123,6 @@ TOPIC = Topic(
         rf"{_NAME}(?: of a sequence| when it comes again), which is (?P<percent>{NUMBER}) % of the tokens; "
         rf"(?P<again>\d+) of (?P<such>\d+) such tokens are, and their median is (?P<median>{NUMBER}) heads"
         r"\.": check_sinks,
-        rf"After position 0, (?P<massive>\d+) of (?P<tokens>\d+) tokens are massive by {_BOUND}; no token stands out "
-        r"among them\.": check_massive,
         rf"After position 0, (?P<massive>\d+) of (?P<tokens>\d+) tokens are massive by {_BOUND}: (?P<mine>\d+) of them "
         rf"are {_NAME} \((?P<occurrence>first|later) occurrences\), which is (?P<percent>{NUMBER}) % of the tokens"
         r"\.": check_massive,
