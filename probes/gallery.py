@@ -32,9 +32,9 @@ from sinklens.errors import SinkLensError
 from sinklens.interventions import SlidingWindow
 from sinklens.models.tokens import TokenBatch
 from sinklens.passes.sequences import choose_sequences
-from sinklens.plots import Saving, save_figures
 from sinklens.plots.massive_table import strongest_activations
 from sinklens.plots.pooling import pooled
+from sinklens.plots.save_figure import Saving, save_figures
 from sinklens.results.files import write_atomically
 from sinklens.results.table import Table
 from sinklens.studies.census.result import AttentionMap, Census
@@ -291,6 +291,13 @@ def training(runs: Runs) -> Drawn:
     return plots.dynamics(runs.dynamics.to_dataframe(), runs.dynamics.heads()), runs.dynamics.to_dataframe()
 
 
+def token_types(runs: Runs) -> Drawn:
+    """Kinds of tokens among the sinks."""
+    table = runs.census.token_types.to_dataframe()
+    names = ["by", "name", "occurrence", "n_tokens", "token_share", "n_sinks", "sink_share"]
+    return plots.token_types(table), table.loc[table["by"] == "class", names]
+
+
 def token_strip(runs: Runs) -> Drawn:
     """Tokens coloured by what they receive."""
     table = runs.census.tokens.to_dataframe()
@@ -340,6 +347,8 @@ ENTRIES = (
           lambda runs: (plots.needle_grid(runs.needles), runs.needles)),
     Entry("dynamics", "Through training", "Sink, margin, drain, peak and loss of the same model's checkpoints.",
           training, scale=0.85),
+    Entry("token_types", "Kinds of tokens among the sinks", "A bar beyond its line: more of the sinks than of all tokens.",
+          token_types),
     Entry("token_strip", "Tokens by received attention", "Log colours: the brightest token is the sink.", token_strip),
 )  # fmt: skip
 

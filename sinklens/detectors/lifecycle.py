@@ -177,7 +177,7 @@ def trace_entries(
     Args:
         model: The bridge; it is the same afterwards.
         batch: Tokens.
-        entries: Token positions and channels, from 0, such as those of ``plots.strongest_activations``.
+        entries: Token positions and channels, from 0, such as those of ``plots.massive_table.strongest_activations``.
         batch_size: Sequences per forward pass.
 
     Raises:

@@ -1,5 +1,8 @@
 """Results to Plotly figures, and nothing else: pure functions that never show, save or measure.
 
+The first argument of a figure is a result, one of its tables or a DataFrame: ``plots.sink_heatmap(census)``, which is
+``census.plot.sink_heatmap()``; ``dir(census.plot)`` lists what a result can draw.
+
 Every figure keeps positions on numeric axes (repeated tokens keep their own column), leaves masked and
 not-applicable cells missing, and says in its subtitle what is missing, clipped or pooled.
 """
@@ -23,27 +26,24 @@ from sinklens.plots.head_scores import head_scores
 from sinklens.plots.lifecycle import lifecycle
 from sinklens.plots.massive_activations import massive_activations
 from sinklens.plots.massive_map import massive_map
-from sinklens.plots.massive_table import massive_table, strongest_activations
+from sinklens.plots.massive_table import massive_table
 from sinklens.plots.needle_grid import needle_grid
 from sinklens.plots.norms_by_token import norms_by_token
 from sinklens.plots.notebook import use_in_notebook
 from sinklens.plots.received_mass import received_mass
 from sinklens.plots.residual_peaks import residual_peaks
 from sinklens.plots.retrieval_join import retrieval_join
-from sinklens.plots.save_figure import Saving, save_figure, save_figures
+from sinklens.plots.save_figure import save_figure
 from sinklens.plots.secondary_sinks import secondary_sinks
 from sinklens.plots.sink_heatmap import sink_heatmap
 from sinklens.plots.sink_share import sink_share
 from sinklens.plots.state_norms import state_norms
 from sinklens.plots.step_heatmap import step_heatmap
-from sinklens.plots.style import CONFIG, TEMPLATE, token_label, visible_text
 from sinklens.plots.token_strip import token_strip
+from sinklens.plots.token_types import token_types
 from sinklens.plots.top_magnitudes import top_magnitudes
 
 __all__ = [
-    "CONFIG",
-    "TEMPLATE",
-    "Saving",
     "ablation_heatmap",
     "active_dormant",
     "attention_map",
@@ -70,16 +70,13 @@ __all__ = [
     "residual_peaks",
     "retrieval_join",
     "save_figure",
-    "save_figures",
     "secondary_sinks",
     "sink_heatmap",
     "sink_share",
     "state_norms",
     "step_heatmap",
-    "strongest_activations",
-    "token_label",
     "token_strip",
+    "token_types",
     "top_magnitudes",
     "use_in_notebook",
-    "visible_text",
 ]

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 
 from sinklens.errors import InputError
 from sinklens.plots.axes import grid_background, layer_axis
-from sinklens.plots.effects import EFFECTS, Effect, EffectMetric, choose_intervention, with_interval
+from sinklens.plots.draws import SWEEP, draws, one_row_each
+from sinklens.plots.effects import EFFECTS, VARIANT, Effect, EffectMetric, choose_intervention, with_interval
 from sinklens.plots.style import (
     DIVERGING,
     INK,
@@ -27,6 +28,7 @@ from sinklens.plots.style import (
 _HOVER: Final[tuple[EffectMetric, ...]] = ("delta_loss", "kl", "top1_agreement", "delta_logit_diff")
 
 
+@draws(SWEEP, needs={"summary": VARIANT}, settings={"n_layers": "model.n_layers"})
 def ablation_heatmap(
     summary: pd.DataFrame,
     *,
@@ -46,11 +48,12 @@ def ablation_heatmap(
     grey when its head was not ablated or has no such number; the subtitle says how many.
 
     Args:
-        summary: A sweep's summary, of which the rows of kind "head" are drawn; needs `kind`, `intervention`, `layer`,
-            `head`, the metric and its bounds (`delta_loss_low`, `delta_loss_high`).
+        summary: A sweep, or its summary, of which the rows of kind "head" are drawn; needs `kind`, `intervention`,
+            `layer`, `head`, the metric and its bounds (`delta_loss_low`, `delta_loss_high`).
         metric: Column to colour.
         intervention: Which intervention, when the sweep has several.
-        n_layers: Layers of the model, so that trailing layers without attention keep their (grey) row.
+        n_layers: Layers of the model, so that trailing layers without attention keep their (grey) row. A sweep knows
+            them.
         limit: Magnitude at which colours end, for changes; by default the largest one.
 
     Raises:
@@ -72,7 +75,9 @@ def ablation_heatmap(
     if rows.empty or rows[metric].isna().all():
         return empty_figure(title, f"Not applicable: no single head of this sweep has a value for {metric}.")
     if "exact" in rows.columns:  # a head that was both estimated and run shows what was run
-        rows = rows.sort_values("exact", ascending=False, kind="stable").drop_duplicates(["layer", "head"])
+        exact, places = rows["exact"].astype(bool), pd.MultiIndex.from_frame(rows[["layer", "head"]])
+        rows = rows[exact | ~places.isin(places[exact])]
+    one_row_each(rows, ("layer", "head"), "ablation_heatmap")
     layer, head = rows["layer"].to_numpy(dtype=int), rows["head"].to_numpy(dtype=int)
     n_rows, n_columns = max(n_layers or 0, int(layer.max()) + 1), int(head.max()) + 1
     grid = _Grid((n_rows, n_columns), layer, head)

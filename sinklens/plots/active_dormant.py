@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import grid_background
+from sinklens.plots.draws import draws
 from sinklens.plots.style import (
     DIVERGING,
     SEQUENTIAL,
@@ -25,6 +26,7 @@ _MARKS: Final = {"active": "A", "dormant": "D", "idle": "i", "loaded sink": "L",
 _COLUMNS: Final = ("layer", "head", "domain", "class", "mass", "delta", "label")
 
 
+@draws("sinklens-active-dormant", needs={"heads": ("layer", "head", "domain", "class")})
 def active_dormant(heads: pd.DataFrame, *, limit: int = 40, effect: float | None = None) -> go.Figure:
     """Draw heads x domains (and token classes) twice: attention on the sink, and rise of the loss without the head.
 
@@ -33,7 +35,7 @@ def active_dormant(heads: pd.DataFrame, *, limit: int = 40, effect: float | None
     sink mass differs most between columns, in the order of layers.
 
     Args:
-        heads: What `ActiveDormant.to_dataframe()` gives: layer, head, domain, class, mass, delta, label; the interval
+        heads: A result of `active_dormant`, or its table: layer, head, domain, class, mass, delta, label; the interval
             and the evidence show in the hover when present.
         limit: Most heads drawn.
         effect: Magnitude at which the colours of the rise end.

@@ -1,6 +1,7 @@
 """Attention map of one head."""
 
 import html
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -8,7 +9,8 @@ import plotly.graph_objects as go
 
 from sinklens.errors import InputError
 from sinklens.plots.axes import add_token_axes, grid_background, log_colorbar
-from sinklens.plots.style import SEQUENTIAL, colorbar, float32, head_label, new_figure, token_label
+from sinklens.plots.draws import CENSUS, draws
+from sinklens.plots.style import SEQUENTIAL, colorbar, empty_figure, float32, head_label, new_figure, token_label
 
 if TYPE_CHECKING:  # importing studies loads torch, which a figure does not need
     from sinklens.studies.census.result import AttentionMap
@@ -18,7 +20,15 @@ _RIGHT: Final = 84
 """Margins in pixels: room for token labels, and for the colour bar."""
 
 
-def attention_map(map: "AttentionMap", *, log: bool = False, floor: float = 1e-3, side: int = 460) -> go.Figure:
+@draws(CENSUS, needs={"maps": ()})
+def attention_map(
+    map: "AttentionMap | Mapping[str, AttentionMap]",
+    *,
+    head: str | None = None,
+    log: bool = False,
+    floor: float = 1e-3,
+    side: int = 460,
+) -> go.Figure:
     """Draw one head's attention, queries downwards and keys to the right, colours from 0 to 1 on every map.
 
     Cells hidden by the causal (or sliding) mask are missing and grey, not 0. Pooled maps show the *largest*
@@ -27,14 +37,25 @@ def attention_map(map: "AttentionMap", *, log: bool = False, floor: float = 1e-3
     always shows the weight itself.
 
     Args:
-        map: The map.
+        map: A map, or a census (or its maps by name) with `head`.
+        head: Whose map, such as `"L5H1"`; default: the first that the census kept, that of its strongest sink head.
         log: Log colours, to see what a strong sink leaves dark.
         floor: Lower end of the log colours.
         side: Width and height of the square map in pixels, without labels.
 
     Raises:
-        InputError: when the map's values do not fit its tokens, or `floor` is not between 0 and 1.
+        InputError: No map of the head, values that do not fit the map's tokens, or `floor` not between 0 and 1.
     """
+    if isinstance(map, Mapping):
+        if not map:
+            return empty_figure("Attention of one head", "Not applicable: the census kept no attention map.")
+        chosen = head or next(iter(map))
+        if chosen not in map:
+            have = ", ".join(map)
+            raise InputError(
+                f"There is no map of {chosen}; the census kept {have}. scan(model, maps=10_000) keeps all."
+            )
+        map = map[chosen]
     rows, columns = map.values.shape
     cells = -(-map.n_tokens // map.cell)
     if (rows, columns) != (cells, cells) or len(map.tokens) != map.n_tokens:

@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 
 from sinklens.errors import InputError
 from sinklens.plots.axes import light_grid
-from sinklens.plots.effects import EFFECTS, EffectMetric, as_float, with_interval
+from sinklens.plots.draws import SWEEP, draws
+from sinklens.plots.effects import EFFECTS, VARIANT, EffectMetric, as_float, with_interval
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
@@ -33,6 +34,12 @@ _BEFORE: Final[dict[str, tuple[str, str, str]]] = {
 }
 
 
+@draws(
+    SWEEP,
+    "sinklens-effects",
+    needs={"summary": VARIANT, "effects": (*VARIANT, "sequence")},
+    wants=("effects",),
+)
 def before_after(
     summary: pd.DataFrame,
     *,
@@ -49,11 +56,12 @@ def before_after(
     (1 = largest). "n/a" is written where there is no such number, and nothing is drawn there.
 
     Args:
-        summary: One row per intervention in the order drawn, such as rows of a sweep's summary; needs `intervention`,
+        summary: Effects, a sweep, or one row per intervention in the order drawn; needs `intervention`,
             the metric and its bounds (`delta_loss_low`, `delta_loss_high`). Used when present: `variant`, `clean_loss`
             and `loss` (or `clean_logit_diff`, `logit_diff`), and, for the loss, `control_mean`, `control_sd`,
             `control_n`, `control_rank`.
-        effects: The table by sequence, from which means before and after are taken when `summary` has none.
+        effects: Effects or their table by sequence, from which means before and after are taken when `summary` has
+            none.
         metric: Effect to draw.
         perplexity: Write before and after as perplexities, exp of the mean loss.
         rows: Most rows drawn; the subtitle says how many are left out.
@@ -68,6 +76,7 @@ def before_after(
     bounds = (f"{metric}_low", f"{metric}_high")
     require_columns(summary, ("intervention", metric, *bounds), "before_after")
     table = summary.dropna(subset=[metric])
+    without = len(summary) - len(table)
     if table.empty:
         return empty_figure(_TITLE, f"Not applicable: no intervention has a value for {metric}.")
     left_out, table = max(0, len(table) - rows), _with_levels(table.head(rows), effects, metric)
@@ -76,6 +85,8 @@ def before_after(
     controlled = metric == "delta_loss" and "control_mean" in table.columns
     if controlled:
         notes.append("Grey: controls of the same budget, mean ± one standard deviation over draws.")
+    if without:
+        notes.append(f"Not applicable and not drawn: {without} row(s).")
     if left_out:
         notes.append(f"{left_out} more row(s) are not drawn.")
     fig = new_figure(_TITLE, " ".join(notes), height=_ROW * (len(table) + 1) + 10, wrap=115)
@@ -121,13 +132,15 @@ def before_after(
 def _add_controls(fig: go.Figure, table: pd.DataFrame, y: Any) -> None:
     """The controls' mean and spread, a little below the effect; nothing where there is none."""
     mean = table["control_mean"].to_numpy(dtype=float, na_value=np.nan)
-    spread = table["control_sd"].to_numpy(dtype=float, na_value=np.nan) if "control_sd" in table.columns else mean * 0
+    spread = np.full_like(mean, np.nan)
+    if "control_sd" in table.columns:
+        spread = table["control_sd"].to_numpy(dtype=float, na_value=np.nan)
     shown = ~np.isnan(mean)
     fig.add_trace(
         go.Scatter(
             x=float32(mean[shown]),
             y=float32(y[shown] + 0.2),
-            error_x={"array": float32(np.nan_to_num(spread[shown])), "width": 0, "thickness": 7, "color": "#c3cad2"},
+            error_x={"array": float32(spread[shown]), "width": 0, "thickness": 7, "color": "#c3cad2"},
             name="controls, mean ± sd",
             mode="markers",
             marker={"size": 8, "symbol": "square", "color": MUTED},

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import light_grid
+from sinklens.plots.draws import draws
 from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, escaped, float32, new_figure, number, require_columns
 
 _TITLE: Final = "Answers on held-out prompts, unchanged and tuned"
@@ -17,6 +18,7 @@ _RATES: Final = {
 }
 
 
+@draws("sinklens-calibration", needs={"report": ("variant",)})
 def calibration(report: pd.DataFrame) -> go.Figure:
     """Draw the three rates of the unchanged model, of the tuned one and of as many random heads.
 
@@ -25,8 +27,8 @@ def calibration(report: pd.DataFrame) -> go.Figure:
     small point is one set of random heads. A rate that does not exist (no valid answer) is not drawn.
 
     Args:
-        report: What `Calibration.report()` gives: variant, accuracy, valid_rate, accuracy_given_valid with `_low` and
-            `_high`, n.
+        report: A calibration, or what its `report()` gives: variant, accuracy, valid_rate, accuracy_given_valid with
+            `_low` and `_high`, n.
 
     Raises:
         InputError: A missing column.

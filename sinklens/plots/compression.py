@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, light_grid
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, float32, new_figure, require_columns
 
 _TITLE: Final = "Matrix entropy of the residual stream"
@@ -17,6 +18,11 @@ _LINES: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
 )
 
 
+@draws(
+    CENSUS,
+    needs={"compression": ("layer",)},
+    made_by={"compression": 'scan(model, detectors=[..., "compression"])'},
+)
 def compression(layers: pd.DataFrame) -> go.Figure:
     """Draw the entropy of the residual states' singular values after each layer, in nats.
 
@@ -25,8 +31,9 @@ def compression(layers: pd.DataFrame) -> go.Figure:
     orthogonal tokens of equal length would have. Anisotropy shows in the hover when present.
 
     Args:
-        layers: One row per layer with `layer`, `entropy`, `entropy_others`; `entropy_bound`, `entropy_null`,
-            `anisotropy`, `anisotropy_others` and `first_share` when present.
+        layers: A census made with the detector `compression`, or one row per layer with `layer`, `entropy`,
+            `entropy_others`; `entropy_bound`, `entropy_null`, `anisotropy`, `anisotropy_others` and `first_share` when
+            present.
 
     Raises:
         InputError: A missing column.

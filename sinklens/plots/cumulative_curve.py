@@ -8,12 +8,14 @@ import plotly.graph_objects as go
 
 from sinklens.errors import InputError
 from sinklens.plots.axes import light_grid, thinned
-from sinklens.plots.effects import EFFECTS, EffectMetric, choose_intervention
+from sinklens.plots.draws import SWEEP, draws, one_row_each
+from sinklens.plots.effects import EFFECTS, VARIANT, EffectMetric, choose_intervention
 from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, escaped, float32, new_figure, require_columns
 
 _GREY: Final = "rgba(82,96,109,0.16)"
 
 
+@draws(SWEEP, needs={"summary": VARIANT})
 def cumulative_curve(
     summary: pd.DataFrame, *, metric: EffectMetric = "delta_loss", intervention: str | None = None
 ) -> go.Figure:
@@ -25,7 +27,7 @@ def cumulative_curve(
     without random draws has no band: nothing is drawn across it.
 
     Args:
-        summary: A sweep's summary, of which the rows of kind "top" and "random" are drawn; needs `kind`,
+        summary: A sweep, or its summary, of which the rows of kind "top" and "random" are drawn; needs `kind`,
             `intervention`, `k`, the metric and its bounds (`delta_loss_low`, `delta_loss_high`).
         metric: Column to draw.
         intervention: Which intervention, when the sweep has several.
@@ -44,6 +46,7 @@ def cumulative_curve(
         return empty_figure(name, f"Not applicable: the sweep has no cumulative sets with a value for {metric}.")
     rows, chosen = choose_intervention(rows, intervention)
     top = rows[rows["kind"] == "top"].sort_values("k")
+    one_row_each(top, ("k",), "cumulative_curve")
     draws = _draws(rows, top).sort_values("k")
     if top.empty:
         return empty_figure(name, f"Not applicable: the sweep has no cumulative sets of {chosen} for {metric}.")

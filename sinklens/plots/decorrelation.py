@@ -6,11 +6,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, light_grid
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, float32, new_figure, require_columns
 
 _TITLE: Final = "Alignment of the other tokens with position 0"
 
 
+@draws(CENSUS, needs={"decorrelation": ("layer",)})
 def decorrelation(layers: pd.DataFrame) -> go.Figure:
     """Draw the mean squared cosine between position 0's residual state and the others' after each layer.
 
@@ -19,7 +21,7 @@ def decorrelation(layers: pd.DataFrame) -> go.Figure:
     shows in the hover.
 
     Args:
-        layers: What a census' `decorrelation` table gives: layer, bos_cosine, bos_cosine_sq, null, in_loss.
+        layers: A census, or its `decorrelation` table: layer, bos_cosine, bos_cosine_sq, null, in_loss.
 
     Raises:
         InputError: A missing column.

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import light_grid
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
@@ -25,6 +26,11 @@ _COLUMNS: Final = (
 )  # fmt: skip
 
 
+@draws(
+    CENSUS,
+    needs={"domains": ("layer", "head", "domain")},
+    made_by={"domains": "scan(model, {name: texts, ...})"},
+)
 def domain_differences(domains: pd.DataFrame, *, limit: int = 24) -> go.Figure:
     """Draw for each head its importance of position 0 on every domain, and how much one domain differs from the rest.
 
@@ -33,7 +39,7 @@ def domain_differences(domains: pd.DataFrame, *, limit: int = 24) -> go.Figure:
     the order of layers.
 
     Args:
-        domains: What a census' `domains` table gives.
+        domains: A census of several domains (`scan(model, {name: texts, ...})`), or its `domains` table.
         limit: Most heads drawn.
 
     Raises:
@@ -70,6 +76,8 @@ def domain_differences(domains: pd.DataFrame, *, limit: int = 24) -> go.Figure:
             )
         )
     null = float(domains["null_first"].mean())
+    same = bool(np.isclose(domains["null_first"].dropna(), null, rtol=1e-3).all())
+    dashed = "uniform" if same else "uniform, mean"
     fig.add_vline(x=null, line={"color": MUTED, "width": 1.5, "dash": "dash"})
     low, high = drawn["importance_first_difference_low"], drawn["importance_first_difference_high"]
     value = drawn["importance_first_difference"]
@@ -90,7 +98,12 @@ def domain_differences(domains: pd.DataFrame, *, limit: int = 24) -> go.Figure:
     )
     against = f"{names[0]} minus {names[1]}" if len(names) == 2 else "most different domain minus the rest"
     fig.update_layout(
-        xaxis={"domain": [0, 0.54], "range": [0, 1], "title": {"text": "importance (dashed: uniform)"}} | light_grid(),
+        xaxis={
+            "domain": [0, 0.54],
+            "range": [0, 1],
+            "title": {"text": f"importance (dashed: {dashed})"},
+        }
+        | light_grid(),
         xaxis2={"domain": [0.6, 1], "anchor": "y", "zeroline": True, "zerolinecolor": MUTED}
         | {"title": {"text": escaped(against)}}
         | light_grid(),

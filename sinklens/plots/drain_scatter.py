@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import light_grid, log_axis
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
@@ -23,6 +24,7 @@ LOOKS: Final = ((True, "sink head", CATEGORICAL[1], "circle"), (False, "other he
 """How sink heads and others look in scatter plots of heads."""
 
 
+@draws(CENSUS, needs={"heads": ("layer", "head")})
 def drain_scatter(heads: pd.DataFrame) -> go.Figure:
     """Draw every head by how much attention its strongest key receives and how small that key's value state is.
 
@@ -32,8 +34,8 @@ def drain_scatter(heads: pd.DataFrame) -> go.Figure:
     a number are not drawn; the subtitle counts them.
 
     Args:
-        heads: A census's heads table: `layer`, `head`, `importance`, `null`, `drain`, `is_sink`; `sink_position` and
-            `drain_wo` show in the hover when present.
+        heads: A census, or its heads table: `layer`, `head`, `importance`, `null`, `drain`, `is_sink`; `sink_position`
+            and `drain_wo` show in the hover when present.
 
     Raises:
         InputError: A missing column.

@@ -9,6 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import light_grid, log_axis, log_ticks
+from sinklens.plots.domains import ALL, one_domain
+from sinklens.plots.draws import draws
 from sinklens.plots.style import (
     CATEGORICAL,
     INK,
@@ -29,14 +31,14 @@ _HEAD_COLUMNS: Final = ("step", "domain", "layer", "head", "importance_first", "
 _BAND: Final = (0.1, 0.9)
 _COLUMNS: Final = 3
 _HEIGHT: Final = 300
-_ALL: Final = "all"
 _DRAIN: Final = "Value norm of position 0 / others"
 _LOSS: Final = "Loss (nats per token)"
 
 _Panel = tuple[str, bool, list[go.Scatter], list[float]]
 
 
-def dynamics(steps: pd.DataFrame, heads: pd.DataFrame, *, domain: str | None = None) -> go.Figure:
+@draws("sinklens-dynamics", needs={"steps": ("step", "domain"), "heads": ("step", "domain", "layer", "head")})
+def dynamics(steps: pd.DataFrame, heads: pd.DataFrame | None = None, *, domain: str | None = None) -> go.Figure:
     """Draw six panels over the training step: attention to position 0, margin, drain, two residual peaks, loss.
 
     The step axis is logarithmic; step 0, which has no place on it, stands apart on its left behind a gap, and lines to
@@ -44,20 +46,21 @@ def dynamics(steps: pd.DataFrame, heads: pd.DataFrame, *, domain: str | None = N
     not apply to the model is missing.
 
     Args:
-        steps: What `Dynamics.to_dataframe()` gives.
-        heads: What `Dynamics.heads()` gives.
+        steps: A result of `measure_dynamics`, or its table of steps.
+        heads: Its table of heads, for the bands; none are drawn without.
         domain: Whose sink figures are drawn; default: all domains together. Losses are drawn for each.
 
     Raises:
-        InputError: A missing column.
+        InputError: A missing column, or several domains, none of all together, and none chosen.
 
     Source: after the training curves of Guo et al. 2024 (arXiv 2410.13835) and Gu et al. 2025 (arXiv 2410.10781).
     """
     require_columns(steps, _STEP_COLUMNS, "dynamics")
+    heads = pd.DataFrame(columns=[*_HEAD_COLUMNS]) if heads is None else heads
     require_columns(heads, _HEAD_COLUMNS, "dynamics")
     if steps.empty:
         return empty_figure(_TITLE, "Not applicable: no checkpoint was measured.")
-    chosen = domain or (_ALL if _ALL in set(steps["domain"]) else str(steps["domain"].iloc[0]))
+    chosen = domain or one_domain(steps, "dynamics")
     table = steps[steps["domain"] == chosen].sort_values("step")
     if table.empty:
         return empty_figure(_TITLE, f"Not applicable: nothing was measured on {chosen}.")
@@ -66,6 +69,8 @@ def dynamics(steps: pd.DataFrame, heads: pd.DataFrame, *, domain: str | None = N
     panels = [panel for panel in _panels(steps, table, by_head, axis) if panel[2]]
     rows = math.ceil(len(panels) / _COLUMNS)
     notes = [f"{len(table)} checkpoints."]
+    if chosen != ALL and steps["domain"].nunique() > 1:
+        notes.append(f"Texts: {chosen}; losses of each.")
     if len(by_head):
         notes.append("Lines: mean over heads; bands: the middle 80 % of heads; dashed: null.")
     notes.append("Logarithmic steps" + ("; step 0 stands apart." if axis.has_zero else "."))
@@ -177,7 +182,7 @@ def _panels(steps: pd.DataFrame, table: pd.DataFrame, heads: pd.DataFrame, axis:
     peak = _line(table, "max_over_median", "max / median of |h|", green, axis)
     norm = _line(table, "resid_ratio", "residual norm ratio", green, axis)
     losses = []
-    several = [name for name in dict.fromkeys(steps["domain"]) if name != _ALL] or [_ALL]
+    several = [name for name in dict.fromkeys(steps["domain"]) if name != ALL] or [ALL]
     for name, colour in zip(several, CATEGORICAL * len(several), strict=False):
         rows = steps[steps["domain"] == name].sort_values("step")
         losses += _line(rows, "loss", f"loss: {name}" if len(several) > 1 else "loss", colour, axis)

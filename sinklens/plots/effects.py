@@ -10,6 +10,9 @@ import pandas as pd
 from sinklens.errors import InputError
 from sinklens.plots.style import number
 
+VARIANT: Final = ("intervention", "variant", "kind", "k", "draw", "layer", "head", "exact", "control_of")
+"""Columns that tell the rows of a summary apart."""
+
 EffectMetric = Literal["delta_loss", "kl", "top1_agreement", "delta_logit_diff"]
 
 

@@ -8,11 +8,17 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import light_grid, log_axis
 from sinklens.plots.drain_scatter import LOOKS
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import MUTED, empty_figure, float32, head_label, new_figure, number, require_columns
 
 _TITLE: Final = "Entropy of attention against the sink's key norm"
 
 
+@draws(
+    CENSUS,
+    needs={"heads": ("layer", "head"), "norms": ("state", "layer", "kv_head")},
+    made_by={"norms": "norms=measure_state_norms(model, tokens)"},
+)
 def entropy_scatter(heads: pd.DataFrame, norms: pd.DataFrame, *, position: int = 0) -> go.Figure:
     """Draw every head by the entropy of its attention and how long the sink's key is beside the others'.
 
@@ -22,9 +28,9 @@ def entropy_scatter(heads: pd.DataFrame, norms: pd.DataFrame, *, position: int =
     and counted.
 
     Args:
-        heads: A census's heads table: `layer`, `head`, `kv_head`, `entropy`, `is_sink`; `entropy_null` gives the
+        heads: A census, or its heads table: `layer`, `head`, `kv_head`, `entropy`, `is_sink`; `entropy_null` gives the
             vertical line when present.
-        norms: What `measure_state_norms(model, batch).to_dataframe()` gives.
+        norms: What `measure_state_norms(model, tokens)` gives; no census holds it.
         position: Position of the sink that `norms` was measured at.
 
     Raises:

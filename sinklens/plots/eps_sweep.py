@@ -6,11 +6,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import light_grid
+from sinklens.plots.draws import CENSUS, draws, one_row_each
 from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, float32, new_figure, require_columns
 
 _TITLE: Final = "Model-wide sink rate by threshold"
 
 
+@draws(CENSUS, needs={"eps_sweep": ("layer", "head", "position", "eps")}, settings={"eps": "settings.eps"})
 def eps_sweep(sweep: pd.DataFrame, *, eps: float | None = None) -> go.Figure:
     """Draw the sink rate, averaged over all measured heads, against the threshold on importance.
 
@@ -19,18 +21,22 @@ def eps_sweep(sweep: pd.DataFrame, *, eps: float | None = None) -> go.Figure:
     visible here.
 
     Args:
-        sweep: One row per layer, head, position and eps with `sink_rate`; for every head position 0 and, when
-            it is another one, the head's strongest key.
-        eps: Threshold used elsewhere, marked by a vertical line.
+        sweep: A census, or one row per layer, head, position and eps with `sink_rate`; for every head position 0
+            and, when it is another one, the head's strongest key.
+        eps: Threshold used elsewhere, marked by a vertical line; default: the census's.
+
+    Raises:
+        InputError: A missing column, or a head with more than two positions: which is its strongest key?
     """
     require_columns(sweep, ("layer", "head", "position", "eps", "sink_rate"), "eps_sweep")
     table = sweep.dropna(subset=["sink_rate"])
     if table.empty:
         return empty_figure(_TITLE, "Not applicable: no attention layer was measured.")
-    head = ["layer", "head", "eps"]
-    first = table[table["position"] == 0].drop_duplicates(head)
+    head = ("layer", "head", "eps")
+    first = table[table["position"] == 0]
+    one_row_each(table[table["position"] != 0], head, "eps_sweep")
     # The strongest key's row is the one that is not position 0, where there is one.
-    strongest = table.sort_values("position").drop_duplicates(head, keep="last")
+    strongest = table.sort_values("position").drop_duplicates([*head], keep="last")
     n_heads = len(table[["layer", "head"]].drop_duplicates())
     fig = new_figure(_TITLE, f"Mean over {n_heads:,} heads, every head counted alike.", height=240, wrap=80)
     for i, (rows, name) in enumerate(((first, "position 0"), (strongest, "each head's strongest key"))):

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from sinklens.errors import InputError
 from sinklens.plots.axes import grid_background, log_colorbar, thinned
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.pooling import pooled
 from sinklens.plots.style import (
     SEQUENTIAL,
@@ -29,6 +30,7 @@ _LEFT: Final = 64
 _RIGHT: Final = 96
 
 
+@draws(CENSUS, needs={"maps": ()}, settings={"n_layers": "model.n_layers"})
 def head_montage(
     maps: "Mapping[str, AttentionMap] | Iterable[AttentionMap]",
     *,
@@ -45,14 +47,14 @@ def head_montage(
     without a map. The hover names head, tokens and weight.
 
     Args:
-        maps: Maps of the same tokens, such as `scan(model, maps=10_000).maps`.
+        maps: A census that kept them, `scan(model, maps=10_000)`, or maps of the same tokens.
         n_layers: Layers of the model, so that trailing layers without attention keep their (grey) row.
         cells: Most cells along a map; fewer when there are many heads.
         log: Colours by log10 from `floor` to 1, to see what a strong sink leaves dark.
         floor: Lower end of the log colours; smaller weights take the lowest colour.
 
     Raises:
-        InputError: Maps of different tokens, fewer than 2 cells, or `floor` not between 0 and 1.
+        InputError: Maps of different tokens, two of one head, fewer than 2 cells, or `floor` not between 0 and 1.
 
     Source: after the overviews of CircuitsVis and BertViz.
     """
@@ -66,6 +68,8 @@ def head_montage(
     first = listed[0]
     if any((one.cell, one.n_tokens, one.tokens) != (first.cell, first.n_tokens, first.tokens) for one in listed):
         raise InputError("head_montage expected maps of the same tokens; draw each sequence by itself.")
+    if len({(one.layer, one.head) for one in listed}) < len(listed):
+        raise InputError("head_montage draws one map for each head, but got several of one; draw each run by itself.")
     rows = max(n_layers or 0, 1 + max(one.layer for one in listed))
     columns = 1 + max(one.head for one in listed)
     room = max(8, math.isqrt(_CELLS // (rows * columns)) - 1)

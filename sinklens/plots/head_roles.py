@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from sinklens.errors import InputError
 from sinklens.plots.axes import grid_background, thinned
+from sinklens.plots.draws import draws
 from sinklens.plots.style import (
     DIVERGING,
     INK,
@@ -31,8 +32,16 @@ GAP: Final = 150
 Shown = Literal["auto", "all", "labelled"]
 
 
+@draws(
+    "sinklens-roles",
+    needs={"heads": ("layer", "head"), "criteria": ("criterion",), "agreement": ("first", "second")},
+)
 def head_roles(
-    heads: pd.DataFrame, criteria: pd.DataFrame, agreement: pd.DataFrame, *, show: Shown = "auto"
+    heads: pd.DataFrame,
+    criteria: pd.DataFrame | None = None,
+    agreement: pd.DataFrame | None = None,
+    *,
+    show: Shown = "auto",
 ) -> go.Figure:
     """Draw a criterion x head heatmap with the labels marked, and below it the criterion x criterion agreement.
 
@@ -42,14 +51,17 @@ def head_roles(
     above it, the Jaccard index of the labelled heads with its chance level in brackets. Grey: no such number.
 
     Args:
-        heads: A result's ``to_dataframe()``: `layer`, `head`, the scores and their `is_<role>` labels.
-        criteria: Its ``criteria()``: `criterion`, `role`, `rule`, in the order of the rows.
-        agreement: Its ``agreement()``: `first`, `second`, `unit`, `n`, `spearman`, `jaccard`, `jaccard_chance`, ...
+        heads: A result of ``roles``, or its table: `layer`, `head`, the scores and their `is_<role>` labels.
+        criteria: Its criteria, where `heads` is a table: `criterion`, `role`, `rule`, in the order of the rows.
+        agreement: Its agreement, where `heads` is a table: `first`, `second`, `unit`, `n`, `spearman`, `jaccard`,
+            `jaccard_chance`, ...
         show: `"all"` heads, only those with a label (`"labelled"`), or `"auto"`: only those beyond 256 heads.
 
     Raises:
-        InputError: a missing column, or an unknown `show`.
+        InputError: A missing table or column, or an unknown `show`.
     """
+    if criteria is None or agreement is None:
+        raise InputError("head_roles draws three tables; pass the result itself, or heads, criteria and agreement.")
     require_columns(criteria, ("criterion", "role", "rule"), "head_roles")
     rows = criteria.to_dict("records")
     labels = [f"is_{row['role']}" if isinstance(row["role"], str) else None for row in rows]

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError
 from sinklens.plots.axes import grid_background, layer_axis
+from sinklens.plots.draws import draws
 from sinklens.plots.style import (
     SEQUENTIAL,
     colorbar,
@@ -33,6 +34,7 @@ _EVIDENCE: Final = (
 )
 
 
+@draws("sinklens-needles", needs={"heads": ()}, settings={"n_layers": "model.n_layers"})
 def head_scores(
     scores: HeadScores, *, columns: Sequence[str] | None = None, n_layers: int | None = None, title: str = TITLE
 ) -> go.Figure:
@@ -44,7 +46,7 @@ def head_scores(
     applicable) and layers without attention are grey.
 
     Args:
-        scores: Any table of head scores.
+        scores: Any head scores, or a needle result (its retrieval scores).
         columns: Scores to draw, in this order; default: all of them.
         n_layers: Layers of the model, so that trailing layers without attention keep their (grey) row.
         title: Title of the figure.

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from sinklens.detectors.lifecycle import Step, steps
 from sinklens.errors import InputError
 from sinklens.plots.axes import layer_axis, light_grid
+from sinklens.plots.draws import draws
 from sinklens.plots.style import (
     CATEGORICAL,
     INK,
@@ -26,6 +27,10 @@ _COLUMNS: Final = ("sequence", "layer", "position", "token", "channel", "before"
 _PARTS: Final = (("attention", "attention adds", CATEGORICAL[0]), ("mlp", "MLP adds", CATEGORICAL[1]))
 
 
+@draws(
+    needs={"traced": ("sequence", "layer", "position", "channel")},
+    made_by={"traced": "trace_entries(model, tokens, [(position, channel)])"},
+)
 def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> go.Figure:
     """Draw what attention and MLP of every block add to one entry, and the entry before and after each block.
 
@@ -35,7 +40,7 @@ def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> 
     mixes tokens) has no such bar.
 
     Args:
-        traced: What `trace_entries(model, batch, [(position, channel)]).to_dataframe()` gives.
+        traced: What `trace_entries(model, tokens, [(position, channel)])` gives; no census holds it.
         entry: Position and channel drawn; needed when the table has several.
 
     Raises:

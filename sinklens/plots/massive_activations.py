@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, light_grid, log_axis
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
@@ -21,6 +22,7 @@ from sinklens.plots.style import (
 _TITLE: Final = "Largest and median hidden-state entry by layer"
 
 
+@draws(CENSUS, needs={"layers": ("layer",)})
 def massive_activations(layers: pd.DataFrame, *, absolute: float = 100.0, relative: float = 1000.0) -> go.Figure:
     """Draw the largest |h| and the median |h| after each layer with the two thresholds, on a log axis.
 
@@ -29,7 +31,7 @@ def massive_activations(layers: pd.DataFrame, *, absolute: float = 100.0, relati
     (arXiv 2402.17762) ask, are ringed.
 
     Args:
-        layers: One row per layer with `layer`, `max_abs`, `median_abs`; `top_position`, `top_token` and
+        layers: A census, or one row per layer with `layer`, `max_abs`, `median_abs`; `top_position`, `top_token` and
             `top_channel` show in the hover when present.
         absolute: Absolute threshold on |h|.
         relative: Threshold in medians.
@@ -51,6 +53,7 @@ def massive_activations(layers: pd.DataFrame, *, absolute: float = 100.0, relati
         hover.append(text)
     both = (top > absolute) & (top > relative * median)
     notes = (
+        "After each layer, mean over sequences. "
         f"Over |h| = {absolute:g}: {int((top > absolute).sum())} of {len(top)} points. "
         f"Over {relative:g} x the layer's median: {int((top > relative * median).sum())}. "
         f"Over both, ringed: {int(both.sum())}."

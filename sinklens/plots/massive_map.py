@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.errors import InputError
 from sinklens.plots.axes import add_token_axes, grid_background, thinned
+from sinklens.plots.draws import draws
 from sinklens.plots.pooling import MOST_TOKENS, pooled
 from sinklens.plots.style import (
     CATEGORICAL,
@@ -26,6 +27,10 @@ _TITLE: Final = "Residual stream, token by channel"
 _COLUMNS: Final = ("layer", "position", "token", "channel", "value", "median")
 
 
+@draws(
+    needs={"channels": ("layer", "channel", "position")},
+    made_by={"channels": "capture(model, tokens, [ChannelProfileDetector()])"},
+)
 def massive_map(profile: pd.DataFrame, *, layer: int | None = None, kind: Literal["2d", "3d"] = "2d") -> go.Figure:
     """Draw the entries of the strongest channels of one layer for every token of a sequence.
 
@@ -35,8 +40,8 @@ def massive_map(profile: pd.DataFrame, *, layer: int | None = None, kind: Litera
     1,000 tokens neighbours are pooled to the entry of largest magnitude, and the subtitle says so.
 
     Args:
-        profile: What `ChannelProfileDetector` gives: `layer`, `position`, `token`, `channel`, `value` (signed),
-            `median` (of |h| in the layer), one sequence.
+        profile: What a `ChannelProfileDetector` gives, with one sequence; no census holds it. Columns `layer`,
+            `position`, `token`, `channel`, `value` (signed), `median` (of |h| in the layer).
         layer: Which layer, -1 for the embedding; by default the one with the largest entry.
         kind: "2d" or "3d".
 
@@ -56,8 +61,6 @@ def massive_map(profile: pd.DataFrame, *, layer: int | None = None, kind: Litera
     if rows.empty:
         have = ", ".join(map(str, sorted(map(int, profile["layer"].unique()))))
         raise InputError(f"massive_map found no layer {layer}; the profile has {have}.")
-    if rows.duplicated(["channel", "position"]).any():
-        raise InputError("massive_map draws one sequence, but the profile has several; keep the rows of one.")
     channels = [int(channel) for channel in rows["channel"].drop_duplicates()]
     tokens = rows.drop_duplicates("position").sort_values("position")["token"].astype(str).tolist()
     grid = rows.pivot(index="channel", columns="position", values="value").loc[channels].to_numpy(dtype=float)

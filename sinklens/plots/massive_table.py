@@ -3,6 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import empty_figure, new_figure, number, require_columns, token_label
 
 _COLUMNS = ("sequence", "layer", "position", "token", "channel", "value", "ratio")
@@ -33,12 +34,13 @@ def strongest_activations(massive: pd.DataFrame, n: int = 20) -> pd.DataFrame:
     return best.merge(counts, on=key, how="left").reset_index(drop=True)
 
 
+@draws(CENSUS, needs={"massive": ("sequence", "layer", "position", "channel")})
 def massive_table(massive: pd.DataFrame, *, n: int = 20) -> go.Figure:
     """Show `strongest_activations(massive, n)` as a Plotly table.
 
     Args:
-        massive: See `strongest_activations`; `absolute` and `relative` (over the two thresholds) show when
-            present.
+        massive: A census, or the table of `strongest_activations`; `absolute` and `relative` (over the two thresholds)
+            show when present.
         n: Rows shown.
     """
     rows = strongest_activations(massive, n)

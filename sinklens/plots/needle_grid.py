@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from sinklens.errors import InputError
 from sinklens.plots.axes import grid_background
+from sinklens.plots.draws import draws
 from sinklens.plots.style import (
     DIVERGING,
     SEQUENTIAL,
@@ -57,6 +58,7 @@ _LOOKS: Final[dict[str, _Look]] = {
 }
 
 
+@draws("sinklens-needles", needs={"grid": ("variant", "length", "depth")})
 def needle_grid(grid: pd.DataFrame, *, measure: Measure = "exact", variant: str | None = None) -> go.Figure:
     """Draw a needle test as a grid, lengths from left to right and depths from the haystack's start at the top.
 
@@ -65,13 +67,14 @@ def needle_grid(grid: pd.DataFrame, *, measure: Measure = "exact", variant: str 
     colour-blind readers can tell apart, and not the red and green of many published figures.
 
     Args:
-        grid: A needle result's grid; needs `variant`, `length`, `depth`, `n` and the measure.
+        grid: A needle result, or its grid; needs `variant`, `length`, `depth`, `n` and the measure.
         measure: What to colour: `exact`, `correct` or `log_prob`.
         variant: The changed model to compare with "clean"; default: the only one there is, or none. "clean" draws the
             unchanged model alone.
 
     Raises:
-        InputError: An unknown measure or variant, several variants and none chosen, or a missing column.
+        InputError: An unknown measure or variant, several variants and none chosen, a missing column, or several
+            rows for a cell.
     """
     if measure not in _LOOKS:
         raise InputError(f"needle_grid can colour {', '.join(_LOOKS)}, not {measure!r}.")

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.errors import InputError
 from sinklens.plots.axes import add_token_axes, grid_background, layer_axis, log_colorbar
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import (
     SEQUENTIAL,
     colorbar,
@@ -35,6 +36,7 @@ _MEANS: Final = {
 }
 
 
+@draws(CENSUS, needs={"profile": ("layer", "position")})
 def norms_by_token(profile: pd.DataFrame, *, value: NormValue = "resid_norm", limit: int = 1024) -> go.Figure:
     """Draw a norm of every token of one sequence at every layer, layer 0 (or the embedding) at the top.
 
@@ -44,12 +46,12 @@ def norms_by_token(profile: pd.DataFrame, *, value: NormValue = "resid_norm", li
     labelled "embed", exists for residual norms only.
 
     Args:
-        profile: One row per layer and position with `layer`, `position`, `token` and `value`.
+        profile: A census, or one row per layer and position with `layer`, `position`, `token` and `value`.
         value: Column to colour.
         limit: Tokens drawn; of a longer sequence the first ones, and the subtitle says so.
 
     Raises:
-        InputError: on an unknown `value` or a missing column.
+        InputError: On an unknown `value`, a missing column, or several sequences.
     """
     if value not in _TITLES:
         raise InputError(f"norms_by_token can colour {', '.join(_TITLES)}, not {value!r}.")

@@ -9,6 +9,7 @@ import plotly.colors
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import light_grid, log_axis
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
@@ -25,6 +26,7 @@ _TITLE: Final = "Attention received by key position"
 _LEGEND_LAYERS: Final = 16
 
 
+@draws(CENSUS, needs={"sinks": ("layer", "head", "position")}, settings={"min_queries": "settings.min_queries"})
 def received_mass(
     sinks: pd.DataFrame,
     *,
@@ -43,12 +45,12 @@ def received_mass(
     handful of late rows.
 
     Args:
-        sinks: One row per layer, head and key position with `layer`, `head`, `position`, `importance`,
+        sinks: A census, or one row per layer, head and key position with `layer`, `head`, `position`, `importance`,
             `null`. The number of queries is read from `n_queries` when there is such a column and otherwise
             is the distance to the end of the longest sequence.
         by: One line per layer or per head.
         top: Number of heads drawn with `by="head"`.
-        min_queries: Fewest queries a drawn key is seen by.
+        min_queries: Fewest queries a drawn key is seen by; default: the census's own number.
         log_x: Log axis for positions (position 0 is drawn where 1 would be, every position one to the right).
         log_y: Log axis for importance, on which the null can be read beside a sink.
     """

@@ -6,11 +6,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, light_grid, log_axis
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import CATEGORICAL, empty_figure, float32, new_figure, number, require_columns
 
 _TITLE: Final = "Residual norm of position 0 against the other tokens"
 
 
+@draws(CENSUS, needs={"layers": ("layer",)})
 def residual_peaks(layers: pd.DataFrame) -> go.Figure:
     """Draw the residual stream's norm after each layer, position 0 against the others, on a log axis.
 
@@ -18,7 +20,7 @@ def residual_peaks(layers: pd.DataFrame) -> go.Figure:
     output.
 
     Args:
-        layers: One row per layer with `layer`, `resid_norm_first`, `resid_norm_others`; `resid_ratio` and
+        layers: A census, or one row per layer with `layer`, `resid_norm_first`, `resid_norm_others`; `resid_ratio` and
             `resid_growth` (growth of the norm at position 0 over this layer) show in the hover when present.
     """
     require_columns(layers, ("layer", "resid_norm_first", "resid_norm_others"), "residual_peaks")

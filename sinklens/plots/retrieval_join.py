@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import light_grid
+from sinklens.plots.draws import draws
 from sinklens.plots.style import (
     INK,
     SEQUENTIAL,
@@ -22,6 +23,7 @@ _TITLE: Final = "Retrieval, sink and induction scores of the same heads"
 NAMED: Final = 8
 
 
+@draws(needs={"heads": ("layer", "head")}, made_by={"heads": "Roles.retrieval_join()"})
 def retrieval_join(heads: pd.DataFrame) -> go.Figure:
     """Draw every head by how much it rests on its sink in text and how much of a needle it copies.
 
@@ -29,7 +31,8 @@ def retrieval_join(heads: pd.DataFrame) -> go.Figure:
     heads at the right rest on their sink in ordinary text: they work only where there is something to copy.
 
     Args:
-        heads: A join's ``heads``: `layer`, `head`, `retrieval`, `importance`, `induction` and their `rank_` columns.
+        heads: What ``Roles.retrieval_join()`` gives, or its ``heads``: `layer`, `head`, `retrieval`, `importance`,
+            `induction` and their `rank_` columns.
 
     Raises:
         InputError: A missing column.

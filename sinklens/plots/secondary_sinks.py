@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, light_grid
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, new_figure, require_columns, token_label
 
 _TITLE: Final = "Tokens that point along the BOS: creation and lifetime"
@@ -19,14 +20,21 @@ _LABELS: Final[dict[str, tuple[str, str, str]]] = {
 }
 
 
+@draws(
+    CENSUS,
+    needs={"secondary_sinks": ("sequence", "position"), "secondary_windows": ("sequence", "window")},
+    wants=("secondary_windows",),
+)
 def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -> go.Figure:
     """Draw one mark for all tokens created in the same layer that live equally long; its area is their number.
 
     The hover names some of the tokens. A grey line is the longest possible life of a token created in a layer: until
-    the BOS loses its norm (its most common windows, where `windows` is given; it may have several).
+    the BOS loses its norm, by its windows, of which it may have several; the subtitle counts the sequences that share
+    the one drawn.
 
     Args:
-        tokens: What `SecondarySinks.to_dataframe()` gives: `first_layer`, `life`, `label`, `token`, `importance_max`.
+        tokens: A census, or what `SecondarySinks.to_dataframe()` gives: `first_layer`, `life`, `label`, `token`,
+            `importance_max`.
         windows: `start` and `end` of the BOS's own windows, with `window` to tell several of a sequence apart.
 
     Raises:
@@ -36,12 +44,16 @@ def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -
     """
     require_columns(tokens, ("first_layer", "life", "label", "token", "importance_max"), "secondary_sinks")
     judged = None if windows is None else windows.dropna(subset=["start"])
+    spans = [] if judged is None or judged.empty else _spans(judged)
     notes = []
     if windows is not None and judged is not None:
         having, of = (frame["sequence"].nunique() if "sequence" in frame else len(frame) for frame in (judged, windows))
         notes.append(
             f"{having} of {of} sequences have a BOS that is much longer than the other tokens for some layers."
         )
+    if spans:
+        drawn = ", ".join(f"layers {start} to {end - 1} ({count} sequences)" for start, end, count in spans)
+        notes.append(f"Dashed: {drawn}.")
     if tokens.empty:
         why = "no token points along the BOS while that is long"
         if judged is not None and judged.empty:
@@ -49,20 +61,19 @@ def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -
         return empty_figure(_TITLE, f"Not applicable: {why}.")
     fig = new_figure(_TITLE, " ".join([*notes, "The area of a mark is the number of tokens."]), height=360)
     largest = int(tokens.groupby(["label", "first_layer", "life"]).size().max())
-    if judged is not None and len(judged):
-        for number, (start, end) in enumerate(_spans(judged)):
-            fig.add_trace(
-                go.Scatter(
-                    x=[start, end - 1],
-                    y=[end - start, 1],
-                    mode="lines",
-                    name="until the BOS loses its norm",
-                    legendgroup="window",
-                    showlegend=number == 0,
-                    line={"color": MUTED, "width": 1.5, "dash": "dash"},
-                    hoverinfo="skip",
-                )
+    for number, (start, end, _) in enumerate(spans):
+        fig.add_trace(
+            go.Scatter(
+                x=[start, end - 1],
+                y=[end - start, 1],
+                mode="lines",
+                name="until the BOS loses its norm",
+                legendgroup="window",
+                showlegend=number == 0,
+                line={"color": MUTED, "width": 1.5, "dash": "dash"},
+                hoverinfo="skip",
             )
+        )
     for label, (name, colour, symbol) in _LABELS.items():
         rows = tokens[tokens["label"] == label]
         if rows.empty:
@@ -93,9 +104,8 @@ def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -
             )
         )
     layers = list(range(int(tokens["first_layer"].min()), int(tokens["first_layer"].max()) + 1))
-    if judged is not None and len(judged):
-        spans = _spans(judged)
-        first, last = min(start for start, _ in spans), max(end for _, end in spans)
+    if spans:
+        first, last = min(start for start, _, _ in spans), max(end for _, end, _ in spans)
         layers = list(range(min(first, layers[0]), max(last, layers[-1] + 1)))
     fig.update_layout(
         xaxis=layer_axis(layers)
@@ -109,10 +119,11 @@ def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -
     return fig
 
 
-def _spans(judged: pd.DataFrame) -> list[tuple[int, int]]:
-    """The most common start and end of every window that at least half of the sequences have."""
+def _spans(judged: pd.DataFrame) -> list[tuple[int, int, int]]:
+    """Start and end of every window that at least half of the sequences have, the most common pair, and its count."""
     numbers = judged["window"] if "window" in judged else pd.Series(0, judged.index)
     groups = [group for _, group in judged.groupby(numbers)]
     most = max(len(group) for group in groups)
-    common = [group for group in groups if 2 * len(group) >= most]
-    return [(int(group["start"].mode().iloc[0]), int(group["end"].mode().iloc[0])) for group in common]
+    pairs = [group.groupby(["start", "end"]).size() for group in groups if 2 * len(group) >= most]
+    best = [pair.index[int(pair.argmax())] + (int(pair.max()),) for pair in pairs]
+    return [(int(start), int(end), count) for start, end, count in best]

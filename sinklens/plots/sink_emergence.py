@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import light_grid
+from sinklens.plots.draws import draws
 from sinklens.plots.style import CATEGORICAL, GRID, empty_figure, escaped, float32, new_figure, require_columns
 
 _TITLE: Final = "What grows a sink: small decoders on Bigram-Backcopy"
@@ -28,6 +29,7 @@ _LOOK: Final = {
 }
 
 
+@draws(needs={"summary": ("condition", "figure")})
 def sink_emergence(summary: pd.DataFrame) -> go.Figure:
     """Draw four figures of every condition: each seed a point, their mean a tick.
 

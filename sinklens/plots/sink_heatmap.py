@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from sinklens.errors import InputError
 from sinklens.plots.axes import grid_background, layer_axis, log_colorbar
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import (
     DIVERGING,
     SEQUENTIAL,
@@ -100,6 +101,7 @@ _HOVER: Final = (
 )
 
 
+@draws(CENSUS, needs={"heads": ("layer", "head")}, settings={"n_layers": "model.n_layers"})
 def sink_heatmap(
     heads: pd.DataFrame,
     *,
@@ -115,14 +117,15 @@ def sink_heatmap(
     when its head has no such number (NaN) or the layer has no attention; the subtitle lists those layers.
 
     Args:
-        heads: One row per head; needs `layer`, `head` and `value`. The other columns of a census's heads
+        heads: A census, or one row per head with `layer`, `head` and `value`. The other columns of a census's heads
             table show in the hover when present.
         value: Column to colour.
-        n_layers: Layers of the model, so that trailing layers without attention keep their (grey) row.
+        n_layers: Layers of the model, so that trailing layers without attention keep their (grey) row. A census knows
+            them.
         hover: Whether the hover names all of a head's numbers or, for a smaller file, only the coloured one.
 
     Raises:
-        InputError: on an unknown `value` or a missing column.
+        InputError: On an unknown `value`, a missing column, or several rows for a head.
     """
     if value not in _VALUES:
         raise InputError(f"sink_heatmap can colour {', '.join(_VALUES)}, not {value!r}.")

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from sinklens.errors import InputError
 from sinklens.plots.axes import layer_axis, light_grid
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import (
     CATEGORICAL,
     INK,
@@ -29,6 +30,7 @@ _TITLES: Final[dict[str, tuple[str, str]]] = {
 _SYMBOLS: Final = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star", "hexagon")
 
 
+@draws(CENSUS, needs={"heads": ("layer", "head")}, many=True)
 def sink_share(
     runs: Mapping[str, pd.DataFrame] | pd.DataFrame, *, value: ShareValue = "importance_first", spread: bool = True
 ) -> go.Figure:
@@ -41,7 +43,7 @@ def sink_share(
     attention are gaps in the lines, never 0.
 
     Args:
-        runs: Heads tables by name (`census.heads.to_dataframe()`), or a single one: `layer`, `head`, the value and,
+        runs: Censuses or their heads tables by name, or a single one: `layer`, `head`, the value and,
             for the attention, `null_first`.
         value: "importance_first", mean attention per query, or "sink_rate_first", share of sequences over the
             threshold.

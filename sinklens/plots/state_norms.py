@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, light_grid, log_axis
+from sinklens.plots.draws import draws
 from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, float32, new_figure, number, require_columns
 
 _STATES: Final = {
@@ -15,6 +16,7 @@ _STATES: Final = {
 }
 
 
+@draws(needs={"norms": ("state", "layer", "kv_head")}, made_by={"norms": "measure_state_norms(model, tokens)"})
 def state_norms(norms: pd.DataFrame, *, position: int = 0) -> go.Figure:
     """Draw how much longer the sink's states are than the other tokens', as a ratio on a log axis, by layer.
 
@@ -23,8 +25,8 @@ def state_norms(norms: pd.DataFrame, *, position: int = 0) -> go.Figure:
     heads. A layer without attention has neither.
 
     Args:
-        norms: What `measure_state_norms(model, batch).to_dataframe()` gives: `layer`, `state`, `kv_head`, `norm`,
-            `others`, `ratio`.
+        norms: What `measure_state_norms(model, tokens)` gives; no census holds it. Columns `layer`, `state`, `kv_head`,
+            `norm`, `others`, `ratio`.
         position: Position of the sink, for the title.
 
     Raises:

@@ -7,6 +7,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import grid_background, log_colorbar, thinned
+from sinklens.plots.domains import ALL, one_domain
+from sinklens.plots.draws import draws
 from sinklens.plots.style import (
     SEQUENTIAL,
     colorbar,
@@ -29,34 +31,42 @@ _NAMES: Final = {
 _LOG: Final = ("max_over_median",)
 
 
-def step_heatmap(table: pd.DataFrame, value: str, *, domain: str = "all", limit: int = 64) -> go.Figure:
+@draws("sinklens-dynamics", needs={"heads": ("step", "domain", "layer", "head")})
+def step_heatmap(table: pd.DataFrame, value: str, *, domain: str | None = None, limit: int = 64) -> go.Figure:
     """Draw one value of every head (or layer) at every checkpoint; columns are checkpoints in order, not to scale.
 
     Of more than `limit` heads those are drawn whose value changes most, in the order of layers. What does not apply
     is missing.
 
     Args:
-        table: What `Dynamics.heads()` or `Dynamics.layers()` gives: step, domain, layer, head (of heads) and the value.
+        table: A result of `measure_dynamics` (its heads), or its table of heads or layers: step, domain, layer, head
+            (of heads) and the value.
         value: A column of it.
-        domain: Whose values; the only one where the table has but one.
+        domain: Whose values; default: all domains together, or the only one.
         limit: Most rows drawn.
 
     Raises:
-        InputError: A missing column.
+        InputError: A missing column, or several domains, none of all together, and none chosen.
     """
     require_columns(table, ("step", "domain", "layer", value), "step_heatmap")
     name = _NAMES.get(value, value)
     by_head = "head" in table.columns
     title = f"{name[0].upper()}{name[1:]}, {'head by head' if by_head else 'layer by layer'}"
     key = ["layer", "head"] if by_head else ["layer"]
-    own = table if table["domain"].nunique() == 1 else table[table["domain"] == domain]
-    own = own[own["layer"] >= 0]
+    if table.empty:
+        return empty_figure(title, "Not applicable: no checkpoint was measured.")
+    chosen = domain or one_domain(table, "step_heatmap")
+    own = table[(table["domain"] == chosen) & (table["layer"] >= 0)]
     if own[value].isna().all():
         return empty_figure(title, "Not applicable: nothing of the kind was measured.")
     grid = own.pivot(index=key, columns="step", values=value).astype(float)
     spread = (grid.max(axis=1) - grid.min(axis=1)).fillna(0)
     drawn = grid.loc[spread.nlargest(limit, keep="first").index.sort_values()]
     notes = ["Columns: checkpoints in order."]
+    if chosen != ALL and table["domain"].nunique() > 1:
+        notes.append(f"Texts: {chosen}.")
+    if (table.loc[table["layer"] < 0, value].notna()).any():
+        notes.append("Without the embedding's output.")
     if len(drawn) < len(grid):
         notes.append(f"{len(drawn)} of {len(grid)} rows: those that change most.")
     labels = [head_label(*place) if by_head else f"layer {place}" for place in drawn.index]

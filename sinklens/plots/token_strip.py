@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.colors
 
 from sinklens.errors import InputError
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import (
     INK,
     MISSING,
@@ -24,6 +25,7 @@ _STOPS: Final = 32
 _SPAN: Final = 1e4
 
 
+@draws(CENSUS, needs={"tokens": ("sequence", "position")}, settings={"min_queries": "settings.min_queries"})
 def token_strip(tokens: pd.DataFrame, sequence: int = 0, *, limit: int = 600, min_queries: int = 10) -> str:
     """Write one sequence as HTML, every token coloured by its received attention.
 
@@ -36,11 +38,11 @@ def token_strip(tokens: pd.DataFrame, sequence: int = 0, *, limit: int = 600, mi
     `IPython.display.HTML`.
 
     Args:
-        tokens: One row per sequence and position with `sequence`, `position`, `token`, `received`; the other
-            columns of a census's tokens table go into the tooltip when present.
+        tokens: A census, or one row per sequence and position with `sequence`, `position`, `token`, `received`; the
+            other columns of a census's tokens table go into the tooltip when present.
         sequence: Which sequence.
         limit: Tokens written; a longer sequence is cut and the strip says so.
-        min_queries: Fewest queries that a coloured token is seen by.
+        min_queries: Fewest queries that a coloured token is seen by; default: the census's own number.
 
     Raises:
         InputError: when the table has no such sequence.

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.errors import InputError
 from sinklens.plots.axes import layer_axis, light_grid, log_axis
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
@@ -24,6 +25,7 @@ _ORDINALS: Final = ("largest", "2nd", "3rd", "4th", "5th")
 _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "x")
 
 
+@draws(CENSUS, needs={"massive": ("sequence", "layer", "position", "channel")})
 def top_magnitudes(massive: pd.DataFrame, *, k: int = 3) -> go.Figure:
     """Draw the k largest |h| and the median |h| of the residual stream after each layer, on a log axis.
 
@@ -32,8 +34,8 @@ def top_magnitudes(massive: pd.DataFrame, *, k: int = 3) -> go.Figure:
     fall together they are entries of one channel at several tokens, or the other way round (see the hover).
 
     Args:
-        massive: A census's massive activations: the top entries of every sequence and layer with `sequence`, `layer`,
-            `position`, `token`, `channel`, `value` (signed) and `median`.
+        massive: A census, or its massive activations: the top entries of every sequence and layer with `sequence`,
+            `layer`, `position`, `token`, `channel`, `value` (signed) and `median`.
         k: Lines drawn, at most as many as the table has for a layer (a census keeps five).
 
     Raises:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -68,3 +69,8 @@ class TableResult:
             raise ResultError(f"{directory} is damaged: its header names no {', '.join(missing)}; make it again.")
         del meta["format"]
         return cls(meta, tables)
+
+    @property
+    def plot(self) -> Any:
+        """Its figures: ``result.plot.<figure>()``, and ``dir(result.plot)`` lists them."""
+        return import_module("sinklens.plots.draws").Drawings(self)  # by name: plots stand above

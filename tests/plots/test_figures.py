@@ -10,6 +10,7 @@ import pytest
 
 from sinklens import plots
 from sinklens.errors import InputError
+from sinklens.plots.massive_table import strongest_activations
 from sinklens.studies.census.result import Census
 from tests.plots.synthetic import (
     EVIL,
@@ -289,7 +290,7 @@ def test_massive_layers_are_ringed(census: Census) -> None:
 
 
 def test_massive_table_lists_an_activation_once(census: Census) -> None:
-    best = plots.strongest_activations(census.tables["massive"], 3)
+    best = strongest_activations(census.tables["massive"], 3)
     assert best[["sequence", "position", "channel"]].values.tolist() == [[0, 0, 7], [1, 0, 7], [0, 1, 8]]
     assert (best["n_layers"] == N_LAYERS + 1).all()
     assert (best["layer"] == -1).all()  # equal in all layers here: the earliest

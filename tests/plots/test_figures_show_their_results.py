@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 import sinklens.plots
+from sinklens.plots.style import TEMPLATE
 from tests.plots.checks import CHECKS, array, heads, runs, states
 
 assert all((heads, runs, states))  # imported for the checks they register
@@ -51,7 +52,7 @@ def test_a_figure_shows_its_result(name: str, data: st.DataObject) -> None:
     for trace in json.loads(text)["data"]:
         # float64 only doubles the page
         assert all(trace[k].get("dtype") != "f8" for k in "yz" if isinstance(trace.get(k), dict)), (name, trace["type"])
-    assert fig.layout.template == sinklens.plots.TEMPLATE
+    assert fig.layout.template == TEMPLATE
     assert fig.layout.title.text
 
 

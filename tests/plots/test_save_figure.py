@@ -10,7 +10,7 @@ import pytest
 
 from sinklens import plots
 from sinklens.errors import InputError, ResultError
-from sinklens.plots import Saving
+from sinklens.plots.save_figure import Saving, save_figures
 from tests.plots.synthetic import CLOSING, EVIL, synthetic_census
 
 TABLE = pd.DataFrame({"token": [" the", EVIL, '"', ","], "value": [0.1, float("nan"), 1 / 3, 2.0]})
@@ -72,7 +72,7 @@ def test_a_result_is_a_table(fig: go.Figure, tmp_path: Path) -> None:
 
 
 def test_many_files_share_one_library(fig: go.Figure, tmp_path: Path) -> None:
-    written = plots.save_figures([Saving(fig, tmp_path / name, shared_js=True) for name in ("a", "b")])
+    written = save_figures([Saving(fig, tmp_path / name, shared_js=True) for name in ("a", "b")])
     assert [path.name for path in written] == ["a.html", "plotly.min.js", "b.html"]
     assert all((tmp_path / f"{name}.html").stat().st_size < 100_000 for name in "ab")
     assert 'src="plotly.min.js"' in (tmp_path / "a.html").read_text("utf-8")
@@ -152,7 +152,7 @@ def test_pictures_come_from_one_browser(
         return draw(jobs, **options)
 
     monkeypatch.setattr(kaleido, "write_fig_from_object_sync", counted)
-    plots.save_figures(
+    save_figures(
         [
             Saving(fig, tmp_path / "a.png", width=400, height=300, scale=1, formats=("svg",)),
             Saving(fig, tmp_path / "b.pdf", shared_js=True),

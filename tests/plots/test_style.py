@@ -1,8 +1,7 @@
 import pytest
 
-from sinklens.plots import CONFIG, token_label, visible_text
 from sinklens.plots.axes import log_axis, log_ticks, thinned
-from sinklens.plots.style import CATEGORICAL, layer_list, new_figure, number
+from sinklens.plots.style import CATEGORICAL, CONFIG, layer_list, new_figure, number, token_label, visible_text
 from tests.plots.synthetic import EVIL
 
 

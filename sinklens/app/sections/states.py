@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 from sinklens import plots
 from sinklens.app.page import figure, html_table
 from sinklens.app.sections.source import Downloads
+from sinklens.plots.massive_table import strongest_activations
 
 if TYPE_CHECKING:
     from sinklens.studies.census.result import Census
@@ -97,7 +98,7 @@ def massive(census: "Census", downloads: Downloads) -> str:
     body = f"{figure(fig, 'fig-massive')}"
     if table.empty:
         return body + '<p class="na">Not applicable: no hidden state was recorded.</p>'
-    rows = plots.strongest_activations(table, 20)
+    rows = strongest_activations(table, 20)
     layers = ["embed" if layer < 0 else str(layer) for layer in rows["layer"]]
     caption = f"The {len(rows)} largest entries; each token and channel once, at the layer where it is largest"
     body += html_table(

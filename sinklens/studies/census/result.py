@@ -1,8 +1,9 @@
 """The census: every detector's tables of one run, their joins, and what they say in words."""
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -59,6 +60,7 @@ class Census:
     meta: dict[str, Any] = field(repr=False)
     tables: dict[str, pd.DataFrame] = field(repr=False)
     maps: dict[str, AttentionMap] = field(default_factory=dict, repr=False)
+    format: ClassVar[str] = FORMAT
 
     def _table(self, name: str) -> Table:
         if name not in self.tables:
@@ -146,6 +148,11 @@ class Census:
     def compression(self) -> Table:
         """Per layer: matrix entropy and anisotropy with and without row 0 (made on request)."""
         return self._table("compression")
+
+    @property
+    def plot(self) -> Any:
+        """Its figures: ``census.plot.<figure>()``, and ``dir(census.plot)`` lists those that this census can draw."""
+        return import_module("sinklens.plots.draws").Drawings(self)  # by name: plots stand above
 
     @property
     def verdict(self) -> list[str]:

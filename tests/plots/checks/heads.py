@@ -249,3 +249,25 @@ def retrieval_join(data: st.DataObject) -> go.Figure:
     labels = [note.text for note in fig.layout.annotations if note.text.startswith("L") and "H" in note.text]
     assert len(labels) == min(8, int((table["retrieval"] >= 0.1).sum()))
     return fig
+
+
+@shows("token_types")
+def token_types(data: st.DataObject) -> go.Figure:
+    kinds = [("word", "start"), ("special", "start"), ("word", "first"), ("delimiter", "later")]
+    kinds = [kind for kind in kinds if data.draw(st.booleans())] or kinds[:1]
+    table = pd.DataFrame(kinds, columns=["name", "occurrence"]).assign(by="class", n_tokens=9)
+    counts = data.draw(st.lists(st.integers(0, 9), min_size=len(kinds), max_size=len(kinds)))
+    table = table.assign(n_sinks=counts, sink_share=column(data, len(kinds), 0, 1, nan=True))
+    table["token_share"] = column(data, len(kinds), 0, 1)
+    others = table.assign(by="token", name="<b>", occurrence=[f"{n}" for n in range(len(kinds))], sink_share=0.99)
+    fig = plots.token_types(pd.concat([others, table]))
+    assert empty(fig) == (not any(counts))
+    if not empty(fig):
+        bars, nulls = fig.data
+        names = [f"{name}, {'position 0' if when == 'start' else when}" for name, when in kinds]
+        placed = [names.index(text) for text in fig.layout.yaxis.ticktext]
+        assert sorted(placed) == [*range(len(names))]
+        same(bars.x, table["sink_share"].iloc[placed])
+        same(nulls.x, table["token_share"].iloc[placed])
+        assert [text.split()[0] for text in bars.text] == [str(counts[place]) for place in placed]
+    return fig

@@ -1,0 +1,215 @@
+"""What each figure draws from: a registry of figures, and the step from a result to the tables that they read."""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+import pandas as pd
+
+from sinklens.errors import InputError, SinkLensError
+
+CENSUS: Final = "sinklens-census"
+SWEEP: Final = "sinklens-sweep"
+
+Key = tuple[str, ...]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure function and what it draws from.
+
+    Attributes:
+        draw: The function; its first argument may be a result.
+        of: Kinds of results (their ``format``) that have its tables.
+        needs: Tables by name, in the order of the function's first parameters; for each the columns that tell its rows
+            apart. A table without such columns is no frame and is passed on as it is.
+        wants: Tables among them that it can do without.
+        made_by: The call that makes a table which no result of the kind holds, or not always.
+        settings: Parameters that a result's header answers, with the path in it.
+        many: Whether several results or tables by name are drawn together.
+    """
+
+    draw: Callable[..., Any]
+    of: tuple[str, ...]
+    needs: Mapping[str, Key]
+    wants: Collection[str]
+    made_by: Mapping[str, str]
+    settings: Mapping[str, str]
+    many: bool
+
+    @property
+    def name(self) -> str:
+        """Of the function."""
+        return self.draw.__name__
+
+    def can_draw(self, result: Any) -> bool:
+        """Whether the result holds everything that is needed."""
+        if _kind(result) not in self.of:
+            return False
+        held = [_held(result, name) for name in self.needs if name not in self.wants]
+        return all(one is not None and not (isinstance(one, Mapping) and not one) for one in held)
+
+
+FIGURES: dict[str, Figure] = {}
+"""By name of the function; :func:`draws` fills it."""
+
+
+def draws(
+    *of: str,
+    needs: Mapping[str, Key],
+    wants: Collection[str] = (),
+    made_by: Mapping[str, str] | None = None,
+    settings: Mapping[str, str] | None = None,
+    many: bool = False,
+) -> Callable[[Callable[Concatenate[Any, P], R]], Callable[Concatenate[Any, P], R]]:
+    """Register a figure, and let its first argument be a result, one of its tables or a DataFrame.
+
+    A result gives every table that was not passed and the settings that its header knows. A table with several rows
+    where the figure draws one is refused: whichever row came last would be drawn. See :class:`Figure` for the
+    arguments::
+
+        @draws("sinklens-census", needs={"heads": ("layer", "head")})
+        def my_figure(heads: pd.DataFrame) -> go.Figure: ...
+
+
+        my_figure(census)
+        census.plot.my_figure()
+    """
+
+    def register(function: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+        signature = inspect.signature(function)
+        parameters = dict(zip(needs, signature.parameters, strict=False))
+
+        @wraps(function)
+        def drawing(*args: Any, **kwargs: Any) -> R:
+            given = signature.bind_partial(*args, **kwargs)
+            source = given.arguments.get(next(iter(signature.parameters)))
+            if _is_result(source, figure):
+                _fill(given.arguments, source, figure, parameters)
+            for table, parameter in parameters.items():
+                if (value := given.arguments.get(parameter)) is not None:
+                    given.arguments[parameter] = _read(value, table, figure)
+            return function(*given.args, **given.kwargs)
+
+        figure = FIGURES[function.__name__] = Figure(drawing, of, needs, wants, made_by or {}, settings or {}, many)
+        return drawing
+
+    return register
+
+
+class Drawings:
+    """The figures of one result: ``census.plot.sink_heatmap()``; ``dir(census.plot)`` lists what it can draw."""
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def __dir__(self) -> list[str]:
+        return sorted(name for name, figure in FIGURES.items() if figure.can_draw(self._result))
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        kind = _kind(self._result)
+        if name not in FIGURES or kind not in FIGURES[name].of:
+            raise AttributeError(f"A {kind} has no figure {name!r}; it can draw {', '.join(dir(self)) or 'none'}.")
+        drawing = partial(FIGURES[name].draw, self._result)
+        drawing.__doc__ = FIGURES[name].draw.__doc__
+        return drawing
+
+    def __repr__(self) -> str:
+        return f"<figures: {', '.join(dir(self)) or 'none'}>"
+
+
+def one_row_each(table: pd.DataFrame, key: Key, function: str) -> None:
+    """Stop with one sentence when several rows of a table belong to one mark of a figure.
+
+    Nothing is said of a table without the key's first column (that is another mistake); further ones may be missing.
+
+    Raises:
+        InputError: Naming such a place, the number of its rows and what tells them apart.
+    """
+    first, *more = key
+    own = [first, *(name for name in more if name in table.columns)]
+    if first not in table.columns or not (twice := table.duplicated(own, keep=False)).any():
+        return
+    _, same = next(iter(table[twice].groupby(own, sort=False, dropna=False)))
+    values = {name: same[name].iloc[0] for name in own}
+    place = ", ".join(f"{name} {value}" for name, value in values.items() if not pd.isna(value))
+    differ = [str(name) for name in table.columns if name not in own and same[name].nunique(dropna=False) > 1]
+    apart = f", which differ in {differ[0]}" if differ else ""
+    raise InputError(
+        f"{function} draws one row for each {', '.join(own)}, but got {len(same)} rows for {place}{apart}; pass the "
+        "result itself, or the rows of one of them."
+    )
+
+
+def _kind(result: Any) -> str | None:
+    """The ``format`` of a result."""
+    found: str | None = getattr(result, "format", None) or getattr(result, "_format", None)
+    return found
+
+
+def _is_result(source: Any, figure: Figure) -> bool:
+    """Whether it holds tables; some small results have only an attribute of the name."""
+    if source is None or isinstance(source, pd.DataFrame | Mapping):
+        return False
+    return isinstance(getattr(source, "tables", None), Mapping) or hasattr(source, next(iter(figure.needs)))
+
+
+def _held(result: Any, table: str) -> Any:
+    """A table of a result, or its attribute or method of that name; None where it has none."""
+    tables = getattr(result, "tables", {})
+    if table in tables:
+        return tables[table]
+    try:
+        return getattr(result, table, None)
+    except SinkLensError:  # a census has a property for every table, also for those that were not made
+        return None
+
+
+def _fill(arguments: dict[str, Any], result: Any, figure: Figure, parameters: Mapping[str, str]) -> None:
+    """Put a result's tables and settings where no argument was given."""
+    arguments.pop(next(iter(parameters.values())))
+    for table, parameter in parameters.items():
+        if parameter in arguments:
+            continue
+        found = _held(result, table)
+        if found is not None:
+            arguments[parameter] = found() if callable(found) else found
+        elif table not in figure.wants:
+            have = ", ".join(getattr(result, "tables", {})) or "no tables"
+            make = f"; {figure.made_by[table]} makes it" if table in figure.made_by else f"; {_whose(figure)} has it"
+            raise InputError(f"{figure.name} draws the table {table}, but this result has {have}{make}.")
+    for parameter, path in figure.settings.items():
+        value: Any = getattr(result, "meta", {})
+        for step in path.split("."):
+            value = value.get(step) if isinstance(value, Mapping) else None
+        if value is not None:
+            arguments.setdefault(parameter, value)
+
+
+def _whose(figure: Figure) -> str:
+    """The kinds of results that a figure draws."""
+    return f"a result of the kind {' or '.join(figure.of)}" if figure.of else "a result"
+
+
+def _read(value: Any, table: str, figure: Figure) -> Any:
+    """A frame in which every row has its own mark."""
+    key = figure.needs[table]
+    if not key:
+        return value
+    if figure.many and isinstance(value, Mapping):
+        return {
+            name: _read(_held(one, table) if _is_result(one, figure) else one, table, figure)
+            for name, one in value.items()
+        }
+    if callable(getattr(value, "to_dataframe", None)):
+        value = value.to_dataframe()
+    if not isinstance(value, pd.DataFrame):
+        raise InputError(
+            f"{figure.name} draws {_whose(figure)} or its table {table} as a DataFrame, not {type(value).__name__}."
+        )
+    one_row_each(value, key, figure.name)
+    return value
