@@ -347,8 +347,8 @@ ENTRIES = (
           lambda runs: (plots.needle_grid(runs.needles), runs.needles)),
     Entry("dynamics", "Through training", "Sink, margin, drain, peak and loss of the same model's checkpoints.",
           training, scale=0.85),
-    Entry("token_types", "Kinds of tokens among the sinks", "A bar beyond its line: more of the sinks than of all tokens.",
-          token_types),
+    Entry("token_types", "Kinds of tokens among the sinks", "A bar beyond its line: a kind that is more "
+          "often a sink than its share of all tokens says.", token_types),
     Entry("token_strip", "Tokens by received attention", "Log colours: the brightest token is the sink.", token_strip),
 )  # fmt: skip
 

@@ -64,7 +64,10 @@ def token_types(
         return empty_figure(title, f"Not applicable: there are no {what} among these texts.")
     most = rows.sort_values([count, "n_tokens"], ascending=False, kind="stable").head(limit)
     drawn = pd.concat([most[most["occurrence"] == "start"], most[most["occurrence"] != "start"]])
-    notes = [f"Bar: share of the {what}; line: share of all tokens (the null). Position 0 and the others apart."]
+    notes = [
+        f"Bar: share of the {what}; line: share of all tokens (the null). Position 0 and the others apart.",
+        f"In brackets: {what} of all.",
+    ]
     if len(drawn) < len(rows):
         notes.append(f"{len(drawn)} of {len(rows)} kinds: those with the most {what}.")
     fig = new_figure(title, " ".join(notes), height=max(200, 26 * len(drawn)))
@@ -77,9 +80,6 @@ def token_types(
             orientation="h",
             name=f"share of {what}",
             marker={"color": [CATEGORICAL[0] if start else CATEGORICAL[1] for start in at_start]},
-            text=[f" {row[count]:,.0f} of {row['n_tokens']:,}" for row in drawn.to_dict("records")],
-            textposition="outside",
-            cliponaxis=False,
             customdata=[_hover(record, count, share, what) for record in drawn.to_dict("records")],
             hovertemplate="%{customdata}<extra></extra>",
         )
@@ -95,11 +95,14 @@ def token_types(
         )
     )
     fig.update_layout(
-        xaxis={"title": {"text": "share"}, "range": [0, 1.12], "tickvals": [0, 0.2, 0.4, 0.6, 0.8, 1]} | light_grid(),
+        xaxis={"title": {"text": "share"}, "range": [0, 1.02]} | light_grid(),
         yaxis={
             "tickmode": "array",
             "tickvals": y.tolist(),
-            "ticktext": [_name(record) for record in drawn.to_dict("records")],
+            "ticktext": [
+                f"{_name(record)} ({record[count]:,.0f} of {record['n_tokens']:,})"
+                for record in drawn.to_dict("records")
+            ],
             "range": [len(drawn) - 0.5, -0.5],
         },
         showlegend=False,

@@ -265,9 +265,10 @@ def token_types(data: st.DataObject) -> go.Figure:
     if not empty(fig):
         bars, nulls = fig.data
         names = [f"{name}, {'position 0' if when == 'start' else when}" for name, when in kinds]
-        placed = [names.index(text) for text in fig.layout.yaxis.ticktext]
+        labels = [text.removesuffix(")").split(" (") for text in fig.layout.yaxis.ticktext]
+        placed = [names.index(name) for name, _ in labels]
         assert sorted(placed) == [*range(len(names))]
         same(bars.x, table["sink_share"].iloc[placed])
         same(nulls.x, table["token_share"].iloc[placed])
-        assert [text.split()[0] for text in bars.text] == [str(counts[place]) for place in placed]
+        assert [said for _, said in labels] == [f"{counts[place]} of 9" for place in placed]
     return fig
