@@ -18,7 +18,7 @@ _RATES: Final = {
 }
 
 
-@draws("sinklens-calibration", needs={"report": ("variant",)})
+@draws("sinklens-calibration", needs={"summary": ("variant",)})
 def calibration(report: pd.DataFrame) -> go.Figure:
     """Draw the three rates of the unchanged model, of the tuned one and of as many random heads.
 
@@ -27,7 +27,7 @@ def calibration(report: pd.DataFrame) -> go.Figure:
     small point is one set of random heads. A rate that does not exist (no valid answer) is not drawn.
 
     Args:
-        report: A calibration, or what its `report()` gives: variant, accuracy, valid_rate, accuracy_given_valid with
+        report: A calibration, or what its `summary()` gives: variant, accuracy, valid_rate, accuracy_given_valid with
             `_low` and `_high`, n.
 
     Raises:

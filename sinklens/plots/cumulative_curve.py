@@ -94,8 +94,7 @@ def _add_band(fig: go.Figure, band: pd.DataFrame, draws: pd.DataFrame, metric: s
     """Random draws: the band, the extremes, their mean, and every draw as a faint point."""
     for run in _runs(band):
         x = run.index.to_numpy(dtype=int)
-        spread = run["std"].fillna(0.0)
-        for column, y in (("upper", run["mean"] + spread), ("lower", run["mean"] - spread)):
+        for column, y in (("upper", run["mean"] + run["std"]), ("lower", run["mean"] - run["std"])):
             fig.add_trace(
                 go.Scatter(
                     x=x,
@@ -160,8 +159,8 @@ def _draws(rows: pd.DataFrame, top: pd.DataFrame) -> pd.DataFrame:
 
 
 def _runs(band: pd.DataFrame) -> list[pd.DataFrame]:
-    """Stretches of k that have draws; a filled band may not bridge a gap."""
-    missing = band["mean"].isna()
+    """Stretches of k whose draws have a spread (one draw has none); a filled band may not bridge a gap."""
+    missing = band["std"].isna()
     return [run for _, run in band[~missing].groupby(missing.cumsum()[~missing])]
 
 

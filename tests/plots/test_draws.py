@@ -23,6 +23,7 @@ from tests.plots.synthetic_sweep import ZERO, synthetic_effects, synthetic_summa
 
 assert all((heads, runs, states))  # imported for the checks they register
 
+ENDS = ("", "_low", "_high")
 UNREGISTERED = {"save_figure", "use_in_notebook"}
 KEYED = sorted(name for name, figure in FIGURES.items() if any(figure.needs.values()))
 
@@ -229,3 +230,20 @@ def test_windows_drawn_are_windows_that_sequences_have() -> None:
     line = next(trace for trace in fig.data if trace.mode == "lines")
     assert (list(line.x), list(line.y)) == ([1, 8], [8, 1])  # starts and ends apart would give 2 to 8
     assert "Dashed: layers 1 to 8 (2 sequences)." in fig.layout.title.text
+
+
+def test_one_random_draw_has_no_spread_and_no_band() -> None:
+    summary = synthetic_summary()
+    rows = summary[summary["kind"].isin(["top", "random"])]
+    single = rows[(rows["kind"] != "random") | (rows["k"] != 4) | (rows["draw"] == 0)]
+    bands = [trace for trace in plots.cumulative_curve(single).data if trace.fill == "tonexty"]
+    assert {int(k) for band in bands for k in band.x} == {1, 2}  # sizes of 4 have one draw, sizes of 8 none
+    assert all(np.isfinite(array(band.y)).all() for band in bands)
+
+
+def test_a_calibration_is_drawn_by_its_summary() -> None:
+    rates = {f"{name}{end}": 0.5 for name in ("accuracy", "valid_rate", "accuracy_given_valid") for end in ENDS}
+    frame = pd.DataFrame([{"variant": "unchanged", "n": 9, **rates}])
+    found = SimpleNamespace(format="sinklens-calibration", meta={}, tables={}, summary=lambda: frame)
+    assert to_json(plots.calibration(found)) == to_json(plots.calibration(frame))
+    assert dir(Drawings(found)) == ["calibration"]
