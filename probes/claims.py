@@ -81,24 +81,25 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"Error: no claim {', '.join(unknown)}; --list shows all {len(CLAIMS)}.")
     torch.set_num_threads(options.threads)
+    labels = [name.partition("=")[0] for name in names]
     sizes = QUICK if options.quick else Sizes()
     try:
         if options.finished:
-            cells = finished(options.work, [name.partition("=")[0] for name in names], keys, sizes)
+            cells = finished(options.work, labels, keys, sizes)
         else:
             cells = list(run(options.work, find(names), keys, sizes, say))
     except SinkLensError as error:
         raise SystemExit(f"Error: {error}") from None
-    labels = [name.partition("=")[0] for name in names]
     results = table(cells, labels, keys)
     header = [
         "Written by `python probes/claims.py"
         + (" --quick" if options.quick else "")
-        + f"`. Real models are dequantised from Q4: their figures hold for these files, not for the original weights. "
-        f"{sizes.texts} texts of 64 tokens for what is measured, {sizes.effect_texts} of them for what is changed, "
-        f"{sizes.long_texts} of {sizes.long_tokens} tokens for windows, {sizes.prompts} prompts for needles; built-in "
-        "Shakespeare for the real models and `tiny-llama`, the own task of the other built-in ones. Brackets: 95 % "
-        "bootstrap intervals over texts (prompts for needles, tokens for `any-first-token-spikes`).",
+        + "`. Real models are dequantised from Q4: their figures hold for these files, not for the original weights. "
+        f"Measured on {sizes}. Texts: built-in Shakespeare for the real models and `tiny-llama`, the own task of the "
+        "other built-in ones, at most as long as the model's context. Brackets: 95 % bootstrap intervals over texts "
+        "(prompts for needles, tokens for `any-first-token-spikes`); n is how many of them the first figure rests on. "
+        "Where n is small and texts differ, as for windows, the interval is wide and the mean is that of these texts. "
+        f"*quick*: measured with `--quick`, on {QUICK}.",
         "Figures of papers are marked as they were read: [T] transcription or notes, [2nd] second hand, [paper] text, "
         "[abstract], [code] the authors' code, [logs], [pt] and [calc] from files that the authors ship.",
     ]
@@ -110,7 +111,7 @@ def main() -> None:
     save_figure(picture(results), stem.with_suffix(".png"))
     once = results.drop_duplicates(["claim", "model"])
     print(once.pivot(index="claim", columns="model", values="verdict").loc[keys, labels].to_string())
-    print(f"Wrote {stem}.md, .csv and .html")
+    print(f"Wrote {stem}.md, .csv, .html and, with a browser, .png")
 
 
 if __name__ == "__main__":

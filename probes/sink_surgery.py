@@ -26,7 +26,7 @@ from sinklens.detectors.massive_activations import ABSOLUTE, RATIO
 from sinklens.errors import InputError
 from sinklens.interventions import EditValues, Intervention, MaskKeys, SetActivations
 from sinklens.interventions.edit_values import mean_values
-from sinklens.interventions.massive_entries import control_entries, massive_entries
+from sinklens.interventions.massive_entries import control_rules, massive_entries
 from sinklens.interventions.set_activations import mean_activations
 from sinklens.models import load
 from sinklens.models.tokens import TokenBatch, tokenize
@@ -70,7 +70,7 @@ def plan(model: Any, reference: TokenBatch, *, absolute: float, ratio: float, dr
         operations["massive entries to mean"] = _together([SetActivations(rule, "mean", means) for rule in rules])
         names = tuple(f"median entries to 0, draw {draw + 1}" for draw in range(draws))
         for draw, name in enumerate(names):
-            chosen = [control_entries(model, reference, rule, draw=draw) for rule in rules]
+            chosen = control_rules(model, reference, rules, draw=draw)
             operations[name] = _together([SetActivations(where, "zero") for where in chosen])
         controls["massive entries to 0"] = controls["massive entries to mean"] = names
     except InputError as error:

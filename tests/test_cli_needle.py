@@ -50,7 +50,10 @@ def test_text_of_ones_own(tmp_path: Path) -> None:
     done = call("tiny-llama", "--kind", "natural", "--lengths", "150", "--depths", "0.5", "--repeats", "2", *own, *text)
     assert done.exit_code == 0, done.output
     assert "book.txt" in done.output.replace("\n", "")
-    assert "None of 2 prompts passes the filter 'rouge'" in " ".join(done.output.split())
+    said = " ".join(done.output.split())
+    assert "None of 2 prompts passes the filter 'rouge'" in said
+    assert "(no intervals: 2 repeats, they need 5)" in said
+    assert said.count("tokens, depth 50%: it says '") == 1 and ", the answer is 'under a stone' (ROUGE-1" in said
     assert "Nothing was saved" in done.output
 
 

@@ -24,7 +24,10 @@ ANAND = "Anand et al. 2026, arXiv 2510.22603"
     WONG,
     says="In middle layers some tokens take the BOS's direction for a while and become sinks.",
     reported="Qwen3-4B-Base: three such tokens in one prompt, in blocks 16 to 33 of 36, none in the others [code]",
-    figures={"texts": "share of texts with a token labelled secondary by the paper's rule (see docs for what differs)"},
+    figures={
+        "texts": "share of texts with a token labelled secondary: the paper's rule, read in every window of blocks in "
+        "which the BOS (or what stands first) is large, and some head must attend to the token"
+    },
     tests=(at_least("texts", 0.05, 0.0),),
     call="scan(model).secondary_sinks: label",
 )

@@ -3,8 +3,10 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,23 @@ from published.observed import Observed, observe
 from published.subject import Subject
 from sinklens.errors import InputError
 from sinklens.evidence import Interval, paired_interval
-from sinklens.interventions import SetActivations, control_entries, mean_activations
+from sinklens.interventions import Intervention, SetActivations, massive_entries, mean_activations
+from sinklens.interventions.entries import MassiveRule
+from sinklens.interventions.massive_entries import control_rules
+from sinklens.models import TokenBatch
 
 SUN = "Sun et al. 2024, arXiv 2402.17762"
 OWEN = "Owen et al. 2025, arXiv 2503.22329"
 SPIKE = "Sun et al. 2026, arXiv 2603.05498"
 SUPER = "Yu et al. 2024 (super weight), arXiv 2411.07191"
 QIU = "Qiu et al. 2025, arXiv 2505.06708"
-STRICT = "|h| > 100 and > 1,000 x median, both strict"
+STRICT = "|h| > 100, > 1,000 x the text's median and > 10 x its channel's over the tokens"
+MASSIVE = "as in massive-activations-exist"
+
+EVERY = (
+    "rise of the loss, nats a token; all set after every block at which they live: |h| > 100, > 300 x the text's "
+    "median and > 5 x their channel's"
+)
 
 
 def _one(value: float) -> Interval:
@@ -84,7 +95,7 @@ def largest_activation(subject: Subject) -> dict[str, Interval]:
     SUN,
     says="They are at most four in a layer.",
     reported="at most 4 scalars [T]; LLaMA2-7B two channels, Llama-3.2-1B four [logs]",
-    figures={"entries": f"largest number of entries of {STRICT} in one layer of a text"},
+    figures={"entries": f"largest number of massive entries ({MASSIVE}) in one layer of a text"},
     tests=(at_most("entries", 4, 20),),
     call="scan(model).massive",
 )
@@ -177,7 +188,7 @@ def _delimiter(token: str) -> bool:
         "end": "share of texts with one after the last block",
     },
     tests=(at_most("onset", 0.15, 0.5), at_least("held", 0.9, 0.5), at_most("end", 0.1, 0.9)),
-    call="scan(model).massive_lifetimes",
+    call="scan(model).massive_episodes",
 )
 def from_early_to_late_layers(subject: Subject) -> dict[str, Interval]:
     """Span of the blocks that have one."""
@@ -196,33 +207,37 @@ def _rises(subject: Subject) -> dict[str, np.ndarray]:
     """What setting the massive activations to zero, to their mean, and equal-count controls cost, by text."""
 
     def make() -> dict[str, np.ndarray]:
+        few = subject.few_texts
         try:
-            where = subject.massive.rule()
+            found = massive_entries(subject.model, few)
+            changes = {
+                "zero": found.intervention("zero"),
+                "mean": found.intervention("mean", mean_activations(subject.model, few, found.rules)),
+                "control": _stand_ins(subject, few, found.rules),
+            }
         except InputError as error:
             raise NotTestableError(str(error)) from error
-        few = subject.few_texts
-        means = mean_activations(subject.model, few, where)
-        changes = {
-            "zero": SetActivations(where, "zero"),
-            "mean": SetActivations(where, "mean", means=means),
-            "control": SetActivations(control_entries(subject.model, few, where), "zero"),
-        }
         return subject.rises(changes, few)
 
     found: dict[str, np.ndarray] = subject.once("rises", make)
     return found
 
 
+def _stand_ins(subject: Subject, batch: TokenBatch, rules: Sequence[MassiveRule]) -> Intervention:
+    """For every rule as many entries of median size at the same tokens to zero."""
+    parts: list[Intervention] = [SetActivations(rule, "zero") for rule in control_rules(subject.model, batch, rules)]
+    return reduce(add, parts)
+
+
 @claim(
     "zeroing-destroys",
     "phenomena",
     SUN,
-    says="Setting the massive activations to zero where they appear destroys the model; as many entries of median size "
-    "do nothing.",
+    says="Setting the massive activations to zero destroys the model; as many entries of median size do nothing.",
     reported="LLaMA2-7B, WikiText perplexity 5.12 -> 8115, +7.4 nats [logs, Owen et al.]",
-    figures={"zero": "rise of the loss, nats a token", "control": "control: as many entries of median size to zero"},
+    figures={"zero": EVERY, "control": "control: as many entries of median size at the same tokens to zero"},
     tests=(at_least("zero", 1.0, 0.05), at_most("control", 0.02, 0.5)),
-    call='measure_effects(model, {"zero": SetActivations(massive_entries(model, batch).rule())}, batch)',
+    call='measure_effects(model, {"zero": massive_entries(model, batch).intervention("zero")}, batch)',
 )
 def zeroing_destroys(subject: Subject) -> dict[str, Interval]:
     """Zero beside the control."""
@@ -235,9 +250,9 @@ def zeroing_destroys(subject: Subject) -> dict[str, Interval]:
     SUN,
     says="Setting them to their mean changes nothing: they say nothing about the text.",
     reported="LLaMA2-7B, WikiText perplexity 5.12 -> 5.13, +0.002 nats [logs, Owen et al.]",
-    figures={"mean": "rise of the loss, nats a token", "zero": "control: set to zero"},
+    figures={"mean": "rise of the loss, nats a token, with each at its mean", "zero": "control: set to zero"},
     tests=(at_most("mean", 0.05, 1.0),),
-    call='SetActivations(rule, "mean", means=mean_activations(model, batch, rule))',
+    call='massive_entries(model, batch).intervention("mean", mean_activations(model, batch, found.rules))',
 )
 def mean_is_harmless(subject: Subject) -> dict[str, Interval]:
     """Mean beside zero."""
@@ -250,7 +265,7 @@ def mean_is_harmless(subject: Subject) -> dict[str, Interval]:
     OWEN,
     says="Not all massive activations matter: in some models setting them to zero costs nothing (against Sun et al.).",
     reported="GPT-2 30.22 -> 30.21; Gemma-3-1B 9.79 -> 10.21 (+0.04 nats); Gemma-3-4B 6.88 -> 172 [logs]",
-    figures={"zero": "rise of the loss, nats a token", "control": "control: as many entries of median size to zero"},
+    figures={"zero": EVERY, "control": "control: as many entries of median size at the same tokens to zero"},
     tests=(at_most("zero", 0.1, 1.0),),
     call="as zeroing-destroys",
 )
@@ -266,7 +281,7 @@ def zeroing_is_harmless(subject: Subject) -> dict[str, Interval]:
     says="Whether there is a BOS decides whether there are massive activations: Gemma models have none without it.",
     reported="Gemma-7B: none without BOS, blocks 0 to 27 with it [logs]",
     figures={
-        "bare": f"share of texts without BOS with an entry of {STRICT}",
+        "bare": f"share of texts without BOS that have a massive entry ({MASSIVE})",
         "opened": "the same as the tokenizer opens texts",
     },
     tests=(at_most("bare", 0.1, 0.9), at_least("opened", 0.9, 0.1)),
@@ -313,7 +328,7 @@ def one_block_writes(subject: Subject) -> dict[str, Interval]:
     says="Nearly every vocabulary item spikes when it stands first.",
     reported="more than 98 % of the vocabulary [T]",
     figures={
-        "first": f"share of random tokens that have an entry of {STRICT} at position 0",
+        "first": f"share of random tokens that have a massive entry ({MASSIVE}) at position 0",
         "later": "control: the same tokens at position 8",
     },
     tests=(at_least("first", 0.9, 0.5),),

@@ -12,7 +12,8 @@ from sinklens.capture import capture
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors import SecondarySinkDetector
 from sinklens.detectors.compression import matrix_entropy
-from sinklens.detectors.massive_activations import ABSOLUTE, RATIO, massive_masks
+from sinklens.detectors.massive_activations import ABSOLUTE, RATIO
+from sinklens.detectors.massive_channels import token_specific
 from sinklens.interventions import Intervention
 from sinklens.models import TokenBatch
 
@@ -34,8 +35,9 @@ class Observed:
         median: Median magnitude of a text's states, ``[layer text]``.
         cosine: To position 0's state, ``[layer text key]``.
         entropy: Matrix entropy in nats with and without row 0, ``[layer text 2]``.
-        entries: ``(layer, text, position, channel, value)`` of every massive activation: above 100 and above 1,000 x
-            the text's median, both strict.
+        entries: ``(layer, text, position, channel, value)`` of every massive activation: above 100, above 1,000 x the
+            text's median, and above 10 x its channel's median over the tokens (a channel that is large at every token
+            marks none of them); all strict.
         secondary: Wong et al.'s secondary sinks, one row a token.
     """
 
@@ -60,8 +62,8 @@ class Observed:
         both = [matrix_entropy(hidden, first_row=first) for first in (True, False)]
         self._keep("entropy", record, torch.stack(both, -1))
         for row, states in enumerate(hidden):
-            masks = massive_masks(states, ABSOLUTE, RATIO)
-            for position, channel in (masks.absolute & masks.relative).nonzero().tolist():
+            bound = max(ABSOLUTE, RATIO * float(residual.median[row]))
+            for position, channel in token_specific(states, bound).nonzero().tolist():
                 value = float(states[position, channel])
                 self.entries.append((record.layer, record.first_sequence + row, position, channel, value))
         if record.attention:

@@ -14,7 +14,9 @@ from sinklens.evidence import Interval
 
 COLUMNS = (
     "claim", "kind", "source", "model", "figure", "role", "value", "low", "high", "n", "test", "verdict", "reason",
+    "sizes",
 )  # fmt: skip
+ENDED = "Not measured: the model was missing, or the run was ended before."
 KINDS = {"phenomena": "Sinks, drains, peaks, massive activations", "heads": "Heads"}
 
 
@@ -28,7 +30,8 @@ def table(cells: Iterable[Cell], models: Sequence[str], claims: Sequence[str]) -
             cell = found.get((key, model))
             own = {"claim": key, "kind": claim.kind, "source": claim.source, "model": model}
             own["verdict"] = "not measured" if cell is None else verdict(claim, cell.figures)
-            own["reason"] = "" if cell is None else cell.reason
+            own["reason"] = ENDED if cell is None else cell.reason
+            own["sizes"] = "" if cell is None else "quick" if cell.quick else "full"
             figures: Mapping[str, Interval] = {} if cell is None else cell.figures
             for name, each in figures.items():
                 test = next((str(test).removeprefix(": ") for test in claim.tests if test.figure == name), "")
@@ -93,18 +96,19 @@ def _section(claim: PublishedClaim, own: pd.DataFrame) -> str:
     for model, part in own.groupby("model", sort=False):
         first = part.iloc[0]
         if not first["figure"]:
-            rows.append([str(model), first["reason"], *[""] * (len(claim.figures) - 1), f"**{first['verdict']}**"])
+            rows.append([str(model), first["reason"], *[""] * len(claim.figures), f"**{first['verdict']}**"])
             continue
         by_name = {str(row["figure"]): row for row in part.to_dict("records")}
         cells = [number(by_name[name]) if name in by_name else "-" for name in claim.figures]
-        rows.append([str(model), *cells, f"**{first['verdict']}**"])
+        few = " (quick)" if first["sizes"] == "quick" else ""
+        rows.append([str(model), *cells, f"{first['n']:.0f}{few}", f"**{first['verdict']}**"])
     return "\n\n".join(
         [
             f"### {claim.key}",
             f"{claim.says} ({claim.source})",
             f"Paper: {claim.reported}.",
             f"Here: {figures}. Rule: {'; '.join(rule(test) for test in claim.tests)}. Call: `{claim.call}`.",
-            _grid(["model", *claim.figures, "verdict"], rows),
+            _grid(["model", *claim.figures, "n", "verdict"], rows),
         ]
     )
 

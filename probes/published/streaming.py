@@ -8,7 +8,6 @@ from published.subject import Subject
 from sinklens.evidence import Interval, paired_interval
 from sinklens.evidence.bootstrap import statistic_interval
 from sinklens.interventions import SlidingWindow
-from sinklens.studies import measure_effects
 
 XIAO = "Xiao et al. 2024 (StreamingLLM), arXiv 2309.17453"
 SINKS = 4
@@ -127,10 +126,10 @@ def position_not_meaning(subject: Subject) -> dict[str, Interval]:
     rows = torch.tensor(breaks).expand(len(texts), SINKS)
     start = texts.ids.shape[1] // 2
     kept = {"own": texts, "breaks": subject.with_first(texts, rows)}
-    change = {"kept": SlidingWindow(window, sinks=SINKS)}
     losses = {}
-    for name, batch in kept.items():
-        losses[name] = np.nanmean(measure_effects(subject.model, change, batch).token_losses("kept")[:, start:], 1)
+    with SlidingWindow(window, sinks=SINKS)(subject.model):
+        for name, batch in kept.items():
+            losses[name] = np.nanmean(subject.losses(batch)[:, start:], 1)
     return {
         "rise": paired_interval(losses["breaks"] - losses["own"]),
         "bare": paired_interval(_rise(subject, 0) - _rise(subject, SINKS)),

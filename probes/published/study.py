@@ -12,7 +12,7 @@ import torch
 
 from published import geometry, heads, massive, sinks, streaming
 from published.claim import REGISTRY, NotTestableError, PublishedClaim
-from published.subject import Sizes, Subject
+from published.subject import QUICK, Sizes, Subject
 from sinklens import load
 from sinklens.errors import SinkLensError
 from sinklens.evidence import Interval
@@ -35,6 +35,7 @@ class Cell:
         figures: What was measured; empty where it could not be.
         reason: Why not; empty otherwise.
         seconds: How long it took.
+        quick: Whether it was measured on the few texts of ``--quick``.
     """
 
     claim: str
@@ -42,6 +43,7 @@ class Cell:
     figures: Mapping[str, Interval]
     reason: str
     seconds: float
+    quick: bool = False
 
 
 def run(
@@ -81,8 +83,9 @@ def run(
 
 
 def finished(work: Path, models: Sequence[str], claims: Sequence[str], sizes: Sizes) -> list[Cell]:
-    """The cells that were measured already; nothing is measured."""
-    cells = (_read(work / name / f"{key}.json", sizes) for name in models for key in claims)
+    """The cells that were measured already, also those of ``--quick``; nothing is measured."""
+    files = [work / name / f"{key}.json" for name in models for key in claims]
+    cells = (_read(file, sizes) or _read(file, QUICK) for file in files)
     return [cell for cell in cells if cell is not None]
 
 
@@ -96,7 +99,7 @@ def _measure(subject: Subject, claim: PublishedClaim, started: float) -> Cell:
         reason = str(error)
     except SinkLensError as error:
         reason = f"sinklens refuses: {error}"
-    return Cell(claim.key, subject.name, figures, reason, time.perf_counter() - started)
+    return Cell(claim.key, subject.name, figures, reason, time.perf_counter() - started, subject.sizes == QUICK)
 
 
 def _write(file: Path, cell: Cell, sizes: Sizes) -> None:
@@ -114,4 +117,4 @@ def _read(file: Path, sizes: Sizes) -> Cell | None:
         return None
     cell = content["cell"]
     figures = {name: Interval(**interval) for name, interval in cell["figures"].items()}
-    return Cell(cell["claim"], cell["model"], figures, cell["reason"], cell["seconds"])
+    return Cell(cell["claim"], cell["model"], figures, cell["reason"], cell["seconds"], sizes == QUICK)

@@ -14,11 +14,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from published.observed import Observed, observe
 from sinklens import builtin_corpus
 from sinklens.evidence import token_losses
-from sinklens.interventions import Intervention, MassiveEntries, massive_entries
+from sinklens.interventions import Intervention
 from sinklens.models import TokenBatch, tokenize
 from sinklens.models.architecture import context_length
 from sinklens.models.ordinary_tokens import ordinary_ids
-from sinklens.studies import measure_effects
 
 EPS = 0.3
 SINK_HEAD = 0.5
@@ -27,7 +26,7 @@ SINK_HEAD = 0.5
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured."""
+    """How much is measured: numbers of texts, prompts and tokens."""
 
     texts: int = 32
     effect_texts: int = 10
@@ -35,6 +34,13 @@ class Sizes:
     long_tokens: int = 256
     prompts: int = 8
     first_tokens: int = 64
+
+    def __str__(self) -> str:
+        return (
+            f"{self.texts} texts of 64 tokens for what is measured, {self.effect_texts} of them for what is changed, "
+            f"{self.long_texts} of {self.long_tokens} tokens for windows, {self.prompts} prompts for needles, "
+            f"{self.first_tokens} first tokens"
+        )
 
 
 QUICK = Sizes(texts=8, effect_texts=5, long_texts=5, long_tokens=96, prompts=8, first_tokens=8)
@@ -113,11 +119,6 @@ class Subject:
         """Which heads are sink heads, ``[layer head]``."""
         return self.natural.sinks(EPS).mean(1) >= SINK_HEAD
 
-    @property
-    def massive(self) -> MassiveEntries:
-        """Where the massive activations appear."""
-        return self.once("massive", lambda: massive_entries(self.model, self.few_texts))
-
     @torch.no_grad()
     def losses(self, batch: TokenBatch) -> Float[np.ndarray, "sequence pos"]:
         """Loss by predicting token of the model as it is."""
@@ -126,9 +127,15 @@ class Subject:
 
     def rises(self, changes: Mapping[str, Intervention], batch: TokenBatch, start: int = 0) -> dict[str, np.ndarray]:
         """By change: how much the loss of every text rises, in nats a token, over rows from ``start`` on."""
-        effects = measure_effects(self.model, dict(changes), batch)
-        clean = np.nanmean(effects.token_losses()[:, start:], 1)
-        return {name: np.nanmean(effects.token_losses(name)[:, start:], 1) - clean for name in changes}
+
+        def loss() -> np.ndarray:  # measure_effects compares distributions too, which takes longer than the model
+            return np.nanmean(self.losses(batch)[:, start:], 1)
+
+        clean, found = loss(), {}
+        for name, change in changes.items():
+            with change(self.model):
+                found[name] = loss() - clean
+        return found
 
     def with_first(self, batch: TokenBatch, tokens: Tensor, at: int = 0) -> TokenBatch:
         """The batch with the tokens ``[sequence n]`` in place of those from position ``at`` on."""

@@ -48,12 +48,16 @@ def print_needles(result: Any, check: Any = None) -> None:
 
 
 def _sentence(row: dict[str, Any]) -> str:
+    from sinklens.evidence.bootstrap import MIN_PAIRS
+
     def shown(name: str) -> str:
         low, high = row[f"{name}_low"], row[f"{name}_high"]
         return f"{row[name]:.2f}" + ("" if low != low else f" [{low:.2f}, {high:.2f}]")
 
     text = f"{row['variant']}: exact match {shown('exact')} over {row['n']} prompts, "
     text += f"log-probability {shown('log_prob')}"
+    if row["repeats"] < MIN_PAIRS:
+        text += f" (no intervals: {row['repeats']} repeats, they need {MIN_PAIRS})"
     if row["delta_exact"] == row["delta_exact"]:
         text += f"; change of exact match {shown('delta_exact')}"
     return text + "."
@@ -79,20 +83,21 @@ def _print_filters(console: Any, result: Any) -> None:
 
 
 def _print_responses(console: Any, result: Any) -> None:
-    """What the unchanged model said to a few prompts: the first of each length, at most 4."""
+    """What the unchanged model said to a few prompts: of each length one it answered and one it did not, at most 6."""
     from sinklens.studies.needles.result import CLEAN
 
     table = result.tables["instances"]
     if "contained" not in table or table["rouge1"].isna().all():
         return
     answers = result.tables["prompts"].set_index("instance")["answer_text"]
-    for row in table[table["variant"] == CLEAN].groupby("length").head(1).head(4).to_dict("records"):
+    clean = table[table["variant"] == CLEAN]
+    for row in clean.groupby(["length", "contained"]).head(1).head(6).to_dict("records"):
         wanted = answers[row["instance"]]
-        wanted = "" if wanted != wanted else f" for {wanted!r}"
+        wanted = "" if wanted != wanted else f", the answer is {wanted!r}"
         right = f"{row['correct'] * row['n_answer']:.0f} of {row['n_answer']} answer tokens right"
         console.print(
-            f"- {row['length']:,} tokens, depth {row['depth']:.0%}: {row['response'].strip()!r}{wanted} (ROUGE-1 "
-            f"recall {row['rouge1']:.2f}, {right} when forced).",
+            f"- {row['length']:,} tokens, depth {row['depth']:.0%}: it says {row['response'].strip()!r}{wanted} "
+            f"(ROUGE-1 recall {row['rouge1']:.2f}, {right} when forced).",
             highlight=False,
             markup=False,
         )

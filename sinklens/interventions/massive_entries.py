@@ -197,26 +197,73 @@ def control_entries(model: TransformerBridge, batch: TokenBatch | Ids, where: An
     batch = as_batch(model, batch)
     where = parse_where(where)
     check_where(model, where)
-    if isinstance(where, MassiveRule) and where.instead is not None:
-        raise InputError("where is a control already; give the rule it was made from, and another draw.")
-    if draw < 0:
-        raise InputError(f"draw must be at least 0, got {draw}.")
-    sizes, medians = _Means(), _Means()
-    for stream in residual_streams(model, batch, layers_of(where)):
-        for hidden, real in zip(stream.hidden, stream.real, strict=True):
-            medians.add(stream.layer, hidden[real].double().abs().median()[None])
-        for key, chosen in _groups(where, stream).items():
-            sizes.add(key, stream.hidden[chosen].double().abs())
     if isinstance(where, MassiveRule):
-        instead = _closest(sizes, medians, where.layer, where.layer, where.dims, len(where.dims), draw)
-        return MassiveRule(where.layer, where.dims, where.above, instead)
+        return control_rules(model, batch, [where], draw=draw)[0]
+    _check_draw(draw)
+    sizes, medians = _sizes(model, batch, [where])
     found: list[Entry] = []
     for layer, position in dict.fromkeys((layer, position) for layer, position, _ in where):
         taken = [dim for at, _, dim in where if at == layer]
         count = sum((at, place) == (layer, position) for at, place, _ in where)
-        channels = _closest(sizes, medians, (layer, position), layer, taken, count, draw)
+        channels = _closest(sizes, medians, (0, layer, position), layer, taken, count, draw)
         found += [(layer, position, dim) for dim in channels]
     return tuple(found)
+
+
+@torch.no_grad()
+def control_rules(
+    model: TransformerBridge, batch: TokenBatch | Ids, rules: Sequence[MassiveRule], *, draw: int = 0
+) -> tuple[MassiveRule, ...]:
+    """The control of several rules together, such as ``massive_entries(...).rules``: one rule for each.
+
+    As :func:`control_entries`, and after one block no channel stands in twice, so that as many entries are set.
+
+    Raises:
+        InputError: As :func:`control_entries`.
+
+    Cost: one forward pass of the batch, however many rules there are.
+    """
+    batch = as_batch(model, batch)
+    for rule in rules:
+        check_where(model, rule)
+        if rule.instead is not None:
+            raise InputError("where is a control already; give the rule it was made from, and another draw.")
+    _check_draw(draw)
+    taken: dict[int, list[int]] = defaultdict(list)
+    for rule in rules:
+        taken[rule.layer] += rule.dims
+    for own in taken.values():
+        free = int(model.cfg.d_model) - len(own)
+        if (draw + 1) * len(own) > free:
+            raise InputError(f"Draw {draw} needs {len(own)} more channels than the {free} that there are.")
+    sizes, medians = _sizes(model, batch, rules)
+    found: list[MassiveRule] = []
+    for _ in range(draw + 1):  # earlier draws are made again, or a rule could take what another one had in them
+        found.clear()
+        for n, rule in enumerate(rules):
+            own = taken[rule.layer]
+            instead = _closest(sizes, medians, (n, rule.layer), rule.layer, own, len(rule.dims), 0)
+            own += instead
+            found.append(MassiveRule(rule.layer, rule.dims, rule.above, instead))
+    return tuple(found)
+
+
+def _check_draw(draw: int) -> None:
+    if draw < 0:
+        raise InputError(f"draw must be at least 0, got {draw}.")
+
+
+def _sizes(model: TransformerBridge, batch: TokenBatch, wheres: Sequence[Where]) -> tuple["_Means", "_Means"]:
+    """Mean magnitude of every channel at the tokens concerned, by number in ``wheres`` and place; medians by layer."""
+    sizes, medians = _Means(), _Means()
+    for stream in residual_streams(model, batch, sorted({layer for where in wheres for layer in layers_of(where)})):
+        for hidden, real in zip(stream.hidden, stream.real, strict=True):
+            medians.add(stream.layer, hidden[real].double().abs().median()[None])
+        for n, where in enumerate(wheres):
+            if stream.layer in layers_of(where):
+                for key, chosen in _groups(where, stream).items():
+                    sizes.add((n, *key), stream.hidden[chosen].double().abs())
+    return sizes, medians
 
 
 class _Means:
@@ -238,7 +285,7 @@ def _groups(where: Where, stream: Stream) -> dict[Any, Tensor]:
     """Which tokens ``where`` touches in a layer: all together for a rule, position by position for named entries."""
     entries = chosen_entries(where, stream.layer, stream.hidden, stream.positions)
     if isinstance(where, MassiveRule):
-        return {where.layer: torch.stack([chosen for _, _, chosen in entries]).any(0)}
+        return {(where.layer,): torch.stack([chosen for _, _, chosen in entries]).any(0)}
     return {(stream.layer, where[n][1]): chosen for n, _, chosen in entries}
 
 

@@ -19,6 +19,7 @@ from sinklens.interventions import (
     mean_activations,
 )
 from sinklens.interventions.entries import hook_name
+from sinklens.interventions.massive_entries import control_rules
 from sinklens.models.tokens import TokenBatch, tokenize
 from tests.families import boot, checkpoint, random_ids
 from tests.interventions import reference
@@ -169,6 +170,18 @@ def test_controls_have_median_size_and_share_nothing(zoo: Path, batch: TokenBatc
     medians = torch.stack([h[real].abs().median() for h, real in zip(hidden[0], batch.real, strict=True)])
     far = (tokens.abs().mean(0) - medians.mean()).abs()[instead]
     assert bool((far.diff() >= -1e-5).all())
+
+
+def test_rules_of_one_block_have_controls_of_their_own(zoo: Path, batch: TokenBatch) -> None:
+    bridge = boot("llama", zoo)
+    with planted(bridge, PLANTS):
+        both = massive_entries(bridge, batch, ratio=500).rule()
+        rules = [MassiveRule(0, (dim,), both.above) for dim in both.dims]
+        draws = [control_rules(bridge, batch, rules, draw=draw) for draw in range(15)]
+        with pytest.raises(InputError, match="Draw 15 needs 2 more channels than the 30 that there are"):
+            control_rules(bridge, batch, rules, draw=15)
+    assert all([c.dims for c in draw] == [rule.dims for rule in rules] for draw in draws)
+    assert sorted([7, 20, *(dim for draw in draws for c in draw for dim in c.instead or ())]) == list(range(32))
 
 
 def test_controls_of_named_entries(zoo: Path, batch: TokenBatch) -> None:

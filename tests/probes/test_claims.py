@@ -131,12 +131,18 @@ def test_other_sizes_are_measured_again(measured: tuple[Path, list[Any]], study:
     assert set(content) == {"format", "sizes", "cell"}
 
 
-def test_a_page_of_a_quick_run(measured: tuple[Path, list[Any]], probes: None) -> None:
+def test_a_page_of_a_quick_run(measured: tuple[Path, list[Any]], probes: None, study: Any) -> None:
     page = importlib.import_module("published.page")
+    sizes = importlib.import_module("published.subject").Sizes()
+    kept = study.finished(measured[0], ["tiny-llama"], QUICK, sizes)  # a full page takes quick cells where it has none
+    assert [cell.claim for cell in kept] == QUICK and all(cell.quick for cell in kept)
     results = page.table(measured[1], ["tiny-llama", "absent"], QUICK)
     text = page.page(results, {"tiny-llama": "one", "absent": "two"}, ["How."])
     _agrees(results, text)
-    assert (results.loc[results["model"] == "absent", "verdict"] == "not measured").all()
+    absent = results[results["model"] == "absent"]
+    assert (absent["verdict"] == "not measured").all()
+    assert text.count(absent["reason"].iloc[0]) == len(QUICK)
+    assert text.count(" (quick) |") == len(QUICK) - 1  # one cell has no figures
 
 
 @pytest.mark.skipif(not CSV.exists(), reason="the page is not written yet")
@@ -159,7 +165,7 @@ def test_the_committed_verdicts_follow_from_the_committed_figures(study: Any) ->
 def _plain_verdict(claim: Any, own: pd.DataFrame) -> str:
     """The rule once more, in other words."""
     if own["figure"].iloc[0] == "":
-        return "not testable here" if own["reason"].iloc[0] else "not measured"
+        return "not measured" if own["reason"].iloc[0].startswith("Not measured: ") else "not testable here"
     held, opposite = [], []
     for number, test in enumerate(claim.tests):
         row = own[own["figure"] == test.figure]
