@@ -13,7 +13,7 @@ from sinklens.capture.record import LayerRecord
 from sinklens.detectors import SecondarySinkDetector
 from sinklens.detectors.compression import matrix_entropy
 from sinklens.detectors.massive_activations import ABSOLUTE, RATIO
-from sinklens.detectors.massive_channels import token_specific
+from sinklens.detectors.massive_channels import CONTRAST, fp32_bound
 from sinklens.interventions import Intervention
 from sinklens.models import TokenBatch
 
@@ -62,8 +62,11 @@ class Observed:
         both = [matrix_entropy(hidden, first_row=first) for first in (True, False)]
         self._keep("entropy", record, torch.stack(both, -1))
         for row, states in enumerate(hidden):
-            bound = max(ABSOLUTE, RATIO * float(residual.median[row]))
-            for position, channel in token_specific(states, bound).nonzero().tolist():
+            magnitude, bound = states.abs(), max(ABSOLUTE, RATIO * float(residual.median[row]))
+            found = magnitude > fp32_bound(bound)
+            if found.any():
+                found &= magnitude > CONTRAST * magnitude.median(0).values
+            for position, channel in found.nonzero().tolist():
                 value = float(states[position, channel])
                 self.entries.append((record.layer, record.first_sequence + row, position, channel, value))
         if record.attention:

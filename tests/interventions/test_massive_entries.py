@@ -215,7 +215,8 @@ def test_a_delimiter_is_found_wherever_it_stands(zoo: Path) -> None:
     assert (found.layer, set(found.dims)) == (0, {11, 3})
     assert sorted(set(found.table["position"])) == [4, 9, 17, 22]
     means = mean_activations(bridge, tokenize(bridge, texts[:4]), found.rule())
-    assert means["L0D11"][0] is None and means["L0D11"][1] == pytest.approx(9000, rel=1e-2)
+    start, others = means["L0D11"]  # none is large at position 0: there the mean is of an ordinary size
+    assert start == pytest.approx(0, abs=10) and others == pytest.approx(9000, rel=1e-2)
     assert means["L0D3"][1] == pytest.approx(-6000, rel=1e-2)
     fresh, mean, zero = texts[4:], SetActivations(found.rule(), "mean", means), SetActivations(found.rule())
     plain = bridge(fresh)
