@@ -80,7 +80,7 @@ def complete(sentences: Sequence[str], evidence: Evidence) -> None:
     for bound, column in COLUMNS.items():
         few = 0 < 2 * total(evidence, f"n_massive_{column}") < total(evidence, "n_tokens")
         few = few and bool(outstanding(evidence, f"n_massive_{column}", f"massive_{column}_share"))
-        want(few == any(f"massive by {bound}" in each for each in sentences if each.startswith("After")), bound)
+        want(few == any(f"massive by {bound}: " in each for each in sentences if each.startswith("After")), bound)
 
 
 def generate(rng: random.Random) -> tuple[Tables, Settings]:
