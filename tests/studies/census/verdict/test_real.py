@@ -64,7 +64,7 @@ def test_smollm2s_first_the_is_a_sink_and_a_peak(smol: Census) -> None:
     first = peaks[(peaks["layer"] == 11) & (peaks["position"] == 0)]
     assert first["n_largest"].sum() == 12 and first["peak_ratio"].min() > 100
     elsewhere = peaks[(peaks["layer"] == 5) & (peaks["position"] > 0)].sort_values("peak_ratio")
-    assert elsewhere["token"].iloc[-1] == " the" and elsewhere["peak_ratio"].iloc[-1] > 10
+    assert elsewhere["token"].iloc[-1] == " the" and elsewhere["n_peaks"].iloc[-1] >= 1
     assert any(each.startswith("Residual peak at position 0") for each in smol.verdict)
 
 
