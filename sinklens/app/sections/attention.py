@@ -45,22 +45,18 @@ _HEAD_COLUMNS: Final = {
 def sinks(census: "Census", downloads: Downloads) -> str:
     """Which heads have a sink."""
     heads, least = census.tables["heads"], census.meta["settings"].get("min_queries", "enough")
-    n_layers = census.meta["model"]["n_layers"]
     body = (
         "<p>For every head, its strongest key: the one receiving most "
         f"attention among the keys seen by at least {text(least)} queries. A sink is judged beside its null: "
         "what that key would receive if attention were spread evenly.</p>\n"
-        + figure(plots.sink_heatmap(heads, n_layers=n_layers), "fig-sinks")
+        + figure(plots.sink_heatmap(census), "fig-sinks")
     )
     if heads.empty:
         return body + '<p class="na">Not applicable: no layer of this model has attention.</p>'
     measured = [value for value in _MORE_HEAD_MAPS if value in heads.columns]
     known = [value for value in measured if heads[value].notna().any()]
     absent = [value for value in measured if value not in known]
-    more = [
-        figure(plots.sink_heatmap(heads, value=value, n_layers=n_layers, hover="value"), f"fig-heads-{value}")
-        for value in known
-    ]
+    more = [figure(plots.sink_heatmap(census, value=value, hover="value"), f"fig-heads-{value}") for value in known]
     body += f"<details><summary>More head maps ({len(more)})</summary>\n{''.join(more)}</details>\n"
     if absent:
         body += f'<p class="note">Not applicable to this model: {text(", ".join(absent))}.</p>'
@@ -84,10 +80,10 @@ def sinks(census: "Census", downloads: Downloads) -> str:
 
 def positions(census: "Census", downloads: Downloads) -> str:
     """Where attention goes."""
-    table, least = census.tables["sinks"], int(census.meta["settings"].get("min_queries", 10))
+    table = census.tables["sinks"]
     long = not table.empty and int(table["position"].max()) > 64
-    by_layer = plots.received_mass(table, min_queries=least, log_x=long)
-    by_head = plots.received_mass(table, by="head", min_queries=least, log_x=long)
+    by_layer = plots.received_mass(census, log_x=long)
+    by_head = plots.received_mass(census, by="head", log_x=long)
     return (
         "<p>Attention received by each key position. A sink stands far above "
         "the dashed null; a curve on the null means no preference.</p>\n"
@@ -100,7 +96,7 @@ def positions(census: "Census", downloads: Downloads) -> str:
 
 def threshold(census: "Census", downloads: Downloads) -> str:
     """Whether the verdict depends on the threshold."""
-    fig = plots.eps_sweep(census.tables["eps_sweep"], eps=census.meta["settings"].get("eps"))
+    fig = plots.eps_sweep(census)
     return (
         "<p>The sink rate counts keys that receive more than eps. A "
         "finding that holds at one eps only is a finding about eps.</p>\n"
@@ -130,16 +126,16 @@ def maps(census: "Census", downloads: Downloads) -> str:
 
 def token_strips(census: "Census", downloads: Downloads) -> str:
     """Tokens coloured by what they receive."""
-    table, least = census.tables["tokens"], int(census.meta["settings"].get("min_queries", 10))
+    table = census.tables["tokens"]
     sequences = sorted(int(s) for s in table["sequence"].unique())
     if not sequences:
         return '<p class="na">Not applicable: no token was recorded.</p>'
     body = (
         "<p>Attention received, mean over all heads. Hover over a token for its "
         "numbers.</p>\n"
-        f'<div class="strip">{plots.token_strip(table, sequences[0], min_queries=least)}</div>'
+        f'<div class="strip">{plots.token_strip(census, sequences[0])}</div>'
     )
     for sequence in sequences[1:3]:
-        strip = plots.token_strip(table, sequence, limit=300, min_queries=least)
+        strip = plots.token_strip(census, sequence, limit=300)
         body += f'<details><summary>Sequence {sequence}</summary><div class="strip">{strip}</div></details>'
     return body + downloads.button("tokens")

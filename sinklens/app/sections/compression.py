@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def compression(census: "Census", downloads: Downloads) -> str:
     """Matrix entropy by layer, with and without position 0."""
-    fig = figure(plots.compression(census.tables["compression"]), "fig-compression")
+    fig = figure(plots.compression(census), "fig-compression")
     return (
         "<p>A valley in the entropy of all tokens that is not there without position 0 is the length of one row, and "
         f"no compression of the others.</p>\n{fig}{downloads.button('compression')}"

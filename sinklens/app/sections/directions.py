@@ -26,11 +26,11 @@ _ORDER: Final = ("secondary", "bos_sink", "aligned, not a sink", "aligned, not j
 
 def secondary(census: "Census", downloads: Downloads) -> str:
     """Tokens that turn into the BOS's direction in the middle of the network."""
-    table, windows = census.tables["secondary_sinks"], census.tables.get("secondary_windows")
+    table = census.tables["secondary_sinks"]
     body = (
         "<p>A secondary sink points along the BOS for part of its life, and is attended to there. Tokens that point "
         "along it without being attended to are named apart.</p>\n"
-        + figure(plots.secondary_sinks(table, windows), "fig-secondary")
+        + figure(plots.secondary_sinks(census), "fig-secondary")
     )
     if table.empty:
         return body
@@ -46,5 +46,5 @@ def secondary(census: "Census", downloads: Downloads) -> str:
 
 def decorrelation(census: "Census", downloads: Downloads) -> str:
     """How far the other tokens point along position 0."""
-    fig = figure(plots.decorrelation(census.tables["decorrelation"]), "fig-decorrelation")
+    fig = figure(plots.decorrelation(census), "fig-decorrelation")
     return f"{fig}{downloads.button('decorrelation')}"

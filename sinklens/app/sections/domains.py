@@ -27,7 +27,7 @@ _COLUMNS: Final = {
 def domains(census: "Census", downloads: Downloads) -> str:
     """How heads attend to position 0 on each domain."""
     table = census.tables["domains"]
-    body = figure(plots.domain_differences(table), "fig-domains")
+    body = figure(plots.domain_differences(census), "fig-domains")
     if table.empty:
         return body
     n_heads = len(table[["layer", "head"]].drop_duplicates())

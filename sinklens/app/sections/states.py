@@ -70,7 +70,7 @@ def norms(census: "Census", downloads: Downloads) -> str:
     profile = census.tables["profile"]
     if profile.empty:
         return '<p class="na">Not measured: no detector of this scan looked at values or residual states.</p>'
-    figures = [figure(plots.norms_by_token(profile, value=value), f"fig-{value}") for value in _NORMS]
+    figures = [figure(plots.norms_by_token(census, value=value), f"fig-{value}") for value in _NORMS]
     return (
         "<p>The first sequence. A drained value is a dark cell in the "
         "value norms: the token is attended to and adds little. A residual peak is a bright cell in the "
@@ -80,7 +80,7 @@ def norms(census: "Census", downloads: Downloads) -> str:
 
 def peaks(census: "Census", downloads: Downloads) -> str:
     """Residual peaks by layer, and which tokens have them."""
-    fig = plots.residual_peaks(census.tables["layers"])
+    fig = plots.residual_peaks(census)
     body, found = figure(fig, "fig-peaks"), census.tables.get("peaks")  # a census made before it has no such table
     if found is not None and (found["n_peaks"] > 0).any():
         order = ["n_peaks", "n_largest", "peak_ratio", "layer", "position", "token"]
@@ -94,7 +94,7 @@ def peaks(census: "Census", downloads: Downloads) -> str:
 def massive(census: "Census", downloads: Downloads) -> str:
     """Massive activations: figure and the strongest twenty."""
     table = census.tables["massive"]
-    fig = plots.massive_activations(census.tables["layers"])
+    fig = plots.massive_activations(census)
     body = f"{figure(fig, 'fig-massive')}"
     if table.empty:
         return body + '<p class="na">Not applicable: no hidden state was recorded.</p>'

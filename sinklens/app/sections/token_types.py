@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Final
 
-from sinklens.app.page import html_table
+from sinklens import plots
+from sinklens.app.page import figure, html_table
 from sinklens.app.sections.source import Downloads
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def token_types(census: "Census", downloads: Downloads) -> str:
         "<p>A sink token is a sink for at least 5 % of the heads. Compare its share of the sink tokens with its share "
         "of all tokens: position 0 (start) stands by itself, the others are compared with one another.</p>\n"
     )
-    body = html_table(classes, _COLUMNS | {"name": "class"}, caption="By class", words=("name", "occurrence"))
+    body = figure(plots.token_types(census), "fig-token-types")
+    body += html_table(classes, _COLUMNS | {"name": "class"}, caption="By class", words=("name", "occurrence"))
     total = int((table["by"] == "token").sum())
     caption = f"By token, {len(named)} of {total}, the most sink tokens first"
     body += html_table(named, _COLUMNS, caption=caption, words=("occurrence",), tokens=("name",))

@@ -19,7 +19,7 @@ def token_norm(norms: pd.DataFrame, position: int, *, note: str = "") -> go.Figu
     title = "Residual norm by layer"
     if norms.empty or not (norms["resid_norm"] > 0).any() or not (norms["position"] == position).any():
         return empty_figure(title, "Not applicable: no residual norm was recorded for this token.")
-    grid = norms.pivot_table(index="layer", columns="position", values="resid_norm", observed=True).sort_index()
+    grid = norms.pivot(index="layer", columns="position", values="resid_norm").sort_index()
     layers = [int(layer) for layer in grid.index]
     own = grid[position].to_numpy(float)
     others = grid.drop(columns=position).to_numpy(float)
