@@ -15,6 +15,7 @@ from tests.studies.dynamics.conftest import CODE, PROSE
 
 ANCHORS = {
     "domains": "domains",
+    "token_types": "types",
     "secondary_sinks": "secondary",
     "decorrelation": "direction",
     "compression": "compression",
@@ -44,6 +45,7 @@ def test_every_measured_section_is_there_and_linked(census: Census, page: Path) 
         assert table in census.tables and f'href="#{anchor}"' in text and section(text, anchor)
     for name in ("domains", "decorrelation", "compression"):
         assert f'id="fig-{name}-data"' in text and f'data-table="{name}"' in section(text, ANCHORS[name])
+    assert 'id="fig-token-types-data"' in text
     shown = section(text, "domains")
     table = census.tables["domains"]
     counts = table.groupby("domain", sort=False)["is_sink_first"].sum()
