@@ -40,9 +40,10 @@ from sinklens.detectors import (
     SinkDetector,
     ValueDrainDetector,
 )
+from sinklens.detectors.extreme_tokens import ExtremeTokenDetector
 from sinklens.models import load
 from sinklens.models.tokens import TokenBatch, tokenize
-from sinklens.studies.census.joins import Example, TokenJoin
+from sinklens.studies.census.joins import Example
 
 HEADS = 6
 PATTERNS = ("hf_attentions", "run_with_cache")
@@ -133,7 +134,7 @@ def contenders(device: str, batch: TokenBatch, bridge: TransformerBridge) -> dic
             ValueDrainDetector(),
             MassiveActivationDetector(),
             ResidualPeakDetector(),
-            TokenJoin(batch.lengths, 0.3, 10),
+            ExtremeTokenDetector(),
             Example(),
         ]
 

@@ -116,5 +116,5 @@ def observe(model: TransformerBridge, batch: TokenBatch, intervention: Intervent
     """One pass over texts of equal length."""
     seen, secondary = Observed(outputs=intervention is None), SecondarySinkDetector()
     capture(model, batch, [seen, secondary], batch_size=8, intervention=intervention)
-    seen.secondary = secondary.compute().table
+    seen.secondary = secondary.tables()["secondary_sinks"]
     return seen

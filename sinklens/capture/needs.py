@@ -1,6 +1,6 @@
 """What consumers ask of a pass: fields of its records, and statistics of attention, each taken once."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -15,18 +15,13 @@ FIELDS: Final = ("hidden", "keys", "outputs", "halves")
 """What a record carries only for those who ask: see :class:`~sinklens.capture.LayerRecord`."""
 
 
-def fields_asked(consumers: Iterable[Any], plan: AttentionPlan, *, gated: bool, readable: bool) -> set[str]:
-    """The optional fields to fill in.
+def fields_lacking(plan: AttentionPlan, *, gated: bool, readable: bool) -> dict[str, str]:
+    """The optional fields that a model cannot give, with the reason.
 
     Args:
-        consumers: Each may name fields in ``needs`` (without them it cannot work) and ``wants`` (it does without).
         plan: How the model's layers are measured.
         gated: Whether an output gate follows the heads, which ``|W_O z|`` does not know of.
         readable: Whether every layer's ``W_O`` can be read.
-
-    Raises:
-        InputError: A field that no record has.
-        UnsupportedArchitectureError: A needed field that this model cannot give.
     """
     lacking: dict[str, str] = {}
     if any(layer.path == "fallback" for layer in plan.layers):
@@ -35,6 +30,20 @@ def fields_asked(consumers: Iterable[Any], plan: AttentionPlan, *, gated: bool, 
         lacking["outputs"] = "a gate follows its heads"
     elif not readable:
         lacking["outputs"] = "the weights of its output projection cannot be read"
+    return lacking
+
+
+def fields_asked(consumers: Iterable[Any], lacking: Mapping[str, str]) -> set[str]:
+    """The optional fields to fill in.
+
+    Args:
+        consumers: Each may name fields in ``needs`` (without them it cannot work) and ``wants`` (it does without).
+        lacking: Fields that this model cannot give, with the reason.
+
+    Raises:
+        InputError: A field that no record has.
+        UnsupportedArchitectureError: A needed field that this model cannot give.
+    """
     asked: set[str] = set()
     for consumer in consumers:
         name = type(consumer).__name__

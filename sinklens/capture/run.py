@@ -29,7 +29,7 @@ from sinklens.attention import (
 from sinklens.attention.engine import LayerListener
 from sinklens.capture.finite import check_finite
 from sinklens.capture.halves import BlockHalves
-from sinklens.capture.needs import KeepKeys, KeepOutputs, fields_asked, joined, statistics_asked
+from sinklens.capture.needs import KeepKeys, KeepOutputs, fields_asked, fields_lacking, joined, statistics_asked
 from sinklens.capture.record import LayerRecord, ResidualNorms, ValueNorms
 from sinklens.capture.residual import residual_norms
 from sinklens.capture.values import output_factor, value_norms
@@ -129,7 +129,7 @@ def capture(
     plan = plan_for(model)
     factors = {layer.layer: _factor(model, layer.layer) for layer in plan.layers if layer.path != "none"}
     gated, readable = bool(getattr(model.cfg, "gated_q_proj", False)), all(f is not None for f in factors.values())
-    asked = fields_asked(consumers, plan, gated=gated, readable=readable)
+    asked = fields_asked(consumers, fields_lacking(plan, gated=gated, readable=readable))
     kept: list[LayerRecord] = []
     for chosen in forward_passes(model, batch, batch_size):
         start, rows = chosen.start, batch.rows(chosen)

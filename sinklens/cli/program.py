@@ -14,7 +14,7 @@ from sinklens.cli.dynamics import dynamics
 from sinklens.cli.models import models
 from sinklens.cli.needle import needle
 from sinklens.cli.roles import roles
-from sinklens.cli.scan import report, scan
+from sinklens.cli.scan import ScanCommand, report, scan
 from sinklens.errors import SinkLensError
 from sinklens.lab.commands import app as lab
 
@@ -45,7 +45,8 @@ def options(
     """Options of the whole program; typer shows the app's own help instead of this line."""
 
 
-for command in (scan, report, ablate, active_dormant, calibrate, dashboard, dynamics, needle, roles, models):
+app.command(cls=ScanCommand)(scan)
+for command in (report, ablate, active_dormant, calibrate, dashboard, dynamics, needle, roles, models):
     app.command()(command)
 app.add_typer(lab, name="lab")
 

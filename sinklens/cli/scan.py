@@ -4,8 +4,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from sinklens.cli.texts import read_texts
+
+
+class ScanCommand(TyperCommand):
+    """Its help names the detectors that are installed; they are looked up when it is asked for, and not before."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Fill in the help of ``--detectors`` and print."""
+        from sinklens.detectors.registry import all_detectors, default_detectors
+
+        usual, known = default_detectors(), all_detectors()
+        others = ", ".join(name for name in known if name not in usual)
+        option: Any = next(each for each in self.params if each.name == "detectors")
+        option.help = f"Some of {', '.join(usual)} (the default: all of these), {others}."
+        super().format_help(ctx, formatter)
 
 
 def scan(
@@ -59,8 +74,7 @@ def scan(
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="Some of sinks,value_drains,massive_activations,residual_peaks,secondary_sinks,decorrelation (the "
-            "default: all of these) and compression (matrix entropy, slow).",
+            help="Names of detectors.",
         ),
     ] = None,
     eps: Annotated[float, typer.Option(help="Threshold of the sink rate.")] = 0.3,

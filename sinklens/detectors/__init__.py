@@ -1,4 +1,4 @@
-"""One phenomenon per file: pure functions on plain tensors and an update / merge / compute class."""
+"""One phenomenon per file: pure functions on plain tensors, and a registered class that finds it during a pass."""
 
 from sinklens.detectors import (
     active_dormant,
@@ -12,18 +12,17 @@ from sinklens.detectors import (
     residual_peaks,
     secondary_sinks,
     sinks,
-    token_types,
     value_drains,
     visible_sinks,
     write_norm,
 )
-from sinklens.detectors.active_dormant import ActiveDormantDetector, HeadActivity
+from sinklens.detectors.active_dormant import ActiveDormantDetector
 from sinklens.detectors.attention_entropy import EntropyDetector
-from sinklens.detectors.attention_summary import AttentionSummary, AttentionSummaryDetector
-from sinklens.detectors.base import Detector, Metric, Result
+from sinklens.detectors.attention_summary import AttentionSummaryDetector
+from sinklens.detectors.base import Detector, Metric
 from sinklens.detectors.channel_profile import ChannelProfile, ChannelProfileDetector
-from sinklens.detectors.compression import Compression, CompressionDetector
-from sinklens.detectors.decorrelation import Decorrelation, DecorrelationDetector
+from sinklens.detectors.compression import CompressionDetector
+from sinklens.detectors.decorrelation import DecorrelationDetector
 from sinklens.detectors.delimiter import DelimiterDetector
 from sinklens.detectors.duplicate_token import DuplicateTokenDetector
 from sinklens.detectors.echo import EchoDetector
@@ -31,58 +30,37 @@ from sinklens.detectors.head_scores import HeadScores
 from sinklens.detectors.induction import InductionDetector
 from sinklens.detectors.lifecycle import Lifecycle, LifecycleDetector, trace_entries
 from sinklens.detectors.local_global import LocalGlobal, LocalGlobalDetector
-from sinklens.detectors.massive_activations import MassiveActivationDetector, MassiveActivations
+from sinklens.detectors.massive_activations import MassiveActivationDetector
+from sinklens.detectors.measure import Measurement, measure
 from sinklens.detectors.previous_token import PreviousTokenDetector
 from sinklens.detectors.razor_selection import RazorSelection
+from sinklens.detectors.registry import all_detectors, built_in_detectors, metrics_of, register
 from sinklens.detectors.repeats import Repeats
-from sinklens.detectors.residual_peaks import ResidualPeakDetector, ResidualPeaks
+from sinklens.detectors.residual_peaks import ResidualPeakDetector
 from sinklens.detectors.retrieval import RetrievalDetector
-from sinklens.detectors.secondary_sinks import SecondarySinkDetector, SecondarySinks
-from sinklens.detectors.sinks import SinkDetector, Sinks
+from sinklens.detectors.secondary_sinks import SecondarySinkDetector
+from sinklens.detectors.sinks import SinkDetector
 from sinklens.detectors.state_norms import StateNormDetector, StateNorms, measure_state_norms
-from sinklens.detectors.value_drains import ValueDrainDetector, ValueDrains
+from sinklens.detectors.value_drains import ValueDrainDetector
 from sinklens.detectors.value_weighted import ValueWeightedDetector
-from sinklens.detectors.visible_sinks import VisibleSinkDetector, VisibleSinks
+from sinklens.detectors.visible_sinks import VisibleSinkDetector
 
-METRICS: tuple[Metric, ...] = (
-    sinks.METRIC,
-    visible_sinks.METRIC,
-    value_drains.METRIC,
-    massive_activations.METRIC,
-    residual_peaks.METRIC,
-    attention_summary.ENTROPY,
-    attention_summary.DISTANCE,
-    attention_summary.MISSING,
-    attention_summary.GATE,
-    attention_summary.DELTA_LOGIT,
-    secondary_sinks.METRIC,
-    compression.ENTROPY,
-    compression.ANISOTROPY,
-    decorrelation.METRIC,
-    token_types.METRIC,
-    active_dormant.MASS,
-    active_dormant.OUTPUT_NORM,
-    active_dormant.ABLATION,
-)
-"""Definitions of what a census reports; scores of heads carry their own, see :class:`HeadScores`."""
+METRICS: tuple[Metric, ...] = metrics_of(list(built_in_detectors().values()))
+"""Definitions of what the registered detectors report; scores of heads carry their own, see :class:`HeadScores`."""
 
 __all__ = [
     "METRICS",
     "ActiveDormantDetector",
-    "AttentionSummary",
     "AttentionSummaryDetector",
     "ChannelProfile",
     "ChannelProfileDetector",
-    "Compression",
     "CompressionDetector",
-    "Decorrelation",
     "DecorrelationDetector",
     "DelimiterDetector",
     "Detector",
     "DuplicateTokenDetector",
     "EchoDetector",
     "EntropyDetector",
-    "HeadActivity",
     "HeadScores",
     "InductionDetector",
     "Lifecycle",
@@ -90,27 +68,22 @@ __all__ = [
     "LocalGlobal",
     "LocalGlobalDetector",
     "MassiveActivationDetector",
-    "MassiveActivations",
+    "Measurement",
     "Metric",
     "PreviousTokenDetector",
     "RazorSelection",
     "Repeats",
     "ResidualPeakDetector",
-    "ResidualPeaks",
-    "Result",
     "RetrievalDetector",
     "SecondarySinkDetector",
-    "SecondarySinks",
     "SinkDetector",
-    "Sinks",
     "StateNormDetector",
     "StateNorms",
     "ValueDrainDetector",
-    "ValueDrains",
     "ValueWeightedDetector",
     "VisibleSinkDetector",
-    "VisibleSinks",
     "active_dormant",
+    "all_detectors",
     "attention_influence",
     "attention_summary",
     "compression",
@@ -118,7 +91,9 @@ __all__ = [
     "direct_logit",
     "heterogeneity",
     "massive_activations",
+    "measure",
     "measure_state_norms",
+    "register",
     "residual_peaks",
     "secondary_sinks",
     "sinks",

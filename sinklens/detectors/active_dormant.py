@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sinklens.attention import Entropy, KeySetMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Metric
+from sinklens.detectors.base import Detector, Metric
+from sinklens.detectors.registry import register
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
 
@@ -51,6 +54,8 @@ COLUMNS = (
     *HEAD, *GROUP, "n_sequences", "n_queries", "mass", "null", "norm", "norm_ratio", "own_ratio",
 )  # fmt: skip
 SEQUENCE_COLUMNS = (*HEAD, *GROUP, "sequence", "n_queries", "mass", "null", "norm")
+
+TABLES = ("active_dormant", "active_dormant_sequences")
 
 TokenClasses = Callable[[TokenBatch], Mapping[str, Bool[Tensor, "batch pos"]]]
 """Names classes of queries: for each the rows that belong to it. Padding and position 0 are left out in any case."""
@@ -201,29 +206,16 @@ def every_query(batch: TokenBatch) -> dict[str, Bool[Tensor, "batch pos"]]:
     return {"all": batch.real}
 
 
-@dataclass(frozen=True)
-class HeadActivity:
-    """Sink mass and output norm of every head by domain and token class.
-
-    Attributes:
-        table: One row per head, domain and class, means over the sequences that have such queries: ``mass`` with its
-            ``null``, ``norm``, ``norm_ratio``, ``own_ratio`` (see the metrics), ``n_sequences``, ``n_queries`` in all.
-        by_sequence: The same before averaging.
-    """
-
-    table: pd.DataFrame
-    by_sequence: pd.DataFrame
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The table."""
-        return self.table
-
-
-class ActiveDormantDetector:
+@register
+class ActiveDormantDetector(Detector):
     """Sink mass and output norm by token class, sequence by sequence; the zero-out test is an experiment's.
 
     Takes ``mass_sink`` (from :class:`~sinklens.attention.KeySetMass` over ``keys``) where it was measured, else
-    ``mass_bos`` in sequences whose only BOS is at position 0. Norms need a capture that records head outputs.
+    ``mass_bos`` in sequences whose only BOS is at position 0.
+
+    Tables: ``active_dormant``, one row per head, domain and class, means over the sequences that have such queries:
+    ``mass`` with its ``null``, ``norm``, ``norm_ratio``, ``own_ratio`` (see the metrics), ``n_sequences``,
+    ``n_queries`` in all. ``active_dormant_sequences``: the same before averaging.
 
     Args:
         domain: Name of the texts; detectors of several domains can be merged.
@@ -233,11 +225,19 @@ class ActiveDormantDetector:
     Cost: four numbers per head, class and sequence.
     """
 
+    name = "active_dormant"
+    metrics = (MASS, OUTPUT_NORM)
     wants = ("outputs",)
 
     def __init__(self, domain: str = "text", classes: TokenClasses = every_query, keys: Sequence[int] = (0,)) -> None:
         self.domain, self.classes, self.keys = domain, classes, tuple(keys)
         self._parts: list[pd.DataFrame] = []
+
+    def statistics(self, batch: TokenBatch) -> Sequence[StatisticFactory]:
+        """The number of keys that each query sees, and its mass on the sink."""
+        sink = torch.zeros_like(batch.real)
+        sink[:, [key for key in self.keys if key < sink.shape[1]]] = True
+        return [Entropy, partial(KeySetMass, sets={"sink": sink})]
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer; layers without attention are left out."""
@@ -281,11 +281,12 @@ class ActiveDormantDetector:
         """Add what another detector saw of other sequences or another domain."""
         self._parts += other._parts
 
-    def compute(self) -> HeadActivity:
+    def tables(self) -> dict[str, pd.DataFrame]:
         """Both tables."""
         parts = [part for part in self._parts if len(part)]
         if not parts:
-            return HeadActivity(pd.DataFrame(columns=[*COLUMNS]), pd.DataFrame(columns=[*SEQUENCE_COLUMNS]))
+            empty = pd.DataFrame(columns=[*COLUMNS]), pd.DataFrame(columns=[*SEQUENCE_COLUMNS])
+            return dict(zip(TABLES, empty, strict=True))
         rows = pd.concat(parts, ignore_index=True)[[*SEQUENCE_COLUMNS]]
         order = [*HEAD, *GROUP, "sequence"]
         rows = rows.sort_values(order, kind="stable", ignore_index=True)
@@ -293,7 +294,7 @@ class ActiveDormantDetector:
         table = grouped[["mass", "null", "norm"]].mean()
         table["n_sequences"], table["n_queries"] = grouped.size(), grouped["n_queries"].sum()
         table = table.reset_index()
-        return HeadActivity(_with_ratios(table)[[*COLUMNS]], rows)
+        return dict(zip(TABLES, (_with_ratios(table)[[*COLUMNS]], rows), strict=True))
 
 
 def _with_ratios(table: pd.DataFrame) -> pd.DataFrame:

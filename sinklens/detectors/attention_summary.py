@@ -1,14 +1,19 @@
 """How each head spreads its attention: entropy, distance, mass on BOS and special tokens, missing mass."""
 
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import torch
 
+from sinklens.attention import Distance, Entropy, KeySetMass, MissingMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import LayerSums, Metric
+from sinklens.detectors.attention_summary_verdict import describe_virtual
+from sinklens.detectors.base import Detector, LayerSums, Metric
+from sinklens.detectors.registry import register
+from sinklens.models.tokens import TokenBatch
 
 ENTROPY = Metric(
     "entropy",
@@ -51,22 +56,26 @@ COLUMNS = {
 }
 
 
-@dataclass(frozen=True)
-class AttentionSummary:
-    """One row per head with means over all real queries; NaN where a quantity is not applicable."""
+@register
+class AttentionSummaryDetector(Detector):
+    """Means over queries and sequences of the per-query statistics. Cost: a few numbers per head.
 
-    table: pd.DataFrame
+    Table ``attention_summary``: one row per head with means over all real queries; NaN where a quantity is not
+    applicable. In a census with sinks its columns stand in ``heads``.
+    """
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """The table."""
-        return self.table
-
-
-class AttentionSummaryDetector:
-    """Means over queries and sequences of the per-query statistics. Cost: a few numbers per head."""
+    name = "attention_summary"
+    metrics = (ENTROPY, DISTANCE, MISSING, GATE, DELTA_LOGIT)
+    rank = 70
 
     def __init__(self) -> None:
         self._sums = LayerSums()
+
+    def statistics(self, batch: TokenBatch) -> Sequence[StatisticFactory]:
+        """Entropy, distance, mass on BOS and special tokens (where there are any), missing mass."""
+        sets = {"special": batch.special, "bos": batch.bos}
+        present = {name: members for name, members in sets.items() if bool(members.any())}
+        return [Entropy, Distance, MissingMass, *([partial(KeySetMass, sets=present)] if present else [])]
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer; layers without attention are left out."""
@@ -89,7 +98,7 @@ class AttentionSummaryDetector:
         """Add what another detector saw of other sequences."""
         self._sums.merge(other._sums)
 
-    def compute(self) -> AttentionSummary:
+    def tables(self) -> dict[str, pd.DataFrame]:
         """The table."""
         frames = []
         for layer, sums in sorted(self._sums.layers.items()):
@@ -103,4 +112,8 @@ class AttentionSummaryDetector:
                     frame[column] = np.nan
             frames.append(frame)
         empty = pd.DataFrame(columns=["layer", "head", *COLUMNS.values()])
-        return AttentionSummary(pd.concat(frames, ignore_index=True) if frames else empty)
+        return {"attention_summary": pd.concat(frames, ignore_index=True) if frames else empty}
+
+    def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
+        """What learned sink logits take and output gates pass."""
+        return describe_virtual(tables["heads"]) if "heads" in tables else []

@@ -1,13 +1,18 @@
-"""What all detectors share: the update / merge / compute protocol and results that turn into tables."""
+"""What all detectors share: the base class, definitions of metrics, and sums by layer."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from sinklens.attention import StatisticFactory
 from sinklens.capture.record import LayerRecord
+from sinklens.errors import InputError
+from sinklens.models.tokens import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -24,24 +29,84 @@ class Metric:
         return {"version": self.version, "definition": self.definition, "source": self.source}
 
 
-class Result(Protocol):
-    """A finished measurement."""
+class Detector(ABC):
+    """One phenomenon, collected layer by layer during a forward pass; the base of all detectors, yours included.
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """Tidy table, one row per measured thing."""
+    A subclass says what it reads, takes each record and gives tables::
+
+        class KeyNormPeak(Detector):
+            name = "key_norm_peak"
+            needs = ("keys",)
+
+            def __init__(self) -> None:
+                self.rows: list[dict[str, float]] = []
+
+            def update(self, record):
+                if record.keys is not None:
+                    norms = record.keys.norm(dim=-1).masked_fill(~record.real[:, None], 0)
+                    self.rows.append({"layer": record.layer, "key_norm": norms.max().item()})
+
+            def tables(self):
+                return {"key_norms": pd.DataFrame(self.rows).groupby("layer", as_index=False).max()}
 
 
-class Detector(Protocol):
-    """Accumulates layer records; ``merge`` joins what two of them saw of different sequences."""
+        sinklens.scan(model, texts, detectors=[KeyNormPeak(), "sinks"]).tables["key_norms"]
 
+    Attributes:
+        name: What it is asked for by.
+        metrics: Definitions of what its tables hold.
+        needs: Fields of a record without which it cannot work (``"hidden"``, ``"keys"``, ``"outputs"``, ``"halves"``):
+            a model that cannot give one is refused.
+        wants: Fields that it uses where the model has them.
+        beside: Names of detectors that run with it, because a table joins what they find.
+        by_default: Whether a scan runs it without being asked.
+        rank: Where its sentences and tables come among those of the others, smallest first.
+    """
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    wants: ClassVar[tuple[str, ...]] = ()
+    beside: ClassVar[tuple[str, ...]] = ()
+    by_default: ClassVar[bool] = False
+    rank: ClassVar[int] = 100
+
+    def statistics(self, batch: TokenBatch) -> Sequence[StatisticFactory]:
+        """The statistics of attention that it reads in ``record.attention``; default: none.
+
+        Args:
+            batch: The sequences of the coming pass.
+        """
+        return []
+
+    @abstractmethod
     def update(self, record: LayerRecord) -> None:
         """Take one layer of one batch."""
 
     def merge(self, other: Self) -> None:
-        """Add what another detector with the same settings saw."""
+        """Add what another detector with the same settings saw of other sequences.
 
-    def compute(self) -> Result:
-        """The result so far."""
+        Raises:
+            InputError: The settings differ, or this detector has no merge of its own.
+        """
+        raise InputError(f"{type(self).__name__} defines no merge(): measure all sequences with one of them.")
+
+    @abstractmethod
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """What was found so far, by the names that the tables have in a result.
+
+        One table may be called ``"layers"``: it has a column ``layer`` with one row for each, and its other columns are
+        joined with those of the other detectors.
+        """
+
+    def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
+        """What the tables of a finished census say, in sentences; default: nothing.
+
+        Args:
+            tables: All tables of the census; those of detectors that did not run are missing.
+            settings: Of the run, such as ``eps``.
+        """
+        return []
 
 
 class LayerSums:

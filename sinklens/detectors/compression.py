@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Metric
+from sinklens.detectors.base import Detector, Metric
+from sinklens.detectors.registry import register
 from sinklens.errors import InputError
 
 ENTROPY = Metric(
@@ -167,31 +168,21 @@ def _sides(rows: Float[Tensor, "*batch pos d_model"], shares: Float[Tensor, "*ba
     )
 
 
-@dataclass(frozen=True)
-class Compression:
-    """Matrix entropy and anisotropy by layer.
+@register
+class CompressionDetector(Detector):
+    """Spectra of every layer and sequence. Cost: two eigenvalue problems of size min(pos, d_model) for each.
 
-    Attributes:
-        table: One row per layer (-1 = before the first block), means over sequences: ``entropy`` in nats with
-            ``entropy_null`` = ln min(pos, d_model) and ``entropy_bound`` (from above, by :class:`Inequality`),
-            ``entropy_others`` and ``entropy_others_null`` without row 0;
-            ``anisotropy`` with ``anisotropy_bound`` (from below), ``anisotropy_others``; ``first_share``, the part of
-            row 0 in the squared length; ``n_sequences``.
-        by_sequence: The same for every sequence.
+    Tables: ``compression``, one row per layer (-1 = before the first block), means over sequences: ``entropy`` in nats
+    with ``entropy_null`` = ln min(pos, d_model) and ``entropy_bound`` (from above, by :class:`Inequality`),
+    ``entropy_others`` and ``entropy_others_null`` without row 0; ``anisotropy`` with ``anisotropy_bound`` (from below),
+    ``anisotropy_others``; ``first_share``, the part of row 0 in the squared length; ``n_sequences``.
+    ``compression_sequences``: the same for every sequence.
     """
 
-    table: pd.DataFrame
-    by_sequence: pd.DataFrame
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The table by layer."""
-        return self.table
-
-
-class CompressionDetector:
-    """Spectra of every layer and sequence. Cost: two eigenvalue problems of size min(pos, d_model) for each."""
-
+    name = "compression"
+    metrics = (ENTROPY, ANISOTROPY)
     needs = ("hidden",)
+    rank = 95
 
     def __init__(self) -> None:
         self._frames: list[pd.DataFrame] = []
@@ -211,15 +202,16 @@ class CompressionDetector:
         """Add what another detector saw of other sequences."""
         self._frames += other._frames
 
-    def compute(self) -> Compression:
+    def tables(self) -> dict[str, pd.DataFrame]:
         """Both tables."""
         if not self._frames:
-            return Compression(pd.DataFrame(columns=[*COLUMNS]), pd.DataFrame(columns=[*SEQUENCE_COLUMNS]))
+            empty = pd.DataFrame(columns=[*COLUMNS]), pd.DataFrame(columns=[*SEQUENCE_COLUMNS])
+            return {"compression": empty[0], "compression_sequences": empty[1]}
         rows = pd.concat(self._frames, ignore_index=True)[[*SEQUENCE_COLUMNS]]
         rows = rows.sort_values(["sequence", "layer"], ignore_index=True)
         grouped = rows.drop(columns="sequence").groupby("layer")
         table = grouped.mean().assign(n_sequences=grouped.size()).reset_index()
-        return Compression(table[[*COLUMNS]], rows)
+        return {"compression": table[[*COLUMNS]], "compression_sequences": rows}
 
 
 def _measure(rows: Float[Tensor, "batch pos d_model"]) -> pd.DataFrame:

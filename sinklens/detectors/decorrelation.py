@@ -1,7 +1,6 @@
 """The BOS decorrelation measure: how much the other tokens' residual states point along the first token's."""
 
 import math
-from dataclasses import dataclass
 from typing import Self
 
 import pandas as pd
@@ -10,8 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import LayerSums, Metric
+from sinklens.detectors.base import Detector, LayerSums, Metric
 from sinklens.detectors.bos_similarity import bos_cosine
+from sinklens.detectors.registry import register
 from sinklens.errors import InputError
 
 METRIC = Metric(
@@ -65,29 +65,21 @@ def _others(real: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
     return others
 
 
-@dataclass(frozen=True)
-class Decorrelation:
-    """How much tokens point along the first one.
+@register
+class DecorrelationDetector(Detector):
+    """Streaming version of :func:`decorrelation_loss`. Cost: O(pos d_model) per layer; a few numbers are kept.
 
-    Attributes:
-        table: One row per layer (-1 = before the first block): ``bos_cosine`` and ``bos_cosine_sq`` (means over all
-            tokens but the first of each sequence), ``null`` = 1 / d_model for the square, ``in_loss`` (whether the
-            layer enters the loss), ``n_tokens``.
-        loss: Mean of ``bos_cosine_sq`` over the layers of the loss; NaN without any, as in a model of one block.
+    Table ``decorrelation``, one row per layer (-1 = before the first block): ``bos_cosine`` and ``bos_cosine_sq``
+    (means over all tokens but the first of each sequence), ``null`` = 1 / d_model for the square, ``in_loss`` (whether
+    the layer enters the loss), ``n_tokens``. The loss is the mean of
+    ``bos_cosine_sq`` over the layers in the loss; a model of one block has none.
     """
 
-    table: pd.DataFrame
-    loss: float
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The table."""
-        return self.table
-
-
-class DecorrelationDetector:
-    """Streaming version of :func:`decorrelation_loss`. Cost: O(pos d_model) per layer; a few numbers are kept."""
-
+    name = "decorrelation"
+    metrics = (METRIC,)
     needs = ("hidden",)
+    by_default = True
+    rank = 90
 
     def __init__(self) -> None:
         self._sums = LayerSums()
@@ -107,13 +99,12 @@ class DecorrelationDetector:
         self._sums.merge(other._sums)
         self._width |= other._width
 
-    def compute(self) -> Decorrelation:
-        """Table and loss."""
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The table."""
         last = max(self._sums.layers, default=-1)
         rows = []
         for layer, sums in sorted(self._sums.layers.items()):
             first, second, count = sums["moments"].tolist()
             means = (first / count, second / count) if count else (math.nan, math.nan)
             rows.append((layer, *means, 1 / self._width[layer], 0 <= layer < last, int(count)))
-        table = pd.DataFrame(rows, columns=[*COLUMNS])
-        return Decorrelation(table, float(table.loc[table["in_loss"].astype(bool), "bos_cosine_sq"].mean()))
+        return {"decorrelation": pd.DataFrame(rows, columns=[*COLUMNS])}

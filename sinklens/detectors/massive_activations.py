@@ -1,6 +1,6 @@
 """Massive activations: a few residual entries that are thousands of times larger than the median."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -10,7 +10,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Metric
+from sinklens.detectors.base import Detector, Metric
+from sinklens.detectors.massive_activations_verdict import describe_massive
 from sinklens.detectors.massive_channels import (
     CHANNEL_COLUMNS,
     EPISODE_COLUMNS,
@@ -18,10 +19,12 @@ from sinklens.detectors.massive_channels import (
     ChannelPresence,
     episodes,
 )
+from sinklens.detectors.registry import register
 from sinklens.errors import InputError
 
 ABSOLUTE = 100.0
 RATIO = 1000.0
+TABLES = ("massive", "layers", "massive_channels", "massive_episodes")
 COLUMNS = (
     "sequence", "layer", "position", "token", "channel", "value", "median", "ratio", "absolute", "relative",
 )  # fmt: skip
@@ -79,35 +82,19 @@ def massive_masks(hidden: Any, absolute: float = ABSOLUTE, ratio: float = RATIO)
     return MassiveMasks(magnitude > absolute, magnitude > ratio * median)
 
 
-@dataclass(frozen=True)
-class MassiveActivations:
-    """The largest residual entries and where massive ones live.
-
-    Attributes:
-        table: The top entries per sequence and layer: ``sequence, layer, position, token, channel, value, median,
-            ratio, absolute, relative``.
-        layers: Per layer: ``max_abs`` and ``median_abs`` (means over sequences), ``max_over_median``, the most common
-            place of the largest entry (``top_position, top_token, top_channel``), and the mean number of massive
-            *tokens* per sequence by each criterion (``n_massive_absolute, n_massive_ratio``).
-        channels: Per layer, criterion, bucket (``start`` = position 0, ``others``) and channel with a massive entry:
-            ``n_sequences`` that have one, of ``n_of``; ``n_tokens``; ``token_share`` of the tokens after position 0
-            that meet the criterion in this channel; signed mean ``value`` and largest ``peak``; ``contrast``, their
-            mean size over the mean size of the other tokens in the channel. All entries count, not the top ones alone.
-        episodes: When each kind of entry lives, see :func:`~sinklens.detectors.massive_channels.episodes`.
-    """
-
-    table: pd.DataFrame
-    layers: pd.DataFrame
-    channels: pd.DataFrame
-    episodes: pd.DataFrame
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The top entries."""
-        return self.table
-
-
-class MassiveActivationDetector:
+@register
+class MassiveActivationDetector(Detector):
     """Collects the top entries that the capture kept per layer and sequence, and counts all massive ones by channel.
+
+    Tables: ``massive``, the top entries per sequence and layer: ``sequence, layer, position, token, channel, value,
+    median, ratio, absolute, relative``. ``layers``: ``max_abs`` and ``median_abs`` (means over sequences),
+    ``max_over_median``, the most common place of the largest entry (``top_position, top_token, top_channel``), and the
+    mean number of massive *tokens* per sequence by each criterion (``n_massive_absolute, n_massive_ratio``).
+    ``massive_channels``, per layer, criterion, bucket (``start`` = position 0, ``others``) and channel with a massive
+    entry: ``n_sequences`` that have one, of ``n_of``; ``n_tokens``; ``token_share`` of the tokens after position 0 that
+    meet the criterion in this channel; signed mean ``value`` and largest ``peak``; ``contrast``, their mean size over
+    the mean size of the other tokens in the channel. All entries count, not the top ones alone. ``massive_episodes``:
+    when each kind of entry lives, see :func:`~sinklens.detectors.massive_channels.episodes`.
 
     Args:
         absolute: Absolute bound.
@@ -115,7 +102,11 @@ class MassiveActivationDetector:
         presence: Share of sequences that must have a kind of entry after a block for it to be in an episode.
     """
 
+    name = "massive_activations"
+    metrics = (METRIC,)
     needs = ("hidden",)
+    by_default = True
+    rank = 50
 
     def __init__(self, absolute: float = ABSOLUTE, ratio: float = RATIO, presence: float = PRESENCE) -> None:
         self.absolute, self.ratio, self.presence = absolute, ratio, presence
@@ -178,11 +169,11 @@ class MassiveActivationDetector:
         self._entries += other._entries
         self._summaries += other._summaries
 
-    def compute(self) -> MassiveActivations:
+    def tables(self) -> dict[str, pd.DataFrame]:
         """All tables, in the order of layers and sequences."""
         if not self._entries:
-            names = (COLUMNS, LAYER_COLUMNS, CHANNEL_COLUMNS, EPISODE_COLUMNS)
-            return MassiveActivations(*(pd.DataFrame(columns=[*columns]) for columns in names))
+            empty = (COLUMNS, LAYER_COLUMNS, CHANNEL_COLUMNS, EPISODE_COLUMNS)
+            return dict(zip(TABLES, (pd.DataFrame(columns=[*columns]) for columns in empty), strict=True))
         table = pd.concat(self._entries, ignore_index=True)
         table = table.sort_values(["sequence", "layer"], kind="stable", ignore_index=True)
         summary = pd.concat(self._summaries, ignore_index=True)
@@ -205,4 +196,9 @@ class MassiveActivationDetector:
                 }
             )
         channels = self._presence.channels()
-        return MassiveActivations(table, pd.DataFrame(rows), channels, episodes(channels, self.presence))
+        found = (table, pd.DataFrame(rows), channels, episodes(channels, self.presence))
+        return dict(zip(TABLES, found, strict=True))
+
+    def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
+        """Which channels are massive, after which blocks."""
+        return describe_massive(tables["layers"], tables["massive_episodes"]) if "massive_episodes" in tables else []

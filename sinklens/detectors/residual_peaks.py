@@ -1,6 +1,7 @@
 """Residual-state peaks: tokens whose residual stream is far longer than the others', and how it grows by layer."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,7 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import LayerSums, Metric
+from sinklens.detectors.base import Detector, LayerSums, Metric
+from sinklens.detectors.registry import register
+from sinklens.detectors.residual_peaks_verdict import PEAK, describe_peaks
 from sinklens.errors import InputError
 
 METRIC = Metric(
@@ -24,14 +27,13 @@ METRIC = Metric(
     "Guo et al. 2024, arXiv 2410.13835; Gu et al. 2025, arXiv 2410.10781",
 )
 
-PEAK = 3.0
-"""Times the median norm of a sequence's tokens from which a token is a residual peak."""
 SHORTEST = 3
 """Tokens a sequence needs for its median to be of other tokens than the largest."""
 COLUMNS = (
     "layer", "resid_norm_first", "resid_norm_others", "resid_ratio", "resid_growth", "peak_position", "peak_norm",
     "peak_ratio", "n_peak_sequences", "n_peaks",
 )  # fmt: skip
+ENTERING = ("resid_norm_first", "resid_norm_others", "resid_ratio")
 POSITION_COLUMNS = ("layer", "position", "resid_norm", "n_sequences")
 PEAK_COLUMNS = ("layer", "position", "token", "n_largest", "n_peaks", "n_of", "peak_ratio")
 
@@ -54,33 +56,25 @@ def peak_ratio(norms: Any, position: int = 0) -> Float[Tensor, "*layer"]:
     return own / ((values.sum(-1) - own) / (length - 1))
 
 
-@dataclass(frozen=True)
-class ResidualPeaks:
-    """Residual norms by layer and position.
+@register
+class ResidualPeakDetector(Detector):
+    """Mean residual norm of every layer and position, and the tokens that stand out. Cost: O(batch pos) per layer.
 
-    Attributes:
-        table: One row per layer (-1 = before the first block): ``resid_norm_first`` (position 0),
-            ``resid_norm_others``, ``resid_ratio``, ``resid_growth`` (absolute change at position 0 against the layer
-            before), ``peak_position`` (position with the largest mean norm), ``peak_norm``; ``peak_ratio`` (a
-            sequence's largest norm over its median, mean over sequences), ``n_peak_sequences`` with a peak,
-            ``n_peaks`` in all of them.
-        by_position: ``layer, position, resid_norm`` averaged over sequences, ``n_sequences``.
-        tokens: Which tokens stand out, one row per layer, position and token string: ``n_largest`` sequences where it
-            has the largest norm, ``n_peaks`` where it is a peak, of ``n_of`` sequences with at least 3 tokens;
-            ``peak_ratio``, the mean over both kinds. Tokens that are neither in any sequence are left out.
+    Tables: ``layers`` (-1 = before the first block): ``resid_norm_first`` (position 0), ``resid_norm_others``,
+    ``resid_ratio``, ``resid_growth`` (absolute change at position 0 against the layer before), ``peak_position``
+    (position with the largest mean norm), ``peak_norm``; ``peak_ratio`` (a sequence's largest norm over its median,
+    mean over sequences), ``n_peak_sequences`` with a peak, ``n_peaks`` in all of them; columns that end in ``_in``
+    belong to the stream that enters the block, which its attention reads: what left the block before.
+    ``residual_norms``: ``layer, position, resid_norm`` averaged over sequences, ``n_sequences``. ``peaks``: which
+    tokens stand out, one row per layer, position and token string: ``n_largest`` sequences where it has the largest
+    norm, ``n_peaks`` where it is a peak, of ``n_of`` sequences with at least 3 tokens; ``peak_ratio``, the mean over
+    both kinds. Tokens that are neither in any sequence are left out.
     """
 
-    table: pd.DataFrame
-    by_position: pd.DataFrame
-    tokens: pd.DataFrame
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The table by layer."""
-        return self.table
-
-
-class ResidualPeakDetector:
-    """Mean residual norm of every layer and position, and the tokens that stand out. Cost: O(batch pos) per layer."""
+    name = "residual_peaks"
+    metrics = (METRIC,)
+    by_default = True
+    rank = 40
 
     def __init__(self) -> None:
         self._sums = LayerSums()
@@ -125,7 +119,7 @@ class ResidualPeakDetector:
         for key, seen in other._tokens.items():
             self._tokens.setdefault(key, _Seen()).add(seen.largest, seen.peaks, seen.ratio, seen.number)
 
-    def compute(self) -> ResidualPeaks:
+    def tables(self) -> dict[str, pd.DataFrame]:
         """All tables."""
         rows, frames = [], []
         previous = math.nan
@@ -158,7 +152,16 @@ class ResidualPeakDetector:
                 )
             )
         by_position = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*POSITION_COLUMNS])
-        return ResidualPeaks(pd.DataFrame(rows, columns=[*COLUMNS]), by_position, self._stood_out())
+        layers = pd.DataFrame(rows, columns=[*COLUMNS])
+        for column in ENTERING:
+            layers[f"{column}_in"] = layers[column].shift(1)
+        return {"layers": layers, "residual_norms": by_position, "peaks": self._stood_out()}
+
+    def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
+        """Where the largest residual norm stands, how it grows, and the peaks elsewhere."""
+        if "peaks" not in tables:
+            return []
+        return describe_peaks(tables["layers"], tables["peaks"], tables["residual_norms"])
 
     def _stood_out(self) -> pd.DataFrame:
         of = {layer: int(sums["peaks"][3]) for layer, sums in self._sums.layers.items()}

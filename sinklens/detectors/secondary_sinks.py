@@ -1,8 +1,7 @@
 """Secondary sinks: tokens whose residual state turns into the BOS's in middle layers, and that are attended to."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -10,11 +9,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from sinklens.attention import ReceivedMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Metric
+from sinklens.detectors.base import Detector, Metric
 from sinklens.detectors.bos_similarity import bos_cosine
+from sinklens.detectors.registry import register
+from sinklens.detectors.secondary_sinks_verdict import describe_secondary
 from sinklens.detectors.sinks import EPS, MIN_QUERIES, sequence_importance
 from sinklens.errors import InputError
+from sinklens.models.tokens import TokenBatch
 
 COSINE = 0.9
 LARGE = 3.0
@@ -42,6 +45,7 @@ COLUMNS = (
 WINDOW_COLUMNS = (
     "sequence", "bos_position", "window", "start", "end", "ratio", "norm_peak", "n_aligned", "n_shared",
 )  # fmt: skip
+TABLES = ("secondary_sinks", "secondary_windows", "secondary_layers")
 LAYER_COLUMNS = ("layer", "n_active", "n_aligned", "n_sequences")
 
 
@@ -108,34 +112,19 @@ def lifetime_label(life: int, window: int) -> Literal["secondary", "bos_sink", "
     return "bos_sink" if life >= LONG_SHARE * window else "secondary"
 
 
-@dataclass(frozen=True)
-class SecondarySinks:
-    """Tokens that take the BOS's direction.
-
-    Attributes:
-        table: One row per token that is aligned after at least one block of the window: ``first_layer``,
-            ``last_layer``, ``life`` (number of such blocks, not necessarily in a row) and its ``share`` of the window;
-            ``cosine`` (mean over its life); ``importance`` (mean attention it receives, over heads and its life,
-            ``null`` for uniform attention) and ``importance_max`` (its strongest head); ``label``.
-        windows: One row per window of a sequence, one for a sequence without: ``bos_position``, ``window`` (from 0),
-            ``start`` and ``end`` (exclusive; missing without a window: not applicable), ``ratio`` (the largest of its
-            norm to the other tokens'), ``norm_peak``, ``n_aligned`` tokens and ``n_shared`` blocks that do not count
-            because half of the tokens or more are aligned (NaN without a window).
-        layers: Per block: ``n_active`` sequences whose window holds it, ``n_aligned`` tokens per such sequence (NaN
-            without one), ``n_sequences``.
-    """
-
-    table: pd.DataFrame
-    windows: pd.DataFrame
-    layers: pd.DataFrame
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The table of tokens."""
-        return self.table
-
-
-class SecondarySinkDetector:
+@register
+class SecondarySinkDetector(Detector):
     """Collects tokens aligned with the BOS, and its norm, layer by layer; the window is known at the end.
+
+    Tables: ``secondary_sinks``, one row per token that is aligned after at least one block of the window:
+    ``first_layer``, ``last_layer``, ``life`` (number of such blocks, not necessarily in a row) and its ``share`` of the
+    window; ``cosine`` (mean over its life); ``importance`` (mean attention it receives, over heads and its life,
+    ``null`` for uniform attention) and ``importance_max`` (its strongest head); ``label``. ``secondary_windows``, one
+    row per window of a sequence, one for a sequence without: ``bos_position``, ``window`` (from 0), ``start`` and
+    ``end`` (exclusive; missing without a window: not applicable), ``ratio`` (the largest of its norm to the other
+    tokens'), ``norm_peak``, ``n_aligned`` tokens and ``n_shared`` blocks that do not count because half of the tokens
+    or more are aligned (NaN without a window). ``secondary_layers``, per block: ``n_active`` sequences whose window
+    holds it, ``n_aligned`` tokens per such sequence (NaN without one), ``n_sequences``.
 
     Labels: :func:`lifetime_label`, except that a token which no head gives more than ``eps`` during its life is
     ``"aligned, not a sink"``, and one with fewer than ``min_queries`` queries at or after it, or in a model without
@@ -154,7 +143,11 @@ class SecondarySinkDetector:
     dominating direction few, at worst all).
     """
 
+    name = "secondary_sinks"
+    metrics = (METRIC,)
     needs = ("hidden",)
+    by_default = True
+    rank = 80
 
     def __init__(
         self,
@@ -173,6 +166,10 @@ class SecondarySinkDetector:
         self.eps, self.min_queries = eps, min_queries
         self._norms: list[_Columns] = []
         self._aligned: list[_Columns] = []
+
+    def statistics(self, batch: TokenBatch) -> Sequence[StatisticFactory]:
+        """Attention received: an aligned token that no head attends to is no sink."""
+        return [ReceivedMass]
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer; of the embedding output (-1) only the norm counts."""
@@ -225,11 +222,12 @@ class SecondarySinkDetector:
         self._norms += other._norms
         self._aligned += other._aligned
 
-    def compute(self) -> SecondarySinks:
+    def tables(self) -> dict[str, pd.DataFrame]:
         """All tables; empty when no block was seen."""
         norms = _frame(self._norms)
         if norms.empty or not (norms["layer"] >= 0).any():
-            return SecondarySinks(*(pd.DataFrame(columns=[*c]) for c in (COLUMNS, WINDOW_COLUMNS, LAYER_COLUMNS)))
+            empty = (pd.DataFrame(columns=[*columns]) for columns in (COLUMNS, WINDOW_COLUMNS, LAYER_COLUMNS))
+            return dict(zip(TABLES, empty, strict=True))
         windows = self._windows(norms)
         aligned = _frame(self._aligned).merge(windows, on="sequence")
         inside = (aligned["layer"] >= aligned["start"]) & (aligned["layer"] < aligned["end"])
@@ -248,11 +246,15 @@ class SecondarySinkDetector:
             active = int(((windows["start"] <= block) & (windows["end"] > block)).sum())
             found = int((aligned["layer"] == block).sum())
             rows.append((int(block), active, found / active if active else math.nan, windows["sequence"].nunique()))
-        return SecondarySinks(
-            self._tokens(aligned),
-            windows.astype({"start": "Int64", "end": "Int64"})[[*WINDOW_COLUMNS]],
-            pd.DataFrame(rows, columns=[*LAYER_COLUMNS]),
-        )
+        return {
+            "secondary_sinks": self._tokens(aligned),
+            "secondary_windows": windows.astype({"start": "Int64", "end": "Int64"})[[*WINDOW_COLUMNS]],
+            "secondary_layers": pd.DataFrame(rows, columns=[*LAYER_COLUMNS]),
+        }
+
+    def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
+        """Which tokens are secondary sinks, if any."""
+        return describe_secondary(tables["secondary_sinks"]) if "secondary_sinks" in tables else []
 
     def _windows(self, norms: pd.DataFrame) -> pd.DataFrame:
         """The BOS of each sequence and the windows of its large norm (a row of NaN without one)."""

@@ -5,8 +5,7 @@ positions counted from 0.
 """
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -15,14 +14,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sinklens.attention import DeltaLogit, ReceivedMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import LayerSums, Metric
+from sinklens.detectors.base import Detector, LayerSums, Metric
+from sinklens.detectors.registry import register
+from sinklens.detectors.sinks_verdict import describe_sinks
 from sinklens.errors import InputError
+from sinklens.models.tokens import TokenBatch
 
 EPS = 0.3
 EPS_SWEEP = (0.2, 0.3, 0.4, 0.5)
 MIN_QUERIES = 10
 MIN_SHARE = 0.125
+SINK_HEAD_RATE = 0.5
+SINK_HEAD_RATIO = 2.0
 COLUMNS = (
     "layer", "head", "position", "importance", "sink_rate", "null", "ratio", "delta_logit", "n_sequences",
 )  # fmt: skip
@@ -137,32 +142,16 @@ def shortest_length(eps: float = EPS) -> int:
     return length
 
 
-@dataclass(frozen=True)
-class Sinks:
-    """Importance and sink rate of every layer, head and key position.
-
-    Attributes:
-        table: One row per layer, head and position: ``importance`` and ``sink_rate`` (means over sequences that
-            reach the position), ``null``, ``ratio`` = importance / null, ``delta_logit`` (mean pre-softmax margin of
-            the key over the others), ``n_sequences``.
-        strongest: One row per head: its strongest key among those with at least ``min_queries`` queries, and an
-            eighth of the sequence, at or after them in at least half of the sequences (a head that looks at a fixed
-            offset gives every key the mass of one query, so with ten queries that is at most 0.1).
-        sweep: Sink rate at the strongest key and at key 0 for other thresholds.
-    """
-
-    table: pd.DataFrame
-    strongest: pd.DataFrame
-    sweep: pd.DataFrame
-    eps: float
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The full table."""
-        return self.table
-
-
-class SinkDetector:
+@register
+class SinkDetector(Detector):
     """Streaming version of :func:`importance` and :func:`sink_rate` for every key position, without patterns.
+
+    Tables: ``sinks``, one row per layer, head and position: ``importance`` and ``sink_rate`` (means over sequences that
+    reach the position), ``null``, ``ratio`` = importance / null, ``delta_logit`` (mean pre-softmax margin of the key
+    over the others), ``n_sequences``. ``sink_heads``, one row per head: its strongest key among those with at least
+    ``min_queries`` queries, and an eighth of the sequence, at or after them in at least half of the sequences (a head
+    that looks at a fixed offset gives every key the mass of one query, so with ten queries that is at most 0.1).
+    ``eps_sweep``: sink rate at the strongest key and at key 0 for other thresholds.
 
     Args:
         eps: Threshold of the sink rate.
@@ -173,6 +162,12 @@ class SinkDetector:
 
     Cost: O(heads k_pos) fp64 numbers per layer.
     """
+
+    name = "sinks"
+    metrics = (METRIC,)
+    beside = ("visible_sinks", "attention_summary")
+    by_default = True
+    rank = 10
 
     def __init__(
         self,
@@ -187,6 +182,10 @@ class SinkDetector:
             _check_eps(threshold)
         self.min_queries, self.min_share = min_queries, min_share
         self._sums = LayerSums()
+
+    def statistics(self, batch: TokenBatch) -> Sequence[StatisticFactory]:
+        """Attention received, and the margin of the key's logit."""
+        return [ReceivedMass, DeltaLogit]
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer; layers without attention are not applicable and left out."""
@@ -222,7 +221,7 @@ class SinkDetector:
             raise InputError("Sink detectors with different eps, min_queries or min_share cannot be merged.")
         self._sums.merge(other._sums)
 
-    def compute(self) -> Sinks:
+    def tables(self) -> dict[str, pd.DataFrame]:
         """All tables; empty when no layer has attention."""
         tables, strongest, sweeps = [], [], []
         for layer, sums in sorted(self._sums.layers.items()):
@@ -230,7 +229,15 @@ class SinkDetector:
             tables.append(table)
             strongest.append(best)
             sweeps.append(sweep)
-        return Sinks(_concat(tables, COLUMNS), _concat(strongest, COLUMNS), _concat(sweeps, SWEEP_COLUMNS), self.eps)
+        return {
+            "sinks": _concat(tables, COLUMNS),
+            "sink_heads": _concat(strongest, COLUMNS),
+            "eps_sweep": _concat(sweeps, SWEEP_COLUMNS),
+        }
+
+    def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
+        """Which positions are sinks, for which heads and in which layers."""
+        return describe_sinks(tables["heads"], tables["tokens"], settings) if "heads" in tables else []
 
     def _layer(self, layer: int, s: dict[str, np.ndarray]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         heads, positions = s["alpha"].shape

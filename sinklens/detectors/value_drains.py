@@ -1,7 +1,7 @@
 """Value-state drains: sink tokens whose value states are far smaller than everyone else's."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -10,9 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sinklens.attention import ReceivedMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import LayerSums, Metric
+from sinklens.detectors.base import Detector, LayerSums, Metric
+from sinklens.detectors.registry import register
+from sinklens.detectors.value_drains_verdict import describe_drains
 from sinklens.errors import InputError
+from sinklens.models.tokens import TokenBatch
 
 METRIC = Metric(
     "value_drain",
@@ -55,28 +59,26 @@ def drain_ratio(norms: Any, position: int = 0) -> Float[Tensor, "*head"]:
     return torch.where(undefined, math.nan, own / others)
 
 
-@dataclass(frozen=True)
-class ValueDrains:
-    """Drain ratio of every key position.
+@register
+class ValueDrainDetector(Detector):
+    """Accumulates norms and the other tokens' mean norms for every position. Cost: O(heads pos) per layer.
 
-    Attributes:
-        table: One row per layer, query head and position: ``kv_head``, ``value_norm`` (mean ``|v|``),
-            ``drain`` (before W_O), ``output_norm`` (mean ``|W_O v|``), ``drain_wo`` (after W_O), ``n_sequences``.
+    Table ``value_drains``, one row per layer, query head and position: ``kv_head``, ``value_norm`` (mean ``|v|``),
+    ``drain`` (before W_O), ``output_norm`` (mean ``|W_O v|``), ``drain_wo`` (after W_O), ``n_sequences``.
     """
 
-    table: pd.DataFrame
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The table."""
-        return self.table
-
-
-class ValueDrainDetector:
-    """Accumulates norms and the other tokens' mean norms for every position. Cost: O(heads pos) per layer."""
+    name = "value_drains"
+    metrics = (METRIC,)
+    by_default = True
+    rank = 30
 
     def __init__(self) -> None:
         self._sums = LayerSums()
         self._heads: dict[int, int] = {}
+
+    def statistics(self, batch: TokenBatch) -> Sequence[StatisticFactory]:
+        """Attention received, for the number of query heads where W_O cannot be read."""
+        return [ReceivedMass]
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer; layers without value states are left out."""
@@ -103,7 +105,7 @@ class ValueDrainDetector:
         for layer, heads in other._heads.items():
             self._heads[layer] = max(heads, self._heads.get(layer, 0))
 
-    def compute(self) -> ValueDrains:
+    def tables(self) -> dict[str, pd.DataFrame]:
         """The table; ``output_norm`` and ``drain_wo`` are NaN where W_O cannot be read."""
         frames = []
         for layer, sums in sorted(self._sums.layers.items()):
@@ -129,7 +131,12 @@ class ValueDrainDetector:
                     }
                 )
             )
-        return ValueDrains(pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS]))
+        empty = pd.DataFrame(columns=[*COLUMNS])
+        return {"value_drains": pd.concat(frames, ignore_index=True) if frames else empty}
+
+    def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
+        """How small the value state of the sink is in the sink heads."""
+        return describe_drains(tables["heads"], tables["layers"]) if "heads" in tables else []
 
 
 def _ratio(s: dict[str, np.ndarray], name: str) -> np.ndarray:

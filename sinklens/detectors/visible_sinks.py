@@ -1,6 +1,6 @@
 """Attention sinks per query that can see the key: what windows leave of them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -9,10 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sinklens.attention import ReceivedMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import LayerSums, Metric
+from sinklens.detectors.base import Detector, LayerSums, Metric
+from sinklens.detectors.registry import register
 from sinklens.detectors.sinks import EPS, MIN_QUERIES, MIN_SHARE
+from sinklens.detectors.visible_sinks_verdict import describe_windows
 from sinklens.errors import InputError
+from sinklens.models.tokens import TokenBatch
 
 METRIC = Metric(
     "sink_score_visible",
@@ -57,31 +61,27 @@ def importance_visible(pattern: Any, visible: Any) -> Float[Tensor, "*batch head
     return weights.sum(-2) / seen.sum(-2)[..., None, :]
 
 
-@dataclass(frozen=True)
-class VisibleSinks:
-    """Importance per query that sees the key.
+@register
+class VisibleSinkDetector(Detector):
+    """Streaming form of :func:`importance_visible` with its rate, null and ceiling. Cost: O(heads pos) per layer.
 
-    Attributes:
-        table: One row per layer, head and position: means over the sequences that reach it.
-        strongest: One row per head: its strongest key among those that at least ``min_queries`` queries see and an
-            eighth of the sequence follows, in at least half of the sequences. A layer whose window is shorter than
-            ``min_queries`` has none.
+    Tables: ``sinks_visible``, one row per layer, head and position: means over the sequences that reach it.
+    ``sink_heads_visible``, one row per head: its strongest key among those that at least ``min_queries`` queries see
+    and an eighth of the sequence follows, in at least half of the sequences. A layer whose window is shorter than
+    ``min_queries`` has none.
     """
 
-    table: pd.DataFrame
-    strongest: pd.DataFrame
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The table."""
-        return self.table
-
-
-class VisibleSinkDetector:
-    """Streaming form of :func:`importance_visible` with its rate, null and ceiling. Cost: O(heads pos) per layer."""
+    name = "visible_sinks"
+    metrics = (METRIC,)
+    rank = 20
 
     def __init__(self, eps: float = EPS, min_queries: int = MIN_QUERIES, min_share: float = MIN_SHARE) -> None:
         self.eps, self.min_queries, self.min_share = eps, min_queries, min_share
         self._sums = LayerSums()
+
+    def statistics(self, batch: TokenBatch) -> Sequence[StatisticFactory]:
+        """Attention received, with the number of queries that see each key."""
+        return [ReceivedMass]
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer; layers without attention are not applicable and left out."""
@@ -116,7 +116,7 @@ class VisibleSinkDetector:
             raise InputError("Detectors with different eps, min_queries or min_share cannot be merged.")
         self._sums.merge(other._sums)
 
-    def compute(self) -> VisibleSinks:
+    def tables(self) -> dict[str, pd.DataFrame]:
         """Both tables; empty when no layer has attention."""
         tables, strongest = [], []
         for layer, sums in sorted(self._sums.layers.items()):
@@ -124,9 +124,15 @@ class VisibleSinkDetector:
             table, found = _table(layer, s)
             tables.append(table)
             strongest.append(table.iloc[found])
-        if not tables:
-            return VisibleSinks(pd.DataFrame(columns=[*COLUMNS]), pd.DataFrame(columns=[*COLUMNS]))
-        return VisibleSinks(pd.concat(tables, ignore_index=True), pd.concat(strongest, ignore_index=True))
+        empty = pd.DataFrame(columns=[*COLUMNS])
+        return {
+            "sinks_visible": pd.concat(tables, ignore_index=True) if tables else empty,
+            "sink_heads_visible": pd.concat(strongest, ignore_index=True) if tables else empty,
+        }
+
+    def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
+        """What sliding windows do to the counts of sink heads."""
+        return describe_windows(tables["heads"], settings) if "heads" in tables else []
 
 
 def _table(layer: int, s: dict[str, np.ndarray]) -> tuple[pd.DataFrame, list[int]]:

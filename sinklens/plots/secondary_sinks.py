@@ -33,7 +33,7 @@ def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -
     the one drawn.
 
     Args:
-        tokens: A census, or what `SecondarySinks.to_dataframe()` gives: `first_layer`, `life`, `label`, `token`,
+        tokens: A census, or its table `secondary_sinks`: `first_layer`, `life`, `label`, `token`,
             `importance_max`.
         windows: `start` and `end` of the BOS's own windows, with `window` to tell several of a sequence apart.
 

@@ -104,8 +104,8 @@ def detect(texts: list, classes: Callable[..., dict[str, Tensor]] = even, **sett
 
 def test_masses_and_norms_equal_a_loop_over_patterns() -> None:
     texts = random_texts((14, 9, 22), seed=2)
-    found = detect(texts).compute()
-    rows = found.by_sequence.set_index(["layer", "head", "domain", "class", "sequence"])
+    found = detect(texts).tables()
+    rows = found["active_dormant_sequences"].set_index(["layer", "head", "domain", "class", "sequence"])
     for sequence, text in enumerate(texts):
         for layer, window in enumerate(WINDOWS):
             seen = visible(len(text), window)
@@ -119,19 +119,21 @@ def test_masses_and_norms_equal_a_loop_over_patterns() -> None:
                     assert row["mass"] == pytest.approx(mass, abs=1e-6) and row["null"] == pytest.approx(null)
                     assert row["norm"] == pytest.approx(norm, rel=1e-6) and row["n_queries"] == len(queries)
     assert (rows.loc[1]["null"] < rows.loc[0]["null"]).all()  # few queries of the windowed layer see position 0
-    table = found.table.set_index(["layer", "head", "domain", "class"])
-    means = found.by_sequence.groupby(["layer", "head", "domain", "class"])[["mass", "null", "norm"]].mean()
+    table = found["active_dormant"].set_index(["layer", "head", "domain", "class"])
+    means = (
+        found["active_dormant_sequences"].groupby(["layer", "head", "domain", "class"])[["mass", "null", "norm"]].mean()
+    )
     pd.testing.assert_frame_equal(table[["mass", "null", "norm"]], means)
 
 
 def test_ratios_are_to_the_layer_and_to_the_head_s_own_most() -> None:
-    table = detect(random_texts((14, 9, 22))).compute().table.set_index(["layer", "head", "class"])
+    table = detect(random_texts((14, 9, 22))).tables()["active_dormant"].set_index(["layer", "head", "class"])
     layer = table.loc[0].xs("odd", level="class")["norm"]
     assert table.loc[(0, 2, "odd"), "norm_ratio"] == pytest.approx(layer[2] / layer.mean())
     own = table.loc[(0, 2)]["norm"]
     assert table.loc[(0, 2, "odd"), "own_ratio"] == pytest.approx(own["odd"] / own.max())
     assert table["own_ratio"].groupby(level=[0, 1]).max().tolist() == [1.0] * 8
-    alone = detect(random_texts((14, 9)), lambda batch: {"all": batch.real}).compute().table
+    alone = detect(random_texts((14, 9)), lambda batch: {"all": batch.real}).tables()["active_dormant"]
     assert alone["own_ratio"].isna().all() and alone["norm_ratio"].notna().all()
 
 
@@ -141,18 +143,18 @@ def test_one_head_has_no_layer_to_compare_with() -> None:
     (_, record) = collate([text])
     detector = ActiveDormantDetector()
     detector.update(replace(record, outputs=torch.rand(1, 1, 12)))
-    found = detector.compute().table
+    found = detector.tables()["active_dormant"]
     assert len(found) == 1 and found["norm_ratio"].isna().all() and found["norm"].notna().all()
     detector = ActiveDormantDetector()
     detector.update(replace(record, outputs=None))
-    assert detector.compute().table["norm"].isna().all()  # unknown, and not 0
+    assert detector.tables()["active_dormant"]["norm"].isna().all()  # unknown, and not 0
 
 
 def test_without_a_bos_at_the_start_the_bos_s_mass_is_not_the_sink_s() -> None:
     texts = random_texts((14, 9, 22), without_bos=(1,))
-    rows = detect(texts).compute().by_sequence
+    rows = detect(texts).tables()["active_dormant_sequences"]
     assert rows[rows["sequence"] == 1]["mass"].isna().all() and rows[rows["sequence"] != 1]["mass"].notna().all()
-    assert detect(texts, keys=(1,)).compute().table["mass"].isna().all()  # position 1 was not measured
+    assert detect(texts, keys=(1,)).tables()["active_dormant"]["mass"].isna().all()  # position 1 was not measured
 
 
 def test_a_measured_sink_goes_before_the_bos() -> None:
@@ -160,7 +162,7 @@ def test_a_measured_sink_goes_before_the_bos() -> None:
     sink = torch.full((1, 4, 14), 0.25)
     detector = ActiveDormantDetector(keys=(3, 5))
     detector.update(replace(record, attention=record.attention | {"mass_sink": sink}))
-    row = detector.compute().table.iloc[0]
+    row = detector.tables()["active_dormant"].iloc[0]
     assert row["mass"] == pytest.approx(0.25)
     expected = np.mean([((i >= 3) + (i >= 5)) / (i + 1) for i in range(1, 14)])
     assert row["null"] == pytest.approx(expected)
@@ -174,7 +176,7 @@ def test_domains_stay_apart_when_merged() -> None:
     for record in collate(texts[2:], 2):
         two.update(record)
     one.merge(two)
-    table = one.compute().table
+    table = one.tables()["active_dormant"]
     assert set(table["domain"]) == {"prose", "code"} and len(table) == 2 * 4 * 2
     assert table.loc[table["domain"] == "prose", "n_sequences"].eq(2).all()
     assert table["own_ratio"].max() == 1 and table["own_ratio"].min() < 1

@@ -34,9 +34,8 @@ def detect(records: Sequence[Sequence[LayerRecord]]) -> pd.DataFrame:
     for layers in records:
         for record in layers:
             detector.update(record)
-    result = detector.compute()
-    assert result.to_dataframe() is result.table
-    return result.table
+    result = detector.tables()
+    return result["attention_summary"]
 
 
 def naive(texts: Sequence[Text]) -> pd.DataFrame:
@@ -133,7 +132,7 @@ def test_halves_merge_into_the_whole() -> None:
         for record in records:
             detector.update(record)
     one.merge(two)
-    pd.testing.assert_frame_equal(one.compute().table, naive(texts), rtol=1e-9, atol=1e-12)
+    pd.testing.assert_frame_equal(one.tables()["attention_summary"], naive(texts), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt_oss", "bloom"])
@@ -145,7 +144,7 @@ def test_from_a_model_equals_its_whole_patterns(name: str, zoo: Path) -> None:
     rows = [ids[0].tolist(), ids[1, :11].tolist(), ids[2, :20].tolist()]
     detector = AttentionSummaryDetector()
     capture(model, tokenize(model, rows), [detector], batch_size=1)
-    table = detector.compute().table.set_index(["layer", "head"])
+    table = detector.tables()["attention_summary"].set_index(["layer", "head"])
     expected: dict[str, list[torch.Tensor]] = {}
     for row in rows:
         for found in oracle.full_patterns(model, torch.tensor([row])):
@@ -180,12 +179,12 @@ def test_output_gates_of_a_model(zoo: Path) -> None:
     handle.remove()
     # each head's slice holds its query and then its gate
     gates = torch.cat(projected).unflatten(-1, (HEADS, 2, -1))[:, :, 1].sigmoid()
-    found = detector.compute().table
+    found = detector.tables()["attention_summary"]
     assert set(found["layer"]) == {3}
     np.testing.assert_allclose(found["gate"], gates.mean((0, 2)), rtol=1e-4)
     llama, detector = boot("llama", zoo), AttentionSummaryDetector()
     capture(llama, tokenize(llama, rows), [detector])
-    assert detector.compute().table["gate"].isna().all()  # no gate is not an open gate
+    assert detector.tables()["attention_summary"]["gate"].isna().all()  # no gate is not an open gate
 
 
 def test_every_metric_says_what_it_is() -> None:

@@ -143,8 +143,8 @@ def test_detector_equals_the_functions_on_ragged_batches(sizes: tuple[int, ...])
         for record in collate(texts[start : start + size], start):
             detector.update(record)
         start += size
-    found = detector.compute()
-    rows = found.by_sequence.set_index(["sequence", "layer"])
+    found = detector.tables()
+    rows = found["compression_sequences"].set_index(["sequence", "layer"])
     for sequence, text in enumerate(texts):
         for layer in (-1, 0, 1):
             hidden, row = text.hidden[layer + 1], rows.loc[(sequence, layer)]
@@ -160,9 +160,9 @@ def test_detector_equals_the_functions_on_ragged_batches(sizes: tuple[int, ...])
             else:
                 assert row["entropy_others"] == pytest.approx(by_svd(hidden[1:])[2], abs=1e-8)
                 assert row["anisotropy_others"] == pytest.approx(by_svd(hidden[1:])[1])
-    means = found.by_sequence.groupby("layer")["entropy_others"].mean()
-    np.testing.assert_allclose(found.table["entropy_others"], means)
-    assert (found.table["n_sequences"] == 4).all()
+    means = found["compression_sequences"].groupby("layer")["entropy_others"].mean()
+    np.testing.assert_allclose(found["compression"]["entropy_others"], means)
+    assert (found["compression"]["n_sequences"] == 4).all()
 
 
 # ------------------------------------------------------------------ every built-in model

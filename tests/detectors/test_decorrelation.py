@@ -2,6 +2,7 @@
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -85,6 +86,12 @@ def test_what_has_no_loss_is_refused(shape: tuple[int, ...]) -> None:
 
 
 # ------------------------------------------------------------------ the detector
+def loss_of(found: dict[str, pd.DataFrame]) -> float:
+    """The loss that the layers make together."""
+    table = found["decorrelation"]
+    return float(table.loc[table["in_loss"].astype(bool), "bos_cosine_sq"].mean())
+
+
 @pytest.mark.parametrize("sizes", [(4,), (2, 2)])
 def test_the_detector_gives_the_loss(sizes: tuple[int, ...]) -> None:
     texts = random_texts((9, 4, 1, 12))
@@ -92,25 +99,27 @@ def test_the_detector_gives_the_loss(sizes: tuple[int, ...]) -> None:
     for records in passes(texts, sizes):
         for record in records:
             detector.update(record)
-    found = detector.compute()
-    assert found.table["layer"].tolist() == [-1, 0, 1]
-    assert found.table["in_loss"].tolist() == [False, True, False]  # neither embedding nor last block
-    assert (found.table["n_tokens"] == 8 + 3 + 11).all() and found.table["null"].tolist() == [1 / 6] * 3
+    found = detector.tables()
+    assert found["decorrelation"]["layer"].tolist() == [-1, 0, 1]
+    assert found["decorrelation"]["in_loss"].tolist() == [False, True, False]  # neither embedding nor last block
+    assert (found["decorrelation"]["n_tokens"] == 8 + 3 + 11).all() and found["decorrelation"]["null"].tolist() == [
+        1 / 6
+    ] * 3
     hidden = torch.zeros(1, 4, 12, 6)
     real = torch.zeros(4, 12, dtype=torch.bool)
     for row, text in enumerate(texts):
         hidden[0, row, : len(text)], real[row, : len(text)] = text.hidden[1], True
-    assert found.loss == pytest.approx(decorrelation_loss(hidden, real).item(), rel=1e-5)
+    assert loss_of(found) == pytest.approx(decorrelation_loss(hidden, real).item(), rel=1e-5)
     cosines = torch.cat([bos_cosine(text.hidden[1])[1:] for text in texts])
-    assert found.table.loc[1, "bos_cosine"] == pytest.approx(cosines.mean().item(), rel=1e-4)
+    assert found["decorrelation"].loc[1, "bos_cosine"] == pytest.approx(cosines.mean().item(), rel=1e-4)
 
 
 def test_one_block_or_one_token_has_none() -> None:
     model = load("bb-1l")
     detector = DecorrelationDetector()
     capture(model, builtin_corpus(model, n_sequences=3).tokens, [detector])
-    assert math.isnan(detector.compute().loss) and len(detector.compute().table) == 2
+    assert math.isnan(loss_of(detector.tables())) and len(detector.tables()["decorrelation"]) == 2
     single = DecorrelationDetector()
     for record in collate(random_texts((1,))):
         single.update(record)
-    assert single.compute().table["bos_cosine_sq"].isna().all() and math.isnan(single.compute().loss)
+    assert single.tables()["decorrelation"]["bos_cosine_sq"].isna().all() and math.isnan(loss_of(single.tables()))

@@ -17,7 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from sinklens.capture import LayerRecord, capture
-from sinklens.detectors import MassiveActivationDetector, MassiveActivations, SinkDetector
+from sinklens.detectors import MassiveActivationDetector, SinkDetector
 from sinklens.detectors.massive_activations import massive_masks
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch, tokenize
@@ -121,12 +121,12 @@ def test_hidden_states_without_tokens_or_channels_are_refused(bad: Any) -> None:
 # ------------------------------------------------------------------ streaming
 def detect(
     records: Sequence[Sequence[LayerRecord]], detector: MassiveActivationDetector | None = None
-) -> MassiveActivations:
+) -> dict[str, pd.DataFrame]:
     detector = detector or MassiveActivationDetector()
     for layers in records:
         for record in layers:
             detector.update(record)
-    return detector.compute()
+    return detector.tables()
 
 
 def naive_entries(texts: Sequence[Text], k: int) -> pd.DataFrame:
@@ -177,13 +177,12 @@ PLANTS = [(0, 0, 0, 2, 5000.0), (0, 1, 0, 2, -6000.0), (1, 1, 0, 2, 4000.0), (2,
 def test_entries_equal_a_loop_on_ragged_batches(sizes: tuple[int, ...]) -> None:
     texts = planted_texts([9, 4, 12], PLANTS)
     found = detect(passes(texts, sizes))
-    assert found.to_dataframe() is found.table
-    pd.testing.assert_frame_equal(found.table, naive_entries(texts, 3), rtol=1e-6, check_dtype=False)
+    pd.testing.assert_frame_equal(found["massive"], naive_entries(texts, 3), rtol=1e-6, check_dtype=False)
 
 
 def test_layers_summarise_sequences() -> None:
     texts = planted_texts([9, 4, 12], PLANTS)
-    found = detect(passes(texts, (2, 1))).layers.set_index("layer")
+    found = detect(passes(texts, (2, 1)))["layers"].set_index("layer")
     for layer in LAYERS:
         slices = [text.hidden[layer + 1].abs() for text in texts]
         largest, medians = [h.max().item() for h in slices], [h.flatten().median().item() for h in slices]
@@ -203,24 +202,24 @@ def test_layers_summarise_sequences() -> None:
 def test_massive_tokens_are_counted_beyond_the_entries_that_are_kept() -> None:
     plants = [(0, 0, position, 1, 2e4 + position) for position in range(7)]
     found = detect([collate(planted_texts([12], plants), top_k=3)])
-    assert found.layers.set_index("layer").loc[0, "n_massive_absolute"] == 7
-    assert found.table["absolute"].sum() == 3
+    assert found["layers"].set_index("layer").loc[0, "n_massive_absolute"] == 7
+    assert found["massive"]["absolute"].sum() == 3
 
 
 def test_the_embedding_has_no_episode() -> None:
     found = detect([collate(planted_texts([6], [(0, -1, 0, 2, 9000.0)]))])
-    assert found.episodes.empty
-    assert found.table["absolute"].sum() == 1 and found.layers["n_massive_absolute"].tolist() == [1, 0, 0]
+    assert found["massive_episodes"].empty
+    assert found["massive"]["absolute"].sum() == 1 and found["layers"]["n_massive_absolute"].tolist() == [1, 0, 0]
 
 
 def test_ties() -> None:
     # two places with the largest entry in two sequences each: the earlier one
     plants = [(0, 1, 5, 1, 9000.0), (1, 1, 2, 3, 9000.0), (2, 1, 5, 1, 9000.0), (3, 1, 2, 3, 9000.0)]
-    found = detect([collate(planted_texts([9] * 4, plants))]).layers.set_index("layer")
+    found = detect([collate(planted_texts([9] * 4, plants))])["layers"].set_index("layer")
     assert found.loc[1, ["top_position", "top_channel"]].tolist() == [2, 3]
     # entries of equal magnitude and opposite sign are both kept
     texts = planted_texts([4], [(0, 0, 1, 1, 9000.0), (0, 0, 2, 2, -9000.0)])
-    table = detect([collate(texts)]).table
+    table = detect([collate(texts)])["massive"]
     top = table[(table["layer"] == 0) & table["absolute"]]
     assert sorted(top["value"]) == [-9000.0, 9000.0]
 
@@ -230,21 +229,21 @@ def test_a_silent_layer_has_no_ratio() -> None:
     texts[0].hidden[1][:] = 0
     texts[0].hidden[1][2, 2] = 5.0  # a median of 0: infinitely larger, and no number
     found = detect([collate(texts)])
-    top = found.table[(found.table["layer"] == 0) & (found.table["value"] == 5)]
+    top = found["massive"][(found["massive"]["layer"] == 0) & (found["massive"]["value"] == 5)]
     assert top["ratio"].isna().all() and top["relative"].item()
-    assert math.isnan(found.layers.set_index("layer").loc[0, "max_over_median"])
+    assert math.isnan(found["layers"].set_index("layer").loc[0, "max_over_median"])
 
 
 def test_few_entries_leave_no_filler_rows() -> None:
-    found = detect([collate(planted_texts([1], []), top_k=20)]).table
+    found = detect([collate(planted_texts([1], []), top_k=20)])["massive"]
     assert len(found) == 3 * D_MODEL  # one token, fewer entries than were asked for
     assert (found["position"] == 0).all() and found["value"].notna().all()
 
 
 def test_bounds_are_settings_and_must_agree_to_merge() -> None:
     texts = planted_texts([9], [(0, 0, 0, 2, 60.0)])
-    assert detect([collate(texts)]).table["absolute"].sum() == 0
-    assert detect([collate(texts)], MassiveActivationDetector(absolute=50)).table["absolute"].sum() == 1
+    assert detect([collate(texts)])["massive"]["absolute"].sum() == 0
+    assert detect([collate(texts)], MassiveActivationDetector(absolute=50))["massive"]["absolute"].sum() == 1
     for other in (MassiveActivationDetector(absolute=50), MassiveActivationDetector(ratio=10)):
         with pytest.raises(InputError, match="different bounds cannot be merged"):
             MassiveActivationDetector().merge(other)
@@ -259,9 +258,9 @@ def test_halves_merge_into_the_whole_in_any_order() -> None:
         detect([halves[0]], one)
         detect([halves[1]], two)
         one.merge(two)
-        found = one.compute()
-        for name in ("table", "layers", "channels", "episodes"):
-            pd.testing.assert_frame_equal(getattr(found, name), getattr(whole, name))
+        found = one.tables()
+        for name, frame in whole.items():
+            pd.testing.assert_frame_equal(found[name], frame)
 
 
 @pytest.mark.parametrize(
@@ -271,9 +270,9 @@ def test_halves_merge_into_the_whole_in_any_order() -> None:
 def test_the_detector_is_strict_too(largest: float, absolute: int, relative: int) -> None:
     h = hidden(0.25, largest, (4, D_MODEL))
     found = detect([collate([replace(random_texts([4])[0], hidden=(h, h, h))])])
-    assert found.table["absolute"].sum() == 3 * absolute and found.table["relative"].sum() == 3 * relative
-    assert found.layers["n_massive_absolute"].tolist() == [absolute] * 3
-    assert found.layers["n_massive_ratio"].tolist() == [relative] * 3
+    assert found["massive"]["absolute"].sum() == 3 * absolute and found["massive"]["relative"].sum() == 3 * relative
+    assert found["layers"]["n_massive_absolute"].tolist() == [absolute] * 3
+    assert found["layers"]["n_massive_ratio"].tolist() == [relative] * 3
 
 
 @given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 50))
@@ -285,7 +284,7 @@ def test_detector_and_masks_agree(scale: float, seed: int) -> None:
     h[0, 0] = 100.0
     texts = [replace(texts[0], hidden=(h, h, h))]
     masks = massive_masks(h)
-    for row in detect([collate(texts)]).table.itertuples():
+    for row in detect([collate(texts)])["massive"].itertuples():
         assert row.absolute == masks.absolute[row.position, row.channel]
         assert row.relative == masks.relative[row.position, row.channel]
 
@@ -351,29 +350,29 @@ def plant(model: TransformerBridge, block: int, position: int = 0, channel: int 
 
 def measure(
     model: TransformerBridge, hooks: list[tuple[str, Callable]], batch: TokenBatch | None = None
-) -> tuple[MassiveActivations, pd.DataFrame]:
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
     batch = tokenize(model, random_ids(3, 64)) if batch is None else batch
     massive, sinks = MassiveActivationDetector(), SinkDetector()
     with model.hooks(fwd_hooks=hooks):
         capture(model, batch, [massive, sinks], batch_size=2)
-    return massive.compute(), sinks.compute().table
+    return massive.tables(), sinks.tables()["sinks"]
 
 
 @pytest.mark.parametrize("block", range(N_LAYERS))
 def test_a_planted_activation_is_found_from_its_block_on(llama: TransformerBridge, block: int) -> None:
     found, _ = measure(llama, plant(llama, block))
     for criterion in ("absolute", "relative"):
-        massive = found.table[found.table[criterion]]
+        massive = found["massive"][found["massive"][criterion]]
         places = set(massive[["layer", "position", "channel"]].itertuples(index=False, name=None))
         assert places == {(layer, 0, 7) for layer in range(block, N_LAYERS)}
         assert len(massive) == 3 * (N_LAYERS - block)  # in each of the three sequences
-        life = found.episodes[found.episodes["criterion"] == criterion]
+        life = found["massive_episodes"][found["massive_episodes"]["criterion"] == criterion]
         names = ["bucket", "channel", "episode", "appears", "leaves_after", "n_sequences", "n_sequences_least", "n_of"]
         assert life[names].to_numpy().tolist() == [["start", 7, 0, block, N_LAYERS - 1, 3, 3, 3]]
         assert not life["everywhere"].any()
     expected = [0.0] * (block + 1) + [1.0] * (N_LAYERS - block)
-    assert found.layers["n_massive_absolute"].tolist() == found.layers["n_massive_ratio"].tolist() == expected
-    largest = found.layers.set_index("layer").loc[block:]
+    assert found["layers"]["n_massive_absolute"].tolist() == found["layers"]["n_massive_ratio"].tolist() == expected
+    largest = found["layers"].set_index("layer").loc[block:]
     assert (largest["top_position"] == 0).all() and (largest["top_channel"] == 7).all()
     np.testing.assert_allclose(largest["max_abs"], 500, rtol=0.01)
 
@@ -382,17 +381,17 @@ def test_a_plant_at_a_later_token_of_a_ragged_batch(llama: TransformerBridge) ->
     ids = random_ids(3, 40)
     batch = tokenize(llama, [ids[0].tolist(), ids[1, :12].tolist(), ids[2, :25].tolist()])
     found, _ = measure(llama, plant(llama, 1, position=20, channel=3), batch)
-    massive = found.table[found.table["absolute"]]
+    massive = found["massive"][found["massive"]["absolute"]]
     assert set(massive["sequence"]) == {0, 2}  # at position 20 the second sequence is padding
     assert set(massive[["position", "channel"]].itertuples(index=False, name=None)) == {(20, 3)}
 
 
 def test_no_false_positives_without_a_plant(llama: TransformerBridge) -> None:
     found, _ = measure(llama, [])
-    assert not found.table[["absolute", "relative"]].any(axis=None)
-    assert found.episodes.empty
-    assert (found.layers[["n_massive_absolute", "n_massive_ratio"]] == 0).all(axis=None)
-    assert found.layers["max_over_median"].between(3, 12).all()  # measured elsewhere: 5.6 to 9.0
+    assert not found["massive"][["absolute", "relative"]].any(axis=None)
+    assert found["massive_episodes"].empty
+    assert (found["layers"][["n_massive_absolute", "n_massive_ratio"]] == 0).all(axis=None)
+    assert found["layers"]["max_over_median"].between(3, 12).all()  # measured elsewhere: 5.6 to 9.0
 
 
 def test_attention_sinks_and_massive_activations_are_told_apart(
@@ -401,9 +400,9 @@ def test_attention_sinks_and_massive_activations_are_told_apart(
     massive, sinks = measure(concentrated, [])
     first = sinks[sinks["position"] == 0]
     assert (first["sink_rate"] == 1).all() and first["importance"].min() > 0.9
-    assert not massive.table[["absolute", "relative"]].any(axis=None)
+    assert not massive["massive"][["absolute", "relative"]].any(axis=None)
 
     massive, sinks = measure(llama, plant(llama, 1))
     first = sinks[sinks["position"] == 0]
     assert (first["sink_rate"] == 0).all() and first["ratio"].between(0.5, 2).all()
-    assert massive.table["absolute"].any() and massive.table["relative"].any()
+    assert massive["massive"]["absolute"].any() and massive["massive"]["relative"].any()

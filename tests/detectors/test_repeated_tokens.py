@@ -35,7 +35,7 @@ def measure(model: TransformerBridge, batch: TokenBatch) -> tuple[float, float]:
     """Deviation of the hidden states, and the highest sink rate of any head at position 0."""
     deviation, sinks = _Deviation(), SinkDetector()
     capture(model, batch, [deviation, sinks])
-    table = sinks.compute().table
+    table = sinks.tables()["sinks"]
     return deviation.largest, float(table.loc[table["position"] == 0, "sink_rate"].max())
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sinklens.capture import LayerRecord, capture
-from sinklens.detectors import ResidualPeakDetector, ResidualPeaks
+from sinklens.detectors import ResidualPeakDetector
 from sinklens.detectors.residual_peaks import peak_ratio
 from sinklens.errors import InputError
 from sinklens.models.tokens import tokenize
@@ -98,12 +98,12 @@ def naive(texts: Sequence[Text]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFra
     return pd.DataFrame(rows), pd.DataFrame(places), pd.DataFrame(found)
 
 
-def detect(records: Sequence[Sequence[LayerRecord]]) -> ResidualPeaks:
+def detect(records: Sequence[Sequence[LayerRecord]]) -> dict[str, pd.DataFrame]:
     detector = ResidualPeakDetector()
     for layers in records:
         for record in layers:
             detector.update(record)
-    return detector.compute()
+    return detector.tables()
 
 
 def same(found: pd.DataFrame, expected: pd.DataFrame, rtol: float = 1e-6) -> None:
@@ -115,15 +115,14 @@ def test_streaming_equals_a_loop_on_ragged_batches(sizes: tuple[int, ...]) -> No
     texts = random_texts(LENGTHS)
     found = detect(passes(texts, sizes))
     table, by_position, tokens = naive(texts)
-    same(found.table, table)
-    same(found.by_position, by_position)
-    same(found.tokens, tokens)
-    assert found.to_dataframe() is found.table
+    same(found["layers"][[*table.columns]], table)
+    same(found["residual_norms"], by_position)
+    same(found["peaks"], tokens)
 
 
 def test_growth_is_against_the_layer_before_in_depth_not_in_time() -> None:
     texts = random_texts(LENGTHS)
-    found = detect([list(reversed(collate(texts)))]).table
+    found = detect([list(reversed(collate(texts)))])["layers"]
     assert found["layer"].tolist() == list(LAYERS)
     assert math.isnan(found["resid_growth"][0])
     np.testing.assert_allclose(found["resid_growth"][1:], np.diff(found["resid_norm_first"]))
@@ -135,7 +134,7 @@ def test_planted_peak_and_growth() -> None:
     for text in flat:
         text.hidden[2][0] *= 50  # after block 1
         text.hidden[1][5] *= 3  # after block 0
-    found = detect([collate(flat)]).table.set_index("layer")
+    found = detect([collate(flat)])["layers"].set_index("layer")
     assert found["resid_ratio"].tolist() == pytest.approx([1, 1 / np.mean([21 / 19, 17 / 15]), 50])
     assert found["resid_growth"][1] == pytest.approx(49 * math.sqrt(6))
     assert found["peak_position"][0] == 5 and found["peak_position"][1] == 0
@@ -145,14 +144,14 @@ def test_planted_peak_and_growth() -> None:
 def test_a_peak_must_be_reached_by_half_of_the_sequences() -> None:
     texts = random_texts([20, 8, 8])
     texts[0].hidden[1][15] *= 1e4
-    assert detect([collate(texts)]).table["peak_position"][1] < 8
+    assert detect([collate(texts)])["layers"]["peak_position"][1] < 8
     texts = random_texts([20, 8])
     texts[0].hidden[1][15] *= 1e4
-    assert detect([collate(texts)]).table["peak_position"][1] == 15
+    assert detect([collate(texts)])["layers"]["peak_position"][1] == 15
 
 
 def test_sequences_of_one_token_have_no_others() -> None:
-    found = detect([collate(random_texts([1, 1]))]).table
+    found = detect([collate(random_texts([1, 1]))])["layers"]
     assert found[["resid_norm_others", "resid_ratio"]].isna().all(axis=None)
     assert found["resid_norm_first"].notna().all() and (found["peak_position"] == 0).all()
 
@@ -161,14 +160,14 @@ def test_an_undefined_norm_is_not_a_norm_of_zero() -> None:
     texts = random_texts([9, 6])
     texts[0].hidden[2][4] = math.nan  # an overflow in half precision ends like this
     found = detect([collate(texts)])
-    norms = found.by_position.set_index(["layer", "position"])["resid_norm"]
+    norms = found["residual_norms"].set_index(["layer", "position"])["resid_norm"]
     assert norms.index[norms.isna()].tolist() == [(1, 4)]
-    table = found.table.set_index("layer")
+    table = found["layers"].set_index("layer")
     assert math.isnan(table["resid_ratio"][1]) and table["resid_ratio"].notna().sum() == 2
     assert table["peak_position"][1] != 4
     for text in texts:
         text.hidden[2][:] = math.nan
-    table = detect([collate(texts)]).table.set_index("layer")
+    table = detect([collate(texts)])["layers"].set_index("layer")
     assert math.isnan(table["peak_norm"][1]) and math.isnan(table["resid_growth"][1])
 
 
@@ -182,9 +181,9 @@ def test_halves_merge_into_the_whole() -> None:
         two.update(record)
     one.merge(two)
     table, by_position, tokens = naive(texts)
-    same(one.compute().table, table)
-    same(one.compute().by_position, by_position)
-    same(one.compute().tokens, tokens)
+    same(one.tables()["layers"][[*table.columns]], table)
+    same(one.tables()["residual_norms"], by_position)
+    same(one.tables()["peaks"], tokens)
 
 
 # ------------------------------------------------------------------ models
@@ -195,16 +194,16 @@ def test_norms_are_those_of_the_hidden_states(name: str, zoo: Path) -> None:
     rows = [random_ids(1, length, seed=length)[0].tolist() for length in (21, 8)]
     detector = ResidualPeakDetector()
     capture(model, tokenize(model, rows), [detector])
-    found = detector.compute()
+    found = detector.tables()
     states = [hf_model(torch.tensor([row]), output_hidden_states=True).hidden_states for row in rows]
     if name == "mamba":  # its list begins after the first block
         states = [
             (hf_model.get_input_embeddings()(torch.tensor([row])), *s) for row, s in zip(rows, states, strict=True)
         ]
-    table = found.by_position.set_index(["layer", "position"])["resid_norm"]
+    table = found["residual_norms"].set_index(["layer", "position"])["resid_norm"]
     # the last block is left out: Hugging Face gives its state after the final norm
     for layer in range(-1, len(model.blocks) - 1):
         for position in range(21):
             norms = [s[layer + 1][0, position].norm() for s in states if position < s[0].shape[1]]
             assert table[layer, position] == pytest.approx(torch.stack(norms).mean().item(), rel=1e-4)
-    assert len(found.table) == len(model.blocks) + 1
+    assert len(found["layers"]) == len(model.blocks) + 1

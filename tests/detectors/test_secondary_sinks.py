@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors import SecondarySinkDetector, SecondarySinks
+from sinklens.detectors import SecondarySinkDetector
 from sinklens.detectors.bos_similarity import bos_cosine
 from sinklens.detectors.secondary_sinks import Window, lifetime_label, sink_windows
 from sinklens.errors import InputError
@@ -53,7 +53,7 @@ def planted(
 
 def detect(
     hidden: Tensor, received: float = 0.5, batch: TokenBatch | None = None, **settings: object
-) -> SecondarySinks:
+) -> dict[str, pd.DataFrame]:
     """Detect in one sequence where one of two heads gives every token this importance and the other gives nothing."""
     layers, length = hidden.shape[0] - 1, hidden.shape[1]
     batch = batch or batch_of(length)
@@ -63,19 +63,19 @@ def detect(
     for layer in range(-1, layers):
         attention = {} if layer < 0 else {"mass": mass, "null_mass": queries[None] * 0.01}
         detector.update(LayerRecord(layer, batch, 0, "fast", attention, hidden=hidden[layer + 1][None]))
-    return detector.compute()
+    return detector.tables()
 
 
-def labels(found: SecondarySinks) -> dict[int, str]:
-    return dict(zip(found.table["position"], found.table["label"], strict=True))
+def labels(found: dict[str, pd.DataFrame]) -> dict[int, str]:
+    return dict(zip(found["secondary_sinks"]["position"], found["secondary_sinks"]["label"], strict=True))
 
 
 # ------------------------------------------------------------------ the card's check 1
 def test_the_planted_tokens_come_back_with_life_and_label() -> None:
     found = detect(planted())
-    assert found.windows[["bos_position", "start", "end"]].to_numpy().tolist() == [[0, 6, 35]]
+    assert found["secondary_windows"][["bos_position", "start", "end"]].to_numpy().tolist() == [[0, 6, 35]]
     assert labels(found) == {222: "secondary", 50: "noise", 60: "bos_sink", 90: "bos_sink"}
-    row = found.table.set_index("position").loc[222]
+    row = found["secondary_sinks"].set_index("position").loc[222]
     assert (row["first_layer"], row["last_layer"], row["life"]) == (16, 33, 18)
     assert row["share"] == pytest.approx(18 / 29) and row["cosine"] > 0.95 and row["token"] == "t222"
     assert row["importance_max"] == pytest.approx(0.5) and row["importance"] == pytest.approx(0.25)
@@ -85,19 +85,19 @@ def test_the_planted_tokens_come_back_with_life_and_label() -> None:
 def test_the_opposite_direction_counts_in_absolute_mode_alone() -> None:
     found = detect(planted(), absolute=True)
     assert labels(found) == {222: "secondary", 50: "noise", 60: "bos_sink", 90: "bos_sink", 70: "secondary"}
-    assert found.table.set_index("position").loc[70, "life"] == 13
-    assert found.table.set_index("position").loc[70, "cosine"] < -0.9
+    assert found["secondary_sinks"].set_index("position").loc[70, "life"] == 13
+    assert found["secondary_sinks"].set_index("position").loc[70, "cosine"] < -0.9
 
 
 def test_a_life_with_a_gap_counts_its_blocks() -> None:
     hidden = planted()
     hidden[1 + 20, 222] = torch.randn(D_MODEL)
-    row = detect(hidden).table.set_index("position").loc[222]
+    row = detect(hidden)["secondary_sinks"].set_index("position").loc[222]
     assert (row["first_layer"], row["last_layer"], row["life"]) == (16, 33, 17)
 
 
 def test_blocks_count_tokens_while_the_window_is_open() -> None:
-    layers = detect(planted()).layers.set_index("layer")
+    layers = detect(planted())["secondary_layers"].set_index("layer")
     assert layers.loc[5, "n_active"] == 0 and math.isnan(layers.loc[5, "n_aligned"])
     assert layers.loc[6, "n_aligned"] == 1 and layers.loc[21, "n_aligned"] == 4 and layers.loc[34, "n_aligned"] == 1
     assert math.isnan(layers.loc[35, "n_aligned"])
@@ -117,8 +117,8 @@ def test_rotation_and_scale_change_nothing() -> None:
     expected = detect(hidden)
     for changed in (hidden @ rotation, hidden * 1e-3):
         found = detect(changed)
-        pd.testing.assert_frame_equal(found.table, expected.table, rtol=1e-4)
-        assert found.windows[["start", "end"]].equals(expected.windows[["start", "end"]])
+        pd.testing.assert_frame_equal(found["secondary_sinks"], expected["secondary_sinks"], rtol=1e-4)
+        assert found["secondary_windows"][["start", "end"]].equals(expected["secondary_windows"][["start", "end"]])
 
 
 def test_aligned_without_attention_is_no_sink() -> None:
@@ -134,9 +134,9 @@ def test_a_model_without_attention_is_not_judged() -> None:
     hidden, detector = planted(), SecondarySinkDetector()
     for layer in range(-1, LAYERS):
         detector.update(LayerRecord(layer, batch_of(LENGTH), 0, "none", hidden=hidden[layer + 1][None]))
-    found = detector.compute()
+    found = detector.tables()
     assert labels(found)[222] == "aligned, not judged" and labels(found)[50] == "noise"
-    assert found.table["importance"].isna().all()
+    assert found["secondary_sinks"]["importance"].isna().all()
 
 
 # ------------------------------------------------------------------ the window
@@ -164,9 +164,9 @@ def test_a_bos_like_the_others_has_no_window_and_no_tokens() -> None:
     hidden = planted()
     hidden[:, 0] = hidden[:, 0] / hidden[:, 0].norm(dim=-1, keepdim=True)
     found = detect(hidden)
-    assert found.table.empty and len(found.windows) == 1
-    assert found.windows[["start", "n_aligned", "n_shared"]].isna().all(axis=None)
-    assert found.windows["ratio"].item() < 3
+    assert found["secondary_sinks"].empty and len(found["secondary_windows"]) == 1
+    assert found["secondary_windows"][["start", "n_aligned", "n_shared"]].isna().all(axis=None)
+    assert found["secondary_windows"]["ratio"].item() < 3
 
 
 def test_a_bos_that_comes_back_has_two_windows() -> None:
@@ -174,19 +174,22 @@ def test_a_bos_that_comes_back_has_two_windows() -> None:
     hidden = planted(tokens={222: range(6, 13), 50: range(20, 23)})
     hidden[1 + 13 : 1 + 16, 0] /= 500
     found = detect(hidden)
-    assert found.windows[["window", "start", "end", "n_aligned"]].to_numpy().tolist() == [[0, 6, 13, 1], [1, 16, 35, 1]]
+    assert found["secondary_windows"][["window", "start", "end", "n_aligned"]].to_numpy().tolist() == [
+        [0, 6, 13, 1],
+        [1, 16, 35, 1],
+    ]
     assert labels(found) == {222: "secondary", 50: "noise"}
-    assert found.table.set_index("position").loc[222, "share"] == pytest.approx(7 / 26)
-    assert found.layers.set_index("layer")["n_active"].loc[[12, 13, 15, 16]].tolist() == [1, 0, 0, 1]
+    assert found["secondary_sinks"].set_index("position").loc[222, "share"] == pytest.approx(7 / 26)
+    assert found["secondary_layers"].set_index("layer")["n_active"].loc[[12, 13, 15, 16]].tolist() == [1, 0, 0, 1]
 
 
 def test_a_direction_that_half_of_the_tokens_share_does_not_count() -> None:
     many = {position: range(16, 34) for position in range(100, 250)}
     found = detect(planted(tokens=many | {90: range(7, 15)}))
     assert labels(found) == {90: "secondary"}
-    assert found.windows["n_shared"].item() == 18
+    assert found["secondary_windows"]["n_shared"].item() == 18
     fewer = {position: range(16, 34) for position in range(100, 249)}
-    assert len(detect(planted(tokens=fewer)).table) == 149
+    assert len(detect(planted(tokens=fewer))["secondary_sinks"]) == 149
 
 
 def test_the_labels_are_the_reference_s_where_it_was_made() -> None:
@@ -203,11 +206,11 @@ def test_the_labels_are_the_reference_s_where_it_was_made() -> None:
 def test_the_model_s_own_bos_is_the_bos_and_else_the_largest_of_the_first() -> None:
     hidden = planted()
     hidden[:, 1] = hidden[:, 0] * 2
-    assert detect(hidden).windows["bos_position"].item() == 0
+    assert detect(hidden)["secondary_windows"]["bos_position"].item() == 0
     without = batch_of(LENGTH, bos=False)
-    assert detect(hidden, batch=without).windows["bos_position"].item() == 1
+    assert detect(hidden, batch=without)["secondary_windows"]["bos_position"].item() == 1
     assert 0 not in labels(detect(hidden, batch=without)) and 222 in labels(detect(hidden, batch=without))
-    assert detect(hidden, batch=without, candidates=1).windows["bos_position"].item() == 0
+    assert detect(hidden, batch=without, candidates=1)["secondary_windows"]["bos_position"].item() == 0
 
 
 # ------------------------------------------------------------------ against a loop
@@ -236,8 +239,11 @@ def test_streaming_equals_a_loop_over_padded_batches() -> None:
     for layer in range(-1, layers):
         attention = {} if layer < 0 else {"mass": mass[layer], "null_mass": torch.ones(3, 40)}
         detector.update(LayerRecord(layer, batch, 7, "fast", attention, hidden=filler[layer + 1]))
-    found = detector.compute()
-    assert found.windows["start"].tolist() == [3] * 3 and found.windows["end"].tolist() == [6] * 3
+    found = detector.tables()
+    assert (
+        found["secondary_windows"]["start"].tolist() == [3] * 3
+        and found["secondary_windows"]["end"].tolist() == [6] * 3
+    )
     expected = []
     for sequence, length in enumerate(lengths):
         for position in range(1, length):
@@ -259,7 +265,7 @@ def test_streaming_equals_a_loop_over_padded_batches() -> None:
     columns = ["sequence", "position", "first_layer", "last_layer", "life", "importance", "importance_max", "label"]
     assert {row[-1] for row in expected} == {"noise", "secondary", "bos_sink", *ALIGNED}
     pd.testing.assert_frame_equal(
-        found.table[columns], pd.DataFrame(expected, columns=columns), check_dtype=False, rtol=1e-5
+        found["secondary_sinks"][columns], pd.DataFrame(expected, columns=columns), check_dtype=False, rtol=1e-5
     )
 
 

@@ -22,7 +22,9 @@ from sinklens.detectors import (
     SecondarySinkDetector,
     SinkDetector,
     ValueDrainDetector,
+    VisibleSinkDetector,
 )
+from sinklens.detectors.extreme_tokens import ExtremeTokenDetector
 from sinklens.models.tokens import tokenize
 from tests.detectors.records import collate, random_texts
 from tests.families import boot, random_ids
@@ -38,6 +40,8 @@ DETECTORS: dict[str, Callable[[], Any]] = {
     "compression": CompressionDetector,
     "decorrelation": DecorrelationDetector,
     "active_dormant": ActiveDormantDetector,
+    "visible_sinks": VisibleSinkDetector,
+    "tokens": ExtremeTokenDetector,
 }
 EVERY = pytest.mark.parametrize("name", DETECTORS)
 TEXTS = random_texts((14, 3, 22, 9, 1, 17), seed=5, without_bos=(2, 4))
@@ -46,8 +50,7 @@ N = len(TEXTS)
 
 def frames(detector: Detector) -> dict[str, pd.DataFrame]:
     """Every table of the result."""
-    found = vars(detector.compute())
-    return {name: value for name, value in found.items() if isinstance(value, pd.DataFrame)}
+    return detector.tables()
 
 
 def same(one: Detector, two: Detector) -> None:
@@ -113,9 +116,9 @@ def test_merging_with_an_empty_detector_changes_nothing(name: str) -> None:
 
 
 @EVERY
-def test_compute_can_be_called_between_updates(name: str) -> None:
+def test_tables_can_be_read_between_updates(name: str) -> None:
     detector = fed(name, [(0, 2)])
-    detector.compute()
+    detector.tables()
     for record in collate(TEXTS[2:], 2):
         detector.update(record)
     same(detector, fed(name, [(0, N)]))
@@ -144,14 +147,17 @@ def test_a_model_without_attention(name: str, zoo: Path) -> None:
     rows = [random_ids(1, length)[0].tolist() for length in (20, 12)]
     detector = DETECTORS[name]()
     capture(model, tokenize(model, rows), [detector])
-    found = detector.compute()
+    found = frames(detector)
     if name == "secondary_sinks":
-        assert len(found.windows) == 2 and set(found.layers["layer"]) == {0, 1}
-        assert not set(found.table["label"]) & {"secondary", "bos_sink"}  # nothing is known about attention
+        assert len(found["secondary_windows"]) == 2 and set(found["secondary_layers"]["layer"]) == {0, 1}
+        assert not set(found["secondary_sinks"]["label"]) & {
+            "secondary",
+            "bos_sink",
+        }  # nothing is known about attention
     elif name in ("massive_activations", "residual_peaks", "compression", "decorrelation"):
-        assert sorted(set(found.to_dataframe()["layer"])) == [-1, 0, 1]
+        assert sorted(set(next(iter(found.values()))["layer"])) == [-1, 0, 1]
     else:
-        assert all(frame.empty for frame in frames(detector).values())  # not applicable, and not 0
+        assert all(frame.empty for frame in found.values())  # not applicable, and not 0
 
 
 def test_a_model_with_some_attention(zoo: Path) -> None:
@@ -159,5 +165,5 @@ def test_a_model_with_some_attention(zoo: Path) -> None:
     detectors = {name: make() for name, make in DETECTORS.items()}
     capture(model, tokenize(model, random_ids(2, 20)), list(detectors.values()))
     for name in ("sinks", "value_drains", "attention_summary", "active_dormant"):
-        assert set(detectors[name].compute().to_dataframe()["layer"]) == {3}
-    assert set(detectors["residual_peaks"].compute().table["layer"]) == {-1, 0, 1, 2, 3}
+        assert set(next(iter(frames(detectors[name]).values()))["layer"]) == {3}
+    assert set(frames(detectors["residual_peaks"])["layers"]["layer"]) == {-1, 0, 1, 2, 3}

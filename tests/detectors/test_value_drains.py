@@ -100,9 +100,8 @@ def detect(records: Sequence[Sequence[LayerRecord]]) -> pd.DataFrame:
     for layers in records:
         for record in layers:
             detector.update(record)
-    result = detector.compute()
-    assert result.to_dataframe() is result.table
-    return result.table
+    result = detector.tables()
+    return result["value_drains"]
 
 
 @pytest.mark.parametrize("sizes", [(4,), (1, 1, 1, 1), (2, 2), (3, 1)])
@@ -170,7 +169,7 @@ def test_norms_are_those_of_the_weights(name: str, zoo: Path) -> None:
     detector = ValueDrainDetector()
     rows = [ids[s, :length].tolist() for s, length in enumerate(lengths)]
     capture(model, tokenize(model, rows), [detector], batch_size=1)
-    table = detector.compute().table.set_index(["layer", "head", "position"])
+    table = detector.tables()["value_drains"].set_index(["layer", "head", "position"])
     for found in oracle.value_norms(boot_hf(name, zoo), ids, mask):
         if found is None:
             continue

@@ -57,7 +57,7 @@ def detect(texts: list[Text], sizes: tuple[int, ...], **settings: float) -> Visi
 def test_windows_and_padding_equal_whole_patterns(sizes: tuple[int, ...]) -> None:
     texts = random_texts(LENGTHS)
     expected = naive([[text.patterns[layer] for text in texts] for layer in range(2)], list(WINDOWS))
-    found = detect(texts, sizes).compute().table
+    found = detect(texts, sizes).tables()["sinks_visible"]
     pd.testing.assert_frame_equal(found, expected, check_dtype=False, rtol=1e-9, atol=1e-9)
     full, windowed = (found[found["layer"] == layer] for layer in range(2))
     assert full["ceiling"].eq(1).all() and windowed["ceiling"].min() < 0.5
@@ -66,7 +66,7 @@ def test_windows_and_padding_equal_whole_patterns(sizes: tuple[int, ...]) -> Non
 def test_importance_is_the_ceiling_times_this() -> None:
     (text,) = random_texts((30,))
     plain = sum(text.patterns[1][:, i, 0] for i in range(30)) / 30
-    found = detect([text], (1,)).compute().table
+    found = detect([text], (1,)).tables()["sinks_visible"]
     first = found[(found["layer"] == 1) & (found["position"] == 0)]
     np.testing.assert_allclose(first["importance_visible"] * first["ceiling"], plain)
 
@@ -81,23 +81,23 @@ def planted(length: int, window: int) -> Text:
 
 def test_a_full_sink_in_a_window_is_one_by_this_count_alone() -> None:
     text = planted(64, 16)
-    found = detect([text] * 3, (3,)).compute()
-    best = found.strongest.set_index("head").loc[0]
+    found = detect([text] * 3, (3,)).tables()
+    best = found["sink_heads_visible"].set_index("head").loc[0]
     assert best["position"] == 0 and best["importance_visible"] == 1 and best["sink_rate_visible"] == 1
     assert best["ceiling"] == 0.25  # which Gu's importance cannot exceed
-    assert found.table["ceiling"].iloc[0] == 16 / 64
+    assert found["sinks_visible"]["ceiling"].iloc[0] == 16 / 64
 
 
 def test_a_window_too_short_to_judge_has_no_strongest_key() -> None:
-    assert detect([planted(64, 9)], (1,)).compute().strongest.empty
-    assert not detect([planted(64, 9)], (1,), min_queries=5).compute().strongest.empty
+    assert detect([planted(64, 9)], (1,)).tables()["sink_heads_visible"].empty
+    assert not detect([planted(64, 9)], (1,), min_queries=5).tables()["sink_heads_visible"].empty
 
 
 def test_halves_merge_and_other_settings_do_not() -> None:
     texts = random_texts(LENGTHS)
     one, two = detect(texts[:2], (2,)), detect(texts[2:], (3,))
     one.merge(two)
-    pd.testing.assert_frame_equal(one.compute().table, detect(texts, (5,)).compute().table)
+    pd.testing.assert_frame_equal(one.tables()["sinks_visible"], detect(texts, (5,)).tables()["sinks_visible"])
     with pytest.raises(InputError, match="cannot be merged"):
         one.merge(VisibleSinkDetector(0.4))
 
@@ -109,13 +109,13 @@ def test_nan_is_no_rate_of_zero() -> None:
         if "mass" in record.attention:
             record.attention["mass"][0, 1] = math.nan
         detector.update(record)
-    broken = detector.compute().table.query("head == 1 and position < 7")
+    broken = detector.tables()["sinks_visible"].query("head == 1 and position < 7")
     assert broken[["importance_visible", "sink_rate_visible"]].isna().all(axis=None)
 
 
 def test_the_function_equals_the_detector_and_refuses_other_shapes() -> None:
     (text,) = random_texts((30,))
-    found = detect([text], (1,)).compute().table
+    found = detect([text], (1,)).tables()["sinks_visible"]
     alone = importance_visible(text.patterns[1], visible(30, WINDOWS[1]))
     rows = found[found["layer"] == 1]["importance_visible"].to_numpy().reshape(alone.shape)
     np.testing.assert_allclose(rows, alone.numpy(), atol=1e-6)
@@ -134,6 +134,6 @@ def test_from_a_model(name: str, tmp_path: Path) -> None:
     config: Any = model.original_model.config
     windows = oracle.attention_layers(config)
     patterns = [[each[layer].pattern[0] for each in alone] for layer in windows]  # type: ignore[union-attr]
-    expected, found = naive(patterns, [*windows.values()]), detector.compute().table
+    expected, found = naive(patterns, [*windows.values()]), detector.tables()["sinks_visible"]
     for column in ("importance_visible", "null_visible", "ceiling"):
         np.testing.assert_allclose(found[column], expected[column], rtol=1e-4, atol=2e-6, err_msg=column)

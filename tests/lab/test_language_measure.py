@@ -137,11 +137,11 @@ def test_figures_equal_the_engines(trained_lm: Path) -> None:
         sinks.update(record)
         drains.update(record)
         residuals[record.layer] = record.residual
-    bos = sinks.compute().to_dataframe().query("position == 0").sort_values(["layer", "head"])
+    bos = sinks.tables()["sinks"].query("position == 0").sort_values(["layer", "head"])
     assert figures.alpha.mean(0).flatten().tolist() == pytest.approx(bos["importance"].tolist(), rel=1e-4)
     margins = (figures.alpha - 0.3).flatten(1).T  # [head sequence]
     same_shares(figures.rate.flatten().double(), torch.tensor(bos["sink_rate"].to_numpy()), margins)
-    table = drains.compute().to_dataframe().query("position == 0").sort_values(["layer", "head"])
+    table = drains.tables()["value_drains"].query("position == 0").sort_values(["layer", "head"])
     assert figures.drain.flatten().tolist() == pytest.approx(table["drain"].tolist(), rel=1e-4)
     for layer in range(2):
         peak = residuals[layer].token_max[:, 0] / residuals[layer].median

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Final
 from sinklens import plots
 from sinklens.app.page import figure, html_table, text
 from sinklens.app.sections.source import Downloads
+from sinklens.detectors.sink_ranking import by_importance
 from sinklens.plots.sink_heatmap import HeadValue
 from sinklens.plots.style import head_label
-from sinklens.studies.census.sink_ranking import by_importance
 
 if TYPE_CHECKING:
     from sinklens.studies.census.result import Census

@@ -12,6 +12,7 @@ from sinklens.attention import Statistic, StatisticFactory
 from sinklens.attention.block import AttentionShape, Block
 from sinklens.attention.kernel import make_shape
 from sinklens.capture import Consumer, LayerRecord, output_factor, residual_norms, standard_statistics, value_norms
+from sinklens.capture.needs import fields_asked, statistics_asked
 from sinklens.errors import InputError
 from sinklens.lab.variants.attention import Attended
 from sinklens.lab.variants.catalogue import find_variant
@@ -55,7 +56,7 @@ def capture_variant(
         reading: "weights", or "proxy" for shares of each row's sum; by :func:`reading_of` if None. Whoever prints
             figures from proxy scores has to say so.
         batch_size: sequences in one forward pass.
-        statistics: as in ``capture``; the standard ones if None.
+        statistics: taken instead of those that the consumers declare, as in ``capture``.
         top_k: largest residual entries to keep.
 
     Returns:
@@ -63,6 +64,7 @@ def capture_variant(
 
     Raises:
         InputError: if there is padding, ``batch_size`` is below 1, or ``reading`` is unknown.
+        UnsupportedArchitectureError: if a consumer needs keys, head outputs or block halves.
     """
     chosen = reading_of(model.settings.attention) if reading is None else reading
     if chosen not in ("weights", "proxy"):
@@ -72,11 +74,22 @@ def capture_variant(
     if not bool(batch.real.all()):
         raise InputError("A decoder of the lab takes sequences of one length; give them without padding.")
     factors = [output_factor(attention.output_weights) for attention in model.attentions]
+    lacking = dict.fromkeys(
+        ("keys", "outputs", "halves"), "the lab's decoders record attention and residual stream alone"
+    )
+    asked = fields_asked(consumers, lacking)
     kept: list[LayerRecord] = []
     for start in range(0, len(batch), batch_size):
         rows = batch.rows(slice(start, start + batch_size))
-        factories = standard_statistics(rows) if statistics is None else statistics(rows, start)
-        recorder = _Recorder(rows, start, factors, factories, model.visible, chosen, top_k, consumers)
+        if statistics is not None:
+            factories = statistics(rows, start)
+        else:
+            factories = (
+                statistics_asked(consumers, rows, standard_statistics) if consumers else standard_statistics(rows)
+            )
+        recorder = _Recorder(
+            rows, start, factors, factories, model.visible, chosen, top_k, consumers, "hidden" in asked
+        )
         model(rows.ids.to(model.embed.weight.device), recorder)
         kept += recorder.kept
     return kept
@@ -94,12 +107,12 @@ class _Recorder:
     reading: Reading
     top_k: int
     consumers: Sequence[Consumer]
+    with_hidden: bool
     kept: list[LayerRecord] = field(default_factory=list)
 
     def __call__(self, layer: int, attended: Attended | None, hidden: Tensor) -> None:
         norms = residual_norms(hidden, self.rows.real, self.top_k)
-        asked = any("hidden" in (*getattr(c, "needs", ()), *getattr(c, "wants", ())) for c in self.consumers)
-        stream = hidden if asked else None
+        stream = hidden if self.with_hidden else None
         if attended is None:
             record = LayerRecord(layer, self.rows, self.start, "none", {}, None, norms, hidden=stream)
         else:

@@ -129,8 +129,9 @@ def _by_class(
 def _by_detector(model: Decoder, task: Backcopy, queries: Int[Tensor, "batch pos"]) -> dict[str, float]:
     sinks, drains, peaks = SinkDetector(), ValueDrainDetector(), ResidualPeakDetector()
     capture_variant(model, token_batch(task, queries), [sinks, drains, peaks])
-    table, strongest = sinks.compute().table, sinks.compute().strongest
-    drain, peak = drains.compute().table, peaks.compute().table
+    found = sinks.tables()
+    table, strongest = found["sinks"], found["sink_heads"]
+    drain, peak = drains.tables()["value_drains"], peaks.tables()["layers"]
     figures: dict[str, float] = {}
     for layer in range(len(model.attentions)):
         first = table[(table["layer"] == layer) & (table["position"] == 0)]

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import Entropy, KeySetMass, StatisticFactory, plan_for
+from sinklens.attention import plan_for
 from sinklens.capture import capture
 from sinklens.detectors.active_dormant import (
     ABLATION,
@@ -166,17 +166,16 @@ def active_dormant(
         for start in range(0, len(index), layout.chunk):
             numbers = index[start : start + layout.chunk]
             part = domains.batch.rows(numbers)
-            statistics = partial(_statistics, keys=tuple(sink))
-            capture(model, part, [here], batch_size=len(part), statistics=statistics, first_sequence=numbers[0])
+            capture(model, part, [here], batch_size=len(part), first_sequence=numbers[0])
             losses.append(_losses(model, part, name, numbers, heads, rows(part), layout.rows))
             done += len(heads) * len(part)
             if on_done is not None:
                 on_done(done, total)
         detector.merge(here)
-    activity = detector.compute()
+    activity = detector.tables()
     keys = [*HEAD, *GROUP, "sequence"]
-    by_sequence = activity.by_sequence.merge(pd.concat(losses, ignore_index=True), on=keys)
-    table = activity.table.merge(_effects(by_sequence, seed), on=[*HEAD, *GROUP])
+    by_sequence = activity["active_dormant_sequences"].merge(pd.concat(losses, ignore_index=True), on=keys)
+    table = activity["active_dormant"].merge(_effects(by_sequence, seed), on=[*HEAD, *GROUP])
     table["effect_bound"] = table["domain"].map(effect_bounds(by_sequence, thresholds))
     table = _label(table, thresholds)
     ranks = {name: rank for rank, name in enumerate([*domains.names, *named, "other", "all"])}  # as they were given
@@ -235,12 +234,6 @@ def _query_classes(batch: TokenBatch, named: Mapping[str, Collection[int]]) -> d
         return {"all": counted}
     rows = {name: counted & torch.isin(batch.ids, torch.tensor([*ids])) for name, ids in named.items()}
     return rows | {"other": counted & ~torch.stack([*rows.values()]).any(0)}
-
-
-def _statistics(rows: TokenBatch, start: int, keys: tuple[int, ...]) -> list[StatisticFactory]:
-    members = torch.zeros_like(rows.real)
-    members[:, list(keys)] = True
-    return [Entropy, partial(KeySetMass, sets={"sink": members & rows.real})]
 
 
 def _losses(

@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.attention import MissingMass, ReceivedMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.sinks import sequence_importance
+from sinklens.detectors.sinks import SINK_HEAD_RATE, SINK_HEAD_RATIO, sequence_importance
 from sinklens.errors import InputError
 from sinklens.evidence.two_sample import difference_intervals
 from sinklens.models.given_ids import is_encoding
 from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.unused import Unused
 from sinklens.passes.sequences import choose_sequences
-from sinklens.studies.census.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO
 
 DomainTexts = Mapping[str, str | Sequence[str] | TokenBatch | Ids]
 """Texts, or tokens, by name of the domain."""
@@ -183,6 +183,10 @@ class DomainJoin:
         self._importance: dict[int, np.ndarray] = {}
         self._mass: dict[int, np.ndarray] = {}
         self._null: dict[int, np.ndarray] = {}
+
+    def statistics(self, batch: TokenBatch) -> Sequence[StatisticFactory]:
+        """Attention received, and what learned sinks take."""
+        return [ReceivedMass, MissingMass]
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer of one batch."""

@@ -2,8 +2,7 @@
 
 import pandas as pd
 
-from sinklens.detectors import Sinks, VisibleSinks
-from sinklens.studies.census.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO
+from sinklens.detectors.sinks import SINK_HEAD_RATE, SINK_HEAD_RATIO
 
 KEY = ["layer", "head"]
 EMPTY = (
@@ -14,24 +13,46 @@ EMPTY = (
 """Columns that the table of a model without attention has as well."""
 
 
-def join_sinks(found: Sinks, visible: VisibleSinks) -> pd.DataFrame:
+def join_tables(found: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """What the detectors found, with ``sinks`` and ``heads`` in place of the parts that these two are joined of."""
+    tables = dict(found)
+    if "sinks" not in tables:
+        return tables
+    own, own_heads = tables.pop("sinks_visible"), tables.pop("sink_heads_visible")
+    tables["sinks"] = join_sinks(tables["sinks"], own)
+    tables["heads"] = join_heads(
+        tables["sinks"],
+        tables.pop("sink_heads"),
+        own_heads,
+        tables.pop("attention_summary"),
+        tables.get("value_drains"),
+    )
+    return tables
+
+
+def join_sinks(sinks: pd.DataFrame, visible: pd.DataFrame) -> pd.DataFrame:
     """One row per layer, head and position: importance over all later queries, and over those that see the key."""
-    if found.table.empty:
-        return pd.DataFrame(columns=list(dict.fromkeys([*found.table.columns, *visible.table.columns])))
-    return found.table.merge(visible.table, on=[*KEY, "position"], how="left")
+    if sinks.empty:
+        return pd.DataFrame(columns=list(dict.fromkeys([*sinks.columns, *visible.columns])))
+    return sinks.merge(visible, on=[*KEY, "position"], how="left")
 
 
-def join_heads(found: Sinks, visible: VisibleSinks, summary: pd.DataFrame, drains: pd.DataFrame) -> pd.DataFrame:
+def join_heads(
+    table: pd.DataFrame,
+    strongest: pd.DataFrame,
+    strongest_visible: pd.DataFrame,
+    summary: pd.DataFrame,
+    drains: pd.DataFrame | None,
+) -> pd.DataFrame:
     """One row per head: strongest key, its score and null, its drain, and how the head attends.
 
     Columns that end in ``_visible`` belong to the key that is strongest per query that sees it
     (``sink_position_visible``); ``ceiling`` is the largest importance that any head of the layer can give
     ``sink_position``, and ``ceiling_first`` the same for position 0.
     """
-    if found.strongest.empty:
+    if strongest.empty:
         return pd.DataFrame(columns=[*EMPTY])
-    heads = found.strongest.rename(columns={"position": "sink_position"}).drop(columns="n_sequences")
-    table = join_sinks(found, visible)
+    heads = strongest.rename(columns={"position": "sink_position"}).drop(columns="n_sequences")
     first = table[table["position"] == 0].rename(
         columns={
             "importance": "importance_first",
@@ -43,14 +64,14 @@ def join_heads(found: Sinks, visible: VisibleSinks, summary: pd.DataFrame, drain
     heads = heads.merge(first[[*KEY, "importance_first", "sink_rate_first", "null_first", "ceiling_first"]], on=KEY)
     at_key = table[[*KEY, "position", "ceiling"]].rename(columns={"position": "sink_position"})
     heads = heads.merge(at_key, on=[*KEY, "sink_position"])
-    own = visible.strongest.drop(columns="ceiling").rename(columns={"position": "sink_position_visible"})
+    own = strongest_visible.drop(columns="ceiling").rename(columns={"position": "sink_position_visible"})
     own = own.astype({"layer": int, "head": int, "sink_position_visible": "Int64"})
     heads = heads.merge(own, on=KEY, how="left")
     heads = heads.merge(summary, on=KEY, how="left")
     for suffix in ("", "_visible"):
         enough = heads[f"sink_rate{suffix}"] >= SINK_HEAD_RATE
         heads[f"is_sink{suffix}"] = enough & (heads[f"ratio{suffix}"] >= SINK_HEAD_RATIO)
-    if len(drains):
+    if drains is not None and len(drains):
         wanted = drains.rename(columns={"position": "sink_position"}).drop(columns="n_sequences")
         heads = heads.merge(wanted, on=[*KEY, "sink_position"], how="left")
     return heads
@@ -67,13 +88,3 @@ def sinks_by_layer(heads: pd.DataFrame) -> pd.DataFrame:
             "n_sink_heads_visible": grouped["is_sink_visible"].sum(),
         }
     ).reset_index()
-
-
-def with_entering(layers: pd.DataFrame) -> pd.DataFrame:
-    """The stream that enters a block, which its attention reads, beside the one that leaves it.
-
-    What enters block L is what left block L-1; nothing enters the embedding.
-    """
-    for column in ("resid_norm_first", "resid_norm_others", "resid_ratio"):
-        layers[f"{column}_in"] = layers[column].shift(1)
-    return layers

@@ -1,120 +1,36 @@
-"""What a census keeps besides the detectors' tables: the per-token join, the example sequence and its maps."""
+"""What a census keeps besides the detectors' tables: the example sequence and its maps."""
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
-import torch
 
+from sinklens.attention import PooledMap, StatisticFactory
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.massive_activations import ABSOLUTE, RATIO
-from sinklens.detectors.massive_channels import specific_tokens
+from sinklens.detectors.sink_ranking import by_importance
 from sinklens.detectors.sinks import sequence_importance
 from sinklens.models.tokens import TokenBatch
 from sinklens.studies.census.result import AttentionMap
-from sinklens.studies.census.sink_ranking import by_importance
-from sinklens.studies.census.verdict.drains import DRAINED
-
-
-class TokenJoin:
-    """Per token: for how many heads it is a sink, its mean importance, its residual peak, whether it is massive.
-
-    A token is massive where an entry meets the criterion and is above ten times its channel's median over the tokens of
-    the sequence: a channel that is large at every token would flag them all.
-
-    Args:
-        lengths: Number of real tokens of every sequence of the run.
-        eps: Threshold on a sequence's importance.
-        min_queries: Tokens that fewer queries could see are not judged (``n_sink_heads`` is NaN).
-    """
-
-    needs = ("hidden",)
-
-    def __init__(self, lengths: torch.Tensor, eps: float, min_queries: int) -> None:
-        self.lengths, self.eps, self.min_queries = lengths, eps, min_queries
-        shape = (len(lengths), int(lengths.max()))
-        self.n_sink_heads = torch.zeros(shape)
-        self.received = torch.zeros(shape)
-        self.heads = 0
-        self.peak_ratio = torch.zeros(shape)
-        self.drained = torch.zeros(shape)
-        self.drains_known = False
-        self.absolute = torch.zeros(shape, dtype=torch.bool)
-        self.relative = torch.zeros(shape, dtype=torch.bool)
-
-    def update(self, record: LayerRecord) -> None:
-        """Take one layer of one batch."""
-        batch, width = record.real.shape
-        rows, columns = slice(record.first_sequence, record.first_sequence + batch), slice(0, width)
-        if "mass" in record.attention:
-            alpha, _ = sequence_importance(record)
-            self.n_sink_heads[rows, columns] += (alpha > self.eps).sum(1).cpu()
-            self.received[rows, columns] += alpha.sum(1).cpu()
-            if record.first_sequence == 0:
-                self.heads += alpha.shape[1]
-        if record.values is not None and record.values.output is not None:
-            self.drained[rows, columns] += drained_heads(record.values.output, record.real).cpu()
-            self.drains_known = True
-        if record.residual is not None and record.layer >= 0:
-            norm = record.residual.norm.cpu()
-            median = torch.nanmedian(norm, dim=1, keepdim=True).values
-            ratio = (norm / median).nan_to_num()
-            self.peak_ratio[rows, columns] = torch.maximum(self.peak_ratio[rows, columns], ratio)
-            self._flag(record)
-
-    def _flag(self, record: LayerRecord) -> None:
-        if record.hidden is None or record.residual is None:
-            return
-        token_max = record.residual.token_max.to(record.hidden.device)
-        for row, length in enumerate(record.batch.lengths.tolist()):
-            sequence, largest = record.first_sequence + row, token_max[row, :length]
-            bounds = (ABSOLUTE, RATIO * float(record.residual.median[row]))
-            for flags, bound in zip((self.absolute, self.relative), bounds, strict=True):
-                flags[sequence, :length] |= specific_tokens(record.hidden[row, :length], largest, bound).cpu()
-
-    def table(
-        self, ids: torch.Tensor, special: torch.Tensor, bos: torch.Tensor, tokens: list[list[str]]
-    ) -> pd.DataFrame:
-        """The finished table, padding left out."""
-        sequence, position = (torch.arange(ids.shape[1])[None] < self.lengths[:, None]).nonzero(as_tuple=True)
-        queries = self.lengths[sequence] - position
-
-        def at(values: torch.Tensor) -> np.ndarray:
-            return values[sequence, position].numpy()
-
-        judged = (queries >= self.min_queries).numpy() & (self.heads > 0)
-        return pd.DataFrame(
-            {
-                "sequence": sequence.numpy(),
-                "position": position.numpy(),
-                "token_id": at(ids),
-                "token": [token for row in tokens for token in row],
-                "is_special": at(special),
-                "is_bos": at(bos),
-                "n_sink_heads": np.where(judged, at(self.n_sink_heads), np.nan),
-                "received": at(self.received) / self.heads if self.heads else np.nan,
-                "n_drained_heads": at(self.drained) if self.drains_known else np.nan,
-                "peak_ratio": at(self.peak_ratio),
-                "is_massive_absolute": at(self.absolute),
-                "is_massive_ratio": at(self.relative),
-            }
-        )
-
-
-def drained_heads(output: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """For how many heads ``|W_O v|`` of a token is below half of the other tokens' mean, ``[batch pos]``."""
-    norms = output.double().masked_fill(~real[:, None].to(output.device), 0)
-    others = (norms.sum(-1, keepdim=True) - norms) / (real.sum(1) - 1).clamp(min=1)[:, None, None].to(norms.device)
-    return (norms < DRAINED * others).sum(1).float()
 
 
 class Example:
-    """Norms by layer and token, and all heads' pooled maps, of the first sequence."""
+    """Norms by layer and token, and all heads' pooled maps, of the first sequence.
 
-    def __init__(self) -> None:
+    Args:
+        with_maps: Whether the maps are taken.
+    """
+
+    def __init__(self, with_maps: bool = False) -> None:
+        self.with_maps = with_maps
         self.frames: list[pd.DataFrame] = []
         self.maps: dict[tuple[int, int], np.ndarray] = {}
         self.cell = 1
+
+    def statistics(self, batch: TokenBatch) -> Sequence[StatisticFactory]:
+        """The maps of the first sequence, in the first pass."""
+        return [partial(PooledMap, sequences=(0,))] if self.with_maps and not self.frames else []
 
     def update(self, record: LayerRecord) -> None:
         """Keep the first sequence of the first batch."""

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 
+from sinklens.detectors.sink_ranking import by_importance
 from sinklens.errors import ResultError
 from sinklens.results.provenance import precision
 from sinklens.results.table import Table
 from sinklens.results.tables import load_result, save_result
-from sinklens.studies.census.sink_ranking import by_importance
 
 FORMAT = "sinklens-census"
 FORMAT_VERSION = 1

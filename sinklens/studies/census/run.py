@@ -8,24 +8,26 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import ReceivedMass, StatisticFactory, plan_for
-from sinklens.capture import Consumer, MemoryPlan, capture, plan_memory, standard_statistics
-from sinklens.detectors import (
-    METRICS,
-    AttentionSummaryDetector,
-    CompressionDetector,
-    DecorrelationDetector,
-    MassiveActivationDetector,
-    ResidualPeakDetector,
-    SecondarySinkDetector,
+from sinklens.attention import AttentionPlan, ReceivedMass, plan_for
+from sinklens.capture import Consumer, MemoryPlan, capture, plan_memory
+from sinklens.detectors.active_dormant import MASS
+from sinklens.detectors.base import Detector
+from sinklens.detectors.extreme_tokens import ExtremeTokenDetector
+from sinklens.detectors.measure import measure
+from sinklens.detectors.registry import choose_detectors, default_detectors
+from sinklens.detectors.sinks import (
+    EPS,
+    EPS_SWEEP,
+    MIN_QUERIES,
+    MIN_SHARE,
+    SINK_HEAD_RATE,
+    SINK_HEAD_RATIO,
     SinkDetector,
-    ValueDrainDetector,
-    VisibleSinkDetector,
+    shortest_length,
+    uniform_importance,
 )
-from sinklens.detectors.active_dormant import ABLATION, OUTPUT_NORM
-from sinklens.detectors.sinks import EPS, EPS_SWEEP, MIN_QUERIES, MIN_SHARE, shortest_length, uniform_importance
-from sinklens.detectors.token_types import token_types
 from sinklens.errors import InputError
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import norm_after_attention, quantised_layers
@@ -36,19 +38,14 @@ from sinklens.models.torch_state import usual_torch
 from sinklens.passes.sequences import choose_sequences, without_short
 from sinklens.results.provenance import attention_facts, made_with, model_facts, token_facts
 from sinklens.studies.census.domains import DomainJoin, Domains, DomainTexts, choose_domains
-from sinklens.studies.census.head_table import join_heads, join_sinks, sinks_by_layer, with_entering
-from sinklens.studies.census.joins import Example, TokenJoin, choose_maps
+from sinklens.studies.census.head_table import join_tables, sinks_by_layer
+from sinklens.studies.census.joins import Example, choose_maps
 from sinklens.studies.census.result import FORMAT_VERSION, Census
-from sinklens.studies.census.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO, describe
+from sinklens.studies.census.verdict import describe
 from sinklens.studies.effects.sinks_after import sinks_after
 
-DETECTORS = (
-    "sinks", "value_drains", "massive_activations", "residual_peaks", "secondary_sinks", "decorrelation",
-)  # fmt: skip
+DETECTORS = default_detectors()
 """What a scan runs unless told otherwise: together a few per cent of its time each."""
-
-COSTLY = ("compression",)
-"""What must be asked for: an eigenvalue problem for every layer and sequence."""
 
 
 @usual_torch()
@@ -64,7 +61,7 @@ def scan(
     split: bool = True,
     max_sequences: int | None = None,
     batch_size: int | None = None,
-    detectors: Sequence[str] = DETECTORS,
+    detectors: str | Detector | Sequence[str | Detector] = DETECTORS,
     eps: float = EPS,
     maps: int = 6,
     seed: int = 0,
@@ -91,7 +88,9 @@ def scan(
         max_sequences: Draw at most this many sequences (of each domain) from all over the texts; default: 100, and all
             of given tokens. The census says how many tokens were not used, and why.
         batch_size: Sequences per forward pass; default: what fits the memory.
-        detectors: Names among :data:`DETECTORS` (the default, all of these) and :data:`COSTLY`.
+        detectors: Names, see :func:`~sinklens.detectors.registry.all_detectors` (default: :data:`DETECTORS`), and
+            :class:`~sinklens.detectors.base.Detector` objects of your own: the census then holds their tables, metrics
+            and sentences. ``"compression"`` is slow and has to be asked for.
         eps: Threshold of the sink rate.
         maps: For how many heads the example sequence's attention map is kept.
         seed: Which sequences are drawn.
@@ -106,17 +105,15 @@ def scan(
 
     Raises:
         InputError: No usable sequence (each needs at least as many tokens as make ``eps`` meaningful, 10 for 0.3), ids
-            with padding and no mask, a model in training mode, activations that are NaN, or an unknown detector.
-        UnsupportedArchitectureError: No exact way to measure the model is known.
+            with padding and no mask, a model in training mode, activations that are NaN, an unknown detector, or
+            two that give one table.
+        UnsupportedArchitectureError: No exact way to measure the model is known, or a detector needs what it lacks.
 
     Cost: one forward pass, its attention about twice as slow as fused attention; memory O(tokens) on the fast path.
     """
-    every = (*DETECTORS, *COSTLY)
-    detectors = [detectors] if isinstance(detectors, str) else detectors
-    unknown = [name for name in detectors if name not in every]
-    if unknown or not detectors:
-        named = ", ".join(unknown) or "(none)"
-        raise InputError(f"Unknown detectors {named}; expected some of {', '.join(every)}.")
+    _check_eps(eps)
+    given = [detectors] if isinstance(detectors, str | Detector) else list(detectors)
+    chosen = choose_detectors(given, eps=eps)
     started = time.perf_counter()
     model = as_bridge(model, tokenizer=tokenizer)
     notes: list[str] = []
@@ -151,102 +148,48 @@ def scan(
         domains = replace(domains.rows(usable), batch=batch) if domains is not None else None
     notes += dict.fromkeys(_length_notes(batch, eps) + (domains.notes() if domains is not None else []))
     notes += [] if intervention is None else [f"Measured under an intervention: {intervention}."]
-    wants = {name: name in detectors for name in every}
-    if wants["value_drains"] and (coded := quantised_layers(model)):
+    with_drains = any(detector.name == "value_drains" for detector in chosen)
+    if with_drains and (coded := quantised_layers(model)):
         notes.append(
             f"|W_O v| is not known in {len(coded)} of {len(plan.layers)} layers: their weights are quantised "
             f"({', '.join(sorted(set(coded.values())))}), so value drains there are those of |v| alone; load the model "
             "without quantisation for both."
         )
-    compared = intervention is not None and wants["sinks"]
+    with_sinks = any(detector.name == "sinks" for detector in chosen)
+    compared = intervention is not None and with_sinks
     memory = plan_memory(model, len(batch), batch.ids.shape[1], batch_size)
     if on_plan is not None:
         on_plan(memory, len(batch) * (len(model.blocks) + 1) * (2 if compared else 1))
 
-    uses_attention = wants["sinks"] or wants["value_drains"] or wants["secondary_sinks"]
-    sinks, visible = SinkDetector(eps, EPS_SWEEP, MIN_QUERIES), VisibleSinkDetector(eps)
-    summary, drains = AttentionSummaryDetector(), ValueDrainDetector()
-    massive, peaks = MassiveActivationDetector(), ResidualPeakDetector()
-    secondary, decorrelation = SecondarySinkDetector(eps=eps), DecorrelationDetector()
-    compression = CompressionDetector()
-    join, example = TokenJoin(batch.lengths, eps, MIN_QUERIES), Example()
-    consumers: list[Consumer] = [join, example]
-    consumers += [sinks, visible, summary] if wants["sinks"] else []
-    consumers += [drains] if wants["value_drains"] else []
-    consumers += [massive] if wants["massive_activations"] else []
-    consumers += [peaks] if wants["residual_peaks"] else []
-    consumers += [secondary] if wants["secondary_sinks"] else []
-    consumers += [decorrelation] if wants["decorrelation"] else []
-    consumers += [compression] if wants["compression"] else []
-    differences = DomainJoin(domains.of, eps, seed) if domains is not None and wants["sinks"] else None
-    consumers += [differences] if differences is not None else []
-
-    def statistics(rows: TokenBatch, start: int) -> Sequence[StatisticFactory]:
-        if not uses_attention:
-            return []
-        return standard_statistics(rows, maps=(0,) if start == 0 and maps > 0 else ())
-
-    capture(
+    if all(detector.name != ExtremeTokenDetector.name for detector in chosen):
+        attention = any(detector.statistics(batch) for detector in chosen)
+        chosen.append(ExtremeTokenDetector(eps, MIN_QUERIES, attention))
+    example = Example(with_maps=with_sinks and maps > 0)
+    differences = DomainJoin(domains.of, eps, seed) if domains is not None and with_sinks else None
+    beside: list[Consumer] = [example] if differences is None else [example, differences]
+    found = measure(
         model,
         batch,
-        consumers,
+        chosen,
         batch_size=memory.batch_size,
-        statistics=statistics,
+        beside=beside,
         intervention=intervention,
         on_layer=on_layer,
     )
-    before = SinkDetector(eps, EPS_SWEEP, MIN_QUERIES)
-    if compared:
-        only: Sequence[StatisticFactory] = [ReceivedMass]
-        capture(model, batch, [before], batch_size=memory.batch_size, statistics=lambda *_: only, on_layer=on_layer)
-
-    tables: dict[str, pd.DataFrame] = {
-        "tokens": join.table(batch.ids, batch.special, batch.bos, [list(row) for row in batch.tokens]),
-        "profile": example.profile(),
-    }
+    tables = join_tables(found.tables) | {"profile": example.profile()}
     if domains is not None:
         tables["tokens"].insert(1, "domain", [domains.of[sequence] for sequence in tables["tokens"]["sequence"]])
     if differences is not None:
         tables["domains"] = differences.table()
-    layers = pd.DataFrame({"layer": range(-1, len(model.blocks))})
-    layers["attention"] = ["embedding"] + [layer.path for layer in plan.layers]
-    layers["window"] = pd.array([None] + [layer.window for layer in plan.layers], dtype="Int64")
-    posts = [None if each.path == "none" else norm_after_attention(model, each.layer) for each in plan.layers]
-    layers["norm_after_attention"] = pd.array([None, *posts], dtype="boolean")
-    drain_table = drains.compute().to_dataframe() if wants["value_drains"] else pd.DataFrame()
-    if wants["value_drains"]:
-        tables["value_drains"] = drain_table
-    if wants["sinks"]:
-        found = sinks.compute()
-        tables |= {"sinks": join_sinks(found, visible.compute()), "eps_sweep": found.sweep}
-        tables["heads"] = join_heads(found, visible.compute(), summary.compute().to_dataframe(), drain_table)
-        layers = layers.merge(sinks_by_layer(tables["heads"]), on="layer", how="left")
-        if compared:
-            tables["sinks_after"] = sinks_after(before.compute(), {str(intervention): found})
-    if wants["residual_peaks"]:
-        result = peaks.compute()
-        layers = with_entering(layers.merge(result.table, on="layer", how="left"))
-        tables |= {"residual_norms": result.by_position, "peaks": result.tokens}
-    if wants["massive_activations"]:
-        entries = massive.compute()
-        layers = layers.merge(entries.layers, on="layer", how="left")
-        tables |= {"massive": entries.table, "massive_channels": entries.channels, "massive_episodes": entries.episodes}
-    tables["layers"] = layers
-    if wants["secondary_sinks"]:
-        aligned = secondary.compute()
-        tables |= {"secondary_sinks": aligned.table, "secondary_windows": aligned.windows}
-    if wants["decorrelation"]:
-        tables["decorrelation"] = decorrelation.compute().table
-    if wants["compression"]:
-        tables["compression"] = compression.compute().table
-
-    if wants["sinks"]:
-        tables["token_types"] = token_types(tables["tokens"], join.heads)
-
+    if compared:
+        before, only = SinkDetector(eps), [ReceivedMass]
+        capture(model, batch, [before], batch_size=memory.batch_size, statistics=lambda *_: only, on_layer=on_layer)
+        tables["sinks_after"] = sinks_after(before.tables(), {str(intervention): found.tables})
+    tables["layers"] = _layers(model, plan, tables)
     settings = {
-        "detectors": list(detectors),
+        "detectors": [each if isinstance(each, str) else each.name for each in given],
         "eps": eps,
-        "eps_sweep": list(sinks.thresholds),
+        "eps_sweep": list(dict.fromkeys((eps, *EPS_SWEEP))),
         "min_queries": MIN_QUERIES,
         "min_share": MIN_SHARE,
         "sink_head_rate": SINK_HEAD_RATE,
@@ -255,27 +198,43 @@ def scan(
         "batch_size": memory.batch_size,
         "seed": seed,
     }
+    metrics = [*found.metrics.values(), *([] if differences is None else [MASS])]
     kept = choose_maps(example, tables.get("heads"), batch, maps)
     meta = {
         "format_version": FORMAT_VERSION,
         **made_with(),
         "model": model_facts(model) | attention_facts(plan),
         "tokens": token_facts(batch, source, skipped) | ({"domains": domains.facts()} if domains is not None else {}),
-        "metrics": {metric.name: metric.as_dict() for metric in METRICS if metric not in (OUTPUT_NORM, ABLATION)},
+        "metrics": {metric.name: metric.as_dict() for metric in metrics},
         "settings": settings,
         "intervention": None if intervention is None else json.loads(intervention.to_json()),
         "warnings": notes,
-        "verdict": describe(tables, settings) + ([] if intervention is None else [f"All under {intervention}."]),
+        "verdict": describe(tables, settings, found.detectors)
+        + ([] if intervention is None else [f"All under {intervention}."]),
         "seconds": time.perf_counter() - started,
     }
     return Census(meta, tables, kept)
 
 
+def _layers(model: TransformerBridge, plan: AttentionPlan, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per layer: how it is measured, its sinks, and what the detectors say of it."""
+    layers = pd.DataFrame({"layer": range(-1, len(model.blocks))})
+    layers["attention"] = ["embedding"] + [layer.path for layer in plan.layers]
+    layers["window"] = pd.array([None] + [layer.window for layer in plan.layers], dtype="Int64")
+    posts = [None if each.path == "none" else norm_after_attention(model, each.layer) for each in plan.layers]
+    layers["norm_after_attention"] = pd.array([None, *posts], dtype="boolean")
+    if "heads" in tables:
+        layers = layers.merge(sinks_by_layer(tables["heads"]), on="layer", how="left")
+    return layers.merge(tables["layers"], on="layer", how="left") if "layers" in tables else layers
+
+
+def _check_eps(eps: Any) -> None:
+    if not isinstance(eps, int | float) or not 0 < eps < 1:
+        raise InputError(f"eps must lie between 0 and 1, got {eps!r}.")
+
+
 def _usable(batch: TokenBatch, eps: float) -> tuple[list[int], list[str]]:
     """Which sequences are long enough for the threshold to mean anything, and a line about each that is not."""
-    number: Any = eps
-    if not isinstance(number, int | float) or not 0 < eps < 1:
-        raise InputError(f"eps must lie between 0 and 1, got {eps!r}.")
     need = shortest_length(eps)
     long_enough = batch.lengths >= need
     if not bool(long_enough.any()):

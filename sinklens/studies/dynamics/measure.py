@@ -1,7 +1,8 @@
 """What one checkpoint shows: sink, logit margin, value drain, residual peak and loss, by head, layer and domain."""
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,16 @@ import torch
 from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import DeltaLogit, ReceivedMass
 from sinklens.capture import capture, plan_memory
 from sinklens.detectors import MassiveActivationDetector, ResidualPeakDetector, SinkDetector, ValueDrainDetector
+from sinklens.detectors.measure import tables_of
+from sinklens.detectors.sinks import SINK_HEAD_RATE, SINK_HEAD_RATIO
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.effects import token_losses
 from sinklens.models.tokens import TokenBatch
 from sinklens.passes.batches import equal_lengths
 from sinklens.studies.ablation.layout import choose_layout
 from sinklens.studies.census.domains import Domains
-from sinklens.studies.census.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO
 
 ALL = "all"
 HEAD_COLUMNS = (
@@ -33,45 +34,28 @@ LAYER_COLUMNS = (
 HEAD_MEANS = ("sink_rate_first", "importance_first", "null_first", "delta_logit", "drain", "drain_wo")
 
 
-class _Detectors:
-    """Everything that is measured on the sequences of one domain."""
+def _heads(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per head: what it does with position 0."""
+    key = ["layer", "head"]
+    table, drains = tables["sinks"], tables["value_drains"]
+    if table.empty:
+        return pd.DataFrame(columns=[*HEAD_COLUMNS])
+    names = {"importance": "importance_first", "null": "null_first", "sink_rate": "sink_rate_first"}
+    first = table[table["position"] == 0].rename(columns=names)
+    wanted = drains[drains["position"] == 0][[*key, "value_norm", "drain", "output_norm", "drain_wo"]]
+    first = first.merge(wanted, on=key, how="left")
+    ratio = first["ratio"] >= SINK_HEAD_RATIO
+    return first.assign(is_sink_first=(first["sink_rate_first"] >= SINK_HEAD_RATE) & ratio)
 
-    def __init__(self, eps: float) -> None:
-        self.sinks, self.drains = SinkDetector(eps), ValueDrainDetector()
-        self.peaks, self.massive = ResidualPeakDetector(), MassiveActivationDetector()
 
-    @property
-    def consumers(self) -> list[SinkDetector | ValueDrainDetector | ResidualPeakDetector | MassiveActivationDetector]:
-        return [self.sinks, self.drains, self.peaks, self.massive]
-
-    def merge(self, other: "_Detectors") -> None:
-        self.sinks.merge(other.sinks)
-        self.drains.merge(other.drains)
-        self.peaks.merge(other.peaks)
-        self.massive.merge(other.massive)
-
-    def heads(self) -> pd.DataFrame:
-        """One row per head: what it does with position 0."""
-        key = ["layer", "head"]
-        table, drains = self.sinks.compute().table, self.drains.compute().table
-        if table.empty:
-            return pd.DataFrame(columns=[*HEAD_COLUMNS])
-        names = {"importance": "importance_first", "null": "null_first", "sink_rate": "sink_rate_first"}
-        first = table[table["position"] == 0].rename(columns=names)
-        wanted = drains[drains["position"] == 0][[*key, "value_norm", "drain", "output_norm", "drain_wo"]]
-        first = first.merge(wanted, on=key, how="left")
-        ratio = first["ratio"] >= SINK_HEAD_RATIO
-        return first.assign(is_sink_first=(first["sink_rate_first"] >= SINK_HEAD_RATE) & ratio)
-
-    def layers(self, heads: pd.DataFrame) -> pd.DataFrame:
-        """One row per layer, -1 before the first block."""
-        table = self.peaks.compute().table.merge(self.massive.compute().layers, on="layer", how="outer")
-        if len(heads):
-            grouped = heads.groupby("layer")
-            means = grouped[["sink_rate_first", "importance_first"]].mean()
-            means["n_sink_heads"] = grouped["is_sink_first"].sum()
-            return table.merge(means.reset_index(), on="layer", how="left")
-        return table.assign(sink_rate_first=math.nan, importance_first=math.nan, n_sink_heads=math.nan)
+def _layers(table: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
+    """One row per layer, -1 before the first block."""
+    if len(heads):
+        grouped = heads.groupby("layer")
+        means = grouped[["sink_rate_first", "importance_first"]].mean()
+        means["n_sink_heads"] = grouped["is_sink_first"].sum()
+        return table.merge(means.reset_index(), on="layer", how="left")
+    return table.assign(sink_rate_first=math.nan, importance_first=math.nan, n_sink_heads=math.nan)
 
 
 @torch.no_grad()
@@ -111,34 +95,29 @@ def measure_checkpoint(
         if on_work is not None:
             on_work(0.7 * done / n_records)
 
-    measured: dict[str, _Detectors] = {}
-    together = _Detectors(eps)
+    wanted = [SinkDetector(eps), ValueDrainDetector(), ResidualPeakDetector(), MassiveActivationDetector()]
+    together = copy.deepcopy(wanted)
+    measured: dict[str, Mapping[str, pd.DataFrame]] = {}
     for name in domains.names:
         index = [number for number, of in enumerate(domains.of) if of == name]
-        measured[name] = _Detectors(eps)
-        capture(
-            model,
-            domains.batch.rows(index),
-            measured[name].consumers,
-            batch_size=size,
-            statistics=lambda rows, start: [ReceivedMass, DeltaLogit],
-            first_sequence=index[0],
-            on_layer=worked,
-        )
-        together.merge(measured[name])
+        own: list[Any] = copy.deepcopy(wanted)
+        capture(model, domains.batch.rows(index), own, batch_size=size, first_sequence=index[0], on_layer=worked)
+        for whole, part in zip(together, own, strict=True):
+            whole.merge(part)
+        measured[name] = tables_of(own)
     losses = sequence_losses(model, domains.batch, batch_size)
     if on_work is not None:
         on_work(1.0)
     if len(measured) > 1:
-        measured = {ALL: together} | measured
+        measured = {ALL: tables_of(together)} | measured
     of = np.array(domains.of, dtype=object)
     heads, layers = [], []
     steps: list[dict[str, Any]] = []
     for name, each in measured.items():
-        by_head = each.heads()
-        by_layer = each.layers(by_head)
-        own = losses if name == ALL else losses[of == name]
-        row = _summary(by_head, by_layer) | _loss(own, int(model.cfg.d_vocab), seed)
+        by_head = _heads(each)
+        by_layer = _layers(each["layers"], by_head)
+        lost = losses if name == ALL else losses[of == name]
+        row = _summary(by_head, by_layer) | _loss(lost, int(model.cfg.d_vocab), seed)
         steps.append({"domain": name, **row})
         heads.append(by_head.assign(domain=name))
         layers.append(by_layer.assign(domain=name))

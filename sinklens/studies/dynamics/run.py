@@ -14,6 +14,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.detectors import attention_summary, massive_activations, residual_peaks, sinks, value_drains
+from sinklens.detectors.sinks import SINK_HEAD_RATE, SINK_HEAD_RATIO
 from sinklens.errors import InputError, ModelLoadError, ResultError
 from sinklens.models.load import load
 from sinklens.models.tokens import TokenBatch
@@ -21,7 +22,6 @@ from sinklens.results import RunFolder
 from sinklens.results.provenance import provenance
 from sinklens.results.run_folder import ANEW
 from sinklens.studies.census.domains import Domains
-from sinklens.studies.census.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO
 from sinklens.studies.dynamics.measure import measure_checkpoint
 from sinklens.studies.dynamics.plan import DynamicsPlan
 from sinklens.studies.dynamics.result import FORMAT, FORMAT_VERSION, PARTS, WORK, Dynamics

@@ -8,12 +8,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import ReceivedMass
 from sinklens.capture import capture
-from sinklens.detectors import SinkDetector, Sinks
-from sinklens.detectors.sinks import EPS, shortest_length
+from sinklens.detectors import SinkDetector
+from sinklens.detectors.sinks import EPS, SINK_HEAD_RATE, SINK_HEAD_RATIO, shortest_length
 from sinklens.errors import InputError
 from sinklens.interventions import MaskKeys
 from sinklens.models.tokens import TokenBatch
-from sinklens.studies.census.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO
 
 COLUMNS = ("round", "n_masked", "position", "n_sink_heads", "n_heads")
 
@@ -70,7 +69,7 @@ def follow_sinks(
         detector = SinkDetector(eps)
         change = MaskKeys(tuple(masked)) if masked else None
         capture(model, batch, [detector], batch_size=batch_size, intervention=change, statistics=lambda *_: _MASS)
-        found, n_heads = _sink_positions(detector.compute())
+        found, n_heads = _sink_positions(detector.tables()["sink_heads"])
         number = rows[-1][0] + 1 if rows else 0
         rows += [(number, len(masked), position, count, n_heads) for position, count in found.items()]
         new = [position for position in found if position not in masked][: bound - len(masked)]
@@ -85,9 +84,8 @@ def follow_sinks(
 _MASS: Sequence[type[ReceivedMass]] = (ReceivedMass,)
 
 
-def _sink_positions(found: Sinks) -> tuple[dict[int, int], int]:
+def _sink_positions(heads: pd.DataFrame) -> tuple[dict[int, int], int]:
     """Sink heads by position, the most first, and the number of heads."""
-    heads = found.strongest
     if heads.empty:
         return {}, 0
     sinks = heads[(heads["sink_rate"] >= SINK_HEAD_RATE) & (heads["ratio"] >= SINK_HEAD_RATIO)]

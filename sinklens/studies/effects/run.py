@@ -25,9 +25,9 @@ from sinklens.models.torch_state import usual_torch
 from sinklens.passes.batches import equal_lengths
 from sinklens.results.provenance import provenance
 from sinklens.results.tables import load_result, save_result
-from sinklens.studies.census.verdict.sinks_after import describe_sinks_after
 from sinklens.studies.effects.sinks_after import CLEAN, SinkTally, sink_columns
 from sinklens.studies.effects.sinks_after import COLUMNS as SINK_COLUMNS
+from sinklens.studies.effects.sinks_after_verdict import describe_sinks_after
 
 FORMAT = "sinklens-effects"
 FORMAT_VERSION = 1

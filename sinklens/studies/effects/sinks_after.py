@@ -8,10 +8,9 @@ from torch import Tensor
 
 from sinklens.attention import ReceivedMass, Statistic
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors import SinkDetector, Sinks
-from sinklens.detectors.sinks import EPS, shortest_length
+from sinklens.detectors import SinkDetector
+from sinklens.detectors.sinks import EPS, SINK_HEAD_RATE, SINK_HEAD_RATIO, shortest_length
 from sinklens.models.tokens import TokenBatch
-from sinklens.studies.census.verdict import SINK_HEAD_RATE, SINK_HEAD_RATIO
 
 COLUMNS: Final = (
     "intervention", "position", "n_sink_heads_before", "n_sink_heads", "n_heads", "importance_before", "importance",
@@ -61,14 +60,14 @@ class SinkTally:
         of any head at that position). Position 0 always has a row; without attention or long enough sequences there
         is none.
         """
-        after = {name: self._detectors[name].compute() for name in interventions if name in self._detectors}
+        after = {name: self._detectors[name].tables() for name in interventions if name in self._detectors}
         if CLEAN not in self._detectors:
             return pd.DataFrame(columns=[*COLUMNS])
-        return sinks_after(self._detectors[CLEAN].compute(), after)
+        return sinks_after(self._detectors[CLEAN].tables(), after)
 
 
-def sinks_after(before: Sinks, after: Mapping[str, Sinks]) -> pd.DataFrame:
-    """The table of :meth:`SinkTally.table`, from the sinks of the model as it is and under each intervention."""
+def sinks_after(before: Mapping[str, pd.DataFrame], after: Mapping[str, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
+    """The table of :meth:`SinkTally.table`, from a sink detector's tables of the model as it is and of each change."""
     clean, frames = _by_position(before), []
     counts = ["n_sink_heads_before", "n_sink_heads"]
     for name, found in after.items():
@@ -76,18 +75,18 @@ def sinks_after(before: Sinks, after: Mapping[str, Sinks]) -> pd.DataFrame:
         both = both.rename_axis("position").reset_index()
         both[counts] = both[counts].fillna(0).astype(int)
         shown = both[both[counts].sum(axis=1).gt(0) | both["position"].eq(0)]
-        frames.append(shown.assign(intervention=name, n_heads=len(before.strongest))[[*COLUMNS]])
+        frames.append(shown.assign(intervention=name, n_heads=len(before["sink_heads"]))[[*COLUMNS]])
     frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS])
 
 
-def _by_position(found: Sinks) -> pd.DataFrame:
+def _by_position(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Sink heads and largest importance by position."""
-    heads = found.strongest
+    heads = found["sink_heads"]
     if heads.empty:
         return pd.DataFrame(columns=["n_sink_heads", "importance"], index=pd.Index([], name="position"))
     sinks = heads[(heads["sink_rate"] >= SINK_HEAD_RATE) & (heads["ratio"] >= SINK_HEAD_RATIO)]
-    out = found.table.groupby("position")[["importance"]].max()
+    out = found["sinks"].groupby("position")[["importance"]].max()
     out["n_sink_heads"] = sinks.groupby("position").size().reindex(out.index, fill_value=0)
     return out
 

@@ -122,18 +122,18 @@ def test_every_variant_goes_through_every_detector(name: str) -> None:
     model, batch = random_decoder(name, layers=2), sequences()
     detectors = [SinkDetector(), ValueDrainDetector(), ResidualPeakDetector(), MassiveActivationDetector()]
     assert capture_variant(model, batch, detectors) == []
-    sinks, drains, peaks, _massive = (detector.compute() for detector in detectors)
+    sinks, drains, peaks, _massive = (detector.tables() for detector in detectors)
     seen: dict[int, Attended] = {}
     model(batch.ids, lambda layer, attended, hidden: seen.update({} if attended is None else {layer: attended}))
     read = proxy(seen[1].weights) if VARIANTS[name].row_sum == "free" else seen[1].weights
-    table = sinks.table[(sinks.table["layer"] == 1) & (sinks.table["head"] == 1) & (sinks.table["position"] == 0)]
+    table = sinks["sinks"].query("layer == 1 and head == 1 and position == 0")
     assert table["importance"].item() == pytest.approx(read[:, 1, :, 0].mean().item(), rel=1e-4)
     assert math.isnan(table["delta_logit"].item()) == (not VARIANTS[name].from_scores)
-    drain = drains.table[(drains.table["layer"] == 1) & (drains.table["head"] == 1) & (drains.table["position"] == 0)]
+    drain = drains["value_drains"].query("layer == 1 and head == 1 and position == 0")
     written = torch.einsum("bkd,dm->bkm", seen[1].value[:, 1], model.attentions[1].output_weights[1]).norm(dim=-1)
     ratio = written[:, 0].mean() / written[:, 1:].mean()
     assert drain["drain_wo"].item() == pytest.approx(ratio.item(), rel=1e-4)
-    assert len(peaks.table) == 3
+    assert len(peaks["layers"]) == 3
 
 
 def test_the_size_of_a_pass_changes_nothing() -> None:
@@ -142,7 +142,7 @@ def test_the_size_of_a_pass_changes_nothing() -> None:
     for size in (2, 64):
         sinks, meter = SinkDetector(), QueryClasses(TASK.classes(batch.ids.repeat(1, 2)[:, :25]), torch.ones(24).bool())
         capture_variant(model, batch, [sinks, meter], batch_size=size, statistics=statistics)
-        tables.append((sinks.compute().table, meter.compute()))
+        tables.append((sinks.tables()["sinks"], meter.compute()))
     assert_frame_equal(tables[0][0], tables[1][0])
     assert tables[0][1] == pytest.approx(tables[1][1], nan_ok=True)
 

@@ -1,5 +1,6 @@
 """The further detectors in a scan: which run unless told otherwise, and what they leave in the census."""
 
+from functools import wraps
 from pathlib import Path
 
 import pandas as pd
@@ -13,18 +14,18 @@ from sinklens.detectors import CompressionDetector, DecorrelationDetector, Secon
 from sinklens.errors import InputError, ResultError
 from sinklens.models.load import load
 from sinklens.passes.corpus import builtin_corpus
-from sinklens.studies.census.run import COSTLY, DETECTORS
+from sinklens.studies.census.run import DETECTORS
 from sinklens.studies.census.verdict import describe
 from tests import families
 
 
 def test_cheap_ones_run_and_the_costly_one_is_asked_for(bb3: TransformerBridge, bb3_census: Census) -> None:
     assert {"secondary_sinks", "secondary_windows", "decorrelation"} <= bb3_census.tables.keys()
-    assert "compression" in COSTLY and "compression" not in DETECTORS
+    assert "compression" not in DETECTORS
     with pytest.raises(ResultError, match="no table 'compression'"):
         _ = bb3_census.compression
     alone = scan(bb3, detectors=["compression"], maps=0)
-    assert set(alone.tables) == {"tokens", "profile", "layers", "compression"}
+    assert set(alone.tables) == {"tokens", "profile", "layers", "compression", "compression_sequences"}
     assert alone.verdict == []
     with pytest.raises(InputError, match=r"Unknown detectors entropy; expected some of sinks, .*compression"):
         scan(bb3, detectors=["entropy"])
@@ -33,11 +34,11 @@ def test_cheap_ones_run_and_the_costly_one_is_asked_for(bb3: TransformerBridge, 
 def test_tables_are_those_of_the_detectors(bb3: TransformerBridge, bb3_census: Census) -> None:
     detectors = SecondarySinkDetector(), DecorrelationDetector(), CompressionDetector()
     capture(bb3, builtin_corpus(bb3).tokens, detectors, batch_size=32)
-    secondary, decorrelation, compression = (detector.compute() for detector in detectors)
-    pd.testing.assert_frame_equal(bb3_census.tables["secondary_windows"], secondary.windows)
-    pd.testing.assert_frame_equal(bb3_census.decorrelation.to_dataframe(), decorrelation.table, rtol=1e-5)
+    secondary, decorrelation, compression = (detector.tables() for detector in detectors)
+    pd.testing.assert_frame_equal(bb3_census.tables["secondary_windows"], secondary["secondary_windows"])
+    pd.testing.assert_frame_equal(bb3_census.decorrelation.to_dataframe(), decorrelation["decorrelation"], rtol=1e-5)
     found = scan(bb3, detectors=["compression"], batch_size=10).compression.to_dataframe()
-    pd.testing.assert_frame_equal(found, compression.table, rtol=1e-5)
+    pd.testing.assert_frame_equal(found, compression["compression"], rtol=1e-5)
     # on this model position 0 is long after block 0 and no valley comes of it
     rows = found.set_index("layer")
     assert rows.loc[0, "first_share"] > 3 * rows.loc[-1, "first_share"]
@@ -63,6 +64,7 @@ def test_eps_reaches_the_secondary_sinks(bb3: TransformerBridge, monkeypatch: py
     seen = []
     made = SecondarySinkDetector.__init__
 
+    @wraps(made)  # whose arguments say which settings it takes
     def note(self: SecondarySinkDetector, *args: object, **options: object) -> None:
         seen.append(options)
         made(self, *args, **options)  # type: ignore[arg-type]
@@ -74,7 +76,7 @@ def test_eps_reaches_the_secondary_sinks(bb3: TransformerBridge, monkeypatch: py
 
 def test_models_without_attention_have_states_all_the_same(tmp_path: Path) -> None:
     mamba = load(families.build_checkpoint("mamba", tmp_path))
-    census = scan(mamba, tokens=families.random_ids(3, 24), detectors=[*DETECTORS, *COSTLY])
+    census = scan(mamba, tokens=families.random_ids(3, 24), detectors=[*DETECTORS, "compression"])
     assert census.compression.to_dataframe()["entropy"].notna().all()
     assert census.decorrelation.to_dataframe()["n_tokens"].tolist() == [3 * 23] * 3
     assert len(census.tables["secondary_windows"]) == 3

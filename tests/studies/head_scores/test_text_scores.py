@@ -41,7 +41,7 @@ def test_means_are_those_of_a_scan_and_of_loops(tiny: TransformerBridge) -> None
     assert found.scores == SCORES
     batch, summary = tokenize(tiny, TEXTS), AttentionSummaryDetector()
     capture(tiny, batch, [summary])
-    expected = summary.compute().table
+    expected = summary.tables()["attention_summary"]
     for name in ("entropy", "entropy_null", "distance"):
         np.testing.assert_allclose(found.frame[name], expected[name], atol=1e-5)
     weights: list[list[torch.Tensor]] = [[], []]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sinklens.studies.census.verdict.drains import describe_drains
+from sinklens.detectors.value_drains_verdict import describe_drains
 from tests.studies.census.verdict.checks.heads import tables_of_heads
 from tests.studies.census.verdict.checks.sinks import sink_rows
 from tests.studies.census.verdict.evidence import (

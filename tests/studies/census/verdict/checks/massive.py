@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from sinklens.detectors.massive_activations_verdict import describe_massive
 from sinklens.detectors.massive_channels import EPISODE_COLUMNS
-from sinklens.studies.census.verdict.massive import describe_massive
 from tests.studies.census.verdict.evidence import (
     NUMBER,
     Evidence,

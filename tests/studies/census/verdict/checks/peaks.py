@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from sinklens.detectors.residual_peaks import PEAK_COLUMNS
-from sinklens.studies.census.verdict.peaks import describe_peaks
+from sinklens.detectors.residual_peaks_verdict import describe_peaks
 from tests.studies.census.verdict.evidence import (
     LAYERS,
     NUMBER,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from sinklens.studies.census.verdict.secondary import describe_secondary
+from sinklens.detectors.secondary_sinks_verdict import describe_secondary
 from tests.studies.census.verdict.evidence import NUMBER, Evidence, Row, Settings, Tables, Topic, counts, says, want
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from sinklens.studies.census.verdict.sinks import describe_sinks
+from sinklens.detectors.sinks_verdict import describe_sinks
 from tests.studies.census.verdict.checks.heads import tables_of_heads
 from tests.studies.census.verdict.evidence import (
     HEADS,

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from sinklens.detectors.token_types import token_types
-from sinklens.studies.census.verdict.token_types import describe_token_types
+from sinklens.detectors.token_types_verdict import describe_token_types
 from tests.studies.census.verdict.evidence import (
     NUMBER,
     Evidence,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sinklens.studies.census.verdict.virtual import describe_virtual
+from sinklens.detectors.attention_summary_verdict import describe_virtual
 from tests.studies.census.verdict.checks.heads import tables_of_heads
 from tests.studies.census.verdict.evidence import HEADS, NUMBER, Evidence, Row, Topic, known, same_heads, says, want
 

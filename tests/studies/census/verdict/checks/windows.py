@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sinklens.studies.census.verdict.windows import describe_windows
+from sinklens.detectors.visible_sinks_verdict import describe_windows
 from tests.studies.census.verdict.checks.heads import tables_of_heads
 from tests.studies.census.verdict.checks.sinks import is_sink, measured
 from tests.studies.census.verdict.evidence import LAYERS, NUMBER, Evidence, Row, Topic, counts, layers_of, says, want

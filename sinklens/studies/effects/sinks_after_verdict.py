@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from sinklens.studies.census.verdict.wording import listed, several
+from sinklens.detectors.wording import listed, several
 
 MOST = 4
 """Positions that are named; the rest is counted."""

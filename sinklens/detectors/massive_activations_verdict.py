@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from sinklens.studies.census.verdict.wording import row_at
+from sinklens.detectors.wording import row_at
 
 CRITERIA = (("absolute", "|h| > 100"), ("relative", "|h| > 1000 x median"))
 MOST_CHANNELS = 3

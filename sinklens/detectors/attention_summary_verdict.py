@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from sinklens.studies.census.verdict.wording import heads_at
+from sinklens.detectors.wording import heads_at
 
 TAKEN = 0.01
 """Missing mass of a head from which a learned sink is worth a sentence."""

@@ -4,9 +4,10 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.detectors.residual_peaks import PEAK
-from sinklens.studies.census.verdict.wording import layer_runs, row_at, several
+from sinklens.detectors.wording import layer_runs, row_at, several
 
+PEAK = 3.0
+"""Times the median norm of a sequence's tokens from which a token is a residual peak."""
 MILD_PEAK = 1.5
 _RULE = f"{PEAK:g} times their sequence's median or more"
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.studies.census.sink_ranking import by_importance
-from sinklens.studies.census.verdict.wording import head_list, heads_at, layer_runs, several, strongest_of, token_at
+from sinklens.detectors.sink_ranking import by_importance
+from sinklens.detectors.wording import head_list, heads_at, layer_runs, several, strongest_of, token_at
 
 
 def describe_sinks(heads: pd.DataFrame, tokens: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:

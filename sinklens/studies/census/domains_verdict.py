@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from sinklens.studies.census.verdict.wording import name_of
+from sinklens.detectors.wording import name_of
 
 
 def describe_domains(table: pd.DataFrame) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sinklens.studies.census.sink_ranking import ORDER, by_importance
+from sinklens.detectors.sink_ranking import ORDER, by_importance
 
 
 def row_at(frame: pd.DataFrame, label: Any) -> Any:

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
+from sinklens.detectors.sink_ranking import by_importance
 from sinklens.studies.census.result import strongest_heads
-from sinklens.studies.census.sink_ranking import by_importance
 
 
 def saturated(count: int = 12) -> pd.DataFrame:

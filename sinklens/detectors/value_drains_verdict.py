@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from sinklens.studies.census.verdict.wording import heads_at, several, span
+from sinklens.detectors.wording import heads_at, several, span
 
 DRAINED = 0.5
 """Share of the other tokens' norm below which the sink's value state counts as drained."""

@@ -1,0 +1,119 @@
+"""One pass with some detectors: what a scan and every measurement of your own are made of."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from sinklens.capture.memory import plan_memory
+from sinklens.capture.run import Consumer, Opener, capture
+from sinklens.detectors.base import Detector, Metric
+from sinklens.detectors.registry import choose_detectors, metrics_of
+from sinklens.errors import InputError, ResultError
+from sinklens.models.as_bridge import AnyModel, as_bridge
+from sinklens.models.tokens import Ids, TokenBatch, as_batch
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What some detectors found in one pass.
+
+    Attributes:
+        detectors: Those that ran, in the order of their ranks.
+        tables: All their tables by name; ``"layers"`` joins what they say about each layer.
+    """
+
+    detectors: tuple[Detector, ...]
+    tables: dict[str, pd.DataFrame] = field(repr=False)
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Definitions behind the tables, by name."""
+        return {metric.name: metric for metric in metrics_of(self.detectors)}
+
+    def to_dataframe(self, name: str) -> pd.DataFrame:
+        """One table.
+
+        Raises:
+            ResultError: No detector made it.
+        """
+        if name not in self.tables:
+            raise ResultError(f"There is no table {name!r}; there are {', '.join(self.tables)}.")
+        return self.tables[name]
+
+
+def measure(
+    model: AnyModel,
+    batch: TokenBatch | Ids,
+    detectors: str | Detector | Sequence[str | Detector],
+    *,
+    batch_size: int | None = None,
+    beside: Sequence[Consumer] = (),
+    intervention: Opener | None = None,
+    first_sequence: int = 0,
+    on_layer: Callable[[int], None] | None = None,
+    **options: Any,
+) -> Measurement:
+    """Run detectors over one pass: the statistics that they ask for are taken once, and no others.
+
+    ::
+
+        found = measure("tiny-llama", tokenize(model, texts), ["sinks", KeyNormPeak()])
+        found.tables["key_norms"]
+
+    Args:
+        model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
+        batch: Tokens from :func:`sinklens.tokenize`, or ids.
+        detectors: Names, see :func:`~sinklens.detectors.registry.all_detectors`, or objects of your own.
+        batch_size: Sequences in one forward pass; default: what fits the memory.
+        beside: Others that take the records of the same pass.
+        intervention: A change of the model under which everything is measured.
+        first_sequence: Number of the first sequence in the records.
+        on_layer: Called after each layer with the number of sequences in it.
+        options: Settings for the named detectors that take them, such as ``eps=0.4``.
+
+    Raises:
+        InputError: An unknown detector, two that give one table, or tokens that cannot be measured.
+        UnsupportedArchitectureError: A detector needs what this model cannot give.
+
+    Cost: one forward pass, its attention about twice as slow as fused attention; memory O(tokens) on the fast path.
+    """
+    bridge = as_bridge(model)
+    chosen = choose_detectors(detectors, **options)
+    rows = as_batch(bridge, batch)
+    capture(
+        bridge,
+        rows,
+        [*beside, *chosen],
+        batch_size=plan_memory(bridge, len(rows), rows.ids.shape[1], batch_size).batch_size,
+        first_sequence=first_sequence,
+        intervention=intervention,
+        on_layer=on_layer,
+    )
+    return Measurement(tuple(chosen), tables_of(chosen))
+
+
+def tables_of(detectors: Sequence[Detector]) -> dict[str, pd.DataFrame]:
+    """All tables by name; the columns of those called ``"layers"`` stand side by side.
+
+    Raises:
+        InputError: Two detectors give a table, or a column of ``"layers"``, of one name; or something else than frames.
+    """
+    tables: dict[str, pd.DataFrame] = {}
+    for detector in detectors:
+        found: Any = detector.tables()
+        if not isinstance(found, Mapping) or not all(isinstance(frame, pd.DataFrame) for frame in found.values()):
+            raise InputError(f"{detector.name}: tables() must give DataFrames by name, got {type(found).__name__}.")
+        for name, frame in found.items():
+            if name not in tables:
+                tables[name] = frame
+                continue
+            both = sorted({*tables[name].columns, "layer"} & {*frame.columns} - {"layer"})
+            if name != "layers" or both:
+                raise InputError(
+                    f"{detector.name} gives a table {name!r}{f' with {both}' if name == 'layers' else ''} that another "
+                    "detector of this pass gives, too; give it another name."
+                )
+            tables[name] = tables[name].merge(frame, on="layer", how="outer")
+    return tables
