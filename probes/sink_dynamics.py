@@ -14,6 +14,7 @@ import pandas as pd
 
 from sinklens.plots import dynamics, save_figure
 from sinklens.results.files import write_atomically
+from sinklens.results.show_progress import ShowProgress
 from sinklens.studies.dynamics import Dynamics, find_series, measure_dynamics
 
 COLUMNS = {
@@ -99,7 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     steps = None if options.steps is None else [int(step) for step in options.steps.split(",")]
     series = find_series(options.series, steps=steps)
-    found = measure_dynamics(series, max_sequences=options.max_sequences, on_plan=print)
+    found = measure_dynamics(series, max_sequences=options.max_sequences, progress=ShowProgress())
     stem = options.out / "sink_dynamics"
     figure = dynamics(found.to_dataframe(), found.heads())
     save_figure(figure, stem.with_suffix(".png"), found, width=1250)

@@ -55,7 +55,7 @@ def test_scan_saves_tables_header_and_report(sinklens, tmp_path: Path) -> None: 
 def test_scan_of_a_text_file(sinklens, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
-    status, printed, err = sinklens("scan", model, "--text", text, "--max-tokens", 64, "--bos", "no", "--batch", 4)
+    status, printed, err = sinklens("scan", model, "--text", text, "--max-tokens", 64, "--bos", "no", "--batch-size", 4)
     assert status == 0, err
     assert "No BOS was prepended" in " ".join(printed.split())
     assert "Memory: about" in err
@@ -84,7 +84,7 @@ BAD_SCANS = {
     "device": (["--device", "toaster"], "Unknown device"),
     "dtype": (["--dtype", "int3"], "Unknown dtype"),
     "detectors": (["--detectors", "sinks,spikes"], "Unknown detectors spikes"),
-    "batch": (["--batch", "0"], "at least 1"),
+    "batch": (["--batch-size", "0"], "at least 1"),
     "out is a file": (["--out", "{tmp}/short.txt"], "is a file"),
     "out is someone else's": (["--out", "{tmp}/other"], "holds no result.json"),
 }
@@ -196,6 +196,6 @@ def test_a_closed_pipe_does_not_cost_the_result(sinklens, monkeypatch: pytest.Mo
     def closed(*_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("sinklens.cli.scan._print_census", closed)
+    monkeypatch.setattr("sinklens.cli.scan._print", closed)
     status, _, _ = sinklens("scan", "bb-1l", "--max-sequences", 3, "--out", tmp_path / "run")
     assert status == 141 and (tmp_path / "run" / "report.html").is_file()

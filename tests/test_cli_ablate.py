@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from sinklens import cli, load, scan
-from sinklens.cli import progress
 from sinklens.errors import ResultError
 from sinklens.interventions import AblateHeads, MaskKeys
+from sinklens.results.show_progress import ShowProgress
 from sinklens.studies import Sweep, sweep
 from sinklens.studies.ablation.ranking_file import read_ranking
 from tests import families
@@ -129,7 +129,7 @@ def test_approx_and_dry_run(sinklens: Any, model: Path, text: Path, tmp_path: Pa
     assert status == 0 and "rank correlation" in printed and "(estimate)" in printed, err
     status, printed, err = sinklens(*words, "--dry-run", "--out", tmp_path / "out")
     assert status == 0 and printed == "" and not (tmp_path / "out").exists()
-    assert "13 head sets on 6 sequences" in err and "The first part took" in err and "will take about" in err
+    assert "13 head sets on 6 sequences" in err and "All of it takes about" in err
 
 
 def test_rankings_from_files(sinklens: Any, model: Path, text: Path, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ BAD = {
     "executor": (["--executor", "cluster"], "executor must be serial"),
     "address": (["--executor", "tcp://nonsense"], "No Dask scheduler answers"),
     "out is a file": (["--out", "{tmp}/short.txt"], "is a file"),
-    "out is someone else's": (["--out", "{tmp}/other"], "no sweep but something else"),
+    "out is someone else's": (["--out", "{tmp}/other"], "holds no result.json"),
     "answers file": (["--answers", "{tmp}/none.csv"], "There is no answers file"),
     "answer columns": (["--answers", "{tmp}/scores.csv"], "columns correct and wrong"),
     "long answers": (["--answers", "{tmp}/words.csv"], "is 4 tokens for this model"),
@@ -191,7 +191,7 @@ BAD = {
         "sequence must be a number from 0 to 1",
     ),
     "device": (["--device", "toaster"], "Unknown device"),
-    "batch": (["--batch", "0"], "at least 1"),
+    "batch": (["--batch-size", "0"], "at least 1"),
     "context": (["--max-tokens", "100000"], "longer than the model's context"),
 }
 
@@ -230,7 +230,7 @@ def test_interrupted_it_says_how_to_go_on(
 ) -> None:
     from sinklens.studies.ablation import tasks
 
-    words = ("ablate", model, "--text", text, *SMALL, "--batch", 1, "--out", tmp_path / "out")
+    words = ("ablate", model, "--text", text, *SMALL, "--batch-size", 1, "--out", tmp_path / "out")
     original, calls = tasks.run_task, []
 
     def interrupted(*arguments: Any) -> Any:
@@ -252,8 +252,8 @@ def test_interrupted_it_says_how_to_go_on(
 
 
 def test_progress_without_a_terminal(sinklens: Any, model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress.Clock, "EVERY", 0.0)
-    status, _, err = sinklens("ablate", model, "--text", text, *SMALL, "--batch", 2)
+    monkeypatch.setattr(ShowProgress, "EVERY", 0.0)
+    status, _, err = sinklens("ablate", model, "--text", text, *SMALL, "--batch-size", 2)
     assert status == 0 and "% done, about" in err and "100% done, about 0 s left" in err
 
 

@@ -77,9 +77,9 @@ def test_steps_restart_and_other_settings(sinklens: Any, series: Path, texts: tu
     words = ("dynamics", series, *texts, *SMALL, "--steps", "9,700", "--out", out)
     assert sinklens(*words)[0] == 0
     assert Dynamics.load(out).to_dataframe()["step"].unique().tolist() == [9, 700]
-    status, _, err = sinklens(*words, "--eps", "0.4")
+    status, _, err = sinklens(*words, "--threshold", "0.4")
     assert status == 2 and "holds another measurement (settings.eps: 0.3 there, 0.4 now)" in err and "--restart" in err
-    assert sinklens(*words, "--eps", "0.4", "--restart")[0] == 0
+    assert sinklens(*words, "--threshold", "0.4", "--restart")[0] == 0
     assert Dynamics.load(out).meta["settings"]["eps"] == 0.4
 
 

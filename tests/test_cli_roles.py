@@ -49,10 +49,13 @@ def test_it_measures_prints_and_saves(sinklens: Any, tmp_path: Path) -> None:
     status, printed, err = sinklens("roles", "bb-3l", "--scores", "sinks,pattern", *SMALL, "--out", out)
     assert status == 0, err
     assert "1 of 2, sinks: attention on one key" in err and "2 of 2, pattern" in err
-    assert "bb-3l: 3 layers x 1 heads, 1 KV heads a layer." in printed and "sink: 2 of 3 heads (L1H0, L2H0)" in printed
+    assert (
+        "bb-3l: OPTForCausalLM, 3 layers x 1 heads, float32 on cpu; 1 KV heads a layer." in printed
+        and "sink: 2 of 3 heads (L1H0, L2H0)" in printed
+    )
     assert f"Figure: {out / 'roles.html'}" in printed and "L1H0" in printed and "*" in printed
     roles = Roles.load(out)
-    assert roles.criteria()["from"].tolist() == ["sinks", "sinks", *["pattern"] * 5]
+    assert roles.criteria()["from"].tolist() == ["sinks", *["pattern"] * 5]
     assert HeadRoles.read(out / "head-roles.json").heads("sink") == ((1, 0), (2, 0))
     assert (out / "roles.html").stat().st_size > 1000
     assert sinklens("roles", "bb-3l", "--scores", "sinks,pattern", *SMALL, "--out", out)[0] == 0, "once more"
@@ -70,10 +73,10 @@ def test_published_tables_are_compared_without_a_model(sinklens: Any, published:
     roles = Roles.load(tmp_path / "out")
     assert roles.criteria()["criterion"].tolist() == ["retrieval", "streaming_gate"]
     assert roles.agreement()["unit"].item() == "kv_head"
-    assert "3 layers x 4 heads, 2 KV heads a layer" in printed and "of 6 KV heads" in printed
-    status, printed, _ = sinklens("roles", "--import", f"mine={duo}", "--heads", 8)
+    assert "3 layers x 4 heads; 2 KV heads a layer" in printed and "of 6 KV heads" in printed
+    status, printed, _ = sinklens("roles", "--import", f"mine={duo}", "--query-heads", 8)
     assert status == 0 and "mine: 3 layers x 8 heads" in printed
-    status, _, err = sinklens("roles", "--import", duo, "--heads", 5)
+    status, _, err = sinklens("roles", "--import", duo, "--query-heads", 5)
     assert status == 2 and "do not divide 5 heads" in err
 
 

@@ -37,6 +37,7 @@ from sinklens.errors import InputError
 from sinklens.models.architecture import output_weights
 from sinklens.models.rope import forward_passes
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
+from sinklens.results.progress import SILENT, Progress
 
 
 class Opener(Protocol):
@@ -94,7 +95,7 @@ def capture(
     top_k: int = 5,
     first_sequence: int = 0,
     intervention: Opener | None = None,
-    on_layer: Callable[[int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> list[LayerRecord]:
     """Run the tokens through the model and record every layer.
 
@@ -109,7 +110,7 @@ def capture(
         first_sequence: Number of the first sequence in the records; continue the count when one detector takes the
             records of several calls.
         intervention: A change of the model under which everything is measured, such as ``AblateHeads(["L1H0"])``.
-        on_layer: Called after each layer (for progress) with the number of sequences in it.
+        progress: Told after each layer, in sequences times layers.
 
     Returns:
         Without consumers: all records, layer by layer for each pass. With consumers: an empty list.
@@ -131,6 +132,7 @@ def capture(
     gated, readable = bool(getattr(model.cfg, "gated_q_proj", False)), all(f is not None for f in factors.values())
     asked = fields_asked(consumers, fields_lacking(plan, gated=gated, readable=readable))
     kept: list[LayerRecord] = []
+    progress.begin("Recording layers", len(batch) * (len(model.blocks) + 1))
     for chosen in forward_passes(model, batch, batch_size):
         start, rows = chosen.start, batch.rows(chosen)
         if statistics is not None:
@@ -146,8 +148,7 @@ def capture(
                 consumer.update(record)
             if not consumers:
                 kept.append(record)
-            if on_layer is not None:
-                on_layer(len(record.batch))
+            progress.advance(len(record.batch))
 
         recorder.deliver = deliver
         recorder.run(factories)

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sinklens.cli.progress import listening
+from sinklens.cli import options
+from sinklens.cli.running import working
 from sinklens.cli.texts import read_texts
-from sinklens.errors import InputError
+from sinklens.cli.values import numbers
 
 SHOWN = {
     "step": "step",
@@ -40,50 +41,18 @@ def dynamics(
     steps: Annotated[
         str | None, typer.Option(metavar="N,...", help="Only these steps, as the names of the checkpoints tell them.")
     ] = None,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--text",
-            metavar="[DOMAIN=]FILE|-",
-            help="UTF-8 text file, or - for standard input; repeat for more, with domains to tell them apart. Without "
-            "it: built-in prose and code, 100 sequences of 64 tokens each.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Work and save here: tables, dynamics.csv, report.html and, where there is a browser, dynamics.png.",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--restart",
-            help="Go on from the finished checkpoints in DIR, or throw away what another or unfinished run left.",
-        ),
-    ] = True,
-    bos: Annotated[
-        str, typer.Option(metavar="auto|yes|no", help="Prepend a BOS: auto does what the model's tokenizer does.")
-    ] = "auto",
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", metavar="N", help="Tokens per sequence, BOS included.")
-    ] = None,
-    max_sequences: Annotated[
-        int, typer.Option("--max-sequences", metavar="N", help="Use at most this many sequences of each domain.")
-    ] = 100,
-    eps: Annotated[float, typer.Option(help="Threshold of the sink rate.")] = 0.3,
-    batch: Annotated[
-        int | None, typer.Option(metavar="N", help="Sequences per forward pass. Default: what fits the memory.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. Default: as the checkpoints are stored.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the built-in texts and the bootstrap.")] = 0,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the checkpoints.")
-    ] = False,
+    threshold: options.Threshold = 0.3,
+    text: options.DomainTexts = None,
+    bos: options.Bos = "auto",
+    max_tokens: options.MaxTokens = None,
+    max_sequences: options.MaxSequences = 100,
+    out: options.Out = None,
+    restart: options.Restart = False,
+    batch_size: options.BatchSize = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    seed: options.Seed = 0,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Follow sinks, drains, residual peaks and loss through a model's checkpoints.
 
@@ -103,52 +72,34 @@ def dynamics(
 
       sinklens dynamics 0=runs/untrained 5000=runs/half 10000=runs/final
     """
-    from rich.console import Console
-
-    chosen = _numbers(steps)
+    chosen = numbers(steps and steps.replace("_", ""), int, "--steps", "0,1000,2000")
     texts = read_texts(text) if text else None
-    console = Console(stderr=True)
-    with console.status("Reading the series ..."):
-        from sinklens.studies.dynamics import find_series, measure_dynamics
+    with working(out, "finished checkpoints") as progress:
+        with progress.console.status("Reading the series ..."):
+            from sinklens.studies.dynamics import find_series, measure_dynamics
 
-        found = find_series(series, revisions=revisions, steps=chosen)
-    options: dict[str, Any] = {
-        "bos": bos,
-        "max_tokens": max_tokens,
-        "max_sequences": max_sequences,
-        "eps": eps,
-        "batch_size": batch,
-        "seed": seed,
-        "source": ", ".join(text) if text else None,
-        "loading": {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code},
-        "out": out,
-        "restart": not resume,
-    }
-    try:
-        with listening(console, False, "Measuring checkpoints") as listeners:
-            del listeners["on_part"]
-            result = measure_dynamics(found, texts, **options, **listeners)
-    except KeyboardInterrupt:
-        kept = "nothing was saved" if out is None else f"finished checkpoints are in {out}; the same command goes on"
-        typer.echo(f"Interrupted; {kept}.", err=True)
-        raise typer.Exit(130) from None
-    saved = "Nothing was saved; add --out DIR for tables, figure and report."
-    if out is not None:  # before anything is printed: a closed pipe (| head) must not cost the report
-        saved = _save(result, out)
-    _print(result)
-    typer.echo(saved)
+            found = find_series(series, revisions=revisions, steps=chosen)
+        result = measure_dynamics(
+            found,
+            texts,
+            bos=bos,  # type: ignore[arg-type]
+            max_tokens=max_tokens,
+            max_sequences=max_sequences,
+            eps=threshold,
+            batch_size=batch_size,
+            seed=seed,
+            source=", ".join(text) if text else None,
+            loading={"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code},
+            out=out,
+            restart=restart,
+            progress=progress,
+        )
+    # before anything is printed: a closed pipe (| head) must not cost the report
+    saved = [] if out is None else _save(result, out)
+    _print(result, saved)
 
 
-def _numbers(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(number.replace("_", "")) for number in text.split(",")]
-    except ValueError:
-        raise InputError(f"--steps takes numbers such as 0,1000,2000; got {text!r}.") from None
-
-
-def _save(result: Any, out: Path) -> str:
+def _save(result: Any, out: Path) -> list[str]:
     from sinklens.app import write_dynamics_report
     from sinklens.plots import dynamics as dynamics_figure
     from sinklens.plots import save_figure
@@ -160,48 +111,30 @@ def _save(result: Any, out: Path) -> str:
     for warning in caught:  # no browser, no picture
         typer.echo(f"Note: {warning.message}", err=True)
     report = write_dynamics_report(result, out / "report.html")
-    return f"Report: {report}\nFigure: {out / 'dynamics.html'}\nTables: {out}"
+    return [f"Report: {report}", f"Figure: {out / 'dynamics.html'}", f"Tables: {out}"]
 
 
-def _print(result: Any) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+def _print(result: Any, saved: list[str]) -> None:
+    from sinklens.cli import printing
 
-    from sinklens.results.provenance import precision
-
-    console = Console()
     meta = result.meta
-    tokens, model = meta["tokens"], meta["model"]
-    console.print(
-        f"[bold]{escape(meta['series']['name'])}[/bold]: {model['architecture']}, {model['n_layers']} layers x "
-        f"{model['n_heads']} heads, {precision(model)}; {tokens['n_sequences']} sequences of {tokens['min_length']} to "
-        f"{tokens['max_length']} tokens, the same for every checkpoint, from {escape(tokens['source'])}. "
-        f"{escape(tokens['bos']['statement'])}",
-        highlight=False,
-    )
-    for sentence in result.verdict:
-        console.print(f"- {escape(sentence)}", highlight=False)
+    words = printing.sequences(meta["tokens"], where=", the same for every checkpoint, from")
+    printing.say_model(meta["model"], words, meta["series"]["name"])
+    printing.say_verdict(result.verdict)
     steps = result.to_dataframe()
     domains = [name for name in result.domains if name != "all"]
-    table = Table(
-        title="By step, all domains together" if len(domains) > 1 else "By step",
-        caption="to 0: attention to position 0, mean over heads; sinks: heads with a sink "
-        "there; drain: its |W_O v| over the others'; peak: largest residual entry over the median; norm: residual "
-        "norm over the others'; loss in nats",
-    )
-    for title in (*SHOWN.values(), *(f"loss {name}" if len(domains) > 1 else "loss" for name in domains)):
-        table.add_column(escape(title), justify="right")
     losses = steps.pivot(index="step", columns="domain", values="loss")
-    for row in steps[steps["domain"] == result.domains[0]].to_dict("records"):
-        own = [_cell(float(losses.loc[row["step"], name])) for name in domains]
-        table.add_row(*(_cell(row[name]) for name in SHOWN), *own)
-    console.print(table)
-    for warning in meta["warnings"]:
-        console.print(f"Note: {escape(warning)}", highlight=False)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "n/a" if value != value else f"{value:.2f}" if abs(value) < 10 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    rows = [
+        [row[name] for name in SHOWN] + [float(losses.loc[row["step"], name]) for name in domains]
+        for row in steps[steps["domain"] == result.domains[0]].to_dict("records")
+    ]
+    printing.say_table(
+        [*SHOWN.values(), *(f"loss {name}" if len(domains) > 1 else "loss" for name in domains)],
+        rows,
+        "By step, all domains together" if len(domains) > 1 else "By step",
+        "to 0: attention to position 0, mean over heads; sinks: heads with a sink there; drain: its |W_O v| over the "
+        "others'; peak: largest residual entry over the median; norm: residual norm over the others'; loss in nats",
+        where="dynamics.csv (--out DIR)",
+    )
+    printing.say_notes(meta["warnings"])
+    printing.say_saved(saved)

@@ -1,27 +1,24 @@
 """`sinklens needle`."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sinklens.cli import options
 from sinklens.cli.needle_report import print_needles
-from sinklens.cli.needle_work import WAYS, Work
+from sinklens.cli.needle_work import Work, check_ablation, own_question, save_needles
+from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_text
+from sinklens.cli.values import interventions, numbers
 from sinklens.errors import InputError
 
-NEEDLE, CHANGES, RUNNING = "Needles", "Before and after a change", "Running"
+NEEDLE, CHANGES = "Needles", "Before and after a change"
 MORE = 24
 """Tokens decoded beyond the longest answer: a chat model begins with words of the question."""
 
 
 def needle(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="Built-in name (see 'sinklens models'), Hugging Face directory, or hub id."
-        ),
-    ],
+    model: options.Model,
     kind: Annotated[
         str,
         typer.Option(
@@ -59,7 +56,7 @@ def needle(
     text: Annotated[
         str | None,
         typer.Option(
-            "--text", metavar="FILE|-", help="The haystack. Default: an excerpt of Shakespeare.", rich_help_panel=NEEDLE
+            metavar="FILE|-", help="The haystack. Default: an excerpt of Shakespeare.", rich_help_panel=NEEDLE
         ),
     ] = None,
     own: Annotated[
@@ -104,14 +101,6 @@ def needle(
             rich_help_panel=NEEDLE,
         ),
     ] = None,
-    bos: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|yes|no",
-            help="Prepend a BOS: auto does what the model's tokenizer does.",
-            rich_help_panel=NEEDLE,
-        ),
-    ] = "auto",
     ablate: Annotated[
         str | None,
         typer.Option(
@@ -129,59 +118,24 @@ def needle(
             rich_help_panel=CHANGES,
         ),
     ] = "zero,mean,uniform",
-    controls: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Beside --ablate, mask N random sets of as many heads, and N of equal own harm, on 12 of the prompts "
-            "and on plain text; 0 = none. With N sets no p below 1/(N + 1) can come out.",
-            rich_help_panel=CHANGES,
-        ),
-    ] = 10,
-    intervention: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--intervention",
-            metavar="FILE.json",
-            help="Run everything again under any other, as its to_json() wrote it; repeat for more.",
-            rich_help_panel=CHANGES,
-        ),
-    ] = None,
+    controls: options.Controls = 10,
+    intervention: options.Interventions = None,
     generate: Annotated[
         int | None,
         typer.Option(
             metavar="N",
             help="Decode N tokens of every prompt, to read what the model says; 0 = none. Default: 24 more than the "
             "longest answer has for needles in text, none for random tokens.",
-            rich_help_panel=RUNNING,
+            rich_help_panel=options.RUNNING,
         ),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Work and save here; without it only print.", rich_help_panel=RUNNING),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--restart",
-            help="Go on in DIR, or throw away what another test left there.",
-            rich_help_panel=RUNNING,
-        ),
-    ] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.", rich_help_panel=RUNNING)] = "auto",
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="float32, bfloat16 or float16. Default: as the checkpoint is stored.", rich_help_panel=RUNNING
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of needles, haystacks and bootstrap.", rich_help_panel=RUNNING)] = 0,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code", help="Run modelling code that comes with the checkpoint.", rich_help_panel=RUNNING
-        ),
-    ] = False,
+    bos: options.Bos = "auto",
+    out: options.Out = None,
+    restart: options.Restart = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    seed: options.Seed = 0,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Hide a needle in a haystack at many lengths and depths, see whether the model finds it and which heads copy it.
 
@@ -189,7 +143,8 @@ def needle(
     much of the answer it attends to while the model copies it) comes from the same pass.
 
     With --ablate the grid is measured first and stays whatever happens later: then the heads are masked in three ways,
-    side by side, and beside random sets of heads.
+    side by side, and beside --controls random sets of as many heads, and as many of equal own harm, on 12 of the
+    prompts and on plain text (0 = none; with N sets no p below 1/(N + 1) can come out).
 
     Interrupted? Give the same command again: it goes on where it stopped.
 
@@ -204,13 +159,10 @@ def needle(
       sinklens needle path/to/llama --kind natural --needle "The red key lies under the third stone." --question "Where
       does the red key lie?" --answer "under the third stone" --text book.txt
     """
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    words = {
-        "lengths": _numbers(lengths, int, "--lengths", "64,128"),
-        "depths": _numbers(depths, float, "--depths", "0,0.5,1"),
-        "questions": _own_question(own, question, answer, kind),
+    words: dict[str, Any] = {
+        "lengths": numbers(lengths, int, "--lengths", "64,128"),
+        "depths": numbers(depths, float, "--depths", "0,0.5,1"),
+        "questions": own_question(own, question, answer, kind),
         "text": None if text is None else read_text(text),
         "source": text,
         "repeats": repeats,
@@ -221,7 +173,7 @@ def needle(
         "bos": bos,
         "seed": seed,
     }
-    ways = _check_ablation(ablate, how, controls)
+    ways = check_ablation(ablate, how, controls)
     if chat and kind == "random":
         raise InputError("Random tokens have no chat; --chat goes with --kind passkey, json or natural.")
     if out is not None:
@@ -229,92 +181,19 @@ def needle(
         from sinklens.studies.needles.result import FORMAT, WORK
 
         RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
-    with console.status(f"Loading {model} ..."):
-        from sinklens.models import load
+    changes = interventions(intervention)
+    with working(out, "finished prompts") as progress:
+        bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         from sinklens.studies.needles import make_needles
 
-        bridge = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         needles = make_needles(bridge, kind, **words)  # type: ignore[arg-type]
-    changes = _changes(intervention)
-    if generate is None:
-        generate = 0 if kind == "random" else MORE + max(len(each.answer) for each in needles.instances)
-    options = {"generate": generate, "keep": keep, "seed": seed, "out": out}
-    work = Work(console, bridge, needles, changes, options)
-    try:
-        work.grid(restart=not resume)
-        failure = work.ablate(ablate, ways, controls, bos) if ablate is not None else None
-    except KeyboardInterrupt:
-        kept = "nothing was saved" if out is None else f"finished prompts are in {out}; the same command goes on"
-        typer.echo(f"Interrupted; {kept}.", err=True)
-        if work.result is None:
-            raise typer.Exit(130) from None
-        failure = typer.Exit(130)
-    saved = "Nothing was saved; add --out DIR for tables and the figure."
-    if out is not None:  # before anything is printed: a closed pipe (| head) must not cost the figure
-        saved = _save(work, out)
-    print_needles(work.result, work.check)
-    typer.echo(saved)
+        if generate is None:
+            generate = 0 if kind == "random" else MORE + max(len(each.answer) for each in needles.instances)
+        grid = {"generate": generate, "keep": keep, "seed": seed, "out": out}
+        work = Work(progress, bridge, needles, changes, grid)
+        failure = work.run(ablate, ways, controls, bos, restart=restart)
+    # before anything is printed: a closed pipe (| head) must not cost the figure
+    saved = [] if out is None else save_needles(work, out)
+    print_needles(work.result, work.check, saved)
     if failure is not None:
         raise failure
-
-
-def _numbers(text: str | None, kind: Any, option: str, example: str) -> Any:
-    if text is None:
-        return None
-    try:
-        return [kind(number) for number in text.split(",")]
-    except ValueError:
-        raise InputError(f"{option} takes numbers such as {example}; got {text!r}.") from None
-
-
-def _own_question(needle: str | None, question: str | None, answer: str | None, kind: str) -> Any:
-    given = [part for part in (needle, question, answer) if part is not None]
-    if not given:
-        return None
-    if len(given) < 3 or kind != "natural":
-        raise InputError("A needle of your own takes --kind natural and all of --needle, --question and --answer.")
-    from sinklens.studies.needles import Question
-
-    return [Question.about(*given)]
-
-
-def _check_ablation(ablate: str | None, how: str, controls: int) -> list[str]:
-    ways = [way.strip() for way in how.split(",") if way.strip()]
-    if not ways or any(way not in WAYS for way in ways):
-        raise InputError(
-            f"--how takes some of {', '.join(WAYS)}, got {how!r}; other ways go through --intervention FILE.json."
-        )
-    if controls < 0:
-        raise InputError(f"--controls is a number of random sets, 0 for none; got {controls}.")
-    if ablate is not None and ablate.startswith("top:") and not (ablate[4:].isdecimal() and int(ablate[4:])):
-        raise InputError(f"--ablate top:K takes a number of heads from 1 on, such as top:5; got {ablate!r}.")
-    return [way for way in WAYS if way in ways]
-
-
-def _changes(files: list[Path] | None) -> dict[str, Any]:
-    from sinklens.interventions import Intervention
-
-    found: dict[str, Any] = {}
-    for path in files or []:
-        try:
-            found[path.stem] = Intervention.from_json(path.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The intervention {path} cannot be read: {error}.") from error
-    return found
-
-
-def _save(work: Work, out: Path) -> str:
-    from sinklens.plots import save_figure
-    from sinklens.plots.needle_grid import needle_grid as figure
-
-    result = work.result
-    grid = result.grid.to_dataframe()
-    names = result.variants[1:] or [None]
-    for number, name in enumerate(names):
-        path = out / f"needle_grid{'' if number == 0 else f'-{number + 1}'}.html"
-        save_figure(figure(grid, variant=name), path, grid, provenance=result.meta)
-    lines = [f"Figure: {out / 'needle_grid.html'}", f"Tables: {out}"]
-    if work.check is not None:
-        work.check.save(out / "causal")
-        lines.insert(1, f"Causal check: {out / 'causal'}")
-    return "\n".join(lines)

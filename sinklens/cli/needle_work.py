@@ -1,8 +1,15 @@
 """What `sinklens needle` runs: the grid first, then the ablation of heads and its controls."""
 
+from pathlib import Path
 from typing import Any
 
+import typer
+
+from sinklens.cli.running import interrupted
 from sinklens.errors import InputError
+from sinklens.results.progress import Progress, Share
+from sinklens.studies.needles import NeedleSet, needle_grid
+from sinklens.studies.needles.grid import reading_work
 
 WAYS = ("zero", "mean", "uniform")
 CHECKED = 12
@@ -13,7 +20,7 @@ class Work:
     """The steps of the command; what a finished step gave stays when a later one fails.
 
     Args:
-        console: Where the progress bar goes.
+        progress: Told how it goes on.
         bridge: The model.
         needles: The prompts.
         changes: Interventions given as files, by name.
@@ -24,38 +31,60 @@ class Work:
         check: The causal check, where there is one.
     """
 
-    def __init__(self, console: Any, bridge: Any, needles: Any, changes: dict[str, Any], options: Any) -> None:
-        self.console, self.bridge, self.needles = console, bridge, needles
+    def __init__(self, progress: Progress, bridge: Any, needles: Any, changes: dict[str, Any], options: Any) -> None:
+        self.progress, self.bridge, self.needles = progress, bridge, needles
         self.changes, self.options = changes, options
         self.result: Any = None
         self.check: Any = None
 
-    def grid(self, *, restart: bool) -> None:
-        """The unchanged model and the interventions given as files."""
-        self._grid(self.changes, restart)
+    def run(
+        self, which: str | None, ways: list[str], controls: int, bos: str, *, restart: bool
+    ) -> BaseException | None:
+        """The grid, then the heads named masked in each way, and their controls.
 
-    def ablate(self, which: str, ways: list[str], controls: int, bos: str) -> Exception | None:
-        """Heads masked in each way, and their controls; an error is handed back, the grid before it is kept."""
-        from sinklens.interventions import AblateHeads
-        from sinklens.interventions.head_outputs import mean_outputs
-        from sinklens.models import tokenize
-        from sinklens.studies.needles import NeedleSet
-
+        What ends the second part, an error or an interruption, is handed back: it must not cost the grid.
+        """
+        once = reading_work(self.needles, self.options["generate"])
+        grid = once * (1 + len(self.changes))
+        again = once * len(ways) + (grid if self.options["out"] is None else 0.0)
+        n_sets = (1 + 2 * controls) * len(ways) if controls else 0
+        check = n_sets * reading_work(self._some(), 0)
+        total = grid + (again + check if which is not None else 0.0)
+        self.progress.begin("Reading needles", total, f"{len(self.needles)} prompts.")
+        self._grid(self.changes, restart, Share(self.progress, grid))
+        if which is None:
+            return None
         try:
-            heads = self._heads(which)
-            name = f"top {len(heads)}" if which.startswith("top:") else which
-            some = self._some()
-            masks: dict[str, Any] = {}
-            for way in ways:
-                batch = tokenize(self.bridge, [list(each.ids) for each in some])
-                outputs = mean_outputs(self.bridge, batch, heads=heads) if way == "mean" else None
-                masks[f"{name} {way}"] = AblateHeads(heads, way, outputs)  # type: ignore[arg-type]
-            self._grid({**self.changes, **masks}, restart=False)
-            if controls:
-                self._check(heads, ways, controls, NeedleSet(tuple(some), self.needles.meta), bos)
+            self._ablate(which, ways, controls, bos, Share(self.progress, again), Share(self.progress, check))
+        except KeyboardInterrupt:
+            interrupted(self.options["out"], "finished prompts")
+            return typer.Exit(130)
         except Exception as error:  # whatever it is, it must not cost the grid
             return error
         return None
+
+    def _ablate(self, which: str, ways: list[str], controls: int, bos: str, again: Share, check: Share) -> None:
+        from sinklens.interventions import AblateHeads
+        from sinklens.interventions.head_outputs import mean_outputs
+        from sinklens.models import tokenize
+        from sinklens.studies.causal_check.run import causal_check
+
+        heads = self._heads(which)
+        name = f"top {len(heads)}" if which.startswith("top:") else which
+        some = self._some()
+        masks: dict[str, Any] = {}
+        for way in ways:
+            batch = tokenize(self.bridge, [list(each.ids) for each in some.instances])
+            outputs = mean_outputs(self.bridge, batch, heads=heads) if way == "mean" else None
+            masks[f"{name} {way}"] = AblateHeads(heads, way, outputs)  # type: ignore[arg-type]
+        self._grid({**self.changes, **masks}, False, again)
+        if controls:
+            self.progress.step("Masking random sets of heads")
+            self.check = causal_check(
+                self.bridge, heads, ways=ways, needles=some, controls=controls, bos=bos, progress=check,  # type: ignore[arg-type]
+                seed=self.options["seed"],
+            )  # fmt: skip
+        check.finish()
 
     def _heads(self, which: str) -> tuple[tuple[int, int], ...]:
         from sinklens.interventions.heads import check_heads, parse_heads
@@ -68,57 +97,17 @@ class Work:
         check_heads(self.bridge, parsed)
         return tuple(parsed)
 
-    def _some(self) -> list[Any]:
+    def _some(self) -> NeedleSet:
         """Prompts evenly over lengths, depths and repeats: those on which means and random sets are taken."""
         every = self.needles.instances
         count = min(CHECKED, len(every))
-        return [every[number * len(every) // count] for number in range(count)]
+        return NeedleSet(tuple(every[n * len(every) // count] for n in range(count)), self.needles.meta)
 
-    def _grid(self, changes: dict[str, Any], restart: bool) -> None:
-        from sinklens.studies.needles import needle_grid
-
-        with self._bar("Reading needles", len(self.needles) * (1 + len(changes))) as tell:
-            self.result = needle_grid(
-                self.bridge, self.needles, interventions=changes, restart=restart, on_done=tell.add, **self.options
-            )
-
-    def _check(self, heads: Any, ways: list[str], controls: int, needles: Any, bos: str) -> None:
-        from sinklens.studies.causal_check.run import causal_check
-
-        with self._bar("Masking random sets of heads", None) as tell:
-            self.check = causal_check(
-                self.bridge, heads, ways=ways, needles=needles, controls=controls, bos=bos, on_done=tell.set,  # type: ignore[arg-type]
-                seed=self.options["seed"],
-            )  # fmt: skip
-
-    def _bar(self, what: str, total: int | None) -> "_Bar":
-        return _Bar(self.console, what, total)
-
-
-class _Bar:
-    """A progress bar on standard error, gone when done."""
-
-    def __init__(self, console: Any, what: str, total: int | None) -> None:
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.task = self.bar.add_task(what, total=total)
-
-    def __enter__(self) -> "_Bar":
-        self.bar.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)
-
-    def add(self, count: int) -> None:
-        """So many more are done."""
-        self.bar.advance(self.task, count)
-
-    def set(self, done: int, total: int) -> None:
-        """So many of all are done."""
-        self.bar.update(self.task, completed=done, total=total)
+    def _grid(self, changes: dict[str, Any], restart: bool, progress: Share) -> None:
+        self.result = needle_grid(
+            self.bridge, self.needles, interventions=changes, restart=restart, progress=progress, **self.options
+        )
+        progress.finish()
 
 
 def _strongest(result: Any, count: int) -> list[tuple[int, int]]:
@@ -139,3 +128,47 @@ def _strongest(result: Any, count: int) -> list[tuple[int, int]]:
             "another --keep."
         )
     return list(frame.head(count)[["layer", "head"]].itertuples(index=False, name=None))
+
+
+def own_question(needle: str | None, question: str | None, answer: str | None, kind: str) -> Any:
+    """The question that a sentence, what is asked and the answer make; None without them."""
+    given = [part for part in (needle, question, answer) if part is not None]
+    if not given:
+        return None
+    if len(given) < 3 or kind != "natural":
+        raise InputError("A needle of your own takes --kind natural and all of --needle, --question and --answer.")
+    from sinklens.studies.needles import Question
+
+    return [Question.about(*given)]
+
+
+def check_ablation(ablate: str | None, how: str, controls: int) -> list[str]:
+    """The ways of ablation in their usual order, refused where they or the heads cannot be read."""
+    ways = [way.strip() for way in how.split(",") if way.strip()]
+    if not ways or any(way not in WAYS for way in ways):
+        raise InputError(
+            f"--how takes some of {', '.join(WAYS)}, got {how!r}; other ways go through --intervention FILE.json."
+        )
+    if controls < 0:
+        raise InputError(f"--controls is a number of random sets, 0 for none; got {controls}.")
+    if ablate is not None and ablate.startswith("top:") and not (ablate[4:].isdecimal() and int(ablate[4:])):
+        raise InputError(f"--ablate top:K takes a number of heads from 1 on, such as top:5; got {ablate!r}.")
+    return [way for way in WAYS if way in ways]
+
+
+def save_needles(work: Work, out: Path) -> list[str]:
+    """Figures and the causal check; the lines that say where they are."""
+    from sinklens.plots import save_figure
+    from sinklens.plots.needle_grid import needle_grid as figure
+
+    result = work.result
+    grid = result.grid.to_dataframe()
+    names = result.variants[1:] or [None]
+    for number, name in enumerate(names):
+        path = out / f"needle_grid{'' if number == 0 else f'-{number + 1}'}.html"
+        save_figure(figure(grid, variant=name), path, grid, provenance=result.meta)
+    lines = [f"Figure: {out / 'needle_grid.html'}", f"Tables: {out}"]
+    if work.check is not None:
+        work.check.save(out / "causal")
+        lines.insert(1, f"Causal check: {out / 'causal'}")
+    return lines

@@ -13,8 +13,10 @@ from sinklens.cli.dashboard import dashboard
 from sinklens.cli.dynamics import dynamics
 from sinklens.cli.models import models
 from sinklens.cli.needle import needle
+from sinklens.cli.report import report
 from sinklens.cli.roles import roles
-from sinklens.cli.scan import ScanCommand, report, scan
+from sinklens.cli.running import interrupted
+from sinklens.cli.scan import ScanCommand, scan
 from sinklens.errors import SinkLensError
 from sinklens.lab.commands import app as lab
 
@@ -62,7 +64,7 @@ def main() -> None:
         typer.echo(f"Error: {error}", err=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        typer.echo("Interrupted; nothing was saved.", err=True)
+        interrupted(None)
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(141) from None

@@ -1,6 +1,6 @@
 """One pass with some detectors: what a scan and every measurement of your own are made of."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from sinklens.detectors.registry import choose_detectors, metrics_of
 from sinklens.errors import InputError, ResultError
 from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
+from sinklens.results.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def measure(
     beside: Sequence[Consumer] = (),
     intervention: Opener | None = None,
     first_sequence: int = 0,
-    on_layer: Callable[[int], None] | None = None,
+    progress: Progress = SILENT,
     **options: Any,
 ) -> Measurement:
     """Run detectors over one pass: the statistics that they ask for are taken once, and no others.
@@ -70,7 +71,7 @@ def measure(
         beside: Others that take the records of the same pass.
         intervention: A change of the model under which everything is measured.
         first_sequence: Number of the first sequence in the records.
-        on_layer: Called after each layer with the number of sequences in it.
+        progress: Told after each layer, in sequences times layers.
         options: Settings for the named detectors that take them, such as ``eps=0.4``.
 
     Raises:
@@ -89,7 +90,7 @@ def measure(
         batch_size=plan_memory(bridge, len(rows), rows.ids.shape[1], batch_size).batch_size,
         first_sequence=first_sequence,
         intervention=intervention,
-        on_layer=on_layer,
+        progress=progress,
     )
     return Measurement(tuple(chosen), tables_of(chosen))
 

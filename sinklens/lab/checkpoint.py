@@ -59,7 +59,7 @@ class Checkpoint:
         Raises:
             ResultError: if the file is damaged, of a newer format or no checkpoint of sinklens.
         """
-        advice = "train into another folder, or start anew with resume=False (--no-resume)"
+        advice = "train into another folder, or start anew with --restart (resume=False)"
         try:
             raw = path.read_bytes()
         except OSError as error:

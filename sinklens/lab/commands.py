@@ -37,7 +37,7 @@ def train_bb_command(
     optimizer: options.Optimizer = "adamw",
     device: options.Device = "auto",
     checkpoint_every: options.CheckpointEvery = 200,
-    resume: options.Resume = True,
+    restart: options.Restart = False,
 ) -> None:
     """Train a Bigram-Backcopy model: the smallest transformer with a reliable attention sink.
 
@@ -76,7 +76,7 @@ def train_bb_command(
         optimizer=optimizer,
         device=device,
         checkpoint_every=checkpoint_every,
-        resume=resume,
+        resume=not restart,
     )
     print_report(folder, layers, Console())
 
@@ -119,7 +119,7 @@ def train_lm_command(
     seed: options.Seed = _LM.seed,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda (mixed precision).")] = "auto",
     checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints to go on from.")] = 100,
-    resume: options.Resume = True,
+    restart: options.Restart = False,
 ) -> None:
     """Train a small Llama on natural text until it has an attention sink.
 
@@ -150,7 +150,7 @@ def train_lm_command(
         python_stdlib=python_stdlib,
         device=device,
         checkpoint_every=checkpoint_every,
-        resume=resume,
+        resume=not restart,
         steps=steps,
         lr=lr,
         weight_decay=weight_decay,

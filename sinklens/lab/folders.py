@@ -51,7 +51,7 @@ def already_finished(target: Path, task: str, settings: Mapping[str, Any], *, re
         return False
     refuse_other(settings, recipe, f"{target} holds a finished model")
     if not (target / "model.safetensors").exists():
-        raise ResultError(f"{target} has lost its model.safetensors; start anew with resume=False (--no-resume).")
+        raise ResultError(f"{target} has lost its model.safetensors; start anew with --restart (resume=False).")
     forget(target)
     return True
 
@@ -107,7 +107,7 @@ def refuse_other(settings: Mapping[str, Any], saved: Mapping[str, Any], what: st
     if differences:
         raise ResultError(
             f"{what} with other settings: {', '.join(differences)}; repeat those settings, "
-            "choose another folder, or start anew with resume=False (--no-resume)."
+            "choose another folder, or start anew with --restart (resume=False)."
         )
 
 

@@ -14,15 +14,14 @@ Heads = Annotated[int, typer.Option(help="Attention heads per layer.")]
 Width = Annotated[int, typer.Option(help="Width.")]
 WidthOfBoth = Annotated[int, typer.Option(help="Width; the MLP is four times as wide.")]
 RopeBase = Annotated[float, typer.Option(help="Base of the rotary position frequencies.")]
-Batch = Annotated[int, typer.Option(help="Sequences per step.")]
+Batch = Annotated[int, typer.Option("--batch-size", help="Sequences per step.")]
 Optimizer = Annotated[str, typer.Option(help="adamw or sgd.")]
 Seed = Annotated[int, typer.Option(help="Seed of the initial weights and of the data.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 CheckpointEvery = Annotated[int, typer.Option(help="Steps between two checkpoints.")]
-Resume = Annotated[
+Restart = Annotated[
     bool,
     typer.Option(
-        "--resume/--no-resume",
-        help="Go on from the checkpoint in the folder and leave a finished model, or start both anew.",
+        "--restart", help="Begin anew, instead of going on from the checkpoint or leaving a finished model as it is."
     ),
 ]

@@ -90,7 +90,7 @@ class BackcopySettings:
         """The command line that repeats this training, `DIR` standing for the target folder."""
         return (
             f"sinklens lab train bb --layers {self.layers} --out DIR --d-model {self.d_model} "
-            f"--seq-len {self.seq_len} --batch {self.batch} --steps {self.steps} --lr {self.lr} "
+            f"--seq-len {self.seq_len} --batch-size {self.batch} --steps {self.steps} --lr {self.lr} "
             f"--seed {self.seed} --optimizer {self.optimizer}"
         )
 

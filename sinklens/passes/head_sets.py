@@ -1,6 +1,6 @@
 """The same intervention on many sets of heads: exact, and much faster than a forward pass for each."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,7 @@ from sinklens.interventions.positions import Positions
 from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
 from sinklens.passes.clean_pass import CleanPass, going_on, parity, run_clean, writing
+from sinklens.results.progress import SILENT, Progress
 
 TOKENS_PER_PASS = {"cpu": 4096, "cuda": 1 << 16}
 """Tokens of one forward pass, all copies together, unless the caller says otherwise."""
@@ -50,7 +51,7 @@ def run_head_sets(
     *,
     answers: Answers | None = None,
     max_rows: int | None = None,
-    on_done: Callable[[int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Measured:
     """The intervention restricted to each set of heads in turn, all on one batch.
 
@@ -66,7 +67,7 @@ def run_head_sets(
         head_sets: Sets of ``(layer, head)``, none empty.
         answers: For logit differences.
         max_rows: Sequences in one forward pass, copies included; default: by the number of tokens.
-        on_done: Called with the number of sets finished since the last call.
+        progress: Told of every finished set, in blocks that ran for it.
 
     Raises:
         InputError: The intervention has no heads, a set is empty, or the model has no such head.
@@ -76,14 +77,14 @@ def run_head_sets(
     """
     batch = as_batch(model, batch)
     run, copies = _prepare(model, batch, intervention, head_sets, max_rows)
+    progress.begin("Changing heads", run.work(range(len(run.sets))))
     reference = Reference(run.clean.logits, batch, answers)
     parts: dict[int, dict[str, Tensor]] = {}
     for numbers, logits in run.passes(copies):
         measured = reference.compare(logits)
         for place, number in enumerate(numbers):
             parts[number] = {name: values[place] for name, values in measured.items()}
-        if on_done is not None:
-            on_done(len(numbers))
+        progress.advance(run.work(numbers))
     changed = {name: torch.stack([parts[number][name] for number in range(len(parts))]) for name in parts[0]}
     return Measured(reference.clean, changed, run.shared)
 
@@ -96,7 +97,7 @@ def head_set_losses(
     head_sets: Sequence[Sequence[Head]],
     *,
     max_rows: int | None = None,
-    on_done: Callable[[int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[Float[Tensor, "batch pos"], Float[Tensor, "head_set batch pos"]]:
     """Loss by token of the clean model and under the intervention on each set, as :func:`run_head_sets` runs them.
 
@@ -108,13 +109,13 @@ def head_set_losses(
     """
     batch = as_batch(model, batch)
     run, copies = _prepare(model, batch, intervention, head_sets, max_rows)
+    progress.begin("Changing heads", run.work(range(len(run.sets))))
     clean = token_losses(run.clean.logits, batch)
     changed = clean.new_empty(len(run.sets), *clean.shape)
     for numbers, logits in run.passes(copies):
         for number, each in zip(numbers, logits.split(len(batch)), strict=True):
             changed[number] = token_losses(each, batch)
-        if on_done is not None:
-            on_done(len(numbers))
+        progress.advance(run.work(numbers))
     return clean, changed
 
 
@@ -167,6 +168,11 @@ class _Run:
         self.constants = {layer: self.clean.constant_part(model, layer) for layer in starts}
         # tried once, at the deepest start, which skips the most blocks
         self.shared = self.shared and self._resumes(max(starts))
+
+    def work(self, numbers: Iterable[int]) -> int:
+        """Blocks that run for these sets: those from a set's first layer on, and as one more the logits."""
+        depth = len(self.model.blocks) + 1
+        return sum(depth - (self.first[number] if self.shared else 0) for number in numbers)
 
     def _independent(self, edits: Sequence[Any]) -> bool:
         """Whether nothing but head outputs changes, and nobody listens to blocks that will not run."""

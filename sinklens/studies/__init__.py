@@ -1,6 +1,6 @@
 """Studies: one question each, from a model and texts to a result."""
 
-from sinklens.studies.ablation import Sweep, SweepPlan, sweep
+from sinklens.studies.ablation import Sweep, sweep
 from sinklens.studies.active_dormant.run import ActiveDormant, active_dormant
 from sinklens.studies.calibration import (
     AnswerRates,
@@ -73,7 +73,6 @@ __all__ = [
     "SplitCheck",
     "StreamingGates",
     "Sweep",
-    "SweepPlan",
     "TaskScores",
     "active_dormant",
     "attention_influence",

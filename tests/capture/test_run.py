@@ -19,6 +19,7 @@ from sinklens.models.tokens import TokenBatch, tokenize
 from tests import oracle
 from tests.attention.test_engine import unchanged
 from tests.families import BOS, BROKEN, FAMILIES, HEADS, boot, boot_hf, random_ids
+from tests.heard import Heard
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*measured through the bridge's hooks")
 
@@ -61,14 +62,14 @@ class BoomAt:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_layer_once_and_in_order(name: str, zoo: Path) -> None:
     bridge, family = boot(name, zoo), FAMILIES[name]
-    batch, seen, first, second = tokens(bridge), [], Keep(), Keep()
+    batch, heard, first, second = tokens(bridge), Heard(), Keep(), Keep()
     with unchanged(bridge):
-        assert capture(bridge, batch, [first, second], batch_size=2, on_layer=seen.append) == []
+        assert capture(bridge, batch, [first, second], batch_size=2, progress=heard) == []
     assert [id(r) for r in first.records] == [id(r) for r in second.records]
     layers = list(range(-1, family.n_layers))
     assert [r.layer for r in first.records] == layers * 3
     assert [r.first_sequence for r in first.records] == [s for s in (0, 2, 4) for _ in layers]
-    assert [len(r.batch) for r in first.records] == seen == [n for n in (2, 2, 1) for _ in layers]
+    assert [len(r.batch) for r in first.records] == heard.done == [n for n in (2, 2, 1) for _ in layers]
     assert [r.batch.ids.shape[1] for r in first.records][:: len(layers)] == [40, 40, 5]
     path = plan_for(bridge).path
     for record in first.records:
@@ -256,12 +257,12 @@ def test_a_consumer_that_raises(name: str, layer: int, zoo: Path) -> None:
 
 
 def test_progress_that_raises(zoo: Path) -> None:
-    def stop(n: int) -> None:
+    def stop(heard: Heard) -> None:
         raise KeyboardInterrupt
 
     bridge = boot("llama", zoo)
     with unchanged(bridge), pytest.raises(KeyboardInterrupt):
-        capture(bridge, tokens(bridge), on_layer=stop)
+        capture(bridge, tokens(bridge), progress=Heard(stop))
 
 
 def test_gradients_stay_as_they_were(zoo: Path) -> None:

@@ -98,7 +98,7 @@ def test_other_settings_and_texts_are_refused(tmp_path: Path, texts: Path, monke
         tiny_lm(changed, tmp_path / "lm")
     state = tmp_path / "lm" / "checkpoint" / "state.pt"
     state.write_bytes(state.read_bytes()[:-9])
-    with pytest.raises(ResultError, match=r"damaged.*--no-resume"):
+    with pytest.raises(ResultError, match=r"damaged.*--restart"):
         tiny_lm(texts, tmp_path / "lm")
 
 

@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_refused(interrupted: Path, damage: str) -> None
         "empty": b"",
     }
     path.write_bytes(content[damage])
-    with pytest.raises(ResultError, match=r"damaged.*--no-resume"):
+    with pytest.raises(ResultError, match=r"damaged.*--restart"):
         tiny(interrupted)
 
 
@@ -263,7 +263,7 @@ def test_the_command_trains_prints_the_figures_and_repeats_itself(tmp_path: Path
         "--d-model",
         "8",
     ]
-    arguments += ["--seq-len", "12", "--batch", "4", "--device", "cpu"]
+    arguments += ["--seq-len", "12", "--batch-size", "4", "--device", "cpu"]
     first, second = (CliRunner().invoke(app, arguments, catch_exceptions=False) for _ in range(2))
     assert first.exit_code == second.exit_code == 0
     for wanted in ("L0H0", "L1H0", "attention to BOS", "L0.resid_bos_growth", "Some gates are missed"):

@@ -27,6 +27,7 @@ from sinklens.models.tokens import TokenBatch, tokenize
 from sinklens.passes.attribution import attribute_heads
 from sinklens.passes.head_sets import run_head_sets
 from tests.families import FAMILIES, boot
+from tests.heard import Heard
 from tests.ties import margin, same_shares
 
 SETS = [[(0, 1)], [(1, 0)], [(1, 3)], [(0, 0), (1, 2)], [(0, 2), (0, 3)], [(1, 0), (1, 1), (1, 2), (1, 3)]]
@@ -134,10 +135,10 @@ def test_copies_and_order_change_nothing(zoo: Path) -> None:
     batch = batch_of(model)
     margins = {"margins": one_by_one(model, batch, AblateHeads("all"), SETS)["margins"]}
     alone = run_head_sets(model, batch, AblateHeads("all"), SETS, max_rows=1)
-    seen: list[int] = []
-    together = run_head_sets(model, batch, AblateHeads("all"), SETS, max_rows=100, on_done=seen.append)
+    heard = Heard()
+    together = run_head_sets(model, batch, AblateHeads("all"), SETS, max_rows=100, progress=heard)
     same(alone.changed, together.changed | margins, 5e-6)
-    assert sum(seen) == len(SETS)
+    assert heard.whole and heard.done
     turned = run_head_sets(model, batch, AblateHeads("all"), SETS[::-1])
     same({name: values.flip(0) for name, values in turned.changed.items()}, alone.changed | margins, 5e-6)
 
@@ -195,11 +196,11 @@ def test_the_model_is_as_before_also_after_an_error(zoo: Path) -> None:
     batch = batch_of(model)
     before = model(batch.ids)
 
-    def stop(done: int) -> None:
+    def stop(heard: Heard) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_head_sets(model, batch, AblateHeads("all", "uniform"), SETS, on_done=stop)
+        run_head_sets(model, batch, AblateHeads("all", "uniform"), SETS, progress=Heard(stop))
     assert torch.equal(model(batch.ids), before)
     assert not any("forward" in module.__dict__ for module in model.modules())
     assert not any(module._forward_hooks for block in model.blocks for module in [block])

@@ -28,10 +28,11 @@ from sinklens.app.dashboard.run import Run
 from sinklens.app.dashboard.state import State
 from sinklens.app.dashboard.stored import MemoryTables
 from sinklens.app.dashboard.sweep_run import sweep_run
-from sinklens.app.dashboard.worker import Progress, Worker
+from sinklens.app.dashboard.worker import Worker
 from sinklens.errors import InputError, ResultError
 from sinklens.interventions import Intervention
 from sinklens.models.tokens import BosChoice, TokenBatch, tokenize
+from sinklens.results.progress import Progress
 from sinklens.studies.ablation.result import Sweep
 from sinklens.studies.census.result import Census
 
@@ -148,13 +149,13 @@ class Bench:
         def work(progress: Progress) -> Arrival:
             if use_shown:
                 return self._from_shown(state, progress)
-            progress.expect(0, title if self.models.is_loaded(model) else f"Loading {model}")
+            progress.step(title if self.models.is_loaded(model) else f"Loading {model}")
             bridge = self.models.get(model)
             tokens, source = text_tokens(bridge, text, bos)
             key = json.dumps([model, text.strip(), bos])
             base = self._by_key.get(key)
             if base is None or base not in self._live:
-                progress.expect(0, title)
+                progress.step(title)
                 census = live_census(bridge, progress, tokens=tokens, bos=bos, source=source)
                 label = f"{model} · {source or 'built-in sample'}"
                 base = self.add(census, label, key=key)
@@ -164,7 +165,7 @@ class Bench:
 
     def _from_shown(self, state: State, progress: Progress) -> Arrival:
         shown = self._census_or_error(state.run)
-        progress.expect(0, f"Loading {shown.model.get('name')}")
+        progress.step(f"Loading {shown.model.get('name')}")
         bridge = self.models.for_run(shown)
         if state.method == "none":
             self._add_maps(shown, state.sequence, progress)
@@ -182,7 +183,7 @@ class Bench:
         if int(batch.lengths.sum()) > MAX_TOTAL:
             total = int(batch.lengths.sum())
             raise InputError(f"The shown result has {total:,} tokens; the dashboard runs up to {MAX_TOTAL:,} again.")
-        progress.expect(0, "Preparing the intervention")
+        progress.step("Preparing the intervention")
         intervention = chosen_intervention(state, bridge, batch)
         if intervention is None:
             return Arrival()
@@ -190,7 +191,7 @@ class Bench:
         key = json.dumps([base, label])
         known = self._by_key.get(key)
         if known is None or known not in self._live:
-            progress.expect(0, f"Measuring under {label}")
+            progress.step(f"Measuring under {label}")
             eps = float(dict(before.meta.get("settings") or {}).get("eps", 0.3))
             source = str(before.meta["tokens"]["source"])
             changed = live_census(bridge, progress, tokens=batch, source=source, eps=eps, intervention=intervention)
@@ -207,7 +208,7 @@ class Bench:
 
         def work(progress: Progress) -> Arrival:
             shown = self._census_or_error(name)
-            progress.expect(0, f"Loading {shown.model.get('name')}")
+            progress.step(f"Loading {shown.model.get('name')}")
             self._add_maps(shown, sequence, progress)
             return Arrival()
 
@@ -228,7 +229,7 @@ class Bench:
 
         def work(progress: Progress) -> Arrival:
             shown = self._census_or_error(name)
-            progress.expect(0, f"Loading {shown.model.get('name')}")
+            progress.step(f"Loading {shown.model.get('name')}")
             bridge = self.models.for_run(shown)
             row = self._batch(shown, bridge, sequence)
             values = exact_window(bridge, row, head, region, _intervention_of(shown), progress)
@@ -244,7 +245,7 @@ class Bench:
     def _add_maps(self, shown: CensusRun, sequence: int, progress: Progress) -> None:
         bridge = self.models.for_run(shown)
         row = self._batch(shown, bridge, sequence)
-        progress.expect(0, f"Attention maps of sequence {sequence}")
+        progress.step(f"Attention maps of sequence {sequence}")
         maps = sequence_maps(bridge, row, _intervention_of(shown), progress)
         shown.maps.update({(sequence, *head): each for head, each in maps.items()})
 

@@ -12,7 +12,6 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.app.dashboard.state import State
 from sinklens.app.dashboard.window import MapWindow
-from sinklens.app.dashboard.worker import Progress
 from sinklens.attention import PooledMap, StatisticFactory
 from sinklens.capture import LayerRecord, capture
 from sinklens.errors import InputError, SinkLensError
@@ -21,6 +20,7 @@ from sinklens.interventions import AblateHeads, Intervention, ScaleKeys, mean_ou
 from sinklens.interventions.heads import check_heads, parse_heads
 from sinklens.models.architecture import context_length
 from sinklens.models.tokens import BosChoice, TokenBatch, tokenize
+from sinklens.results.progress import Progress
 from sinklens.studies.census.joins import Example
 from sinklens.studies.census.result import AttentionMap, Census
 from sinklens.studies.census.run import scan
@@ -90,8 +90,7 @@ def live_census(
         eps=eps,
         source=source or None,
         intervention=intervention,
-        on_plan=lambda plan, total: progress.expect(total),
-        on_layer=lambda done: progress.step(done),
+        progress=progress,
     )
 
 
@@ -154,8 +153,8 @@ def effect_notes(
         return ("Its effect on the loss was not measured: the logits of this text would need too much memory.",)
     controls, kind = _controls(model, batch, intervention)
     tested = {"tested": intervention} | {f"control {i}": each for i, each in enumerate(controls)}
-    progress.expect(len(batch) * (1 + len(tested)), "Measuring its effect and that of random controls")
-    effects = measure_effects(model, tested, batch, on_done=lambda n: progress.step(n))
+    progress.step("Measuring its effect and that of random controls")
+    effects = measure_effects(model, tested, batch, progress=progress)
     rows = {str(row["intervention"]): row for row in effects.summary().to_dict("records")}
     went = tuple(
         each.replace("Under tested", "Sink", 1) for each in effects.verdict if each.startswith("Under tested:")
@@ -199,14 +198,13 @@ def sequence_maps(
 ) -> dict[tuple[int, int], AttentionMap]:
     """Maps of all heads on one sequence, pooled to at most 128 cells a side."""
     example = Example()
-    progress.expect(len(model.blocks) + 1)
 
     def statistics(rows: TokenBatch, start: int) -> list[StatisticFactory]:
         from sinklens.attention import ReceivedMass
 
         return [ReceivedMass, partial(PooledMap, sequences=(0,))]
 
-    capture(model, row, [example], statistics=statistics, intervention=intervention, on_layer=lambda n: progress.step())
+    capture(model, row, [example], statistics=statistics, intervention=intervention, progress=progress)
     length, tokens = int(row.lengths[0]), list(row.tokens[0])
     return {
         (layer, head): AttentionMap(layer, head, values, example.cell, length, tokens, "")
@@ -231,7 +229,6 @@ def exact_window(
                 found.append(record.attention["window"])
                 raise _Enough
 
-    progress.expect(head[0] + 2)
     factory = partial(MapWindow, layer=head[0], head=head[1], region=region)
     with contextlib.suppress(_Enough):
         capture(
@@ -240,7 +237,7 @@ def exact_window(
             [Keep()],
             statistics=lambda rows, start: [factory],
             intervention=intervention,
-            on_layer=lambda n: progress.step(),
+            progress=progress,
         )
     if not found:
         raise InputError(f"Layer {head[0]} has no softmax attention: there are no rows to show.")

@@ -44,25 +44,33 @@ class Status:
 
 
 @dataclass
-class Progress:
-    """Given to a computation: it says how far it is, and is told there when it was stopped."""
+class WorkerProgress:
+    """The :class:`~sinklens.results.progress.Progress` of a computation, which ends there when it was stopped.
+
+    Every call raises :class:`Cancelled` once the user stopped the computation.
+    """
 
     worker: "Worker"
     stopped: threading.Event = field(default_factory=threading.Event)
 
-    def expect(self, total: float, title: str = "") -> None:
-        """A new stretch of so many steps begins."""
+    def begin(self, name: str, work: float, about: str = "") -> None:
+        """So much work begins, under the title that the last step gave it."""
         self.check()
-        self.worker._set(done=0.0, total=float(total), **({"title": title} if title else {}))
+        self.worker._set(done=0.0, total=float(work))
 
-    def step(self, done: float = 1.0) -> None:
-        """So many steps are finished.
-
-        Raises:
-            Cancelled: The user stopped the computation.
-        """
+    def step(self, name: str) -> None:
+        """The next step begins, of unknown length until its work begins."""
         self.check()
-        self.worker._set(done=self.worker.status.done + done)
+        self.worker._set(done=0.0, total=0.0, title=name)
+
+    def skip(self, work: float) -> None:
+        """So much was done before."""
+        self.advance(work)
+
+    def advance(self, work: float = 1.0) -> None:
+        """So much more is done."""
+        self.check()
+        self.worker._set(done=self.worker.status.done + work)
 
     def check(self) -> None:
         """Raise :class:`Cancelled` if the user stopped the computation."""
@@ -76,10 +84,10 @@ class Worker:
     def __init__(self) -> None:
         self.status = Status()
         self._lock = threading.Lock()
-        self._progress: Progress | None = None
+        self._progress: WorkerProgress | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self, title: str, work: Callable[[Progress], Any]) -> int:
+    def start(self, title: str, work: Callable[[WorkerProgress], Any]) -> int:
         """Begin a computation.
 
         Returns:
@@ -92,7 +100,7 @@ class Worker:
             if self.status.busy:
                 raise InputError(f"{self.status.title} is still running; wait for it or cancel it, then try again.")
             number = self.status.number + 1
-            self._progress = Progress(self)
+            self._progress = WorkerProgress(self)
             self.status = Status(number, title, busy=True)
             self._thread = threading.Thread(target=self._run, args=(work, self._progress), daemon=True)
             self._thread.start()
@@ -111,7 +119,7 @@ class Worker:
             self._thread.join(seconds)
         return self.status
 
-    def _run(self, work: Callable[[Progress], Any], progress: Progress) -> None:
+    def _run(self, work: Callable[[WorkerProgress], Any], progress: WorkerProgress) -> None:
         error, result = "", None
         try:
             result = work(progress)

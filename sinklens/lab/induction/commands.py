@@ -42,7 +42,7 @@ def train_induction_command(
     ] = None,
     device: options.Device = "auto",
     checkpoint_every: options.CheckpointEvery = 200,
-    resume: options.Resume = True,
+    restart: options.Restart = False,
 ) -> None:
     """Train two layers of attention to find needles: retrieval heads, induction heads, previous-token heads.
 
@@ -73,7 +73,7 @@ def train_induction_command(
         beside=beside or (),
         device=device,
         checkpoint_every=checkpoint_every,
-        resume=resume,
+        resume=not restart,
         steps=steps,
         lr=lr,
         weight_decay=weight_decay,

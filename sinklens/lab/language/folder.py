@@ -52,4 +52,4 @@ def read_weights(folder: Path, model: LlamaForCausalLM) -> None:
         # the tied head is not stored
         model.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
     except Exception as error:
-        raise ResultError(f"The weights {path} are missing or damaged; start anew with --no-resume.") from error
+        raise ResultError(f"The weights {path} are missing or damaged; start anew with --restart.") from error

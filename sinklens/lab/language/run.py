@@ -104,7 +104,7 @@ def _tokenizer(target: Path, domains: list[Domain], vocab: int) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ResultError(f"The tokenizer {path} cannot be read ({error}); start anew with --no-resume.") from error
+        raise ResultError(f"The tokenizer {path} cannot be read ({error}); start anew with --restart.") from error
 
 
 def _series(target: Path, settings: LanguageSettings, streams: list[Streams]) -> list[dict[str, float]]:

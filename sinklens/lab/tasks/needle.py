@@ -39,7 +39,7 @@ class Needle:
 
     Two attention-only layers of two heads (width 64, RoPE) answer 97 % of the values after 1,000 steps of 32 sequences
     with AdamW at 3e-3 (one seed, 17 s on one CPU thread): ``sinklens lab train variant --task needle --seq-len 67
-    --layers 2 --heads 2 --no-mlp --positions rope --batch 32 --steps 1000 --out DIR``.
+    --layers 2 --heads 2 --no-mlp --positions rope --batch-size 32 --steps 1000 --out DIR``.
 
     Token ids: 0 to ``n_fillers - 1`` for haystack and values, then ``n_keys`` keys, then BOS.
 

@@ -56,7 +56,7 @@ def train_variant_command(
     seed: options.Seed = 0,
     device: options.Device = "auto",
     checkpoint_every: options.CheckpointEvery = 200,
-    resume: options.Resume = True,
+    restart: options.Restart = False,
 ) -> None:
     """Train a small decoder with any attention variant, and say what became of its sink.
 
@@ -95,7 +95,7 @@ def train_variant_command(
         optimizer=optimizer,  # type: ignore[arg-type]
         seed=seed,
     )
-    folder = train_variant(out, settings, device=device, checkpoint_every=checkpoint_every, resume=resume)
+    folder = train_variant(out, settings, device=device, checkpoint_every=checkpoint_every, resume=not restart)
     print_variant(folder, Console())
 
 

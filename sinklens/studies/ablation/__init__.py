@@ -1,7 +1,6 @@
 """Many sets of heads x interventions x texts, resumable, on one process or many: what ``sinklens ablate`` runs."""
 
 from sinklens.studies.ablation.entry import sweep
-from sinklens.studies.ablation.plan import SweepPlan
 from sinklens.studies.ablation.result import Sweep
 
-__all__ = ["Sweep", "SweepPlan", "sweep"]
+__all__ = ["Sweep", "sweep"]

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.sequences import choose_sequences
 from sinklens.results import RunFolder
+from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.ablation.executors import check_executor, loading_here, parse_executor
 from sinklens.studies.ablation.interventions import Interventions, make_ablations, named_interventions, set_aside
-from sinklens.studies.ablation.plan import Listener, SweepPlan
 from sinklens.studies.ablation.question import OWN, Question
 from sinklens.studies.ablation.recipe import ModelRecipe, check_finite
 from sinklens.studies.ablation.result import FORMAT, WORK, Sweep
 from sinklens.studies.ablation.run import SweepRun
 from sinklens.studies.ablation.spec import describe_sweep, measurable
 
-__all__ = ["Sweep", "SweepPlan", "sweep"]
+__all__ = ["Sweep", "sweep"]
 
 
 @usual_torch()
@@ -56,9 +56,7 @@ def sweep(
     batch_size: int | None = None,
     seed: int = 0,
     source: str | None = None,
-    on_plan: Callable[[SweepPlan], None] | None = None,
-    on_work: Callable[[float], None] | None = None,
-    on_part: Callable[[int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Sweep:
     """Change sets of heads in turn and measure what that does to the predictions on every sequence.
 
@@ -113,9 +111,7 @@ def sweep(
         batch_size: Sequences in a part; default: by memory and size of the model.
         seed: Of built-in corpus, controls, sample and bootstrap.
         source: What to call the texts in the provenance.
-        on_plan: Receives the plan before the work starts (and again before the cumulative sets of an own ranking).
-        on_work: Receives how much of ``SweepPlan.work`` is done.
-        on_part: Receives the number of every part that was computed and saved.
+        progress: Told the plan, then in forward passes of one sequence.
 
     Raises:
         InputError: A head the model does not have, no usable sequence, an intervention that cannot be restricted to
@@ -160,8 +156,7 @@ def sweep(
     batch, answers = chosen.rows(rows), None if answers is None else answers.rows(rows)
     recipe = ModelRecipe.of(model, loading)
     spec = describe_sweep(recipe, batch, answers, asked, question, batch_size)
-    listener = Listener(on_plan, on_work, on_part)
-    run = SweepRun(model, batch, answers, question, parse_executor(executor, model), recipe, folder, spec, listener)
+    run = SweepRun(model, batch, answers, question, parse_executor(executor, model), recipe, folder, spec, progress)
     with ExitStack() as stack:
         stack.callback(run.executor.close)
         if folder is not None:
@@ -170,8 +165,10 @@ def sweep(
             if finished is not None:
                 return finished
         run.plan(lambda: make_ablations(asked, model, chosen, reference), batch_size)
-        run.measure(1, {label: question.first_variants() for label in asked})
-        if question.ranking == OWN and question.top:
+        own = question.ranking == OWN and bool(question.top)
+        n_later = len(question.top) * (1 + question.controls) * len(asked) if own else 0
+        run.measure(1, {label: question.first_variants() for label in asked}, n_later)
+        if own:
             run.measure(2, {label: question.own_variants(run.own_ranking(label)) for label in asked})
         facts = {"source": source, "not_measured": len(chosen) - len(batch)}
         return run.finish(facts, time.perf_counter() - started)

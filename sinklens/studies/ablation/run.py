@@ -17,13 +17,13 @@ from sinklens.interventions import Intervention
 from sinklens.interventions.heads import Head, head_name
 from sinklens.models.tokens import TokenBatch
 from sinklens.results import RunFolder
+from sinklens.results.progress import Progress, Share
 from sinklens.results.provenance import provenance
 from sinklens.studies.ablation.agreement import RankAgreement, rank_agreement
 from sinklens.studies.ablation.executors import Executor
 from sinklens.studies.ablation.interventions import for_heads
 from sinklens.studies.ablation.layout import Layout, choose_layout, cut
 from sinklens.studies.ablation.parts import HeadSet, Part
-from sinklens.studies.ablation.plan import Listener, SweepPlan
 from sinklens.studies.ablation.question import OWN, Question
 from sinklens.studies.ablation.recipe import ModelRecipe
 from sinklens.studies.ablation.result import FORMAT_VERSION, Sweep, assemble
@@ -33,6 +33,9 @@ from sinklens.studies.effects.run import METRICS
 
 Listed = tuple[list[tuple[Variant, bool]], list[str]]
 """Variants, each with whether it is exact, and notes about them."""
+
+DEPTH = 0.8
+"""Share of a forward pass that a set of several heads takes, about: its first head lies low."""
 
 ANEW = "Start anew with --restart (restart=True)."
 
@@ -50,14 +53,15 @@ class SweepRun:
         recipe: ModelRecipe,
         folder: RunFolder | None,
         spec: dict[str, Any],
-        listener: Listener,
+        progress: Progress,
     ) -> None:
         self.model, self.batch, self.answers, self.question = model, batch, answers, question
-        self.executor, self.recipe, self.folder, self.spec, self.listener = executor, recipe, folder, spec, listener
+        self.executor, self.recipe, self.folder, self.spec, self.progress = executor, recipe, folder, spec, progress
         self.notes: list[str] = []
         self.frames: list[pd.DataFrame] = []
         self.variants: dict[str, list[tuple[Variant, bool]]] = {}
         self.n_parts = 0
+        self.later: float | None = None
         self.interventions: dict[str, Intervention] = {}
         self.layout = Layout(1, 1, 1, 0)
         self.kept: Any = None
@@ -127,8 +131,14 @@ class SweepRun:
         self.notes.append(text)
         warnings.warn(text, stacklevel=2)
 
-    def measure(self, stage: int, listed: Mapping[str, Listed]) -> None:
-        """Run all variants that were not run yet."""
+    def measure(self, stage: int, listed: Mapping[str, Listed], n_later: int = 0) -> None:
+        """Run all variants that were not run yet.
+
+        Args:
+            stage: 1; 2 for the cumulative sets of the sweep's own ranking.
+            listed: Variants by intervention.
+            n_later: How many sets the next stage will have, to say how long everything takes.
+        """
         parts: list[Part] = []
         plain = 0.0
         for label, (variants, notes) in listed.items():
@@ -143,28 +153,26 @@ class SweepRun:
             plain += stage == 1  # the clean pass
         tables = {part.number: self._finished(part) for part in parts}
         missing = [part for part in parts if tables.get(part.number) is None]
-        done = sum(part.work for part in parts) - sum(part.work for part in missing)
-        self._tell_plan(stage, parts, missing, plain)
+        told = self._begin_work(parts, missing, plain, n_later)
         shares: dict[int, float] = {}
         work = {part.number: part.work for part in parts}
 
-        def progress(number: int, share: float) -> None:
-            shares[number] = share
-            if self.listener.on_work is not None:
-                self.listener.on_work(done + sum(work[n] * s for n, s in shares.items()))
+        def shared(number: int, share: float) -> None:
+            before, shares[number] = shares.get(number, 0.0), share  # less than before when a part's worker died
+            told.advance((share - before) * work[number])
 
         tasks = [self._task(part) for part in missing]
         if tasks:
-            with closing(self.executor.run(tasks, self.recipe, progress)) as results:
+            with closing(self.executor.run(tasks, self.recipe, shared)) as results:
                 for part, table in results:
                     if self.folder is not None:
                         self.folder.save(part.name, {"losses": table}, part.key())
                     tables[part.number] = table
-                    progress(part.number, 1.0)
-                    if self.listener.on_part is not None:
-                        self.listener.on_part(part.number)
+                    shared(part.number, 1.0)
         self.frames += [_named(part, found) for part in parts if (found := tables[part.number]) is not None]
         self.n_parts += len(parts)
+        if stage > 1 and isinstance(told, Share):
+            told.finish()
 
     def _finished(self, part: Part) -> pd.DataFrame | None:
         """What an earlier run found for a part."""
@@ -183,25 +191,21 @@ class SweepRun:
         intervention = for_heads(self.interventions[part.intervention], heads)
         return Task(part, intervention, self.batch.rows(part.sequences), answers, self.layout.rows)
 
-    def _tell_plan(self, stage: int, parts: Sequence[Part], missing: Sequence[Part], plain: float) -> None:
-        if self.listener.on_plan is None or not parts:
-            return
+    def _begin_work(self, parts: Sequence[Part], missing: Sequence[Part], plain: float, n_later: int) -> Progress:
         work = sum(part.work for part in parts)
         sets = {(part.intervention, part.estimate, heads) for part in parts for heads in part.head_sets}
-        self.listener.on_plan(
-            SweepPlan(
-                n_sequences=len(self.batch),
-                n_sets=len(sets),
-                n_parts=len(parts),
-                n_done=len(parts) - len(missing),
-                passes=work / len(self.batch),
-                plain_passes=plain,
-                work=work,
-                work_done=work - sum(part.work for part in missing),
-                memory=self.layout.memory,
-                stage=stage,
-            )
+        n_done, n = len(parts) - len(missing), len(parts)
+        before = f", {n_done} of them finished before" if n_done else ""
+        about = (
+            f"{len(sets)} head sets on {len(self.batch)} sequences in {n} part{'s' * (n != 1)}{before}: about "
+            f"{work / len(self.batch):.1f} forward passes over the texts (a loop over the sets takes {plain:.0f}), "
+            f"{self.layout.memory / 2**20:,.0f} MiB beyond the weights."
         )
+        told: Progress = self.progress if self.later is None else Share(self.progress, self.later)
+        self.later = DEPTH * n_later * len(self.batch)
+        told.begin("Sweeping heads", work + self.later, about if parts else "")
+        told.skip(work - sum(part.work for part in missing))
+        return told
 
     def own_ranking(self, label: str) -> list[Head]:
         """The single heads that were run (or, in an approximate sweep, estimated), the largest effect first."""

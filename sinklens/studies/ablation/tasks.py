@@ -14,6 +14,7 @@ from sinklens.interventions import Intervention
 from sinklens.models.tokens import TokenBatch
 from sinklens.passes.attribution import attribute_heads
 from sinklens.passes.head_sets import run_head_sets
+from sinklens.results.progress import SILENT, Silent
 from sinklens.studies.ablation.parts import Part
 
 COLUMNS = (
@@ -33,6 +34,22 @@ class Task:
     rows: int
 
 
+class _Shares(Silent):
+    """Tells the share that is done to whoever waits for the part, in this process or another."""
+
+    def __init__(self, on_share: Callable[[float], None]) -> None:
+        self.on_share, self.all, self.done = on_share, 1.0, 0.0
+
+    def begin(self, name: str, work: float, about: str = "") -> None:
+        """So much work begins."""
+        self.all, self.done = work, 0.0
+
+    def advance(self, work: float = 1.0) -> None:
+        """So much more is done."""
+        self.done += work
+        self.on_share(self.done / self.all)
+
+
 def run_task(model: TransformerBridge, task: Task, on_share: Callable[[float], None] | None = None) -> pd.DataFrame:
     """Compute a part: one row per head set and sequence, with the columns ``COLUMNS``.
 
@@ -46,18 +63,16 @@ def run_task(model: TransformerBridge, task: Task, on_share: Callable[[float], N
     """
     part, batch = task.part, task.batch
     n_sets = len(part.head_sets)
-    done = 0
-
-    def tell(count: int) -> None:
-        nonlocal done
-        done += count
-        if on_share is not None:
-            on_share(done / n_sets)
-
     if part.estimate:
         return _estimated(model, task)
     measured = run_head_sets(
-        model, batch, task.intervention, part.head_sets, answers=task.answers, max_rows=task.rows, on_done=tell
+        model,
+        batch,
+        task.intervention,
+        part.head_sets,
+        answers=task.answers,
+        max_rows=task.rows,
+        progress=SILENT if on_share is None else _Shares(on_share),
     )
     clean = {name: _plain(values)[None].repeat(n_sets, 0) for name, values in measured.clean.items()}
     changed = {name: _plain(values) for name, values in measured.changed.items()}

@@ -1,6 +1,6 @@
 """Which heads are at work on one domain or token class and dormant on another: mass, norms and zero-out ablation."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -41,6 +41,7 @@ from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.head_sets import head_set_losses
+from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.results.provenance import provenance
 from sinklens.results.result import TableResult
 from sinklens.studies.ablation.layout import choose_layout
@@ -112,7 +113,7 @@ def active_dormant(
     max_sequences: int | None = 100,
     batch_size: int | None = None,
     seed: int = 0,
-    on_done: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> ActiveDormant:
     """Judge every head on every domain and token class by sink mass, output norm and zero-out ablation.
 
@@ -137,7 +138,7 @@ def active_dormant(
         max_sequences: Draw at most this many sequences of each domain from all over its texts.
         batch_size: Sequences in one clean pass; default: what fits the memory.
         seed: Of corpus and bootstrap.
-        on_done: Called with the number of ablations done and of all.
+        progress: Told how it goes on, in sequences.
 
     Raises:
         InputError: Texts that cannot be used, a class without a name or in two classes at once, or no such position.
@@ -159,7 +160,11 @@ def active_dormant(
     length = int(domains.batch.lengths.max())
     layout = choose_layout(model, len(domains.batch), length, batch_size=batch_size)
     detector, losses = ActiveDormantDetector(), []
-    done, total = 0, len(heads) * len(domains.batch)
+    progress.begin(
+        "Ablating heads",
+        len(domains.batch),
+        f"{len(heads) * len(domains.batch):,} ablations: every head by itself on every sequence.",
+    )
     for name in domains.names:
         index = [number for number, of in enumerate(domains.of) if of == name]
         here = ActiveDormantDetector(name, rows, tuple(sink))
@@ -167,10 +172,9 @@ def active_dormant(
             numbers = index[start : start + layout.chunk]
             part = domains.batch.rows(numbers)
             capture(model, part, [here], batch_size=len(part), first_sequence=numbers[0])
-            losses.append(_losses(model, part, name, numbers, heads, rows(part), layout.rows))
-            done += len(heads) * len(part)
-            if on_done is not None:
-                on_done(done, total)
+            share = Share(progress, len(part))
+            losses.append(_losses(model, part, name, numbers, heads, rows(part), layout.rows, share))
+            share.finish()
         detector.merge(here)
     activity = detector.tables()
     keys = [*HEAD, *GROUP, "sequence"]
@@ -244,10 +248,13 @@ def _losses(
     heads: Sequence[Head],
     classes: Mapping[str, Bool[Tensor, "batch pos"]],
     max_rows: int,
+    progress: Progress,
 ) -> pd.DataFrame:
     """Clean loss and its rise without each head, by class and sequence."""
     zeroed = AblateHeads(tuple(heads), how="zero")
-    clean, changed = head_set_losses(model, batch, zeroed, [[head] for head in heads], max_rows=max_rows)
+    clean, changed = head_set_losses(
+        model, batch, zeroed, [[head] for head in heads], max_rows=max_rows, progress=progress
+    )
     frames = []
     for name, rows in classes.items():
         before, after = _means(clean[None], rows)[0], _means(changed, rows)

@@ -13,10 +13,12 @@ from sinklens.errors import InputError
 from sinklens.evidence.controls import DRAWS
 from sinklens.interventions import Intervention, ScaleKeys
 from sinklens.interventions.heads import Head
-from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task
-from sinklens.studies.calibration.profile_heads import Objective, head_units, profile_heads, search_row
+from sinklens.results.progress import SILENT, Progress
+from sinklens.studies.calibration.candidates import candidate_heads, on_heads
+from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task, tell
+from sinklens.studies.calibration.profile_heads import Objective, head_units, search_row
 from sinklens.studies.calibration.result import Calibration
-from sinklens.studies.calibration.study import Step, Study, candidate_heads, on_heads
+from sinklens.studies.calibration.study import Study
 
 GAMMAS = (0.1, 0.25, 0.5, 0.75, 1.5, 2.0, 3.0, 4.0)
 """Factors that are tried beside 1, which is the unchanged model."""
@@ -36,7 +38,7 @@ def choose_gamma(
     seed: int = 0,
     controls: int = DRAWS,
     batch_size: int = 8,
-    on_step: Step | None = None,
+    progress: Progress = SILENT,
     score: Scorer = score_task,
 ) -> Calibration:
     """Find heads that react alike to more attention on the initial token, and the best factor for them (ZeroTuning).
@@ -65,7 +67,7 @@ def choose_gamma(
         seed: Of the split, the random heads and the intervals.
         controls: How many random sets of as many heads are reported beside.
         batch_size: Prompts in one forward pass.
-        on_step: For progress.
+        progress: Told how it goes on, in prompts.
         score: What lets the model answer; :class:`KeptScores` makes the work resumable.
 
     Raises:
@@ -84,17 +86,9 @@ def choose_gamma(
         raise InputError(f"top_share must be above 0 and at most 1, got {top_share}.")
     grid = [replace(template, gamma=float(gamma)) for gamma in gammas if float(gamma) != 1]
     units = head_units(pool, per)
-    study = Study(model, task, share, seed, controls, batch_size, on_step, score)
-    search = profile_heads(
-        model,
-        study.search,
-        template,
-        units=units,
-        objective=objective,
-        batch_size=batch_size,
-        on_step=on_step,
-        score=score,
-    )
+    study = Study(model, task, share, seed, controls, batch_size, progress, score)
+    study.begin(len(units) + 1 + len(grid))
+    search = study.profile(template, units, objective)
     dominant, taken = _dominant(search["gain"].to_numpy()[1:], search["effect"].to_numpy()[1:], top_share)
     search["kept"] = [False, *(place in taken for place in range(len(units)))]
     heads = sorted(head for place in taken for head in units[place])
@@ -124,11 +118,11 @@ def _try_gammas(study: Study, grid: Sequence[Any], heads: Sequence[Head], object
     task, size = study.search, study.batch_size
     before = study.score(study.model, task, batch_size=size)
     rows = [search_row("gamma", heads, 1.0, before, before, objective)]
-    for done, each in enumerate(grid, 1):
+    tell(study.progress, study.score, task)
+    for each in grid:
         after = study.score(study.model, task, on_heads(each, heads), batch_size=size)
         rows.append(search_row("gamma", heads, each.gamma, after, before, objective))
-        if study.on_step is not None:
-            study.on_step("gamma", done, len(grid))
+        tell(study.progress, study.score, task)
     return pd.DataFrame(rows)
 
 

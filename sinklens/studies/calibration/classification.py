@@ -17,6 +17,7 @@ from sinklens.errors import InputError
 from sinklens.interventions import Intervention
 from sinklens.models.tokens import BosChoice, TokenBatch, tokenize
 from sinklens.passes.batches import equal_lengths
+from sinklens.results.progress import Progress
 from sinklens.studies.calibration.answer_rates import AnswerRates
 
 Label = tuple[int, ...]
@@ -250,3 +251,8 @@ def score_task(
             valid[index] = any(token in label for label in labels)
             correct[index] = token in labels[task.answers[index]]
     return TaskScores(valid, correct, entropy)
+
+
+def tell(progress: Progress, score: Scorer, task: ClassificationTask) -> None:
+    """Tell that a task was answered, now or (as :class:`KeptScores` knows) by an earlier run."""
+    (progress.advance if getattr(score, "fresh", True) else progress.skip)(len(task))

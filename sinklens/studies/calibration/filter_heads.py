@@ -4,10 +4,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.evidence.controls import DRAWS
 from sinklens.interventions import Intervention
+from sinklens.results.progress import SILENT, Progress
+from sinklens.studies.calibration.candidates import candidate_heads
 from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task
-from sinklens.studies.calibration.profile_heads import Objective, profile_heads
+from sinklens.studies.calibration.profile_heads import Objective, head_units
 from sinklens.studies.calibration.result import Calibration
-from sinklens.studies.calibration.study import Step, Study, candidate_heads
+from sinklens.studies.calibration.study import Study
 
 
 def filter_heads(
@@ -20,7 +22,7 @@ def filter_heads(
     seed: int = 0,
     controls: int = DRAWS,
     batch_size: int = 8,
-    on_step: Step | None = None,
+    progress: Progress = SILENT,
     score: Scorer = score_task,
 ) -> Calibration:
     """Keep every head on which the intervention, applied to it alone, makes the answers better (ACT's head filter).
@@ -40,7 +42,7 @@ def filter_heads(
         seed: Of the split, the random heads and the intervals.
         controls: How many random sets of as many heads are reported beside.
         batch_size: Prompts in one forward pass.
-        on_step: For progress.
+        progress: Told how it goes on, in prompts.
         score: What lets the model answer; :class:`KeptScores` makes the work resumable.
 
     Raises:
@@ -53,10 +55,9 @@ def filter_heads(
     makes them, and no split: what here is "accuracy rises" on part of the prompts is read from the paper's abstract.
     """
     pool = candidate_heads(model, intervention)
-    study = Study(model, task, share, seed, controls, batch_size, on_step, score)
-    search = profile_heads(
-        model, study.search, intervention, objective=objective, batch_size=batch_size, on_step=on_step, score=score
-    )
+    study = Study(model, task, share, seed, controls, batch_size, progress, score)
+    study.begin(len(head_units(pool)))
+    search = study.profile(intervention, head_units(pool), objective)
     search["kept"] = search["effect"] == "up"
     kept = [head for head, keep in zip(pool, search["kept"].iloc[1:], strict=True) if keep]
     notes = [] if kept else ["No head alone makes the answers better."]

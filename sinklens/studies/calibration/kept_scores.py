@@ -28,7 +28,8 @@ class KeptScores:
         restart: Throw away what lies there.
 
     Attributes:
-        kept: How many sets were there from before.
+        kept: How many sets of answers were there from before.
+        fresh: Whether the latest answers came from the model, not from the file.
 
     Raises:
         ResultError: Answers of another run lie there, or the place cannot be written.
@@ -51,7 +52,7 @@ class KeptScores:
             except (ValueError, KeyError):
                 continue
             self._known[row["key"]] = TaskScores(*values)
-        self.kept = len(self._known)
+        self.kept, self.fresh = len(self._known), True
         try:
             directory.mkdir(parents=True, exist_ok=True)
             whole = [head, *(_line(key, scores) for key, scores in self._known.items())]
@@ -74,7 +75,8 @@ class KeptScores:
         rows = [task.prompts.ids[at, :length].tolist() for at, length in enumerate(task.prompts.lengths.tolist())]
         content = json.dumps([change, rows, task.labels, task.answers])
         key = hashlib.sha256(content.encode()).hexdigest()
-        if key not in self._known:
+        self.fresh = key not in self._known
+        if self.fresh:
             self._known[key] = score_task(model, task, intervention, batch_size=batch_size)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(_line(key, self._known[key]) + "\n")

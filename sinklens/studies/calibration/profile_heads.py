@@ -9,8 +9,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.interventions import Intervention
 from sinklens.interventions.heads import Head, head_name
-from sinklens.studies.calibration.classification import ClassificationTask, Scorer, TaskScores, score_task
-from sinklens.studies.calibration.study import Step, candidate_heads, on_heads
+from sinklens.results.progress import SILENT, Progress
+from sinklens.studies.calibration.candidates import candidate_heads, on_heads
+from sinklens.studies.calibration.classification import ClassificationTask, Scorer, TaskScores, score_task, tell
 
 Objective = Literal["accuracy", "entropy"]
 ROUNDING = {"accuracy": 0.0, "entropy": 1e-5}
@@ -25,7 +26,7 @@ def profile_heads(
     units: Sequence[Sequence[Head]] | None = None,
     objective: Objective = "accuracy",
     batch_size: int = 8,
-    on_step: Step | None = None,
+    progress: Progress = SILENT,
     score: Scorer = score_task,
 ) -> pd.DataFrame:
     """Apply an intervention to one head (or set of heads) at a time and see whether the answers get better.
@@ -41,7 +42,7 @@ def profile_heads(
         units: Sets of heads to try, see :func:`head_units`; default: every candidate alone.
         objective: What better means: more right answers, or a lower mean next-token entropy.
         batch_size: Prompts in one forward pass.
-        on_step: For progress.
+        progress: Told how it goes on, in prompts.
         score: What lets the model answer; one that keeps answers makes the work resumable.
 
     Returns:
@@ -58,12 +59,13 @@ def profile_heads(
     units = head_units(candidates) if units is None else units
     before = score(model, task, batch_size=batch_size)
     rows = [search_row("unchanged", (), math.nan, before, before, objective)]
-    for done, unit in enumerate(units, 1):
+    progress.begin("Profiling heads", len(task) * (1 + len(units)))
+    tell(progress, score, task)
+    for unit in units:
         changed = on_heads(intervention, unit)
         after = score(model, task, changed, batch_size=batch_size)
         rows.append(search_row("heads", unit, getattr(changed, "gamma", math.nan), after, before, objective))
-        if on_step is not None:
-            on_step("heads", done, len(units))
+        tell(progress, score, task)
     return pd.DataFrame(rows)
 
 

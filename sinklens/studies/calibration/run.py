@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +13,15 @@ from sinklens.errors import InputError
 from sinklens.interventions import CalibrateSinks, Intervention, ScaleKeys
 from sinklens.interventions.heads import parse_heads
 from sinklens.results.lock import locked
+from sinklens.results.progress import SILENT, Progress
 from sinklens.results.provenance import model_facts
 from sinklens.results.tables import check_writable, complete_result, kind_of
 from sinklens.studies.calibration.choose_gamma import GAMMAS, choose_gamma
 from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task
 from sinklens.studies.calibration.filter_heads import filter_heads
 from sinklens.studies.calibration.kept_scores import FILE, KeptScores
-from sinklens.studies.calibration.profile_heads import Objective, head_units
+from sinklens.studies.calibration.profile_heads import Objective
 from sinklens.studies.calibration.result import FORMAT, Calibration
-from sinklens.studies.calibration.study import candidate_heads
 
 
 @dataclass(frozen=True)
@@ -107,13 +106,6 @@ class Calibrating:
             return
         check_writable(out, FORMAT)
 
-    def work(self, model: TransformerBridge, task: ClassificationTask) -> float:
-        """Prompts that are answered, at most."""
-        n_search = len(task.split(self.share, seed=self.seed)[0])
-        units = len(head_units(candidate_heads(model, self.intervention), self.per))
-        tries = 1 + units + (1 + len(self.gammas) if self.way == "gamma" else 0)
-        return float(n_search * tries + (len(task) - n_search) * (2 + self.controls))
-
     def run(
         self,
         model: TransformerBridge,
@@ -122,8 +114,7 @@ class Calibrating:
         *,
         out: Path | None = None,
         restart: bool = False,
-        on_plan: Callable[[float, int], None] | None = None,
-        on_work: Callable[[float], None] | None = None,
+        progress: Progress = SILENT,
     ) -> Calibration:
         """Choose and report; with ``out`` answers are kept there as they come, and at the end the result.
 
@@ -133,22 +124,17 @@ class Calibrating:
             source: Where they come from, in words.
             out: Directory to work and save in.
             restart: Throw away what an other or unfinished run left there.
-            on_plan: Called once with the most prompts to answer and how many sets of answers are there from before.
-            on_work: Called with the prompts answered so far.
+            progress: Told how it goes on, in prompts.
 
         Raises:
             InputError: Heads that the model lacks, or a split with an empty side.
             ResultError: The place cannot be written, holds something else, or another process works there.
         """
-        work = self.work(model, task)
         if out is not None:
             self.check(out)
         with nullcontext() if out is None else locked(out, "calibration"):
             kept = None if out is None else KeptScores(out, self._spec(model, task), restart=restart)
-            if on_plan is not None:
-                on_plan(work, kept.kept if kept is not None else 0)
-            score = _counted(kept or score_task, on_work)
-            found = self._choose(model, task, score)
+            found = self._choose(model, task, kept or score_task, progress)
             found.meta["tokens"]["source"] = source
             if out is not None and kept is not None:
                 tables = {"search": found.search, "answers": found.answers}
@@ -156,7 +142,9 @@ class Calibrating:
                 kept.remove()
         return found
 
-    def _choose(self, model: TransformerBridge, task: ClassificationTask, score: Scorer) -> Calibration:
+    def _choose(
+        self, model: TransformerBridge, task: ClassificationTask, score: Scorer, progress: Progress
+    ) -> Calibration:
         common: dict[str, Any] = {
             "objective": self.objective,
             "share": self.share,
@@ -164,6 +152,7 @@ class Calibrating:
             "controls": self.controls,
             "batch_size": self.batch_size,
             "score": score,
+            "progress": progress,
         }
         if self.way == "gamma":
             return choose_gamma(model, task, self.intervention, gammas=self.gammas, per=self.per, **common)
@@ -182,27 +171,6 @@ class Calibrating:
             "prompts": hashlib.sha256(content.encode()).hexdigest(),
             "split": [self.share, self.seed],
         }
-
-
-def _counted(score: Scorer, on_work: Callable[[float], None] | None) -> Scorer:
-    """The same, telling how many prompts were answered."""
-    done = 0.0
-
-    def counted(
-        model: TransformerBridge,
-        task: ClassificationTask,
-        intervention: Intervention | None = None,
-        *,
-        batch_size: int = 8,
-    ) -> Any:
-        nonlocal done
-        found = score(model, task, intervention, batch_size=batch_size)
-        done += len(task)
-        if on_work is not None:
-            on_work(done)
-        return found
-
-    return counted
 
 
 def _read(path: str) -> Intervention:

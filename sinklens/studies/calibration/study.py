@@ -1,8 +1,8 @@
 """Labelled prompts in two parts: one to choose an intervention on, one to report it on."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -11,13 +11,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.errors import InputError
 from sinklens.evidence.controls import all_heads, random_head_sets
 from sinklens.interventions import Intervention
-from sinklens.interventions.heads import Head, Heads, head_name
+from sinklens.interventions.heads import Head, head_name
+from sinklens.results.progress import Progress, Share
 from sinklens.results.provenance import provenance
-from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task
+from sinklens.studies.calibration.candidates import on_heads
+from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task, tell
+from sinklens.studies.calibration.profile_heads import Objective, profile_heads
 from sinklens.studies.calibration.result import FORMAT_VERSION, METRICS, Calibration
-
-Step = Callable[[str, int, int], None]
-"""Receives the name of a stage, how many of its runs over the prompts are done, and how many there will be."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Study:
         seed: Of the split, the random heads and the intervals.
         controls: How many random sets of as many heads are reported beside.
         batch_size: Prompts in one forward pass.
-        on_step: For progress.
+        progress: Told how it goes on, in prompts.
         score: What lets the model answer.
     """
 
@@ -41,7 +41,7 @@ class Study:
     seed: int
     controls: int
     batch_size: int
-    on_step: Step | None
+    progress: Progress
     score: Scorer = score_task
     split: tuple[list[int], list[int]] = field(init=False)
 
@@ -51,6 +51,31 @@ class Study:
                 f"controls must be at least 1, got {self.controls}: an effect needs random heads beside it."
             )
         object.__setattr__(self, "split", self.task.split(self.share, seed=self.seed))
+
+    def begin(self, runs: int) -> None:
+        """Tell how much there is to do at most: so many runs over the prompts chosen on, and then the report."""
+        chosen_on, held_out = map(len, self.split)
+        work = chosen_on * (1 + runs) + held_out * (2 + self.controls)
+        kept = getattr(self.score, "kept", 0)
+        before = f" {kept} sets of answers are there from before." if kept else ""
+        labels = max(map(len, self.task.labels))
+        about = f"{len(self.task)} prompts with {labels} labels; at most {work:,} are answered.{before}"
+        self.progress.begin("Answering prompts", work, about)
+
+    def profile(
+        self, intervention: Intervention, units: Sequence[tuple[Head, ...]], objective: Objective
+    ) -> pd.DataFrame:
+        """:func:`profile_heads` on the prompts chosen on."""
+        return profile_heads(
+            self.model,
+            self.search,
+            intervention,
+            units=units,
+            objective=objective,
+            batch_size=self.batch_size,
+            progress=Share(self.progress, len(self.split[0]) * (1 + len(units))),
+            score=self.score,
+        )
 
     @property
     def search(self) -> ClassificationTask:
@@ -85,7 +110,7 @@ class Study:
             remarks += drawn.notes
             variants |= {f"random-{number}": some for number, some in enumerate(drawn.sets, 1)}
         held_out, frames = self.task.rows(self.split[1]), []
-        for done, (name, some) in enumerate(variants.items(), 1):
+        for name, some in variants.items():
             intervention = on_heads(tuned, some) if some else None
             scores = self.score(self.model, held_out, intervention, batch_size=self.batch_size)
             frames.append(
@@ -99,8 +124,7 @@ class Study:
                     }
                 )
             )
-            if self.on_step is not None:
-                self.on_step("report", done, len(variants))
+            tell(self.progress, self.score, held_out)
         meta = {
             "format_version": FORMAT_VERSION,
             **provenance(self.model, self.task.prompts),
@@ -113,35 +137,3 @@ class Study:
             "metrics": {name: {"version": 1, "definition": text} for name, text in METRICS.items()},
         }
         return Calibration(meta, search, pd.concat(frames, ignore_index=True))
-
-
-def on_heads(intervention: Any, heads: Sequence[Head]) -> Intervention:
-    """The intervention on these heads instead."""
-    changed: Intervention = replace(intervention, heads=tuple(heads))
-    return changed
-
-
-def candidate_heads(model: TransformerBridge, intervention: Any, *needed: str) -> list[Head]:
-    """The heads that an intervention names, each of them when it says ``"all"``.
-
-    Args:
-        model: The bridge.
-        intervention: Whose heads are to be chosen.
-        needed: Further fields it must have.
-
-    Raises:
-        InputError: It lacks a field, or the model lacks a head (or has none).
-    """
-    has = {each.name for each in fields(intervention)} if isinstance(intervention, Intervention) else set()
-    for name in ("heads", *needed):
-        if name not in has:
-            raise InputError(
-                f"Expected an intervention with a field {name!r} to choose, such as ScaleKeys(keys=0, gamma=2.0); got "
-                f"{type(intervention).__name__}."
-            )
-    intervention.check(model)
-    named: Heads = intervention.heads
-    found = list(all_heads(model)) if isinstance(named, str) else list(named)
-    if not found:
-        raise InputError(f"{model.cfg.architecture} has no attention heads to choose from.")
-    return found

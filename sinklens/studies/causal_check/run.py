@@ -1,7 +1,7 @@
 """Does masking a criterion's top heads break retrieval, and plain text, more than masking random heads does?"""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from sinklens.models.torch_state import usual_torch
 from sinklens.passes.batches import equal_lengths
 from sinklens.passes.head_sets import head_set_losses
 from sinklens.passes.sequences import choose_sequences
+from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.results.provenance import provenance
 from sinklens.studies.causal_check.equal_harm import POOL, RULE, equal_harm
 from sinklens.studies.causal_check.result import FORMAT_VERSION, MEASURES, CausalCheck, with_harm
@@ -66,7 +67,7 @@ def causal_check(
     exclude: Sequence[object] = (),
     batch_size: int = 8,
     seed: int = 0,
-    on_done: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> CausalCheck:
     """Mask the first k heads of a ranking, and random sets of as many others, on needles and on plain text.
 
@@ -105,7 +106,7 @@ def causal_check(
         exclude: Heads that must not be in a random set, such as others believed to matter.
         batch_size: Texts in one forward pass.
         seed: Of needles, random sets and bootstrap.
-        on_done: Called with the number of masked sets done (each way counts) and of all.
+        progress: Told how it goes on, in tokens.
 
     Raises:
         InputError: No head, a head that the model does not have or that stands twice, a size that the ranking does
@@ -140,25 +141,28 @@ def causal_check(
     prompts = tokenize(model, [list(each.ids) for each in needles.instances])
     parts = list(equal_lengths(batch, batch_size))
     frames: list[pd.DataFrame] = []
-    total = (len(sets) + len(sizes) * controls) * len(ways)
-    for number, way in enumerate(ways):
+    n_chosen = len(sets) + len(sizes) * controls
+    reading = float(n_chosen * int(prompts.lengths.sum()))
+    losing = 0.5 * (len(sets) + len(candidates)) * int(batch.lengths.sum())
+    progress.begin("Masking sets of heads", len(ways) * (losing + reading))
+    for way in ways:
         every = [*sets, *candidates]
         on_texts = _masked(model, way, order, every, batch, batch_size)
-        clean["loss"], losses = _losses(model, batch, parts, on_texts, every)
+        clean["loss"], losses = _losses(model, batch, parts, on_texts, every, Share(progress, losing))
+        here = Share(progress, reading)
+        here.begin(way, n_chosen)
         chosen = sets + _equal(sets, candidates, clean["loss"], losses, controls, seed)
         loss_of = {each.heads: column for each, column in zip(every, losses, strict=True)}
         on_needles = _masked(model, way, order, chosen, prompts, batch_size)
         scored: dict[tuple[Head, ...], pd.DataFrame] = {}
-        for done, each in enumerate(chosen):
+        for each in chosen:
             if each.heads not in scored:
                 scored[each.heads] = score_needles(model, needles, _restricted(on_needles, each.heads))
             mine = scored[each.heads]
             values = {"exact": mine["exact"], "log_prob": mine["log_prob"], "loss": loss_of[each.heads]}
             frames += [_rows(way, each, name, column) for name, column in values.items()]
-            if on_done is not None:
-                on_done(number * total // len(ways) + done + 1, total)
-    if on_done is not None:
-        on_done(total, total)
+            here.advance()
+        here.finish()
     clean = {name: pd.Series(column).reset_index(drop=True).astype(float) for name, column in clean.items()}
     instances = pd.concat(frames, ignore_index=True)
     usual = paired_interval(clean["loss"].to_numpy(), seed=seed)
@@ -279,14 +283,17 @@ def _losses(
     parts: Sequence[list[int]],
     masked: AblateHeads,
     sets: Sequence[_Set],
+    progress: Progress,
 ) -> tuple[pd.Series, list[pd.Series]]:
     """Mean loss of each text, clean and under each set."""
     clean = torch.full((len(batch),), math.nan, dtype=torch.float64)
     changed = torch.full((len(sets), len(batch)), math.nan, dtype=torch.float64)
+    progress.begin("Masking", len(parts))
     for numbers in parts:
         before, after = head_set_losses(model, batch.rows(numbers), masked, [each.heads for each in sets])
         clean[numbers] = before.double().nanmean(-1).cpu()
         changed[:, numbers] = after.double().nanmean(-1).cpu()
+        progress.advance()
     return pd.Series(clean.numpy()), [pd.Series(row) for row in changed.numpy()]
 
 

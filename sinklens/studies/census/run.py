@@ -3,7 +3,7 @@
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import AttentionPlan, ReceivedMass, plan_for
-from sinklens.capture import Consumer, MemoryPlan, capture, plan_memory
+from sinklens.capture import Consumer, capture, plan_memory
 from sinklens.detectors.active_dormant import MASS
 from sinklens.detectors.base import Detector
 from sinklens.detectors.extreme_tokens import ExtremeTokenDetector
@@ -36,6 +36,7 @@ from sinklens.models.given_ids import is_encoding
 from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.sequences import choose_sequences, without_short
+from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.results.provenance import attention_facts, made_with, model_facts, token_facts
 from sinklens.studies.census.domains import DomainJoin, Domains, DomainTexts, choose_domains
 from sinklens.studies.census.head_table import join_tables, sinks_by_layer
@@ -67,8 +68,7 @@ def scan(
     seed: int = 0,
     source: str | None = None,
     intervention: Intervention | None = None,
-    on_plan: Callable[[MemoryPlan, int], None] | None = None,
-    on_layer: Callable[[int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Census:
     """Find attention sinks, value drains, residual peaks and massive activations in one pass.
 
@@ -97,8 +97,7 @@ def scan(
         source: What to call the texts in the provenance.
         intervention: Measure the model under this change, such as ``AblateHeads(["L1H0"])``; it is named in the header
             and the verdict, and a table ``sinks_after`` says where the sink went (one more pass, without it).
-        on_plan: Receives the memory plan and the number of layer records to come, before the run starts.
-        on_layer: Called after each layer of each batch with the number of sequences in it.
+        progress: Told the memory plan, then after every layer, in sequences times layers.
 
     Returns:
         A :class:`Census`.
@@ -158,8 +157,8 @@ def scan(
     with_sinks = any(detector.name == "sinks" for detector in chosen)
     compared = intervention is not None and with_sinks
     memory = plan_memory(model, len(batch), batch.ids.shape[1], batch_size)
-    if on_plan is not None:
-        on_plan(memory, len(batch) * (len(model.blocks) + 1) * (2 if compared else 1))
+    records = len(batch) * (len(model.blocks) + 1)
+    progress.begin("Scanning layers", records * (2 if compared else 1), str(memory))
 
     if all(detector.name != ExtremeTokenDetector.name for detector in chosen):
         attention = any(detector.statistics(batch) for detector in chosen)
@@ -174,7 +173,7 @@ def scan(
         batch_size=memory.batch_size,
         beside=beside,
         intervention=intervention,
-        on_layer=on_layer,
+        progress=Share(progress, records),
     )
     tables = join_tables(found.tables) | {"profile": example.profile()}
     if domains is not None:
@@ -183,7 +182,14 @@ def scan(
         tables["domains"] = differences.table()
     if compared:
         before, only = SinkDetector(eps), [ReceivedMass]
-        capture(model, batch, [before], batch_size=memory.batch_size, statistics=lambda *_: only, on_layer=on_layer)
+        capture(
+            model,
+            batch,
+            [before],
+            batch_size=memory.batch_size,
+            statistics=lambda *_: only,
+            progress=Share(progress, records),
+        )
         tables["sinks_after"] = sinks_after(before.tables(), {str(intervention): found.tables})
     tables["layers"] = _layers(model, plan, tables)
     settings = {

@@ -1,8 +1,7 @@
 """Checkpoints of one model in training: how sink, drain, peak and loss come about; what ``sinklens dynamics`` runs."""
 
 from sinklens.studies.dynamics.entry import measure_dynamics
-from sinklens.studies.dynamics.plan import DynamicsPlan
 from sinklens.studies.dynamics.result import Dynamics
 from sinklens.studies.dynamics.series import Checkpoint, Series, find_series
 
-__all__ = ["Checkpoint", "Dynamics", "DynamicsPlan", "Series", "find_series", "measure_dynamics"]
+__all__ = ["Checkpoint", "Dynamics", "Series", "find_series", "measure_dynamics"]

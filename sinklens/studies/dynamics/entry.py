@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from sinklens.models.tokens import BosChoice
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.sequences import without_short
 from sinklens.results import RunFolder
+from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.census.builtin_domains import builtin_domains
 from sinklens.studies.census.domains import Domains, DomainTexts, by_domain_of, choose_domains
-from sinklens.studies.dynamics.plan import DynamicsPlan
 from sinklens.studies.dynamics.result import FORMAT, WORK, Dynamics
 from sinklens.studies.dynamics.run import DynamicsRun
 from sinklens.studies.dynamics.series import Series, find_series
@@ -41,8 +41,7 @@ def measure_dynamics(
     restart: bool = False,
     seed: int = 0,
     source: str | None = None,
-    on_plan: Callable[[DynamicsPlan], None] | None = None,
-    on_work: Callable[[float], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Dynamics:
     r"""Follow sink rate, logit margin, value drain, residual peak and loss through training.
 
@@ -74,8 +73,7 @@ def measure_dynamics(
         restart: Throw away what ``out`` holds of another or an unfinished measurement.
         seed: Of built-in texts and bootstrap.
         source: What to call the texts in the provenance.
-        on_plan: Receives the plan before the work starts.
-        on_work: Receives the number of checkpoints done, in parts of one.
+        progress: Told the plan, then in checkpoints.
 
     Raises:
         InputError: No such series, texts that cannot be used, or a checkpoint with another tokenizer or architecture.
@@ -107,7 +105,7 @@ def measure_dynamics(
     if out is not None:
         RunFolder(Path(out), FORMAT, WORK).check()
     settings = {"eps": eps, "max_tokens": max_tokens, "max_sequences": max_sequences, "seed": seed}
-    run = DynamicsRun(chosen, read, settings, dict(loading or {}), batch_size, on_plan, on_work)
+    run = DynamicsRun(chosen, read, settings, dict(loading or {}), batch_size, progress)
     result = run.to(None if out is None else Path(out), restart)
     result.meta.setdefault("seconds", time.perf_counter() - started)
     return result

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.effects import token_losses
 from sinklens.models.tokens import TokenBatch
 from sinklens.passes.batches import equal_lengths
+from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.studies.ablation.layout import choose_layout
 from sinklens.studies.census.domains import Domains
 
@@ -66,7 +67,7 @@ def measure_checkpoint(
     eps: float,
     batch_size: int | None = None,
     seed: int = 0,
-    on_work: Callable[[float], None] | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, pd.DataFrame]:
     """The tables of one checkpoint.
 
@@ -76,7 +77,7 @@ def measure_checkpoint(
         eps: Threshold of the sink rate.
         batch_size: Sequences in one forward pass; default: what fits the memory.
         seed: Of the bootstrap.
-        on_work: Receives the share of the work that is done.
+        progress: Told how it goes on.
 
     Returns:
         ``steps`` (one row per domain), ``heads`` and ``layers`` of every domain; several domains have rows named
@@ -86,28 +87,26 @@ def measure_checkpoint(
     """
     length = int(domains.batch.lengths.max())
     size = batch_size or plan_memory(model, len(domains.batch), length).batch_size
-    n_records = len(domains.batch) * (len(model.blocks) + 1)
-    done = 0.0
-
-    def worked(sequences: int) -> None:
-        nonlocal done
-        done += sequences
-        if on_work is not None:
-            on_work(0.7 * done / n_records)
-
+    progress.begin("Measuring a checkpoint", len(domains.batch))
     wanted = [SinkDetector(eps), ValueDrainDetector(), ResidualPeakDetector(), MassiveActivationDetector()]
     together = copy.deepcopy(wanted)
     measured: dict[str, Mapping[str, pd.DataFrame]] = {}
     for name in domains.names:
         index = [number for number, of in enumerate(domains.of) if of == name]
         own: list[Any] = copy.deepcopy(wanted)
-        capture(model, domains.batch.rows(index), own, batch_size=size, first_sequence=index[0], on_layer=worked)
+        capture(
+            model,
+            domains.batch.rows(index),
+            own,
+            batch_size=size,
+            first_sequence=index[0],
+            progress=Share(progress, 0.7 * len(index)),
+        )
         for whole, part in zip(together, own, strict=True):
             whole.merge(part)
         measured[name] = tables_of(own)
     losses = sequence_losses(model, domains.batch, batch_size)
-    if on_work is not None:
-        on_work(1.0)
+    progress.advance(0.3 * len(domains.batch))
     if len(measured) > 1:
         measured = {ALL: tables_of(together)} | measured
     of = np.array(domains.of, dtype=object)

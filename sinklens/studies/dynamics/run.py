@@ -19,11 +19,11 @@ from sinklens.errors import InputError, ModelLoadError, ResultError
 from sinklens.models.load import load
 from sinklens.models.tokens import TokenBatch
 from sinklens.results import RunFolder
+from sinklens.results.progress import Progress, Share
 from sinklens.results.provenance import provenance
 from sinklens.results.run_folder import ANEW
 from sinklens.studies.census.domains import Domains
 from sinklens.studies.dynamics.measure import measure_checkpoint
-from sinklens.studies.dynamics.plan import DynamicsPlan
 from sinklens.studies.dynamics.result import FORMAT, FORMAT_VERSION, PARTS, WORK, Dynamics
 from sinklens.studies.dynamics.series import Checkpoint, Series
 from sinklens.studies.dynamics.stamp import stamp
@@ -43,8 +43,7 @@ class DynamicsRun:
         settings: What the numbers depend on beside tokens and model.
         loading: What :func:`sinklens.load` takes beside the name.
         batch_size: Sequences in one forward pass.
-        on_plan: Receives the plan.
-        on_work: Receives the number of checkpoints done.
+        progress: Told the plan, then in checkpoints.
     """
 
     def __init__(
@@ -54,11 +53,10 @@ class DynamicsRun:
         settings: dict[str, Any],
         loading: dict[str, Any],
         batch_size: int | None,
-        on_plan: Callable[[DynamicsPlan], None] | None,
-        on_work: Callable[[float], None] | None,
+        progress: Progress,
     ) -> None:
         self.series, self.read, self.settings = series, read, settings
-        self.loading, self.batch_size, self.on_plan, self.on_work = loading, batch_size, on_plan, on_work
+        self.loading, self.batch_size, self.progress = loading, batch_size, progress
         self.notes = [f"Left out, because its name tells no step: {name}." for name in series.ignored]
         self.missing: dict[Checkpoint, str] = {}
         self.done: dict[Checkpoint, Tables] = {}
@@ -88,8 +86,7 @@ class DynamicsRun:
                     part = folder.load(_part(checkpoint), self.stamps[str(checkpoint.step)])
                     if part is not None:
                         self.done[checkpoint] = part.tables
-            if self.on_plan is not None:
-                self.on_plan(self._plan())
+            self._begin_work()
             if first not in self.done:
                 self._measure(first, model, folder)
             del model
@@ -120,6 +117,7 @@ class DynamicsRun:
             return load(checkpoint.source, **self.loading)
         except ModelLoadError as error:
             self.missing[checkpoint] = str(error)
+            self.progress.skip(1.0)
             self._note(f"{checkpoint.name} is missing: {error}")
             return None
 
@@ -182,24 +180,26 @@ class DynamicsRun:
         folder.reopen()
         return None
 
-    def _plan(self) -> DynamicsPlan:
-        total = len(self.series.checkpoints)
-        return DynamicsPlan(self.series.name, self.series.steps, total, len(self.done), len(self.domains.batch))
+    def _begin_work(self) -> None:
+        """Tell what is about to be done."""
+        steps, done = self.series.steps, len(self.done)
+        before = f"; {done} of them finished before" if done else ""
+        self.progress.begin(
+            "Measuring checkpoints",
+            len(self.series.checkpoints),
+            f"{len(steps)} checkpoints of {self.series.name}, steps {steps[0]:,} to {steps[-1]:,}, on "
+            f"{len(self.domains.batch)} sequences each{before}.",
+        )
+        self.progress.skip(done + len(self.missing))
 
     def _measure(self, checkpoint: Checkpoint, model: TransformerBridge, folder: RunFolder | None) -> None:
-        before = len(self.done) + len(self.missing)
-
-        def worked(share: float) -> None:
-            if self.on_work is not None:
-                self.on_work(before + share)
-
         tables = measure_checkpoint(
             model,
             self.domains,
             eps=self.settings["eps"],
             seed=self.settings["seed"],
             batch_size=self.batch_size,
-            on_work=worked,
+            progress=Share(self.progress, 1.0),
         )
         if folder is not None:
             folder.save(_part(checkpoint), tables, self.stamps[str(checkpoint.step)])

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.batches import equal_lengths
+from sinklens.results.progress import SILENT, Progress
 from sinklens.results.provenance import provenance
 from sinklens.results.tables import load_result, save_result
 from sinklens.studies.effects.sinks_after import CLEAN, SinkTally, sink_columns
@@ -184,7 +185,7 @@ def measure_effects(
     answers: Answers | None = None,
     batch_size: int = 8,
     seed: int = 0,
-    on_done: Callable[[int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Effects:
     """What each intervention does to the predictions on each sequence.
 
@@ -204,8 +205,7 @@ def measure_effects(
         answers: For logit differences.
         batch_size: Sequences in one forward pass.
         seed: Of the bootstrap.
-        on_done: Called after each forward pass with its number of sequences; they add up to
-            ``len(batch) * (1 + len(interventions))``.
+        progress: Told after each forward pass, in sequences.
 
     Raises:
         InputError: No intervention, one without a name or without its heads in this model, or no sequence.
@@ -224,7 +224,7 @@ def measure_effects(
     for intervention in interventions.values():
         intervention.check(model)
     path, device = plan_for(model).path, next(model.parameters()).device
-    tell = on_done or (lambda n: None)
+    progress.begin("Measuring effects", len(batch) * (1 + len(interventions)))
     frames: dict[str, list[pd.DataFrame]] = {name: [] for name in interventions}
     tally = SinkTally()
     losses = {name: torch.full(batch.ids.shape, math.nan) for name in ("", *interventions)}
@@ -237,14 +237,14 @@ def measure_effects(
         reference = Reference(logits, part, None if answers is None else answers.rows(indices))
         losses[""][where, :width] = token_losses(logits, part).cpu()
         del logits
-        tell(len(indices))
+        progress.advance(len(indices))
         for name, intervention in interventions.items():
             with intervention(model, **tally.watching(name, part)):
                 logits = model(ids)
             frames[name].append(_rows(name, indices, reference.clean, reference.compare(logits)))
             losses[name][where, :width] = token_losses(logits, part).cpu()
             del logits
-            tell(len(indices))
+            progress.advance(len(indices))
     table = pd.concat([frame.sort_values("sequence") for frame in map(pd.concat, frames.values())], ignore_index=True)
     meta = {
         "format_version": FORMAT_VERSION,

@@ -1,7 +1,6 @@
 """Where criteria agree: every pair of scores as rankings, as labels, and against chance."""
 
 import math
-from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sinklens.errors import InputError
+from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.ablation.agreement import rank_agreement
 from sinklens.studies.head_roles.chance import auc, overlap, top_overlap
 
@@ -41,7 +41,7 @@ def agreement(
     *,
     top: int | None = None,
     seed: int = 0,
-    on_done: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> pd.DataFrame:
     """Compare every pair of criteria over the heads that both know.
 
@@ -54,7 +54,7 @@ def agreement(
         criteria: Its second table.
         top: Size of the top sets, instead of that of the smaller label set.
         seed: Of the bootstrap.
-        on_done: Called with the number of pairs done and of all.
+        progress: Told how it goes on, in pairs.
 
     Returns:
         One row per pair: first, second, unit, n; n_first, n_second, n_both, jaccard, jaccard_chance, both_chance, p,
@@ -68,10 +68,10 @@ def agreement(
         raise InputError(f"top must be at least 1, got {top}.")
     pairs = list(combinations(criteria.to_dict("records"), 2))
     rows = []
+    progress.begin("Comparing criteria", len(pairs))
     for first, second in pairs:
         rows.append(_compare(heads, first, second, top, seed))
-        if on_done is not None:
-            on_done(len(rows), len(pairs))
+        progress.advance()
     return pd.DataFrame(rows, columns=list(_compare(heads, None, None, None, 0)))
 
 

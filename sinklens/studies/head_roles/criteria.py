@@ -14,6 +14,7 @@ from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions.heads import Head
 from sinklens.models.tokens import BosChoice
+from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.active_dormant.run import ActiveDormant, active_dormant
 from sinklens.studies.census.result import Census
 from sinklens.studies.census.run import scan
@@ -41,7 +42,8 @@ class Criterion:
             others make their own input.
         scores: The scores that count as criteria; others that it gives stand beside them as evidence.
         measure: From the model and the measurement's own options to scores.
-        tells: Which of its arguments takes a function of the work done and of all, if one does.
+        tokens: About how many tokens it runs through the model on its usual input, before any head is changed.
+        by_head: How many it runs besides for every head of the model, half a forward pass each.
     """
 
     name: str
@@ -50,14 +52,12 @@ class Criterion:
     on_texts: bool
     scores: tuple[str, ...]
     measure: Callable[..., HeadScores]
-    tells: str | None = None
+    tokens: int = 8_000
+    by_head: int = 0
 
-    def run(
-        self, model: TransformerBridge, options: Mapping[str, Any], on_done: Callable[[int, int], None] | None = None
-    ) -> HeadScores:
+    def run(self, model: TransformerBridge, options: Mapping[str, Any], progress: Progress = SILENT) -> HeadScores:
         """Measure; near copies of a score (other forms of it) are left out of ``metrics`` and stay in the table."""
-        telling = {self.tells: on_done} if self.tells is not None and on_done is not None else {}
-        found = self.measure(model, **options, **telling)
+        found = self.measure(model, **options, progress=progress)
         kept = {name: metric for name, metric in found.metrics.items() if name in self.scores}
         return HeadScores(found.frame, kept or found.metrics, found.meta)
 
@@ -108,7 +108,12 @@ def _active_dormant(model: TransformerBridge, **options: Any) -> HeadScores:
 
 
 def _retrieval(
-    model: TransformerBridge, *, keep: Keep | None = None, procedure: Procedure = "teacher", **needles: Any
+    model: TransformerBridge,
+    *,
+    keep: Keep | None = None,
+    procedure: Procedure = "teacher",
+    progress: Progress = SILENT,
+    **needles: Any,
 ) -> HeadScores:
     """Random needles; passkeys for a model with a tokenizer that answers no random needle (most language models)."""
     if keep is None and "kind" not in needles and model.tokenizer is not None:
@@ -120,25 +125,27 @@ def _retrieval(
             except InputError:  # a vocabulary of other words
                 passkeys = None
             if passkeys is not None:
-                return retrieval_scores(model, passkeys, keep="share", procedure=procedure)
+                return retrieval_scores(model, passkeys, keep="share", procedure=procedure, progress=progress)
     keep = keep or "exact"
-    return retrieval_scores(model, make_needles(model, **needles), keep=keep, procedure=procedure)
+    return retrieval_scores(model, make_needles(model, **needles), keep=keep, procedure=procedure, progress=progress)
 
 
 def _streaming(
     model: TransformerBridge,
     *,
     bos: BosChoice = "auto",
-    on_step: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
     **settings: Any,
 ) -> HeadScores:
-    return streaming_split(model, GateSettings(**settings), bos=bos, on_step=on_step).scores()
+    return streaming_split(model, GateSettings(**settings), bos=bos, progress=progress).scores()
 
 
 CRITERIA: Mapping[str, Criterion] = {
     each.name: each
     for each in (
-        Criterion("retrieval", "copies the answer of a needle (Wu et al.)", False, False, ("retrieval",), _retrieval),
+        Criterion(
+            "retrieval", "copies the answer of a needle (Wu et al.)", False, False, ("retrieval",), _retrieval, 10_000
+        ),
         Criterion(
             "pattern",
             "previous, duplicate, induction and echo stripes on repeated tokens",
@@ -146,8 +153,16 @@ CRITERIA: Mapping[str, Criterion] = {
             False,
             ("previous_token", "duplicate_token", "induction", "echo", "razor_induction"),
             pattern_scores,
+            4_000,
         ),
-        Criterion("sinks", "attention on one key (importance)", False, True, ("importance",), _sinks),
+        Criterion(
+            "sinks",
+            "attention on one key (importance)",
+            False,
+            True,
+            ("importance",),
+            _sinks,
+        ),
         Criterion(
             "text",
             "entropy, distance and delimiters on text",
@@ -155,6 +170,7 @@ CRITERIA: Mapping[str, Criterion] = {
             True,
             ("entropy", "distance_without_sink", "delimiter_mass"),
             text_scores,
+            8_000,
         ),
         Criterion(
             "task_kv",
@@ -163,8 +179,9 @@ CRITERIA: Mapping[str, Criterion] = {
             True,
             ("written_offset",),
             heterogeneous_heads,
+            8_000,
         ),
-        Criterion("streaming", "DuoAttention's learned gates", True, False, ("streaming_gate",), _streaming, "on_step"),
+        Criterion("streaming", "DuoAttention's learned gates", True, False, ("streaming_gate",), _streaming, 400_000),
         Criterion(
             "importance",
             "write norm, AttentionInfluence, direct logit attribution",
@@ -172,7 +189,8 @@ CRITERIA: Mapping[str, Criterion] = {
             True,
             ("write_norm", "attention_influence", "direct_logit"),
             head_importance,
-            "on_done",
+            8_000,
+            2_000,
         ),
         Criterion(
             "active_dormant",
@@ -181,7 +199,8 @@ CRITERIA: Mapping[str, Criterion] = {
             True,
             ("sink_mass", "zero_ablation"),
             _active_dormant,
-            "on_done",
+            25_000,
+            12_800,
         ),
     )
 }

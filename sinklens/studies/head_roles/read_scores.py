@@ -91,7 +91,7 @@ def _check_sizes(label: str, found: dict[str, HeadScores], sizes: tuple[int, int
     if (layers, heads) != there[:2]:
         raise InputError(
             f"{label} is of {layers} layers x {heads} heads and {first} of {there[0]} x {there[1]}; tables of one "
-            "model can be compared (--heads says how many query heads share gates)."
+            "model can be compared (--query-heads says how many query heads share gates)."
         )
 
 

@@ -11,6 +11,7 @@ from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError
 from sinklens.interventions.heads import Head, head_name
+from sinklens.results.progress import SILENT, Progress
 from sinklens.results.result import TableResult
 from sinklens.studies.head_roles.agreement import DEFINITIONS, agreement
 from sinklens.studies.head_roles.join import join_scores, model_sizes
@@ -42,7 +43,7 @@ class Roles(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
         rules: Sequence[Rule] = (),
         top: int | None = None,
         seed: int = 0,
-        on_pair: Any = None,
+        progress: Progress = SILENT,
     ) -> Self:
         """Join scores that exist already, such as tables that others published.
 
@@ -56,7 +57,7 @@ class Roles(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
             rules: Label rules in the place of the usual ones for the same score.
             top: Size of the top sets that are compared; default: that of the smaller labelled set.
             seed: Of the bootstrap.
-            on_pair: Called with the number of compared pairs and of all.
+            progress: Told how it goes on, in pairs of criteria.
 
         Raises:
             InputError: No scores, or heads that the model does not have.
@@ -82,7 +83,7 @@ class Roles(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
             "settings": {"top": top, "seed": seed},
             "warnings": [f"{name}: {note}" for name, part in parts.items() for note in part.meta.get("warnings", [])],
         }
-        pairs = agreement(table, criteria, top=top, seed=seed, on_done=on_pair)
+        pairs = agreement(table, criteria, top=top, seed=seed, progress=progress)
         return cls(meta, {"heads": table, "criteria": criteria, "agreement": pairs})
 
     def to_dataframe(self) -> pd.DataFrame:

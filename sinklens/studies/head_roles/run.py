@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice
 from sinklens.models.torch_state import usual_torch
 from sinklens.results import RunFolder
+from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.results.provenance import attention_facts, made_with, model_facts
 from sinklens.studies.head_roles.criteria import CRITERIA, USUAL, missing_scores
 from sinklens.studies.head_roles.result import FORMAT, WORK, Roles
@@ -41,9 +42,7 @@ def roles(
     seed: int = 0,
     out: str | Path | None = None,
     restart: bool = False,
-    on_criterion: Callable[[str, int, int], None] | None = None,
-    on_work: Callable[[int, int], None] | None = None,
-    on_pair: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Roles:
     """Every head's roles by several published criteria, in one table, and where the criteria agree.
 
@@ -70,9 +69,7 @@ def roles(
         seed: Of the criteria that draw something, and of the bootstrap.
         out: Keep each finished criterion here and save the result; the same call goes on where it was interrupted.
         restart: Replace what another run left in ``out`` instead of refusing it.
-        on_criterion: Called with the name of the criterion that begins, its number from 0, and how many there are.
-        on_work: Called by the slow criteria with the work that is done of the present one, and all of it.
-        on_pair: Called with the number of compared pairs and of all.
+        progress: Told of every criterion, and how it goes on.
 
     Returns:
         A :class:`Roles`.
@@ -108,12 +105,16 @@ def roles(
         parts: dict[str, HeadScores] = {}
         notes: list[str] = []
         failed: dict[str, str] = {}
-        for number, name in enumerate(dict.fromkeys(scores)):
-            if on_criterion is not None:
-                on_criterion(name, number, len(scores))
+        named = dict.fromkeys(scores)
+        works = {name: CRITERIA[name].tokens + CRITERIA[name].by_head * len(heads) / 2 for name in named}
+        comparing = 0.05 * sum(works.values()) or 1.0
+        progress.begin("Measuring criteria", sum(works.values()) + comparing)
+        for number, name in enumerate(named, 1):
+            progress.step(f"{number} of {len(named)}, {name}: {CRITERIA[name].about}")
+            share = Share(progress, works[name])
             mine = _options(name, words, dict((options or {}).get(name, {})), seed)
             try:
-                parts[name] = _measure(model, name, mine, folder, on_work)
+                parts[name] = _measure(model, name, mine, folder, share)
             except ResultError:
                 raise  # the folder: going on would cost the results of the others
             except Exception as error:
@@ -122,11 +123,15 @@ def roles(
                 warnings.warn(notes[-1], stacklevel=2)
                 failed[name] = f"{kind}{error}"
                 parts[name] = missing_scores(CRITERIA[name], heads, failed[name])
+            share.finish()
         if len(failed) == len(parts) and not given:
             raise InputError(f"No criterion gave any score. {' '.join(notes)}")
         parts |= dict(given or {})
         facts = model_facts(model) | attention_facts(plan_for(model))
-        found = Roles.of(parts, model=facts, rules=rules, top=top, seed=seed, on_pair=on_pair)
+        progress.step("Comparing criteria")
+        last = Share(progress, comparing)
+        found = Roles.of(parts, model=facts, rules=rules, top=top, seed=seed, progress=last)
+        last.finish()
         found.meta.update(
             **made_with(),
             warnings=notes + found.meta["warnings"],
@@ -148,12 +153,14 @@ def _measure(
     name: str,
     options: Mapping[str, Any],
     folder: RunFolder | None,
-    on_work: Callable[[int, int], None] | None,
+    progress: Share,
 ) -> HeadScores:
     kept = None if folder is None else load_scores(folder, name, options)
     if kept is not None:
+        progress.begin(name, 1)
+        progress.skip(1)
         return kept
-    scores = CRITERIA[name].run(model, options, on_work)
+    scores = CRITERIA[name].run(model, options, progress)
     if folder is not None:
         save_scores(folder, name, options, scores)
     return scores

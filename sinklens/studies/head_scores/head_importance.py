@@ -1,7 +1,7 @@
 """How much each head matters by three measures: what it writes, what masking it costs, what it adds to the logits."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from sinklens.passes.batches import equal_lengths
 from sinklens.passes.head_sets import run_head_sets
 from sinklens.passes.sequences import choose_sequences
 from sinklens.passes.write_pass import measure_writes
+from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.results.provenance import provenance
 
 MEASURES: dict[str, Metric] = {
@@ -55,7 +56,7 @@ def head_importance(
     max_sequences: int | None = 32,
     batch_size: int = 8,
     seed: int = 0,
-    on_done: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> HeadScores:
     """Score how much every head matters: what it writes, what masking it costs, what it adds to the logits.
 
@@ -75,7 +76,7 @@ def head_importance(
         max_sequences: Draw at most this many sequences from all over the texts (all of them where there are answers).
         batch_size: Sequences in one forward pass.
         seed: Of corpus and bootstrap.
-        on_done: Called with the number of sequences done and of all.
+        progress: Told how it goes on, in sequences.
 
     Returns:
         Columns ``layer``, ``head``, ``kv_head``, the measures, each with a 95 % bootstrap interval over sequences
@@ -109,8 +110,9 @@ def head_importance(
     values = {name: np.full((len(heads), len(batch)), np.nan) for name in wanted}
     warnings: dict[str, None] = {}
     sums = _Sums()
-    done = 0
+    progress.begin("Scoring heads", len(batch))
     for indices in equal_lengths(batch, batch_size):
+        here = Share(progress, len(indices))
         part = batch.rows(indices)
         if {"write_norm", "direct_logit"} & set(wanted):
             chosen = None if answers is None else answers.rows(indices)
@@ -124,12 +126,10 @@ def head_importance(
                 sums.add(found.parts, found.read, found.gap)
         if "attention_influence" in wanted:
             try:
-                values["attention_influence"][:, indices] = _influences(model, part, [(head,) for head in heads])
+                values["attention_influence"][:, indices] = _influences(model, part, [(head,) for head in heads], here)
             except UnsupportedArchitectureError as error:
                 warnings[f"attention_influence: {error}"] = None
-        done += len(indices)
-        if on_done is not None:
-            on_done(done, len(batch))
+        here.finish()
     frame = pd.DataFrame(heads, columns=["layer", "head"])
     frame["kv_head"] = frame["head"] // (int(model.cfg.n_heads) // kv_head_count(model))
     for name, table in values.items():
@@ -203,9 +203,9 @@ def attention_influence(
 
 
 def _influences(
-    model: TransformerBridge, batch: TokenBatch, head_sets: Sequence[Sequence[Head]]
+    model: TransformerBridge, batch: TokenBatch, head_sets: Sequence[Sequence[Head]], progress: Progress = SILENT
 ) -> Float[np.ndarray, "head_set sequence"]:
-    measured = run_head_sets(model, batch, MASKED, head_sets)
+    measured = run_head_sets(model, batch, MASKED, head_sets, progress=progress)
     scores = influences.influence(measured.clean["loss"].double(), measured.changed["loss"].double())
     return scores.cpu().numpy()
 

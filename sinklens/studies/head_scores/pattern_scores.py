@@ -1,7 +1,6 @@
 """Previous-token, duplicate-token, induction and echo scores of every head from one pass over repeated tokens."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -20,6 +19,7 @@ from sinklens.models.architecture import attention_layers
 from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.repeated_tokens import repeated_tokens
+from sinklens.results.progress import SILENT, Progress
 from sinklens.results.provenance import provenance
 
 BLOCK, REPEATS, SEQUENCES = 64, 4, 8
@@ -40,7 +40,7 @@ def pattern_scores(
     echo_share: float = ECHO_SHARE,
     batch_size: int | None = None,
     intervention: Intervention | None = None,
-    on_layer: Callable[[int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> HeadScores:
     """Score how much every head attends to the token before, to copies of its own token, or to what followed these.
 
@@ -67,7 +67,7 @@ def pattern_scores(
         echo_share: Share that it keeps for echo.
         batch_size: Sequences per forward pass; default: what fits the memory.
         intervention: Measure the model under this change.
-        on_layer: Called after each layer of each batch with the number of sequences in it.
+        progress: Told after every layer, in sequences times layers.
 
     Returns:
         Columns ``layer, head, kv_head``; ``previous_token, duplicate_token, induction, echo, razor_induction``, each
@@ -101,7 +101,7 @@ def pattern_scores(
         detectors,
         batch_size=plan_memory(model, n_sequences, probe.repeats.length, batch_size).batch_size,
         intervention=intervention,
-        on_layer=on_layer,
+        progress=progress,
     )
     found = [detector.compute() for detector in detectors]
     frame, metrics = found[0].to_dataframe(), dict(found[0].metrics)

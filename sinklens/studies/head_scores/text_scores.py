@@ -1,7 +1,7 @@
 """How every head attends on text: entropy, distance, the token before, delimiters, local or global."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sinklens.capture import capture, plan_memory
@@ -18,6 +18,7 @@ from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.sequences import choose_sequences
+from sinklens.results.progress import SILENT, Progress
 from sinklens.results.provenance import provenance
 
 KEYS = ["layer", "head", "kv_head"]
@@ -43,7 +44,7 @@ def text_scores(
     share: float = SHARE,
     batch_size: int | None = None,
     intervention: Intervention | None = None,
-    on_layer: Callable[[int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> HeadScores:
     """Measure how every head spreads its attention over a text.
 
@@ -70,7 +71,7 @@ def text_scores(
         share: Share of heads called local, and global.
         batch_size: Sequences per forward pass; default: what fits the memory.
         intervention: Measure the model under this change.
-        on_layer: Called after each layer of each batch with the number of sequences in it.
+        progress: Told after every layer, in sequences times layers.
 
     Returns:
         Columns ``layer, head, kv_head``; ``entropy, normalised_entropy, distance, distance_without_sink,
@@ -102,7 +103,7 @@ def text_scores(
         detectors,
         batch_size=plan_memory(model, len(batch), batch.ids.shape[1], batch_size).batch_size,
         intervention=intervention,
-        on_layer=on_layer,
+        progress=progress,
     )
     split_up = spans.compute()
     found = [entropy.compute(), split_up.heads, before.compute(), marks.compute(), resting.compute()]

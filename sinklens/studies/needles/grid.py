@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sinklens.errors import InputError
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import attention_layers
 from sinklens.results import RunFolder
+from sinklens.results.progress import SILENT, Progress
 from sinklens.results.tables import kind_of
 from sinklens.studies.needles.answers import DECODED, Keep, check_keep, contains, usual_keep
 from sinklens.studies.needles.decode import decode_needle, recall_of, written
@@ -33,6 +34,15 @@ INSTANCE = (
 )  # fmt: skip
 
 
+DECODING = 8
+"""Tokens that are read in the time in which one is decoded, about."""
+
+
+def reading_work(needles: NeedleSet, generate: int) -> float:
+    """All prompts under one intervention, in tokens."""
+    return float(sum(len(each.ids) + DECODING * generate for each in needles.instances))
+
+
 def needle_grid(
     model: TransformerBridge,
     needles: NeedleSet,
@@ -46,7 +56,7 @@ def needle_grid(
     seed: int = 0,
     out: str | Path | None = None,
     restart: bool = False,
-    on_done: Callable[[int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> NeedleResult:
     """How well a model finds needles at every length and depth, as it is and under interventions.
 
@@ -67,8 +77,7 @@ def needle_grid(
             the same prompts and settings is read. Interventions may be added to a finished test: what it has is kept
             and only the new ones run.
         restart: Throw away what another test left in ``out``.
-        on_done: Called with the number of prompts finished since the last call, first with those found in ``out``; they
-            add up to ``len(needles)`` for each variant.
+        progress: Told how it goes on, in tokens.
 
     Raises:
         InputError: An intervention without a name or without its heads in this model, or prompts of another model.
@@ -101,7 +110,6 @@ def needle_grid(
     if folder is not None and not restart and kind_of(folder.directory) == FORMAT:
         finished = NeedleResult.load(folder.directory)
         if _extends(plan, finished.meta["plan"]):  # it holds all that is asked, perhaps more
-            (on_done or (lambda n: None))(len(needles) * (1 + len(changes)))
             return finished
         if not _extends(finished.meta["plan"], plan):
             raise InputError(
@@ -111,7 +119,8 @@ def needle_grid(
         before = _finished_rows(finished, [CLEAN, *changes])
     parts = Parts(folder)
     with parts.open(plan, restart, before):
-        work = _Work(model, needles, parts, generate, on_done or (lambda n: None))
+        work = _Work(model, needles, parts, generate, progress)
+        progress.begin("Reading needles", reading_work(needles, generate) * (1 + len(changes)))
         for number, (name, change) in enumerate({CLEAN: None, **changes}.items()):
             work.run(number, name, change, keys and name == CLEAN, share, max_tokens)
         every = parts.table()
@@ -178,9 +187,9 @@ class _Work:
         needles: NeedleSet,
         parts: Parts,
         generate: int,
-        tell: Callable[[int], None],
+        progress: Progress,
     ) -> None:
-        self.model, self.needles, self.parts, self.generate, self.tell = model, needles, parts, generate, tell
+        self.model, self.needles, self.parts, self.generate, self.progress = model, needles, parts, generate, progress
         self.layers = sorted(attention_layers(model))
 
     def run(
@@ -194,8 +203,7 @@ class _Work:
     ) -> None:
         """All prompts under one intervention."""
         done = {instance for variant, instance in self.parts.done if variant == name}
-        if done:
-            self.tell(len(done))
+        self.progress.skip(sum(map(self._work, done)))
         left = [instance for instance in range(len(self.needles)) if instance not in done]
         for together in self._portions(left):
             rows: list[dict[str, Any]] = []
@@ -221,9 +229,12 @@ class _Work:
         repeats = {self.needles.instances[instance].repeat for instance in left}
         return [[i for i in left if self.needles.instances[i].repeat == repeat] for repeat in sorted(repeats)]
 
+    def _work(self, instance: int) -> float:
+        return len(self.needles.instances[instance].ids) + DECODING * self.generate
+
     def _keep(self, rows: list[dict[str, Any]]) -> None:
         self.parts.add(rows)
-        self.tell(len(rows))
+        self.progress.advance(sum(self._work(row["instance"]) for row in rows))
 
     def _row(self, number: int, name: str, instance: int, outcome: Outcome) -> dict[str, Any]:
         row = {"variant_number": number, "variant": name, **_row(self.needles, instance, outcome)}

@@ -1,6 +1,6 @@
 """Retrieval heads of a model, from its own answers to needles."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pandas as pd
@@ -13,6 +13,7 @@ from sinklens.errors import InputError
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import tokenize
+from sinklens.results.progress import SILENT, Progress
 from sinklens.results.provenance import provenance
 from sinklens.studies.needles.answers import DECODED, RULES, Keep, answered, check_keep, contains
 from sinklens.studies.needles.decode import MAX_STEPS, decode_needle, recall_of, written
@@ -33,7 +34,7 @@ def retrieval_scores(
     intervention: Intervention | None = None,
     share: bool = True,
     max_tokens: int | None = None,
-    on_done: Callable[[int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> HeadScores:
     """Score every head by how much of the needle it copies while the model answers.
 
@@ -53,7 +54,7 @@ def retrieval_scores(
         intervention: A change of the model under which it is scored.
         share: Whether prompts share their beginnings (see :func:`run_needles`).
         max_tokens: Most tokens of a forward pass.
-        on_done: Called with the number of prompts finished since the last call.
+        progress: Told how it goes on, in prompts.
 
     Returns:
         One row per head of every block with attention; see :meth:`RetrievalDetector.compute` for the columns. Scores
@@ -71,7 +72,7 @@ def retrieval_scores(
     if keep in DECODED and procedure != "decode":
         raise InputError(f'keep="{keep}" judges the decoded text; it needs procedure="decode".')
     needles = make_needles(model) if needles is None else needles
-    tell = on_done or (lambda n: None)
+    progress.begin("Reading needles", len(needles))
     detector = RetrievalDetector(sorted(attention_layers(model)))
     if procedure == "teacher":
 
@@ -81,7 +82,7 @@ def retrieval_scores(
                 correct = outcome.correct(each.answer)
                 row = {"exact": bool(correct.all()), "correct": float(correct.double().mean())}
                 add(detector, each.ids, each.span, outcome, answered(row, keep))
-            tell(len(found))
+            progress.advance(len(found))
 
         run_needles(model, needles.instances, deliver, intervention=intervention, share=share, max_tokens=max_tokens)
     else:
@@ -95,7 +96,7 @@ def retrieval_scores(
                 row["rouge1"] = recall_of(model, each, produced)
                 row["contained"] = contains(written(model, produced), each.answer_text or written(model, each.answer))
             add(detector, each.ids, each.span, outcome, answered(row, keep))
-            tell(1)
+            progress.advance()
     settings = {
         "keep": keep,
         "procedure": procedure,

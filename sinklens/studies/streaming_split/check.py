@@ -1,6 +1,5 @@
 """Does a split hold up: passkeys answered with full attention for the retrieval heads alone."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from sinklens.interventions import CompensatedWindow, Intervention, SlidingWindo
 from sinklens.interventions.heads import Head
 from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.models.tokens import BosChoice, bos_prefix, tokenize
+from sinklens.results.progress import SILENT, Progress
 from sinklens.results.provenance import provenance
 from sinklens.results.result import TableResult
 from sinklens.studies.streaming_split.kv_budget import kv_budget, measure_kv_bytes
@@ -70,7 +70,7 @@ def check_split(
     compensated: bool = True,
     bos: BosChoice = "auto",
     seed: int = 1,
-    on_done: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> SplitCheck:
     """Answer passkeys with full attention in the retrieval heads, and sinks and recent tokens in all others.
 
@@ -88,7 +88,7 @@ def check_split(
         compensated: Whether to try the split with a compensation token too.
         bos: As for :func:`sinklens.tokenize`.
         seed: Of texts, random sets and bootstrap; another one than the gates were learned with.
-        on_done: Called after each condition with the number done and of all.
+        progress: Told after each condition.
 
     Raises:
         InputError: Settings that do not fit the model.
@@ -123,10 +123,10 @@ def check_split(
                 conditions[f"random {number}"] = SlidingWindow(recent, sinks, streaming), kept
     conditions["streaming"] = SlidingWindow(recent, sinks), 0
     frames = []
-    for done, (name, (intervention, _)) in enumerate(conditions.items()):
+    progress.begin("Answering passkeys", len(conditions))
+    for name, (intervention, _) in conditions.items():
         frames.append(_answers(model, texts, intervention, settings.batch).assign(condition=name))
-        if on_done is not None:
-            on_done(done + 1, len(conditions))
+        progress.advance()
     by_sequence = pd.concat(frames, ignore_index=True)[["condition", "sequence", *METRICS]]
     n_tokens = texts.ids.shape[1]
     rows = []

@@ -1,7 +1,6 @@
 """DuoAttention's split of a model's KV heads, from start to end: texts, learning, progress on disk, the result."""
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.models.tokens import BosChoice, bos_prefix, tokenize
 from sinklens.results import RunFolder
 from sinklens.results.files import write_atomically
+from sinklens.results.progress import SILENT, Progress
 from sinklens.results.provenance import provenance
 from sinklens.studies.streaming_split.learn import Learner
 from sinklens.studies.streaming_split.result import FORMAT, FORMAT_VERSION, METRIC, WORK, StreamingGates
@@ -32,7 +32,7 @@ def streaming_split(
     bos: BosChoice = "auto",
     out: str | Path | None = None,
     restart: bool = False,
-    on_step: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
 ) -> StreamingGates:
     """Learn for every KV head how much it needs its whole cache: 1 for retrieval heads, 0 for streaming heads.
 
@@ -60,7 +60,7 @@ def streaming_split(
         bos: Whether texts start with the BOS, as for :func:`sinklens.tokenize`.
         out: Directory for progress and result. A run that was interrupted goes on there, a finished one is read.
         restart: Begin anew in ``out``.
-        on_step: Called after every step with the number done and of all.
+        progress: Told after every step.
 
     Raises:
         InputError: Settings that do not fit the model, or too few ordinary tokens.
@@ -87,7 +87,7 @@ def streaming_split(
     first = learner.draw(0)  # also refuses what cannot be drawn
     meta = _meta(learner, first.distinct, tokenize(model, first.ids), statement)
     if out is None:
-        return _run(learner, meta, None, on_step)
+        return _run(learner, meta, None, progress)
     folder = RunFolder(Path(out), FORMAT, WORK)
     folder.check()
     with folder.locked():
@@ -97,22 +97,21 @@ def streaming_split(
             return found
         folder.begin(meta["spec"], restart)
         folder.note()
-        return _run(learner, meta, folder, on_step)
+        return _run(learner, meta, folder, progress)
 
 
-def _run(
-    learner: Learner, meta: dict[str, Any], folder: RunFolder | None, on_step: Callable[[int, int], None] | None
-) -> StreamingGates:
+def _run(learner: Learner, meta: dict[str, Any], folder: RunFolder | None, progress: Progress) -> StreamingGates:
     steps = learner.settings.steps
     if folder is not None:
         _resume(folder.parts / STATE, learner)
+    progress.begin("Learning gates", steps)
+    progress.skip(learner.step)
     every = max(1, steps // SAVES)
     while learner.step < steps:
         learner.advance()
         if folder is not None and learner.step < steps and learner.step % every == 0:
             _keep(folder.parts / STATE, learner)
-        if on_step is not None:
-            on_step(learner.step, steps)
+        progress.advance()
     alphas = learner.gates.detach().clamp(0, 1).double().cpu().numpy()
     kv_heads = alphas.shape[1]
     gates = pd.DataFrame(

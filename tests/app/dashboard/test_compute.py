@@ -13,7 +13,7 @@ from sinklens.app.dashboard import compute
 from sinklens.app.dashboard.bench import Bench, open_source
 from sinklens.app.dashboard.compute import MAX_CHARACTERS, exact_window, text_tokens
 from sinklens.app.dashboard.state import State
-from sinklens.app.dashboard.worker import Progress, Status, Worker
+from sinklens.app.dashboard.worker import Status, Worker, WorkerProgress
 from sinklens.attention import FullMap
 from sinklens.capture import capture
 from sinklens.errors import InputError
@@ -100,9 +100,9 @@ def test_exact_rows_are_those_of_the_whole_map(family: str, zoo: Path) -> None:
     row = tokenize(bridge, random_ids(1, 40))
     record = next(r for r in capture(bridge, row, statistics=lambda rows, start: [FullMap]) if r.layer == 1)
     whole = record.attention["full_map"][0, 1].numpy()
-    found = exact_window(bridge, row, (1, 1), (7, 23, 3, 15), None, Progress(Worker()))
+    found = exact_window(bridge, row, (1, 1), (7, 23, 3, 15), None, WorkerProgress(Worker()))
     np.testing.assert_array_equal(found, whole[7:23, 3:15])
-    outside = exact_window(bridge, row, (1, 1), (38, 99, 30, 99), None, Progress(Worker()))
+    outside = exact_window(bridge, row, (1, 1), (38, 99, 30, 99), None, WorkerProgress(Worker()))
     np.testing.assert_array_equal(outside, whole[38:, 30:])
 
 
@@ -118,9 +118,9 @@ def test_exact_rows_of_an_intervention_are_changed_too(live: Bench, model: Any) 
 
 def test_cancel_stops_between_layers_and_the_model_is_whole(live: Bench, model: Any, monkeypatch: Any) -> None:
     reached, go, layers = threading.Event(), threading.Event(), []
-    step = Progress.step
+    step = WorkerProgress.advance
 
-    def slow(self: Progress, done: float = 1.0) -> None:
+    def slow(self: WorkerProgress, done: float = 1.0) -> None:
         layers.append(done)
         reached.set()
         go.wait(30)
@@ -129,7 +129,7 @@ def test_cancel_stops_between_layers_and_the_model_is_whole(live: Bench, model: 
     ids = tokenize(model, [TEXT]).ids
     with torch.no_grad():
         before = model(ids)
-    monkeypatch.setattr(Progress, "step", slow)
+    monkeypatch.setattr(WorkerProgress, "advance", slow)
     live.compute(State(), "tiny-llama", TEXT, "auto", False)
     assert reached.wait(30)
     live.worker.cancel()

@@ -2,19 +2,20 @@ import threading
 
 import pytest
 
-from sinklens.app.dashboard.worker import Progress, Worker
+from sinklens.app.dashboard.worker import Worker, WorkerProgress
 from sinklens.errors import InputError, ModelLoadError
 
 
 def test_it_runs_one_computation_and_says_how_far_it_is() -> None:
     worker, go, reached = Worker(), threading.Event(), threading.Event()
 
-    def work(progress: Progress) -> str:
-        progress.expect(4, "counting")
-        progress.step()
+    def work(progress: WorkerProgress) -> str:
+        progress.step("counting")
+        progress.begin("Reading", 4)
+        progress.advance()
         reached.set()
         go.wait(10)
-        progress.step(3)
+        progress.advance(3)
         return "four"
 
     assert worker.start("starting", work) == 1
@@ -32,12 +33,12 @@ def test_a_cancelled_one_stops_at_its_next_step_and_the_next_one_runs() -> None:
     worker, reached, go = Worker(), threading.Event(), threading.Event()
     steps = []
 
-    def work(progress: Progress) -> None:
+    def work(progress: WorkerProgress) -> None:
         for i in range(1000):
             steps.append(i)
             reached.set()
             go.wait(10)
-            progress.step()
+            progress.advance()
 
     worker.start("long", work)
     assert reached.wait(10)
@@ -45,7 +46,7 @@ def test_a_cancelled_one_stops_at_its_next_step_and_the_next_one_runs() -> None:
     go.set()
     status = worker.wait(10)
     assert not status.busy and "Cancelled" in status.error and status.result is None and steps == [0]
-    worker.start("next", lambda progress: progress.step())
+    worker.start("next", lambda progress: progress.advance())
     assert worker.wait(10).error == ""
 
 
@@ -56,7 +57,7 @@ def test_a_cancelled_one_stops_at_its_next_step_and_the_next_one_runs() -> None:
 def test_a_failing_one_is_said_in_a_sentence(error: Exception, said: str) -> None:
     worker = Worker()
 
-    def work(progress: Progress) -> None:
+    def work(progress: WorkerProgress) -> None:
         raise error
 
     worker.start("failing", work)

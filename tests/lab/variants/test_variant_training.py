@@ -165,7 +165,7 @@ def test_the_commands_load_nothing_heavy_until_they_run() -> None:
 def test_the_commands_list_and_train(tmp_path: Path) -> None:
     listed = CliRunner().invoke(app, ["variants"], env={"COLUMNS": "200"})
     assert listed.exit_code == 0 and all(name in listed.output for name in VARIANTS)
-    options = ["--attention", "sigmoid", "--d-model", "8", "--seq-len", "12", "--batch", "4", "--steps", "2"]
+    options = ["--attention", "sigmoid", "--d-model", "8", "--seq-len", "12", "--batch-size", "4", "--steps", "2"]
     options += ["--device", "cpu", "--out", str(tmp_path / "s")]
     trained = CliRunner().invoke(app, ["train", *options], env={"COLUMNS": "200"})
     assert trained.exit_code == 0, trained.output

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from sinklens.studies import sweep
+from tests.heard import HeardParts
 
 INTERVENTIONS = ("zero", "mean")
 
@@ -14,8 +15,9 @@ def run_sweep(model: str, ids: Sequence[Sequence[int]], out: str, log: str) -> N
     """Sweep every head one sequence at a time, then the top sets; each part that was saved gets a line in ``log``."""
     torch.set_num_threads(1)
 
-    def saved(number: int) -> None:
+    def saved(heard: HeardParts) -> None:
         with Path(log).open("a") as file:
-            file.write(f"{number}\n")
+            file.write(f"{heard.saved[-1]}\n")
 
-    sweep(model, INTERVENTIONS, tokens=ids, ranking="own", controls=1, out=out, batch_size=1, on_part=saved)
+    progress = HeardParts(Path(out), saved)
+    sweep(model, INTERVENTIONS, tokens=ids, ranking="own", controls=1, out=out, batch_size=1, progress=progress)

@@ -28,6 +28,7 @@ from sinklens.studies.ablation.process_pool import ProcessPool, WorkerLostError
 from sinklens.studies.ablation.recipe import ModelRecipe, fingerprint
 from sinklens.studies.ablation.tasks import Task, run_task
 from tests import families
+from tests.heard import HeardParts
 
 IDS = families.random_ids(10, 24).tolist()
 SETS = [((layer, head),) for layer in range(2) for head in range(4)]
@@ -119,13 +120,12 @@ def test_processes_give_the_same_table_though_one_is_killed(
         "__init__",
         lambda self, recipe: (start(self, recipe), started.append(self.process.pid))[0],
     )
-    done: list[int] = []
 
-    def kill_one(number: int) -> None:
-        done.append(number)
-        if len(done) == 2:
+    def kill_one(heard: HeardParts) -> None:
+        if len(heard.saved) == 2:
             os.kill(started[0], signal.SIGKILL)
 
+    heard = HeardParts(tmp_path / "sweep", kill_one)
     result = sweep(
         model,
         "zero",
@@ -135,10 +135,10 @@ def test_processes_give_the_same_table_though_one_is_killed(
         controls=1,
         executor="processes:2",
         out=tmp_path / "sweep",
-        on_part=kill_one,
+        progress=heard,
     )
     assert len(started) == 3, "the killed one was replaced, and both stages used the same processes"
-    assert len(done) == len(set(done)) == 20
+    assert len(heard.saved) == len(set(heard.saved)) == 20
     same(result.tables["effects"], serial)
     assert result.meta["settings"]["executor"] == "processes:2"
     for pid in started:
@@ -191,14 +191,13 @@ def test_a_dask_cluster_gives_the_same_table_though_a_worker_is_killed(
     cluster: Any, model: TransformerBridge, serial: pd.DataFrame, tmp_path: Path
 ) -> None:
     workers = [start_worker(cluster, tmp_path / str(number)) for number in range(2)]
-    done: list[int] = []
 
-    def kill_one(number: int) -> None:
-        done.append(number)
-        if len(done) == 2:
+    def kill_one(heard: HeardParts) -> None:
+        if len(heard.saved) == 2:
             workers[0].kill()
             workers[0].wait()
 
+    heard = HeardParts(tmp_path / "sweep", kill_one)
     try:
         while len(cluster.scheduler.workers) < 2:
             assert all(worker.poll() is None for worker in workers)
@@ -212,13 +211,14 @@ def test_a_dask_cluster_gives_the_same_table_though_a_worker_is_killed(
             controls=1,
             executor=cluster.scheduler_address,
             loading={"device": "cpu"},
-            on_part=kill_one,
+            out=tmp_path / "sweep",
+            progress=heard,
         )
     finally:
         for worker in workers:
             worker.kill()
             worker.wait()
-    assert workers[0].returncode == -signal.SIGKILL and len(done) == len(set(done)) == 20
+    assert workers[0].returncode == -signal.SIGKILL and len(heard.saved) == len(set(heard.saved)) == 20
     same(result.tables["effects"], serial)
 
 

@@ -31,6 +31,7 @@ from sinklens.results.run_folder import PLAN
 from sinklens.studies import Sweep, sweep
 from sinklens.studies.ablation.question import Question
 from tests import families
+from tests.heard import Heard, HeardParts
 from tests.studies.ablation.killed import INTERVENTIONS, run_sweep
 from tests.ties import TIE, margin
 
@@ -109,19 +110,22 @@ def test_groups_and_controls(tiny: TransformerBridge) -> None:
 
 
 def test_given_heads_get_controls_that_cost_nothing_twice(tiny: TransformerBridge) -> None:
-    plans: list[Any] = []
-    result = sweep(tiny, tokens=IDS, heads=["L0H1", "L0H2"], controls=2, on_plan=plans.append)
+    heard = Heard()
+    result = sweep(tiny, tokens=IDS, heads=["L0H1", "L0H2"], controls=2, progress=heard)
     summary = result.summary.to_dataframe().set_index("variant")
     assert summary.loc["L0H1", "control_n"] == 2
     assert all(name.startswith("L0H") for name in summary["heads"])
-    assert plans[0].n_sets == summary["heads"].nunique() < len(summary), "a set that several variants need runs once"
+    n_sets = summary["heads"].nunique()
+    assert heard.begun[0][2].startswith(f"{n_sets} head sets on") and n_sets < len(summary), (
+        "a set that several variants need runs once"
+    )
     same = result.effects.to_dataframe().groupby(["heads", "sequence"])["loss"].nunique()
     assert (same == 1).all()
 
 
 def test_own_ranking_makes_the_top_sets(tiny: TransformerBridge) -> None:
-    plans: list[Any] = []
-    result = sweep(tiny, ["zero", "uniform"], tokens=IDS, ranking="own", top=[1, 3], controls=2, on_plan=plans.append)
+    heard = Heard()
+    result = sweep(tiny, ["zero", "uniform"], tokens=IDS, ranking="own", top=[1, 3], controls=2, progress=heard)
     summary = result.summary.to_dataframe()
     for label in ("zero", "uniform"):
         best = result.ranking(label)["variant"].tolist()
@@ -130,7 +134,7 @@ def test_own_ranking_makes_the_top_sets(tiny: TransformerBridge) -> None:
         assert set(rows.loc["top-3", "heads"].split(",")) == set(best[:3])
         assert rows.loc["top-1", "delta_loss"] == rows.loc[best[0], "delta_loss"], "not run a second time"
         assert rows.loc["random-3/1", "control_of"] == "top-3" and rows.loc["random-3/1", "k"] == 3
-    assert [plan.stage for plan in plans] == [1, 2] and plans[1].n_sets == 2 * (1 + 2)
+    assert len(heard.begun) == 1 and heard.whole, "both stages are told as one"
     assert any("chosen on the texts" in note for note in result.meta["warnings"])
 
 
@@ -229,15 +233,12 @@ class Stopped(Exception):
     pass
 
 
-def stop_after(parts: int) -> Any:
-    done: list[int] = []
-
-    def on_part(number: int) -> None:
-        done.append(number)
-        if len(done) == parts:
+def stop_after(parts: int, out: Path) -> HeardParts:
+    def stop(heard: HeardParts) -> None:
+        if len(heard.saved) == parts:
             raise Stopped
 
-    return on_part
+    return HeardParts(out, stop)
 
 
 def same_files(one: Path, other: Path) -> None:
@@ -253,15 +254,14 @@ def options(**changed: Any) -> dict[str, Any]:
 def test_an_interrupted_sweep_goes_on(tiny: TransformerBridge, tmp_path: Path) -> None:
     whole = sweep(tiny, ["zero", "mean"], **options(out=tmp_path / "whole"))
     out = tmp_path / "interrupted"
-    computed: list[int] = []
     for parts in (1, 3, 5):
         with pytest.raises(Stopped):
-            sweep(tiny, ["zero", "mean"], **options(out=out, on_part=stop_after(parts)))
+            sweep(tiny, ["zero", "mean"], **options(out=out, progress=stop_after(parts, out)))
         assert len(list((out / "parts").glob("*.zip"))) == {1: 1, 3: 4, 5: 9}[parts]
         (out / "parts" / ".00017-x.zip.1.tmp").write_bytes(b"half a part")
-    plans: list[Any] = []
-    result = sweep(tiny, ["zero", "mean"], **options(out=out, on_part=computed.append, on_plan=plans.append))
-    assert len(computed) == sum(plan.n_parts - plan.n_done for plan in plans) and computed[0] == 9
+    heard = HeardParts(out)
+    result = sweep(tiny, ["zero", "mean"], **options(out=out, progress=heard))
+    assert heard.saved[0] == 9 and heard.skipped > 0 and heard.whole
     pd.testing.assert_frame_equal(result.tables["effects"], whole.tables["effects"], **EXACT)
     same_files(out, tmp_path / "whole")
     assert {path.name for path in out.iterdir()} == {"result.json", "effects.parquet", "summary.parquet"}
@@ -282,13 +282,13 @@ def test_a_finished_sweep_is_not_run_again(
 def test_a_damaged_part_is_computed_again(tiny: TransformerBridge, tmp_path: Path) -> None:
     whole = sweep(tiny, **options())
     with pytest.raises(Stopped):
-        sweep(tiny, **options(out=tmp_path, on_part=stop_after(3)))
+        sweep(tiny, **options(out=tmp_path, progress=stop_after(3, tmp_path)))
     damaged = sorted((tmp_path / "parts").glob("*.zip"))[1]
     damaged.write_bytes(damaged.read_bytes()[:-20])
-    computed: list[int] = []
+    heard = HeardParts(tmp_path)
     with pytest.warns(UserWarning, match="Part 00001 .* computed again"):
-        result = sweep(tiny, **options(out=tmp_path, on_part=computed.append))
-    assert computed[:2] == [1, 3]
+        result = sweep(tiny, **options(out=tmp_path, progress=heard))
+    assert heard.saved[:2] == [1, 3]
     pd.testing.assert_frame_equal(result.tables["effects"], whole.tables["effects"], **EXACT)
     assert any("cannot be used" in note for note in result.meta["warnings"])
 
@@ -310,7 +310,7 @@ def test_another_sweep_is_refused(
     changed: dict[str, Any], message: str, tiny: TransformerBridge, tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped):
-        sweep(tiny, **options(out=tmp_path, on_part=stop_after(2)))
+        sweep(tiny, **options(out=tmp_path, progress=stop_after(2, tmp_path)))
     with pytest.raises(ResultError, match=r"holds another sweep .*--restart") as refused:
         sweep(tiny, **options(out=tmp_path, **changed))
     assert message in str(refused.value)
@@ -334,7 +334,7 @@ def test_means_of_the_first_run_are_kept(
     tiny: TransformerBridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Stopped):
-        sweep(tiny, "mean", **options(out=tmp_path, on_part=stop_after(1)))
+        sweep(tiny, "mean", **options(out=tmp_path, progress=stop_after(1, tmp_path)))
     monkeypatch.setattr("sinklens.studies.ablation.interventions.mean_outputs", None)
     sweep(tiny, "mean", **options(out=tmp_path))
 
@@ -346,9 +346,9 @@ def test_means_of_the_first_run_are_kept(
 def test_damage_is_one_sentence_and_restart_mends_it(
     damage: str, message: str, tiny: TransformerBridge, tmp_path: Path
 ) -> None:
-    stop = None if damage == "table" else stop_after(1)
+    progress = HeardParts(tmp_path) if damage == "table" else stop_after(1, tmp_path)
     with contextlib.suppress(Stopped):
-        sweep(tiny, **options(out=tmp_path, on_part=stop))
+        sweep(tiny, **options(out=tmp_path, progress=progress))
     path = tmp_path / ("effects.parquet" if damage == "table" else PLAN)
     if damage == "newer plan":
         path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"format_version": 99}))

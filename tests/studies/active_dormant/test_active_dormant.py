@@ -26,6 +26,7 @@ from sinklens.models.builtin import builtin_models
 from sinklens.passes.head_sets import head_set_losses
 from sinklens.studies import ActiveDormant, active_dormant
 from tests import families
+from tests.heard import Heard
 
 TASK = BigramBackcopy()
 CLASSES = {"trigger": TASK.trigger_ids}
@@ -278,13 +279,15 @@ def test_it_comes_back_from_disk(bb1: ActiveDormant, tmp_path: Path) -> None:
 
 
 def test_one_text_is_one_domain_and_progress_is_told(tiny: TransformerBridge) -> None:
-    told: list[tuple[int, int]] = []
+    heard = Heard()
     text = "It was the best of times, it was the worst of times. " * 6
-    found = active_dormant(tiny, text, max_tokens=40, batch_size=3, on_done=lambda *done: told.append(done))
+    found = active_dormant(tiny, text, max_tokens=40, batch_size=3, progress=heard)
     table = found.to_dataframe()
     assert set(table["domain"]) == {"text"} and set(table["class"]) == {"all"}
     assert found.contrasts().empty and table["own_ratio"].isna().all() and table["norm_ratio"].notna().all()
-    assert told[-1] == (8 * len(set(found.by_sequence()["sequence"])),) * 2 and len(told) > 1
+    ((_, work, about),) = heard.begun
+    assert work == len(set(found.by_sequence()["sequence"])) and about.startswith(f"{8 * work} ablations")
+    assert heard.whole and len(heard.done) > 1
     assert "sequences" not in found.verdict[0] and found.verdict[0].startswith("No head is compared")
 
 

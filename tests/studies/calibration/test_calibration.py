@@ -23,6 +23,7 @@ from sinklens.studies.calibration.filter_heads import filter_heads
 from sinklens.studies.calibration.profile_heads import head_units, profile_heads
 from sinklens.studies.calibration.result import Calibration
 from tests import families
+from tests.heard import Heard
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +173,8 @@ def test_labels_are_single_tokens(tiny: TransformerBridge) -> None:
 
 def test_the_head_that_helps_is_kept_and_reported_on_other_prompts(tiny: TransformerBridge) -> None:
     task = planted(tiny, AblateHeads(["L0H2"]), 24)
-    steps: list[tuple[str, int, int]] = []
-    found = filter_heads(tiny, task, AblateHeads("all"), controls=5, on_step=lambda *step: steps.append(step))
+    heard = Heard()
+    found = filter_heads(tiny, task, AblateHeads("all"), controls=5, progress=heard)
     assert found.heads == ("L0H2",) and found.intervention == AblateHeads(["L0H2"])
     report = found.report().set_index("variant")
     assert report.loc["tuned", "accuracy"] == 1 and 0.3 < report.loc["unchanged", "accuracy"] < 0.7
@@ -183,7 +184,7 @@ def test_the_head_that_helps_is_kept_and_reported_on_other_prompts(tiny: Transfo
     assert ": a gain." in found.verdict and "p = 0.17" in found.verdict
     search, held_out = set(found.meta["split"]["search"]), set(found.answers["prompt"])
     assert not search & held_out and search | held_out == set(range(48))
-    assert steps == [("heads", i, 8) for i in range(1, 9)] + [("report", i, 7) for i in range(1, 8)]
+    assert heard.whole and heard.begun[0][1] == 24 * (1 + 8) + 24 * (2 + 5) and len(heard.done) == 9 + 7
 
 
 def test_kept_heads_are_those_of_a_plain_loop(tiny: TransformerBridge) -> None:

@@ -14,6 +14,7 @@ from sinklens.detectors import sinks
 from sinklens.errors import InputError, ResultError
 from sinklens.interventions import MaskKeys, ScaleKeys
 from tests import families, oracle
+from tests.heard import Heard
 from tests.ties import same_shares
 
 
@@ -137,12 +138,12 @@ def test_the_model_is_as_before(tiny: TransformerBridge) -> None:
     before = tiny(ids)
     modules = [id(module) for module in tiny.modules()]
 
-    def boom(done: int) -> None:
+    def boom(heard: Heard) -> None:
         raise RuntimeError("in the middle")
 
     scan(tiny, tokens=ids)
     with pytest.raises(RuntimeError, match="in the middle"):
-        scan(tiny, tokens=ids, on_layer=boom)
+        scan(tiny, tokens=ids, progress=Heard(boom))
     assert torch.equal(tiny(ids), before)
     assert [id(module) for module in tiny.modules()] == modules
     assert not any(point.fwd_hooks or point.bwd_hooks for point in tiny.hook_dict.values())

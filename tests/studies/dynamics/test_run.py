@@ -17,10 +17,11 @@ from sinklens.results.lock import locked
 from sinklens.results.run_folder import PARTS, PLAN
 from sinklens.results.tables import HEADER, kind_of
 from sinklens.studies.census.domains import choose_domains
-from sinklens.studies.dynamics import Dynamics, DynamicsPlan, measure_dynamics
+from sinklens.studies.dynamics import Dynamics, measure_dynamics
 from sinklens.studies.dynamics import run as run_module
 from sinklens.studies.dynamics.measure import measure_checkpoint
 from tests import families
+from tests.heard import Heard
 from tests.studies.dynamics.conftest import CODE, PROSE, SMALL, STEPS, TEXTS, break_tokenizer, edit_weights
 
 
@@ -89,12 +90,12 @@ def test_the_header_tells_where_it_comes_from(whole: Dynamics) -> None:
 
 
 def test_a_finished_run_is_not_run_again(made: Path, whole: Dynamics, tmp_path: Path, counted: list[str]) -> None:
-    plans: list[DynamicsPlan] = []
-    work: list[float] = []
-    first = measure(made, tmp_path / "out", on_plan=plans.append, on_work=work.append)
+    heard = Heard()
+    first = measure(made, tmp_path / "out", progress=heard)
     assert same(first, whole) and counted == [f"step-{step}" for step in STEPS]
-    assert str(plans[0]).startswith("4 checkpoints of ") and "steps 0 to 700, on 12 sequences each." in str(plans[0])
-    assert work == sorted(work) and work[-1] == 4
+    ((_, work, about),) = heard.begun
+    assert about.startswith("4 checkpoints of ") and "steps 0 to 700, on 12 sequences each." in about
+    assert work == 4 and heard.whole and len(heard.done) > 4
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert left == {HEADER, "steps.parquet", "heads.parquet", "layers.parquet", "checkpoints.parquet"}
     again = measure(made, tmp_path / "out")
@@ -108,13 +109,13 @@ import torch
 torch.set_num_threads(1)
 from sinklens.studies.dynamics import measure_dynamics
 print("ready", flush=True)
-def worked(done):
-    print(done, flush=True)
-    if done > 2.3:
+from tests.heard import Heard
+def worked(heard):
+    if sum(heard.done) > 2.3:
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
 measure_dynamics(sys.argv[1], {"prose": [sys.argv[3]], "code": [sys.argv[4]]}, out=sys.argv[2],
-                 max_tokens=24, max_sequences=6, on_work=worked)
+                 max_tokens=24, max_sequences=6, progress=Heard(worked))
 """
 
 
@@ -124,10 +125,10 @@ def test_a_killed_run_goes_on(made: Path, whole: Dynamics, tmp_path: Path, count
     killed = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (out / PLAN).is_file() and not (out / HEADER).exists() and len(list((out / PARTS).iterdir())) == 2
-    plans: list[DynamicsPlan] = []
-    assert same(measure(made, out, on_plan=plans.append), whole)
-    assert counted == ["step-80", "step-700"] and plans[0].work_done == 2
-    assert "2 of them finished before" in str(plans[0])
+    heard = Heard()
+    assert same(measure(made, out, progress=heard), whole)
+    assert counted == ["step-80", "step-700"] and heard.skipped == 2 and heard.whole
+    assert "2 of them finished before" in heard.begun[0][2]
     assert not (out / PLAN).exists() and not (out / PARTS).exists() and same(Dynamics.load(out), whole)
 
 

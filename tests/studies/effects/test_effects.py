@@ -22,6 +22,7 @@ from sinklens.models import TokenBatch
 from sinklens.studies import effects
 from sinklens.studies.effects.run import Effects, measure_effects
 from tests import families
+from tests.heard import Heard
 from tests.ties import margin, same_shares
 
 
@@ -236,11 +237,11 @@ def test_rows_are_those_of_sequences_alone(name: str, tmp_path: Path) -> None:
     ragged = [ids[0].tolist(), ids[1, :7].tolist(), ids[2].tolist(), ids[3, :1].tolist()]
     answers = Answers(torch.tensor([4, -1, 19, 0]), torch.tensor([7, 8, 9, 10]), torch.tensor([17, 18, 19, 20]))
     change: Intervention = AblateHeads(["L1H2"]) + MaskKeys(0)
-    calls: list[int] = []
+    heard = Heard()
     found = measure_effects(
-        model, {"a": change, "b": ScaleKeys(0, 3.0)}, tokenize(model, ragged), answers=answers, on_done=calls.append
+        model, {"a": change, "b": ScaleKeys(0, 3.0)}, tokenize(model, ragged), answers=answers, progress=heard
     )
-    assert sum(calls) == 4 * 3
+    assert heard.whole and sum(heard.done) == 4 * 3
     assert list(found.to_dataframe()["sequence"]) == [0, 1, 2, 3] * 2
     table = found.to_dataframe().set_index(["intervention", "sequence"])
     for sequence, row in enumerate(ragged):
@@ -298,11 +299,11 @@ def test_the_model_is_as_before_and_bad_requests_are_refused(bb1: TransformerBri
     batch = builtin_corpus(bb1, n_sequences=2).tokens
     before = bb1(batch.ids)
 
-    def boom(done: int) -> None:
+    def boom(heard: Heard) -> None:
         raise RuntimeError("in the middle")
 
     with pytest.raises(RuntimeError, match="in the middle"):
-        measure_effects(bb1, {"x": MaskKeys(0)}, batch, on_done=boom)
+        measure_effects(bb1, {"x": MaskKeys(0)}, batch, progress=Heard(boom))
     assert torch.equal(bb1(batch.ids), before)
     with pytest.raises(InputError, match="L0H7 does not exist"):
         measure_effects(bb1, {"x": AblateHeads(["L0H7"])}, batch)

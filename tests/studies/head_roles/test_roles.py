@@ -17,6 +17,7 @@ from sinklens.studies.active_dormant.run import active_dormant
 from sinklens.studies.head_roles import CRITERIA, USUAL, Roles, dormant_scores, roles, sink_scores
 from sinklens.studies.head_roles import run as module
 from sinklens.studies.head_roles.criteria import Criterion
+from tests.heard import Heard
 from tests.studies.head_roles.synthetic import scores as made
 
 SMALL: dict[str, Any] = {"max_sequences": 6, "max_tokens": 24}
@@ -203,13 +204,16 @@ def test_induction_2l_has_the_roles_it_was_trained_for() -> None:
 
 
 def test_slow_criteria_tell_how_far_they_are(bb3: TransformerBridge) -> None:
-    begun, worked = [], []
+    heard = Heard()
     roles(
         bb3,
         scores=["sinks", "active_dormant"],
-        on_criterion=lambda name, number, total: begun.append((name, number, total)),
-        on_work=lambda done, total: worked.append((done, total)),
+        progress=heard,
         **SMALL,
     )
-    assert begun == [("sinks", 0, 2), ("active_dormant", 1, 2)]
-    assert worked and worked[-1][0] == worked[-1][1] == 3 * 6
+    assert [step.split(":")[0] for step in heard.steps] == [
+        "1 of 2, sinks",
+        "2 of 2, active_dormant",
+        "Comparing criteria",
+    ]
+    assert heard.whole and len(heard.begun) == 1 and len(heard.done) > 10

@@ -21,6 +21,7 @@ from sinklens.models.tokens import TokenBatch, tokenize
 from sinklens.passes.write_pass import measure_writes
 from sinklens.studies.head_scores.head_importance import attention_influence, head_importance
 from tests.families import FAMILIES, boot, checkpoint, random_ids
+from tests.heard import Heard
 from tests.interventions import reference
 
 POS = 20
@@ -190,11 +191,9 @@ def test_padding_and_batches_change_nothing(zoo: Path) -> None:
 
 def test_the_table_and_what_it_says_about_itself(zoo: Path) -> None:
     bridge = boot("llama", zoo)
-    done: list[tuple[int, int]] = []
-    scores = head_importance(
-        bridge, tokens=random_ids(batch=6, pos=POS), on_done=lambda *n: done.append(n), batch_size=4
-    )
-    assert done == [(4, 6), (6, 6)]
+    heard = Heard()
+    scores = head_importance(bridge, tokens=random_ids(batch=6, pos=POS), progress=heard, batch_size=4)
+    assert heard.begun[0][1] == 6 and heard.whole
     assert scores.scores == ["write_norm", "attention_influence", "direct_logit"]
     frame = scores.frame
     assert frame["kv_head"].tolist() == [0, 0, 1, 1] * 2

@@ -19,6 +19,7 @@ from sinklens.passes.repeated_tokens import repeated_tokens
 from sinklens.studies import pattern_scores
 from tests import families, oracle
 from tests.detectors import stripes
+from tests.heard import Heard
 
 SCORES = ["previous_token", "duplicate_token", "induction", "echo", "razor_induction"]
 
@@ -117,10 +118,10 @@ def test_the_table_says_how_it_was_made(tiny: TransformerBridge) -> None:
 
 def test_the_model_is_the_same_afterwards_and_layers_are_reported(tiny: TransformerBridge) -> None:
     ids = torch.arange(20, 40)[None]
-    before, done = tiny(ids), []
-    pattern_scores(tiny, block=8, n_sequences=3, batch_size=2, on_layer=done.append)
+    before, heard = tiny(ids), Heard()
+    pattern_scores(tiny, block=8, n_sequences=3, batch_size=2, progress=heard)
     assert torch.equal(tiny(ids), before)
-    assert sum(done) == 3 * (len(tiny.blocks) + 1)
+    assert heard.whole and sum(heard.done) == 3 * (len(tiny.blocks) + 1)
 
 
 def test_one_sequence_has_no_spread(tiny: TransformerBridge) -> None:

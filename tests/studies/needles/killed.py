@@ -6,18 +6,15 @@ import sys
 
 from sinklens import load
 from sinklens.studies.needles import make_needles, needle_grid
+from tests.heard import Heard
 
-done = 0
 
-
-def count(n: int) -> None:
-    global done
-    done += n
-    if done >= int(sys.argv[2]):
+def count(heard: Heard) -> None:
+    if len(heard.done) >= int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
     model = load("bb-3l")
     needles = make_needles(model, lengths=(20, 40), depths=(0, 0.5, 1), repeats=4, size=3)
-    needle_grid(model, needles, max_tokens=50, out=sys.argv[1], on_done=count)
+    needle_grid(model, needles, max_tokens=50, out=sys.argv[1], progress=Heard(count))

@@ -23,6 +23,7 @@ from sinklens.studies.needles import (
     retrieval_scores,
     score_needles,
 )
+from tests.heard import Heard
 
 CHANGES = {"two": AblateHeads(["L1H0", "L1H1"], "uniform"), "all": AblateHeads("all", "zero")}
 
@@ -120,21 +121,21 @@ def test_saved_and_read(result: NeedleResult, tmp_path: Path) -> None:
 def test_an_interrupted_test_goes_on(
     induction: TransformerBridge, needles: NeedleSet, result: NeedleResult, tmp_path: Path
 ) -> None:
-    out, done = tmp_path / "run", 0
+    out = tmp_path / "run"
+    tokens = sum(len(each.ids) for each in needles.instances)
 
-    def stop(n: int) -> None:
-        nonlocal done
-        done += n
-        if done > 30:
+    def stop(heard: Heard) -> None:
+        if sum(heard.done) > 1.3 * tokens:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        needle_grid(induction, needles, interventions=CHANGES, max_tokens=100, out=out, on_done=stop)
+        needle_grid(induction, needles, interventions=CHANGES, max_tokens=100, out=out, progress=Heard(stop))
     parts = {path.name for path in (out / "parts").iterdir()}
     assert len(parts) >= 10 and not (out / "result.json").exists()
-    told: list[int] = []
-    finished = needle_grid(induction, needles, interventions=CHANGES, out=out, on_done=told.append)
-    assert sum(told) == 3 * len(needles) and told[0] == len(needles)  # all clean prompts were there
+    heard = Heard()
+    finished = needle_grid(induction, needles, interventions=CHANGES, out=out, progress=heard)
+    assert heard.begun[0][1] == 3 * tokens and heard.whole
+    assert heard.skipped >= tokens  # all clean prompts were there
     for name, table in result.tables.items():
         pd.testing.assert_frame_equal(finished.tables[name], table, check_dtype=False, atol=1e-5, rtol=0)
     assert sorted(path.name for path in out.iterdir()) == [
@@ -151,9 +152,9 @@ def test_a_killed_test_loses_nothing(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     killed = subprocess.run([sys.executable, script, str(tmp_path / "run"), "9"], env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    told: list[int] = []
-    finished = needle_grid(model, needles, max_tokens=50, out=tmp_path / "run", on_done=told.append)
-    assert 9 <= told[0] < len(needles) == sum(told)
+    heard = Heard()
+    finished = needle_grid(model, needles, max_tokens=50, out=tmp_path / "run", progress=heard)
+    assert 0 < heard.skipped < sum(len(each.ids) for each in needles.instances) and heard.whole
     whole = needle_grid(model, needles, max_tokens=50)
     for name, table in whole.tables.items():
         pd.testing.assert_frame_equal(finished.tables[name], table, check_dtype=False, atol=1e-5, rtol=0)
@@ -173,11 +174,11 @@ def test_folders_of_something_else_are_refused(
     with pytest.raises(ResultError, match=r"holds no result\.json"):
         needle_grid(induction, needles, out=tmp_path / "notes")
 
-    def stop(n: int) -> None:
+    def stop(heard: Heard) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        needle_grid(induction, needles, out=tmp_path / "begun", on_done=stop)
+        needle_grid(induction, needles, out=tmp_path / "begun", progress=Heard(stop))
     with pytest.raises(ResultError, match=r"holds another needle test \(needles"):
         needle_grid(induction, other, out=tmp_path / "begun")
 

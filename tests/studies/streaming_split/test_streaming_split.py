@@ -29,6 +29,7 @@ from sinklens.studies.streaming_split.learn import Learner
 from sinklens.studies.streaming_split.run import STATE
 from sinklens.studies.streaming_split.streams import stream
 from tests.families import FAMILIES, boot, checkpoint
+from tests.heard import Heard
 from tests.interventions import reference
 
 SHORT = GateSettings(steps=100, sinks=1, recent=8, min_length=48, max_length=80, batch=4)
@@ -115,12 +116,10 @@ def test_the_learned_gates_as_a_table(learned: StreamingGates, tmp_path: Path) -
 
 def test_a_check_is_saved_and_read(model: TransformerBridge, learned: StreamingGates, tmp_path: Path) -> None:
     split = learned.retrieval_heads(threshold=0.5)
-    done: list[tuple[int, int]] = []
-    checked = check_split(
-        model, split, SHORT, n_sequences=6, compensated=False, on_done=lambda *numbers: done.append(numbers)
-    )
+    heard = Heard()
+    checked = check_split(model, split, SHORT, n_sequences=6, compensated=False, progress=heard)
     assert checked.to_dataframe()["condition"].tolist() == ["full", "split", "random 0", "streaming"]
-    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert heard.done == [1.0] * 4 and heard.whole
     again = SplitCheck.load(checked.save(tmp_path / "check"))
     assert again.to_dataframe().equals(checked.to_dataframe()) and again.by_sequence().equals(checked.by_sequence())
     assert again.meta["split"] == checked.meta["split"]
@@ -266,25 +265,25 @@ class Stop(Exception):
 
 
 def stop_after(steps: int) -> Any:
-    def on_step(done: int, total: int) -> None:
-        if done == steps:
+    def stop(heard: Heard) -> None:
+        if len(heard.done) == steps:
             raise Stop
 
-    return on_step
+    return Heard(stop)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(model: TransformerBridge, tmp_path: Path) -> None:
     whole = streaming_split(model, BRIEF)
     with pytest.raises(Stop):
-        streaming_split(model, BRIEF, out=tmp_path / "run", on_step=stop_after(4))
+        streaming_split(model, BRIEF, out=tmp_path / "run", progress=stop_after(4))
     assert (tmp_path / "run" / "parts" / STATE).is_file()
-    steps: list[int] = []
-    again = streaming_split(model, BRIEF, out=tmp_path / "run", on_step=lambda done, total: steps.append(done))
-    assert steps == [5, 6]
+    heard = Heard()
+    again = streaming_split(model, BRIEF, out=tmp_path / "run", progress=heard)
+    assert heard.skipped == 4 and heard.done == [1.0] * 2
     assert again.to_dataframe().equals(whole.to_dataframe()) and again.losses().equals(whole.losses())
     assert not (tmp_path / "run" / "parts" / STATE).exists()
     # a finished run is read, not run again
-    read = streaming_split(model, BRIEF, out=tmp_path / "run", on_step=stop_after(1))
+    read = streaming_split(model, BRIEF, out=tmp_path / "run", progress=stop_after(1))
     assert read.to_dataframe().equals(whole.to_dataframe())
     with pytest.raises(ResultError, match=r"holds another set of gates \(settings.seed: 0 there, 5 now"):
         streaming_split(model, GateSettings(**{**BRIEF.as_dict(), "seed": 5}), out=tmp_path / "run")
@@ -294,7 +293,7 @@ def test_an_interrupted_run_goes_on_where_it_was(model: TransformerBridge, tmp_p
 
 def test_progress_of_other_settings_or_damaged_is_refused(model: TransformerBridge, tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        streaming_split(model, BRIEF, out=tmp_path, on_step=stop_after(2))
+        streaming_split(model, BRIEF, out=tmp_path, progress=stop_after(2))
     with pytest.raises(ResultError, match="holds another set of gates"):
         streaming_split(model, GateSettings(**{**BRIEF.as_dict(), "lr": 0.5}), out=tmp_path)
     (tmp_path / "parts" / STATE).write_bytes(b"half of it")

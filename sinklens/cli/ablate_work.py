@@ -1,0 +1,132 @@
+"""What `sinklens ablate` runs and prints."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from sinklens.cli.running import DryRun, Timed
+from sinklens.cli.texts import read_text
+from sinklens.cli.values import interventions, names, pairs
+from sinklens.errors import InputError
+from sinklens.results.show_progress import ShowProgress
+
+METRICS = {"loss": "delta_loss", "kl": "kl", "top1": "top1_agreement", "logit_diff": "delta_logit_diff"}
+_MEANING = {
+    "delta_loss": "delta loss: changed minus clean, nats",
+    "kl": "KL: from the clean predictions, nats",
+    "top1_agreement": "top-1: share of the clean first choices kept",
+    "delta_logit_diff": "delta logit diff: changed minus clean",
+}
+
+
+def asked_metrics(text: str) -> list[str]:
+    """Columns of the table that --metric names."""
+    chosen = names(text)
+    unknown = [name for name in chosen if name not in METRICS]
+    if unknown or not chosen:
+        raise InputError(f"Unknown metric {', '.join(unknown) or '(none)'}; expected some of {', '.join(METRICS)}.")
+    return [METRICS[name] for name in dict.fromkeys(chosen)]
+
+
+def asked_groups(texts: list[str] | None) -> dict[str, object]:
+    """Heads by the name that --group gives them."""
+    from sinklens.studies.head_roles import role_heads
+
+    found: dict[str, object] = {}
+    for name, heads in pairs(texts, "A group", "NAME=L5H1,L3H2, each name once"):
+        if name in found:
+            raise InputError(f"A group is written NAME=L5H1,L3H2, each name once; got {name} twice.")
+        found[name] = role_heads(heads, name) or heads
+    return found
+
+
+def asked_ways(how: list[str] | None, gammas: list[float] | None, files: list[Path] | None) -> list[Any]:
+    """What --how, --gamma and --intervention do to heads."""
+    from sinklens.interventions import ScaleKeys
+
+    ways: list[Any] = [way.strip() for words in how or [] for way in words.split(",")]
+    scaled = [ScaleKeys(keys=(0,), gamma=gamma) for gamma in gammas or []]
+    return [*ways, *scaled, *interventions(files).values()] or ["zero"]
+
+
+def run_sweep(
+    model: str,
+    text: list[str] | None,
+    answers: Path | None,
+    words: dict[str, Any],
+    options: dict[str, Any],
+    progress: ShowProgress,
+) -> Any:
+    """Load the model, tokenize, and sweep; None after a dry run.
+
+    Args:
+        model: Its name or place.
+        text: Files of texts.
+        answers: File of right and wrong answers.
+        words: How texts become sequences: bos, max_tokens, max_sequences, seed.
+        options: For :func:`~sinklens.studies.sweep`.
+        progress: Told how it goes on.
+    """
+    with progress.console.status(f"Loading {model} ..."):
+        from sinklens.models import load
+        from sinklens.passes.sequences import choose_sequences, first_sequences
+        from sinklens.studies import sweep
+        from sinklens.studies.ablation.answers_file import AnswerTable
+        from sinklens.studies.ablation.executors import check_executor, loading_here
+
+        check_executor(options["executor"])
+        table = None if answers is None else AnswerTable.read(answers)
+        texts = [read_text(name) for name in text] if text else None
+        source = ", ".join(text) if text else None
+        own = table is not None and table.texts is not None
+        if table is not None and own:
+            if texts is not None:
+                raise InputError("The answers file brings its own texts; leave --text away, or its column text.")
+            texts, source = table.texts, str(table.path)
+        bridge = load(model, **loading_here(options["executor"], options["loading"]))
+    by_number = table is not None and texts is not None  # answers name sequences by their number
+    counted = {"max_sequences": sys.maxsize} if by_number else {}
+    batch, source = choose_sequences(bridge, texts, split=not own, source=source, **words | counted)
+    if by_number and not own:
+        batch = first_sequences(batch, words["max_sequences"])
+    if own and batch.dropped:
+        raise InputError(f"{answers} has texts longer than --max-tokens; their answers would come too early.")
+    chosen = None if table is None else table.answers(bridge, batch)
+    try:
+        found = sweep(
+            bridge,
+            tokens=batch,
+            answers=chosen,
+            source=source,
+            seed=words["seed"],
+            progress=progress,
+            **options,
+        )
+    except Timed:
+        return None
+    if isinstance(progress, DryRun):
+        progress.finished()
+        return None
+    return found
+
+
+def print_sweep(result: Any, metrics: list[str], saved: list[str]) -> None:
+    """What was found, and a table for each intervention."""
+    from sinklens.cli import printing
+    from sinklens.studies.ablation.result import short_table
+
+    meta = result.meta
+    printing.say_model(meta["model"], printing.sequences(meta["tokens"]))
+    printing.say_verdict(result.verdict)
+    meaning = "; ".join(_MEANING[metric] for metric in metrics)
+    for label in meta["interventions"]:
+        shown = short_table(result, label, metrics=metrics)
+        printing.say_table(
+            list(shown.columns),
+            shown.itertuples(index=False),
+            f"{label}: largest effects by size, and tested sets",
+            f"means over sequences [95 % interval; none for fewer than 5 sequences]. {meaning}",
+            left=["variant"],
+        )
+    printing.say_notes(meta["warnings"])
+    printing.say_saved(saved, meta["seconds"])

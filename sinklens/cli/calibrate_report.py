@@ -1,0 +1,57 @@
+"""What `sinklens calibrate` saves and prints."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sinklens.cli import printing
+
+
+def save_calibration(result: Any, out: Path) -> list[str]:
+    """Figure and report; the lines that say where they are."""
+    from sinklens.app import write_calibration_report
+    from sinklens.plots import calibration as calibration_figure
+    from sinklens.plots import save_figure
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        save_figure(calibration_figure(result.report()), out / "calibration.png", result.report(), width=900)
+    for warning in caught:  # no browser, no picture
+        typer.echo(f"Note: {warning.message}", err=True)
+    return [f"Report: {write_calibration_report(result, out / 'report.html')}", f"Tables: {out}"]
+
+
+def print_calibration(result: Any, saved: list[str]) -> None:
+    """The sentences, what was chosen, and what it is worth on other prompts."""
+    meta = result.meta
+    where = f", {len(meta['split']['search'])} of them chosen on, from"
+    printing.say_model(meta["model"], printing.sequences(meta["tokens"], "prompts", where=where))
+    printing.say_verdict([result.verdict] if isinstance(result.verdict, str) else result.verdict)
+    if result.intervention is not None:
+        more = len(result.heads) - 12
+        chosen = ",".join(result.heads[:12]) + (f" and {more} more" if more > 0 else "")
+        gamma = meta["chosen"].get("gamma")
+        printing.say_verdict([f"Chosen: {chosen}{'' if gamma is None else f', gamma {gamma:g}'}."])
+    report = result.report()
+    rows = []
+    for row in report[(report["variant"] != "tuned") | (report["heads"] != "")].to_dict("records"):
+        shares = [_span(row, name, ".3f") for name in ("accuracy", "valid_rate", "accuracy_given_valid")]
+        change = "" if row["variant"] == "unchanged" else _span(row, "accuracy_gain", "+z.3f")
+        rows.append([row["variant"], *shares, change])
+    printing.say_table(
+        ["variant", "accuracy", "valid answers", "accuracy among valid", "change"],
+        rows,
+        "On held-out prompts",
+        "shares with 95 % intervals over prompts; change: of accuracy, paired over prompts",
+        left=["variant"],
+    )
+    printing.say_saved(saved)
+
+
+def _span(row: dict[str, Any], name: str, spec: str) -> str:
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if value != value:
+        return "n/a"
+    return f"{value:{spec}}" if low != low else f"{value:{spec}} [{low:{spec}}, {high:{spec}}]"

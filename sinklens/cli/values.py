@@ -1,0 +1,60 @@
+"""What options mean, where a value has parts: numbers, NAME=VALUE, files of interventions."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sinklens.errors import InputError
+
+Number = TypeVar("Number", int, float)
+
+
+def names(text: str | None) -> list[str]:
+    """Names with commas between them."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def numbers(text: str | None, kind: Callable[[str], Number], option: str, example: str) -> list[Number] | None:
+    """Numbers with commas between them, None where the option is not given.
+
+    Raises:
+        InputError: Something else stands there.
+    """
+    if text is None:
+        return None
+    try:
+        return [kind(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} takes numbers such as {example}; got {text!r}.") from None
+
+
+def pairs(given: Iterable[str] | None, what: str, example: str) -> list[tuple[str, str]]:
+    """What stands before and behind the first = of each.
+
+    Raises:
+        InputError: One has no =, or nothing on a side.
+    """
+    found = []
+    for each in given or []:
+        name, equals, value = each.partition("=")
+        if not equals or not name.strip() or not value:
+            raise InputError(f"{what} is written {example}; got {each!r}.")
+        found.append((name.strip(), value))
+    return found
+
+
+def interventions(files: Iterable[Path] | None) -> dict[str, Any]:
+    """Interventions from files that their ``to_json()`` wrote, by the files' names.
+
+    Raises:
+        InputError: A file that cannot be read, or holds something else.
+    """
+    from sinklens.interventions import Intervention
+
+    found: dict[str, Any] = {}
+    for path in files or []:
+        try:
+            found[path.stem] = Intervention.from_json(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The intervention {path} cannot be read: {error}.") from error
+    return found
