@@ -6,7 +6,7 @@ the claim. Writes figures/claims.md (the page), claims.csv (every figure) and cl
 are kept in --work and not measured again: interrupted? Give the same command again. A model that is missing is
 "not measured".
 
-    python probes/claims.py                                 everything: about 40 minutes on two cores
+    python probes/claims.py                                 everything: about 40 minutes on two idle cores
     python probes/claims.py --quick --models tiny-llama     a minute
     python probes/claims.py --claims value-drain,super-weight --models smollm2 --out runs
     python probes/claims.py --models mine=path/to/model --out runs

@@ -92,7 +92,8 @@ def choose_gamma(
     dominant, taken = _dominant(search["gain"].to_numpy()[1:], search["effect"].to_numpy()[1:], top_share)
     search["kept"] = [False, *(place in taken for place in range(len(units)))]
     heads = sorted(head for place in taken for head in units[place])
-    best, notes = replace(template, gamma=1.0), [] if heads else [f"No head alone changes {objective}."]
+    unit = "head alone" if per == "head" else "head index, in all layers together,"
+    best, notes = replace(template, gamma=1.0), [] if heads else [f"No {unit} changes {objective}."]
     if heads:
         tried = _try_gammas(study, grid, heads, objective)
         place = _best(tried)

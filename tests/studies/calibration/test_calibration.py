@@ -217,6 +217,13 @@ def test_what_does_nothing_keeps_no_head(tiny: TransformerBridge, nothing: Inter
     assert list(found.report()["variant"]) == ["unchanged", "tuned"] and np.isnan(found.controls.rank)
 
 
+def test_what_does_nothing_is_named_by_what_was_tried(tiny: TransformerBridge) -> None:
+    task = planted(tiny, AblateHeads(["L0H2"]), 10)
+    for per, unit in (("head", "head alone"), ("index", "head index, in all layers together,")):
+        found = choose_gamma(tiny, task, ScaleKeys(500, 2.0), per=per, gammas=(2.0,), controls=1)  # type: ignore[arg-type]
+        assert found.verdict == f"Nothing was chosen. No {unit} changes accuracy."
+
+
 def test_only_named_heads_are_candidates(tiny: TransformerBridge) -> None:
     task = planted(tiny, AblateHeads(["L0H2"]), 10)
     found = filter_heads(tiny, task, AblateHeads(["L1H0", "L1H1", "L1H3"]))
