@@ -24,7 +24,6 @@ from sinklens.detectors import (
     ValueDrainDetector,
     VisibleSinkDetector,
 )
-from sinklens.detectors.extreme_tokens import ExtremeTokenDetector
 from sinklens.models.tokens import tokenize
 from tests.detectors.records import collate, random_texts
 from tests.families import boot, random_ids
@@ -41,7 +40,6 @@ DETECTORS: dict[str, Callable[[], Any]] = {
     "decorrelation": DecorrelationDetector,
     "active_dormant": ActiveDormantDetector,
     "visible_sinks": VisibleSinkDetector,
-    "tokens": ExtremeTokenDetector,
 }
 EVERY = pytest.mark.parametrize("name", DETECTORS)
 TEXTS = random_texts((14, 3, 22, 9, 1, 17), seed=5, without_bos=(2, 4))
