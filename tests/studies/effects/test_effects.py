@@ -14,12 +14,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens import builtin_corpus, load, tokenize
 from sinklens.errors import InputError, ResultError
+from sinklens.evidence import effects
 from sinklens.evidence.effects import Answers, Reference, predicted_rows, token_losses
 from sinklens.evidence.summary import summarise
 from sinklens.interventions import AblateHeads, Intervention, MaskKeys, ScaleKeys
 from sinklens.lab.bigram_backcopy import BigramBackcopy
 from sinklens.models import TokenBatch
-from sinklens.studies import effects
 from sinklens.studies.effects.run import Effects, measure_effects
 from tests import families
 from tests.heard import Heard
