@@ -32,7 +32,8 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sinklens.capture import capture, standard_statistics
+from sinklens.capture import capture
+from sinklens.capture.run import standard_statistics
 from sinklens.detectors import (
     AttentionSummaryDetector,
     MassiveActivationDetector,

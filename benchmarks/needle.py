@@ -31,7 +31,8 @@ import torch
 from capture import M_MMAP_THRESHOLD, PeakMemory, make_bridge, make_model
 from torch import Tensor
 
-from sinklens.studies.needles import NeedleSet, make_needles, retrieval_scores, run_needles
+from sinklens.studies import NeedleSet, make_needles, retrieval_scores
+from sinklens.studies.needles.run import run_needles
 
 ANSWER = 32
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

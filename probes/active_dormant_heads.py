@@ -26,7 +26,7 @@ from sinklens.models.tokens import TokenBatch
 from sinklens.plots import active_dormant as active_dormant_figure
 from sinklens.plots import save_figure
 from sinklens.results.files import write_atomically
-from sinklens.studies import ActiveDormant, active_dormant
+from sinklens.studies import ActiveDormant, find_active_dormant
 from sinklens.studies.census.builtin_domains import builtin_domains
 from sinklens.studies.census.domains import Domains
 
@@ -200,12 +200,13 @@ def main() -> None:
     texts = {name: domains.batch.rows([i for i, of in enumerate(domains.of) if of == name]) for name in domains.names}
     classes = token_classes(model)
     by_domain, by_class = (
-        active_dormant(model, texts, classes=each, thresholds=DEFAULT, max_sequences=None) for each in (None, classes)
+        find_active_dormant(model, texts, classes=each, thresholds=DEFAULT, max_sequences=None)
+        for each in (None, classes)
     )
     by_domain.meta["source"] = domains.source
     pairs = {
         kind: [
-            active_dormant(model, half, classes=each, thresholds=DEFAULT, max_sequences=None)
+            find_active_dormant(model, half, classes=each, thresholds=DEFAULT, max_sequences=None)
             for half in halves(domains)
         ]
         for kind, each in (("domain", None), ("class", classes))
@@ -214,7 +215,7 @@ def main() -> None:
         tested(confirmed(pairs[kind], thresholds))
         for kind, thresholds in (("domain", SINK), ("class", DEFAULT), ("class", SINK))
     ]
-    control = active_dormant(load(CONTROL), classes={"trigger": BigramBackcopy().trigger_ids}, thresholds=DEFAULT)
+    control = find_active_dormant(load(CONTROL), classes={"trigger": BigramBackcopy().trigger_ids}, thresholds=DEFAULT)
     stem = options.out / "active_dormant_heads"
     table = pd.concat([by_domain.to_dataframe(), by_class.to_dataframe()], ignore_index=True)
     save_figure(active_dormant_figure(table), stem.with_suffix(".png"), table.drop(columns="evidence"), width=1200)

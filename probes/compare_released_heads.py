@@ -21,8 +21,10 @@ import pandas as pd
 
 from sinklens.detectors.retrieval import BANDS
 from sinklens.plots import head_roles, save_figure
-from sinklens.studies.head_roles import Gates, RetrievalRuns, Roles, Rule
-from sinklens.studies.head_roles.rules import XIAO
+from sinklens.studies import Roles
+from sinklens.studies.head_roles.gates_file import Gates
+from sinklens.studies.head_roles.retrieval_file import RetrievalRuns
+from sinklens.studies.head_roles.rules import XIAO, Rule
 
 
 def compare(runs: RetrievalRuns, gates: Gates, share: float | None) -> Roles:

@@ -27,7 +27,9 @@ from gallery_page import html_page, markdown
 import sinklens
 from sinklens import plots
 from sinklens.capture import capture
-from sinklens.detectors import ChannelProfileDetector, measure_state_norms, trace_entries
+from sinklens.detectors.channel_profile import ChannelProfileDetector
+from sinklens.detectors.lifecycle import trace_entries
+from sinklens.detectors.state_norms import measure_state_norms
 from sinklens.errors import SinkLensError
 from sinklens.interventions import SlidingWindow
 from sinklens.models.tokens import TokenBatch
@@ -37,9 +39,8 @@ from sinklens.plots.pooling import pooled
 from sinklens.plots.save_figure import Saving, save_figures
 from sinklens.results.files import write_atomically
 from sinklens.results.table import Table
+from sinklens.studies import Dynamics, make_needles, measure_dynamics, measure_needles
 from sinklens.studies.census.result import AttentionMap, Census
-from sinklens.studies.dynamics import Dynamics, measure_dynamics
-from sinklens.studies.needles import make_needles, needle_grid
 
 MODEL = "tiny-llama"
 OTHERS = ("bb-3l", "bb-1l")
@@ -109,7 +110,7 @@ class Runs:
         model = sinklens.load("induction-2l")
         hidden = make_needles(model, "random", lengths=[64, 128, 256, 448], repeats=5)
         changed = {"window of 128, 4 sinks": SlidingWindow(128, sinks=4)}
-        return needle_grid(model, hidden, interventions=changed, keys=False).grid.to_dataframe()
+        return measure_needles(model, hidden, interventions=changed, keys=False).grid.to_dataframe()
 
     @cached_property
     def dynamics(self) -> Dynamics:

@@ -15,7 +15,8 @@ import pandas as pd
 from sinklens.plots import dynamics, save_figure
 from sinklens.results.files import write_atomically
 from sinklens.results.show_progress import ShowProgress
-from sinklens.studies.dynamics import Dynamics, find_series, measure_dynamics
+from sinklens.studies import Dynamics, measure_dynamics
+from sinklens.studies.dynamics.series import find_series
 
 COLUMNS = {
     "step": "step",

@@ -34,7 +34,7 @@ from sinklens.passes.corpus import builtin_corpus
 from sinklens.plots import before_after, save_figure
 from sinklens.results.files import write_atomically
 from sinklens.studies import measure_effects
-from sinklens.studies.effects.run import Effects
+from sinklens.studies.effects.result import Effects
 
 
 @dataclass(frozen=True)

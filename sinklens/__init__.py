@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from sinklens.errors import SinkLensError
     from sinklens.models import TokenBatch, load, tokenize
     from sinklens.passes.corpus import builtin_corpus
-    from sinklens.studies.ablation import Sweep, sweep
+    from sinklens.studies.ablation.entry import sweep
+    from sinklens.studies.ablation.result import Sweep
     from sinklens.studies.census.result import Census
     from sinklens.studies.census.run import scan
 

@@ -8,7 +8,7 @@ import pytest
 
 from sinklens import cli, load
 from sinklens.lab.bigram_backcopy import BigramBackcopy
-from sinklens.studies import ActiveDormant, active_dormant
+from sinklens.studies import ActiveDormant, find_active_dormant
 from tests import families
 from tests.studies.dynamics.conftest import CODE, PROSE
 
@@ -51,7 +51,7 @@ def test_it_measures_prints_and_saves(sinklens: Any, model: Path, texts: tuple[s
     for title in ("Labels", "Largest differences", "Agreement of the criteria"):
         assert title in printed
     saved = ActiveDormant.load(out)
-    same = active_dormant(load(str(model)), {"prose": PROSE, "code": CODE}, max_tokens=24, max_sequences=8)
+    same = find_active_dormant(load(str(model)), {"prose": PROSE, "code": CODE}, max_tokens=24, max_sequences=8)
     for name, table in same.tables.items():
         pd.testing.assert_frame_equal(saved.tables[name], table)
     page = (out / "report.html").read_text("utf-8")

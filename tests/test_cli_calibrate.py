@@ -8,7 +8,9 @@ import pytest
 from sinklens import cli, load
 from sinklens.errors import InputError
 from sinklens.models.builtin import data_dir
-from sinklens.studies.calibration import Calibration, LabelledTexts, kept_scores, score_task
+from sinklens.studies import Calibration, score_task
+from sinklens.studies.calibration import kept_scores
+from sinklens.studies.calibration.labelled_csv import LabelledTexts
 
 QUICK = ("tiny-llama", "--heads", "L3H3,L0H3", "--gammas", "0.25,4", "--controls", "2", "--device", "cpu")
 

@@ -13,7 +13,7 @@ import pytest
 
 from sinklens import cli
 from sinklens.plots import save_figure
-from sinklens.studies.dynamics import Dynamics, measure_dynamics
+from sinklens.studies import Dynamics, measure_dynamics
 from tests import families
 from tests.studies.dynamics.conftest import CODE, PROSE, TEXTS, write_series
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from sinklens.cli.program import app
 from sinklens.errors import InputError, SinkLensError
 from sinklens.interventions import SlidingWindow
-from sinklens.studies.needles import NeedleResult
+from sinklens.studies import NeedleResult
 
 FAST = ("--lengths", "40,80", "--depths", "0,1", "--repeats", "5")
 

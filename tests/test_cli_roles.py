@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from sinklens import cli
+from sinklens.studies import Roles
 from sinklens.studies.ablation.result import Sweep
 from sinklens.studies.causal_check.result import CausalCheck
-from sinklens.studies.head_roles import HeadRoles, Roles
 from sinklens.studies.head_roles.criteria import CRITERIA
+from sinklens.studies.head_roles.role_file import RoleFile
 from tests import families
 from tests.studies.head_roles.synthetic import gates_file, retrieval_file
 
@@ -56,7 +57,7 @@ def test_it_measures_prints_and_saves(sinklens: Any, tmp_path: Path) -> None:
     assert f"Figure: {out / 'roles.html'}" in printed and "L1H0" in printed and "*" in printed
     roles = Roles.load(out)
     assert roles.criteria()["from"].tolist() == ["sinks", *["pattern"] * 5]
-    assert HeadRoles.read(out / "head-roles.json").heads("sink") == ((1, 0), (2, 0))
+    assert RoleFile.read(out / "head-roles.json").heads("sink") == ((1, 0), (2, 0))
     assert (out / "roles.html").stat().st_size > 1000
     assert sinklens("roles", "bb-3l", "--scores", "sinks,pattern", *SMALL, "--out", out)[0] == 0, "once more"
     status, _, err = sinklens("roles", "bb-3l", "--scores", "sinks", "--max-tokens", "16", "--out", out)
@@ -163,5 +164,5 @@ def test_help_teaches(sinklens: Any) -> None:
 
 def test_gates_of_a_role_load_as_duo_attention_does(tmp_path: Path, published: Any, sinklens: Any) -> None:
     assert sinklens("roles", "--import", published[0], "--out", tmp_path / "out")[0] == 0
-    path = HeadRoles.read(tmp_path / "out" / "head-roles.json").gates("retrieval").write(tmp_path / "patterns")
+    path = RoleFile.read(tmp_path / "out" / "head-roles.json").gates("retrieval").write(tmp_path / "patterns")
     assert np.loadtxt(path, delimiter="\t").shape == (3, 4)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sinklens.studies.head_roles import Gates, RetrievalRuns
+from sinklens.studies.head_roles.gates_file import Gates
+from sinklens.studies.head_roles.retrieval_file import RetrievalRuns
 from tests.studies.head_roles.synthetic import gates_file, retrieval_file
 
 PROBE = Path(__file__).parents[1] / "probes" / "compare_released_heads.py"

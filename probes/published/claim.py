@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from published.subject import Subject
-from sinklens.evidence import Interval
+from sinklens.evidence.bootstrap import Interval
 from sinklens.lab.emergence.claim import Test
 
 Kind = Literal["phenomena", "heads"]

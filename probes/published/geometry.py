@@ -11,7 +11,8 @@ from published.claim import NotTestableError, at_least, at_most, claim
 from published.observed import observe
 from published.sinks import BARBERO, later_sinks
 from published.subject import EPS, Subject
-from sinklens.evidence import Interval, paired_interval
+from sinklens.evidence import paired_interval
+from sinklens.evidence.bootstrap import Interval
 
 QUEIPO = "Queipo-de-Llano et al. 2026, arXiv 2510.06477"
 WONG = "Wong et al. 2025, arXiv 2512.22213"

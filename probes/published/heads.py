@@ -8,14 +8,14 @@ import pandas as pd
 from published.claim import NotTestableError, at_least, at_most, claim
 from published.observed import observe
 from published.subject import Subject
-from sinklens.evidence import Interval, all_heads, paired_interval, random_head_sets
-from sinklens.evidence.bootstrap import statistic_interval
-from sinklens.interventions import AblateHeads, CompensatedWindow, heads_of_kv
+from sinklens.evidence import all_heads, paired_interval, random_head_sets
+from sinklens.evidence.bootstrap import Interval, statistic_interval
+from sinklens.interventions import AblateHeads, CompensatedWindow
 from sinklens.interventions.heads import Head
+from sinklens.interventions.kv_groups import heads_of_kv
 from sinklens.passes.repeated_tokens import repeated_tokens
-from sinklens.studies import make_needles, needle_grid, pattern_scores, score_needles
+from sinklens.studies import NeedleSet, make_needles, measure_needles, pattern_scores, score_needles
 from sinklens.studies.census.builtin_domains import builtin_domains
-from sinklens.studies.needles import NeedleSet
 
 WU = "Wu et al. 2025, arXiv 2404.15574"
 RAZOR = "Tang et al. 2025 (RazorAttention), arXiv 2407.15891"
@@ -43,7 +43,7 @@ def _copies(subject: Subject) -> np.ndarray:
     """Share of the answer that each head copies, ``[prompt head]``, over prompts with three quarters right."""
 
     def make() -> tuple[np.ndarray, pd.DataFrame]:
-        result = needle_grid(subject.model, _needles(subject))
+        result = measure_needles(subject.model, _needles(subject))
         table, answers = result.tables["copies"], result.tables["instances"]
         layers, heads = int(subject.model.cfg.n_layers), int(subject.model.cfg.n_heads)
         shares = np.zeros((len(answers), layers * heads))
@@ -72,7 +72,7 @@ def _copies(subject: Subject) -> np.ndarray:
         "strong": "share that copy at least 0.5",
     },
     tests=(at_most("share", 0.05, 0.15),),
-    call='needle_grid(model, make_needles(model, "passkey")).heads',
+    call='measure_needles(model, make_needles(model, "passkey")).heads',
 )
 def retrieval_heads_are_few(subject: Subject) -> dict[str, Interval]:
     """Heads above the bounds, resampling prompts."""

@@ -16,7 +16,8 @@ from published.claim import NotTestableError, at_least, at_most, claim
 from published.observed import Observed, observe
 from published.subject import Subject
 from sinklens.errors import InputError
-from sinklens.evidence import Interval, paired_interval
+from sinklens.evidence import paired_interval
+from sinklens.evidence.bootstrap import Interval
 from sinklens.interventions import Intervention, SetActivations, massive_entries, mean_activations
 from sinklens.interventions.entries import MassiveRule
 from sinklens.interventions.massive_entries import control_rules

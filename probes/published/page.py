@@ -10,7 +10,7 @@ from published.claim import PublishedClaim
 from published.study import CLAIMS, Cell
 from published.untested import UNTESTED
 from published.verdict import RULE, verdict
-from sinklens.evidence import Interval
+from sinklens.evidence.bootstrap import Interval
 
 COLUMNS = (
     "claim", "kind", "source", "model", "figure", "role", "value", "low", "high", "n", "test", "verdict", "reason",

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 from published.claim import NotTestableError, at_least, at_most, claim
 from published.observed import LAST, observe
 from published.subject import EPS, Subject
-from sinklens.evidence import Interval, paired_interval
+from sinklens.evidence import paired_interval
+from sinklens.evidence.bootstrap import Interval
 from sinklens.interventions import MaskKeys
 
 GU = "Gu et al. 2025, arXiv 2410.10781"

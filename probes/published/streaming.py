@@ -5,8 +5,8 @@ import torch
 
 from published.claim import NotTestableError, at_least, at_most, claim
 from published.subject import Subject
-from sinklens.evidence import Interval, paired_interval
-from sinklens.evidence.bootstrap import statistic_interval
+from sinklens.evidence import paired_interval
+from sinklens.evidence.bootstrap import Interval, statistic_interval
 from sinklens.interventions import SlidingWindow
 
 XIAO = "Xiao et al. 2024 (StreamingLLM), arXiv 2309.17453"

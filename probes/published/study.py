@@ -15,7 +15,7 @@ from published.claim import REGISTRY, NotTestableError, PublishedClaim
 from published.subject import QUICK, Sizes, Subject
 from sinklens import load
 from sinklens.errors import SinkLensError
-from sinklens.evidence import Interval
+from sinklens.evidence.bootstrap import Interval
 from sinklens.results.files import write_atomically
 
 __all__ = ["CLAIMS", "FORMAT", "Cell", "finished", "run"]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from published.claim import PublishedClaim
-from sinklens.evidence import Interval
+from sinklens.evidence.bootstrap import Interval
 from sinklens.lab.emergence.judge import joint_verdict
 
 Verdict = Literal["reproduced", "differs", "not reproduced", "not testable here", "not measured"]

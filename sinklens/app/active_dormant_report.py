@@ -13,7 +13,7 @@ from sinklens.plots.style import head_label, number
 from sinklens.results.provenance import precision
 
 if TYPE_CHECKING:
-    from sinklens.studies.active_dormant.run import ActiveDormant
+    from sinklens.studies.active_dormant.result import ActiveDormant
 
 _CONTRASTS = {
     "name": "head",

@@ -11,7 +11,7 @@ from sinklens.plots.calibration import calibration as calibration_figure
 from sinklens.results.provenance import precision
 
 if TYPE_CHECKING:
-    from sinklens.studies.calibration import Calibration
+    from sinklens.studies.calibration.result import Calibration
 
 _REPORT = {
     "variant": "variant", "heads": "heads", "n": "prompts", "accuracy": "accuracy", "accuracy_low": "low",

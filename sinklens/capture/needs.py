@@ -7,7 +7,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sinklens.attention import AttentionCall, AttentionPlan, AttentionShape, StatisticFactory
+from sinklens.attention import AttentionCall, AttentionShape, StatisticFactory
+from sinklens.attention.plan import AttentionPlan
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.tokens import TokenBatch
 

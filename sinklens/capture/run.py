@@ -13,8 +13,6 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import (
     AttentionEngine,
-    AttentionPlan,
-    DeltaLogit,
     Distance,
     Entropy,
     KeySetMass,
@@ -27,6 +25,8 @@ from sinklens.attention import (
     plan_for,
 )
 from sinklens.attention.engine import LayerListener
+from sinklens.attention.plan import AttentionPlan
+from sinklens.attention.statistics import DeltaLogit
 from sinklens.capture.finite import check_finite
 from sinklens.capture.halves import BlockHalves
 from sinklens.capture.needs import KeepKeys, KeepOutputs, fields_asked, fields_lacking, joined, statistics_asked

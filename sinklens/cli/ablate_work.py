@@ -30,7 +30,7 @@ def asked_metrics(text: str) -> list[str]:
 
 def asked_groups(texts: list[str] | None) -> dict[str, object]:
     """Heads by the name that --group gives them."""
-    from sinklens.studies.head_roles import role_heads
+    from sinklens.studies.head_roles.role_file import role_heads
 
     found: dict[str, object] = {}
     for name, heads in pairs(texts, "A group", "NAME=L5H1,L3H2, each name once"):

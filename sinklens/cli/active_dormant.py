@@ -61,7 +61,7 @@ def active_dormant(
       sinklens active-dormant path/to/llama --text book.txt --class line='\n' --class stop=. --class stop=!
     """
     from sinklens.results.tables import check_writable
-    from sinklens.studies.active_dormant.run import FORMAT
+    from sinklens.studies.active_dormant.result import FORMAT
 
     texts = read_texts(text) if text else None
     positions = numbers(keys, int, "--keys", "0,1") or [0]
@@ -70,7 +70,7 @@ def active_dormant(
     with working(out) as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         from sinklens.detectors.active_dormant import Thresholds
-        from sinklens.studies.active_dormant.run import active_dormant as run
+        from sinklens.studies.active_dormant.run import find_active_dormant as run
 
         found = run(
             bridge,

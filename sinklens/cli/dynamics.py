@@ -76,7 +76,8 @@ def dynamics(
     texts = read_texts(text) if text else None
     with working(out, "finished checkpoints") as progress:
         with progress.console.status("Reading the series ..."):
-            from sinklens.studies.dynamics import find_series, measure_dynamics
+            from sinklens.studies.dynamics.entry import measure_dynamics
+            from sinklens.studies.dynamics.series import find_series
 
             found = find_series(series, revisions=revisions, steps=chosen)
         result = measure_dynamics(

@@ -184,7 +184,7 @@ def needle(
     changes = interventions(intervention)
     with working(out, "finished prompts") as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        from sinklens.studies.needles import make_needles
+        from sinklens.studies.needles.make import make_needles
 
         needles = make_needles(bridge, kind, **words)  # type: ignore[arg-type]
         if generate is None:

@@ -8,8 +8,8 @@ import typer
 from sinklens.cli.running import interrupted
 from sinklens.errors import InputError
 from sinklens.results.progress import Progress, Share
-from sinklens.studies.needles import NeedleSet, needle_grid
-from sinklens.studies.needles.grid import reading_work
+from sinklens.studies.needles.grid import measure_needles, reading_work
+from sinklens.studies.needles.needle_set import NeedleSet
 
 WAYS = ("zero", "mean", "uniform")
 CHECKED = 12
@@ -24,7 +24,7 @@ class Work:
         bridge: The model.
         needles: The prompts.
         changes: Interventions given as files, by name.
-        options: For :func:`needle_grid`.
+        options: For :func:`measure_needles`.
 
     Attributes:
         result: The latest finished grid.
@@ -67,7 +67,7 @@ class Work:
         from sinklens.interventions import AblateHeads
         from sinklens.interventions.head_outputs import mean_outputs
         from sinklens.models import tokenize
-        from sinklens.studies.causal_check.run import causal_check
+        from sinklens.studies.causal_check.run import run_causal_check
 
         heads = self._heads(which)
         name = f"top {len(heads)}" if which.startswith("top:") else which
@@ -80,7 +80,7 @@ class Work:
         self._grid({**self.changes, **masks}, False, again)
         if controls:
             self.progress.step("Masking random sets of heads")
-            self.check = causal_check(
+            self.check = run_causal_check(
                 self.bridge, heads, ways=ways, needles=some, controls=controls, bos=bos, progress=check,  # type: ignore[arg-type]
                 seed=self.options["seed"],
             )  # fmt: skip
@@ -104,7 +104,7 @@ class Work:
         return NeedleSet(tuple(every[n * len(every) // count] for n in range(count)), self.needles.meta)
 
     def _grid(self, changes: dict[str, Any], restart: bool, progress: Share) -> None:
-        self.result = needle_grid(
+        self.result = measure_needles(
             self.bridge, self.needles, interventions=changes, restart=restart, progress=progress, **self.options
         )
         progress.finish()
@@ -137,7 +137,7 @@ def own_question(needle: str | None, question: str | None, answer: str | None, k
         return None
     if len(given) < 3 or kind != "natural":
         raise InputError("A needle of your own takes --kind natural and all of --needle, --question and --answer.")
-    from sinklens.studies.needles import Question
+    from sinklens.studies.needles.question import Question
 
     return [Question.about(*given)]
 

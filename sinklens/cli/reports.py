@@ -14,10 +14,10 @@ def write_report_of(directory: Path, target: Path) -> Path:
     from sinklens.results.tables import kind_of
     from sinklens.studies.ablation.result import FORMAT as SWEEP
     from sinklens.studies.ablation.result import Sweep
-    from sinklens.studies.active_dormant.run import FORMAT as ACTIVE_DORMANT
-    from sinklens.studies.active_dormant.run import ActiveDormant
-    from sinklens.studies.calibration import Calibration
+    from sinklens.studies.active_dormant.result import FORMAT as ACTIVE_DORMANT
+    from sinklens.studies.active_dormant.result import ActiveDormant
     from sinklens.studies.calibration.result import FORMAT as CALIBRATION
+    from sinklens.studies.calibration.result import Calibration
     from sinklens.studies.census.result import FORMAT as CENSUS
     from sinklens.studies.census.result import Census
     from sinklens.studies.dynamics.result import FORMAT as DYNAMICS

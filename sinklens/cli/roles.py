@@ -96,8 +96,9 @@ def roles(
       sinklens roles path/to/llama --scores sinks --import llama.json --text book.txt --max-tokens 256
     """
     from sinklens.results import RunFolder
-    from sinklens.studies.head_roles import CRITERIA, USUAL, Roles, read_all
-    from sinklens.studies.head_roles.result import FORMAT, WORK
+    from sinklens.studies.head_roles.criteria import CRITERIA, USUAL
+    from sinklens.studies.head_roles.read_scores import read_all
+    from sinklens.studies.head_roles.result import FORMAT, WORK, Roles
 
     if out is not None:
         RunFolder(out, FORMAT, WORK).check()  # before the work, not after it

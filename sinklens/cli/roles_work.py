@@ -20,9 +20,9 @@ def measure_roles(
     options: dict[str, Any],
 ) -> tuple[Any, Any]:
     """The roles of a model's heads, and the causal check where one is asked for."""
-    from sinklens.studies.causal_check.run import causal_check
-    from sinklens.studies.head_roles import read_all
-    from sinklens.studies.head_roles import roles as run
+    from sinklens.studies.causal_check.run import run_causal_check
+    from sinklens.studies.head_roles.read_scores import read_all
+    from sinklens.studies.head_roles.run import find_roles as run
 
     bridge = load_model(progress, model, **loading)
     n_kv_heads = int(getattr(bridge.cfg, "n_key_value_heads", None) or bridge.cfg.n_heads)
@@ -32,7 +32,7 @@ def measure_roles(
         return found, None
     ranking, size = _tested(found, causal)
     texts = {name: value for name, value in words.items() if value is not None}
-    return found, causal_check(bridge, ranking, top=[size], seed=options["seed"], progress=progress, **texts)
+    return found, run_causal_check(bridge, ranking, top=[size], seed=options["seed"], progress=progress, **texts)
 
 
 def _tested(found: Any, causal: str) -> tuple[list[Any], int]:

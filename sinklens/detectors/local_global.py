@@ -12,14 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sinklens.attention import (
-    Distance,
-    DistanceOutside,
-    Entropy,
-    FutureInfluence,
-    StatisticFactory,
-    WindowedDistance,
-)
+from sinklens.attention import Distance, Entropy, StatisticFactory
+from sinklens.attention.distance_outside import DistanceOutside
+from sinklens.attention.future_influence import FutureInfluence
+from sinklens.attention.windowed_distance import WindowedDistance
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.attention_summary import DISTANCE
 from sinklens.detectors.base import Metric

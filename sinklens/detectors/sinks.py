@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sinklens.attention import DeltaLogit, ReceivedMass, StatisticFactory
+from sinklens.attention import ReceivedMass, StatisticFactory
+from sinklens.attention.statistics import DeltaLogit
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import Detector, LayerSums, Metric
 from sinklens.detectors.registry import register

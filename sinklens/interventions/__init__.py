@@ -1,14 +1,11 @@
 """Exact changes to a model's attention: small frozen objects that hold inside ``with`` and go to JSON and back."""
 
 from sinklens.interventions.ablate_heads import AblateHeads
-from sinklens.interventions.base import Composition, Intervention
+from sinklens.interventions.base import Intervention
 from sinklens.interventions.calibrate_sinks import CalibrateSinks
-from sinklens.interventions.compensated_window import CompensatedWindow, razor_window
+from sinklens.interventions.compensated_window import CompensatedWindow
 from sinklens.interventions.edit_values import EditValues, mean_values
-from sinklens.interventions.entries import MassiveRule
-from sinklens.interventions.head_outputs import mean_outputs, prompt_outputs
-from sinklens.interventions.heads import parse_head
-from sinklens.interventions.kv_groups import heads_of_kv, kv_head_count
+from sinklens.interventions.head_outputs import mean_outputs
 from sinklens.interventions.mask_keys import MaskKeys
 from sinklens.interventions.massive_entries import MassiveEntries, control_entries, massive_entries
 from sinklens.interventions.redistribute_attention import RedistributeAttention
@@ -22,12 +19,10 @@ __all__ = [
     "AblateHeads",
     "CalibrateSinks",
     "CompensatedWindow",
-    "Composition",
     "EditValues",
     "Intervention",
     "MaskKeys",
     "MassiveEntries",
-    "MassiveRule",
     "RedistributeAttention",
     "ScaleKeys",
     "SetActivations",
@@ -35,13 +30,8 @@ __all__ = [
     "SteerAttention",
     "control_entries",
     "find_sink_dims",
-    "heads_of_kv",
-    "kv_head_count",
     "massive_entries",
     "mean_activations",
     "mean_outputs",
     "mean_values",
-    "parse_head",
-    "prompt_outputs",
-    "razor_window",
 ]

@@ -40,8 +40,8 @@ class SetActivations(Intervention):
     entries are meant:
 
     - named ones, ``[(layer, position, dim), ...]``: the same position in every sequence;
-    - a :class:`~sinklens.interventions.MassiveRule`: every entry of some channels above a bound, whichever token it
-      sits at, decided anew in every forward pass.
+    - a :class:`~sinklens.interventions.entries.MassiveRule`: every entry of some channels above a bound, whichever
+      token it sits at, decided anew in every forward pass.
 
     Massive activations are set where they appear, which :func:`~sinklens.interventions.massive_entries` finds; setting
     them later leaves what earlier layers made of them. Setting them to zero destroys many models and setting them to

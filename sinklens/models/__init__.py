@@ -1,20 +1,16 @@
 """Where a model comes from: built-ins, local directories and hub ids; its architecture; its tokens."""
 
 from sinklens.models.as_bridge import as_bridge
-from sinklens.models.builtin import BuiltinModel, builtin_models
+from sinklens.models.builtin import builtin_models
 from sinklens.models.load import load
 from sinklens.models.real import real_model_path
-from sinklens.models.source import ModelSource, source_of
 from sinklens.models.tokens import TokenBatch, tokenize
 
 __all__ = [
-    "BuiltinModel",
-    "ModelSource",
     "TokenBatch",
     "as_bridge",
     "builtin_models",
     "load",
     "real_model_path",
-    "source_of",
     "tokenize",
 ]

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionCall, AttentionEngine, AttentionShape, attend
+from sinklens.attention import AttentionCall, AttentionEngine, AttentionShape
+from sinklens.attention.kernel import attend
 from sinklens.errors import UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers, output_weights
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionPlan
+from sinklens.attention.plan import AttentionPlan
 from sinklens.models.architecture import context_length
 from sinklens.models.source import ModelSource, source_of
 from sinklens.models.tokens import TokenBatch

@@ -13,7 +13,7 @@ from sinklens.app import write_active_dormant_report, write_dynamics_report
 from sinklens.app.active_dormant_report import strongest_contrasts
 from sinklens.errors import ResultError
 from sinklens.lab.bigram_backcopy import BigramBackcopy
-from sinklens.studies import ActiveDormant, Dynamics, active_dormant, measure_dynamics
+from sinklens.studies import ActiveDormant, Dynamics, find_active_dormant, measure_dynamics
 from tests import families
 from tests.app.browser import Browser
 from tests.plots.synthetic import EVIL
@@ -30,7 +30,7 @@ def dynamics(tmp_path_factory: pytest.TempPathFactory) -> Dynamics:
 
 @pytest.fixture(scope="module")
 def found() -> ActiveDormant:
-    return active_dormant(load("bb-1l"), classes={"trigger": BigramBackcopy().trigger_ids}, max_sequences=20)
+    return find_active_dormant(load("bb-1l"), classes={"trigger": BigramBackcopy().trigger_ids}, max_sequences=20)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_markup_in_names_is_text(dynamics: Dynamics, found: ActiveDormant, tmp_p
 
 
 def test_one_group_has_no_contrast(tmp_path: Path) -> None:
-    alone = active_dormant(load("bb-1l"), max_sequences=8)
+    alone = find_active_dormant(load("bb-1l"), max_sequences=8)
     assert "there is one domain and one token class only" in write_active_dormant_report(
         alone, tmp_path / "a.html"
     ).read_text("utf-8")

@@ -14,7 +14,6 @@ from torch import Tensor
 from sinklens.attention import (
     AttentionCall,
     AttentionShape,
-    DeltaLogit,
     Distance,
     Entropy,
     FullMap,
@@ -26,6 +25,7 @@ from sinklens.attention import (
     StatisticFactory,
     TopKey,
 )
+from sinklens.attention.statistics import DeltaLogit
 
 NAN = math.nan
 

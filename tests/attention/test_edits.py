@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sinklens.attention import AttentionEngine, Block, Statistic, attend
+from sinklens.attention import AttentionEngine, Block, Statistic
+from sinklens.attention.kernel import attend
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from tests.attention import dense
 from tests.attention.test_kernel import random_call, sliding

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import and_masks, causal_mask_function, sliding_window_overlay
 
-from sinklens.attention import AttentionCall, attend
-from sinklens.attention.kernel import make_shape
+from sinklens.attention import AttentionCall
+from sinklens.attention.kernel import attend, make_shape
 from sinklens.attention.masks import LazyMask
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from tests.attention import dense

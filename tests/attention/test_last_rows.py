@@ -7,7 +7,10 @@ import pytest
 import torch
 from transformers.masking_utils import and_masks, causal_mask_function, sliding_window_overlay
 
-from sinklens.attention import AttentionCall, FullMap, TopKey, attend, fused, last_rows
+from sinklens.attention import AttentionCall, FullMap, TopKey
+from sinklens.attention.fused import fused
+from sinklens.attention.kernel import attend
+from sinklens.attention.last_rows import last_rows
 from sinklens.attention.masks import LazyMask, lazy_mask
 from tests.ties import same_choice
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionEngine, ReceivedMass, attend, engine, kernel, plan, plan_for
+from sinklens.attention import AttentionEngine, ReceivedMass, engine, kernel, plan, plan_for
+from sinklens.attention.kernel import attend
 from sinklens.errors import UnsupportedArchitectureError
 from tests.families import BROKEN, FAMILIES, boot, boot_hf, checkpoint, random_ids
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sinklens.attention import AttentionCall, AttentionShape, Block, Statistic, StatisticFactory, attend
+from sinklens.attention import AttentionCall, AttentionShape, Block, Statistic, StatisticFactory
+from sinklens.attention.kernel import attend
 from tests.attention import dense
 
 HEADS, D = 4, 6

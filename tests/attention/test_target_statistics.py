@@ -12,19 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.masking_utils import and_masks, causal_mask_function, sliding_window_overlay
 
-from sinklens.attention import (
-    AttentionCall,
-    AttentionEngine,
-    DistanceOutside,
-    FutureInfluence,
-    StatisticFactory,
-    TargetMass,
-    WindowedDistance,
-    attend,
-    plan_for,
-)
-from sinklens.attention.kernel import make_shape
+from sinklens.attention import AttentionCall, AttentionEngine, StatisticFactory, TargetMass, plan_for
+from sinklens.attention.distance_outside import DistanceOutside
+from sinklens.attention.future_influence import FutureInfluence
+from sinklens.attention.kernel import attend, make_shape
 from sinklens.attention.masks import LazyMask
+from sinklens.attention.windowed_distance import WindowedDistance
 from sinklens.errors import InputError
 from tests import oracle
 from tests.attention import dense

@@ -6,18 +6,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sinklens.attention import (
-    AttentionCall,
-    DeltaLogit,
-    Distance,
-    Entropy,
-    MissingMass,
-    PooledMap,
-    ReceivedMass,
-    TopKey,
-    attend,
-    kernel,
-)
+from sinklens.attention import AttentionCall, Distance, Entropy, MissingMass, PooledMap, ReceivedMass, TopKey, kernel
+from sinklens.attention.kernel import attend
+from sinklens.attention.statistics import DeltaLogit
 from sinklens.attention.workers import run_units
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sinklens.capture import MemoryPlan, memory, plan_memory
+from sinklens.capture import memory
+from sinklens.capture.memory import MemoryPlan, plan_memory
 from tests.families import boot
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*measured through the bridge's hooks")

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import FullMap, KeySetMass, PooledMap, ReceivedMass, plan_for
-from sinklens.capture import LayerRecord, capture, standard_statistics
+from sinklens.capture import LayerRecord, capture
+from sinklens.capture.run import standard_statistics
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.tokens import TokenBatch, tokenize
 from tests import oracle

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sinklens.capture import output_factor, residual_norms, value_norms
+from sinklens.capture.residual import residual_norms
+from sinklens.capture.values import output_factor, value_norms
 
 
 def draw(seed: int, *size: int) -> Tensor:

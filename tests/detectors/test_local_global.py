@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sinklens.attention import AttentionCall, attend
+from sinklens.attention import AttentionCall
+from sinklens.attention.kernel import attend
 from sinklens.capture import LayerRecord, capture
-from sinklens.detectors import LocalGlobal, LocalGlobalDetector
+from sinklens.detectors import LocalGlobalDetector
 from sinklens.detectors.attention_entropy import EntropyDetector, normalised_entropy
-from sinklens.detectors.local_global import future_influence, mean_distance, span_labels, windowed_distance
+from sinklens.detectors.local_global import LocalGlobal, future_influence, mean_distance, span_labels, windowed_distance
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch, tokenize
 from tests import oracle

@@ -14,19 +14,13 @@ from torch import Tensor
 from sinklens.attention import TargetMass
 from sinklens.capture import LayerRecord, capture
 from sinklens.capture.record import ValueNorms
-from sinklens.detectors import (
-    DuplicateTokenDetector,
-    EchoDetector,
-    InductionDetector,
-    PreviousTokenDetector,
-    Repeats,
-)
-from sinklens.detectors.duplicate_token import duplicate_token_score
-from sinklens.detectors.echo import echo_score
+from sinklens.detectors.duplicate_token import DuplicateTokenDetector, duplicate_token_score
+from sinklens.detectors.echo import EchoDetector, echo_score
 from sinklens.detectors.head_means import HeadMeans
-from sinklens.detectors.induction import induction_score
-from sinklens.detectors.previous_token import previous_token_score
+from sinklens.detectors.induction import InductionDetector, induction_score
+from sinklens.detectors.previous_token import PreviousTokenDetector, previous_token_score
 from sinklens.detectors.razor_selection import razor_selection
+from sinklens.detectors.repeats import Repeats
 from sinklens.detectors.target_means import TargetDetector
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch, tokenize

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from sinklens.capture import LayerRecord, ValueNorms, capture
+from sinklens.capture import LayerRecord, capture
+from sinklens.capture.record import ValueNorms
 from sinklens.detectors import ValueDrainDetector
 from sinklens.detectors.value_drains import drain_ratio
 from sinklens.errors import InputError

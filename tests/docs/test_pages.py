@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import sinklens.interventions as interventions
-from sinklens.interventions import Composition, Intervention
+from sinklens.interventions import Intervention
+from sinklens.interventions.base import Composition
 
 DOCS = Path(__file__).parents[2] / "docs"
 sys.path.insert(0, str(DOCS / "_ext"))

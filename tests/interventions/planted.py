@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinklens.attention import AttentionCall, attend
+from sinklens.attention import AttentionCall
+from sinklens.attention.kernel import attend
 from sinklens.interventions import Intervention
 from sinklens.interventions.positions import Positions
 

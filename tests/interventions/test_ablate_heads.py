@@ -11,7 +11,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
-from sinklens.interventions import AblateHeads, Intervention, mean_outputs, prompt_outputs
+from sinklens.interventions import AblateHeads, Intervention, mean_outputs
+from sinklens.interventions.head_outputs import prompt_outputs
 from sinklens.models.tokens import TokenBatch, tokenize
 from tests.families import FAMILIES, boot, random_ids
 from tests.interventions import invariants, reference

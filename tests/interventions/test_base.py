@@ -12,16 +12,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import AttentionEngine, Block
 from sinklens.errors import InputError
-from sinklens.interventions import (
-    AblateHeads,
-    Composition,
-    Intervention,
-    MaskKeys,
-    ScaleKeys,
-    SlidingWindow,
-    parse_head,
-)
-from sinklens.interventions.heads import parse_heads
+from sinklens.interventions import AblateHeads, Intervention, MaskKeys, ScaleKeys, SlidingWindow
+from sinklens.interventions.base import Composition
+from sinklens.interventions.heads import parse_head, parse_heads
 from tests.families import boot, checkpoint, padding_mask, random_ids
 from tests.interventions import reference
 from tests.ties import same_choice

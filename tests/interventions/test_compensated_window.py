@@ -12,7 +12,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.attention import AttentionEngine, Block
 from sinklens.attention.kernel import AttentionCall, attend
 from sinklens.errors import InputError, UnsupportedArchitectureError
-from sinklens.interventions import CompensatedWindow, Intervention, SlidingWindow, razor_window
+from sinklens.interventions import CompensatedWindow, Intervention, SlidingWindow
+from sinklens.interventions.compensated_window import razor_window
 from sinklens.interventions.positions import Positions
 from tests.families import boot, random_ids
 from tests.interventions import invariants, reference

@@ -6,14 +6,8 @@ import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.interventions import (
-    AblateHeads,
-    CalibrateSinks,
-    Intervention,
-    RedistributeAttention,
-    SteerAttention,
-    prompt_outputs,
-)
+from sinklens.interventions import AblateHeads, CalibrateSinks, Intervention, RedistributeAttention, SteerAttention
+from sinklens.interventions.head_outputs import prompt_outputs
 from sinklens.models.tokens import tokenize
 from tests.families import boot, checkpoint, random_ids
 from tests.interventions import invariants, reference

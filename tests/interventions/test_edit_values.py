@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionCall, AttentionEngine, Statistic, attend
+from sinklens.attention import AttentionCall, AttentionEngine, Statistic
+from sinklens.attention.kernel import attend
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions import AblateHeads, EditValues, Intervention, MaskKeys, ScaleKeys, mean_values
 from sinklens.interventions.edit_values import parse_kv_head, parse_kv_heads

@@ -11,14 +11,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
-from sinklens.interventions import (
-    MassiveRule,
-    SetActivations,
-    control_entries,
-    massive_entries,
-    mean_activations,
-)
-from sinklens.interventions.entries import hook_name
+from sinklens.interventions import SetActivations, control_entries, massive_entries, mean_activations
+from sinklens.interventions.entries import MassiveRule, hook_name
 from sinklens.interventions.massive_entries import control_rules
 from sinklens.models.tokens import TokenBatch, tokenize
 from tests.families import boot, checkpoint, random_ids

@@ -13,15 +13,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.capture import capture
 from sinklens.errors import InputError
-from sinklens.interventions import (
-    AblateHeads,
-    Intervention,
-    MaskKeys,
-    MassiveRule,
-    SetActivations,
-    mean_activations,
-)
-from sinklens.interventions.entries import parse_where
+from sinklens.interventions import AblateHeads, Intervention, MaskKeys, SetActivations, mean_activations
+from sinklens.interventions.entries import MassiveRule, parse_where
 from sinklens.models.tokens import tokenize
 from tests.families import boot, checkpoint, padding_mask, random_ids
 from tests.interventions import reference

@@ -12,7 +12,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import sinklens
 from sinklens.errors import InputError
-from sinklens.interventions import AblateHeads, Intervention, SlidingWindow, heads_of_kv, kv_head_count
+from sinklens.interventions import AblateHeads, Intervention, SlidingWindow
+from sinklens.interventions.kv_groups import heads_of_kv, kv_head_count
 from sinklens.lab.bigram_backcopy import BigramBackcopy
 from sinklens.lab.streams import stream
 from tests.families import boot, random_ids

@@ -24,8 +24,8 @@ from sinklens.interventions import (
     SetActivations,
     mean_outputs,
     mean_values,
-    prompt_outputs,
 )
+from sinklens.interventions.head_outputs import prompt_outputs
 from sinklens.models.tokens import tokenize
 from tests.families import FAMILIES, boot, random_ids
 from tests.interventions import reference

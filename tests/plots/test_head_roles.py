@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sinklens import plots
 from sinklens.errors import InputError
-from sinklens.studies.head_roles import Roles
+from sinklens.studies import Roles
 from tests.studies.head_roles.synthetic import HEADS, LAYERS, scores
 
 RETRIEVAL = [np.nan, 0.0, 0.0, 0.0, 0.05, 0.0, 0.1, 0.2, 0.9, 0.8, 0.0, 0.6]

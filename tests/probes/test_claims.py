@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sinklens.evidence import Interval
+from sinklens.evidence.bootstrap import Interval
 
 ROOT = Path(__file__).parents[2]
 CSV, PAGE = ROOT / "figures" / "claims.csv", ROOT / "figures" / "claims.md"

@@ -15,8 +15,8 @@ from sinklens.app.dashboard.sweep_run import sweep_run
 from sinklens.errors import ResultError
 from sinklens.studies.ablation.result import FORMAT as SWEEP
 from sinklens.studies.ablation.result import FORMAT_VERSION as SWEEP_VERSION
-from sinklens.studies.active_dormant.run import FORMAT as ACTIVE_DORMANT
-from sinklens.studies.active_dormant.run import FORMAT_VERSION as ACTIVE_DORMANT_VERSION
+from sinklens.studies.active_dormant.result import FORMAT as ACTIVE_DORMANT
+from sinklens.studies.active_dormant.result import FORMAT_VERSION as ACTIVE_DORMANT_VERSION
 from sinklens.studies.census.result import FORMAT as CENSUS
 from sinklens.studies.census.result import FORMAT_VERSION as CENSUS_VERSION
 from sinklens.studies.census.result import AttentionMap

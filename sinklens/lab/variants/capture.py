@@ -11,8 +11,11 @@ from torch.nn.functional import pad
 from sinklens.attention import Statistic, StatisticFactory
 from sinklens.attention.block import AttentionShape, Block
 from sinklens.attention.kernel import make_shape
-from sinklens.capture import Consumer, LayerRecord, output_factor, residual_norms, standard_statistics, value_norms
+from sinklens.capture import LayerRecord
 from sinklens.capture.needs import fields_asked, statistics_asked
+from sinklens.capture.residual import residual_norms
+from sinklens.capture.run import Consumer, standard_statistics
+from sinklens.capture.values import output_factor, value_norms
 from sinklens.errors import InputError
 from sinklens.lab.variants.attention import Attended
 from sinklens.lab.variants.catalogue import find_variant

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from sinklens.detectors import ResidualPeakDetector, SinkDetector, ValueDrainDetector
 from sinklens.errors import InputError
 from sinklens.lab.streams import stream
-from sinklens.lab.tasks import Backcopy, token_batch
+from sinklens.lab.tasks import Backcopy
+from sinklens.lab.tasks.task import token_batch
 from sinklens.lab.variants.attention import Attended
 from sinklens.lab.variants.capture import capture_variant, reading_of
 from sinklens.lab.variants.catalogue import find_variant

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sinklens.attention import KeySetMass, Statistic, StatisticFactory
 from sinklens.attention.block import AttentionShape, Block
-from sinklens.capture import LayerRecord, standard_statistics
+from sinklens.capture import LayerRecord
+from sinklens.capture.run import standard_statistics
 from sinklens.models.tokens import TokenBatch
 
 

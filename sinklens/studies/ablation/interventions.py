@@ -8,8 +8,9 @@ import numpy as np
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
-from sinklens.interventions import AblateHeads, Intervention, mean_outputs, prompt_outputs
+from sinklens.interventions import AblateHeads, Intervention, mean_outputs
 from sinklens.interventions.ablate_heads import HOW
+from sinklens.interventions.head_outputs import prompt_outputs
 from sinklens.interventions.heads import Head, head_name
 from sinklens.models.tokens import TokenBatch
 

@@ -1,7 +1,7 @@
 """Which heads are at work on one domain or token class and dormant on another: mass, norms and zero-out ablation."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -43,64 +43,16 @@ from sinklens.models.torch_state import usual_torch
 from sinklens.passes.head_sets import head_set_losses
 from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.results.provenance import provenance
-from sinklens.results.result import TableResult
 from sinklens.studies.ablation.layout import choose_layout
-from sinklens.studies.active_dormant.sentences import active_dormant_sentences, evidence
+from sinklens.studies.active_dormant.result import FORMAT_VERSION, ActiveDormant
+from sinklens.studies.active_dormant.sentences import evidence
 from sinklens.studies.census.builtin_domains import builtin_domains
 from sinklens.studies.census.domains import Domains, DomainTexts, by_domain_of, choose_domains
-
-FORMAT = "sinklens-active-dormant"
-FORMAT_VERSION = 1
-TABLES = ("heads", "contrasts", "agreement", "by_sequence")
-
-
-@dataclass(frozen=True)
-class ActiveDormant(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
-    """Heads that are active on one kind of text or token and dormant on another, with the evidence.
-
-    Attributes:
-        meta: Model, tokens with BOS provenance, domains, classes, thresholds, definitions.
-        tables: By name, see the properties.
-    """
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per head, domain and token class.
-
-        Columns: layer, head, domain, class, n_sequences, n_queries; ``mass`` with its ``null``; ``norm``,
-        ``norm_ratio``, ``own_ratio``; ``clean_loss`` and ``delta`` (its rise without the head, in nats) with
-        ``delta_low`` and ``delta_high``, ``delta_layer``, the mean rise of the layer's other heads, as a control, and
-        ``effect_bound``, the rise from which an effect matters there (see :class:`Thresholds`);
-        the state by each criterion ``by_mass, by_norm, by_own_norm, by_ablation`` (missing where not applicable);
-        ``label`` and the ``evidence`` for it in words. See :func:`~sinklens.detectors.active_dormant.head_label`.
-        """
-        return self.tables["heads"].copy()
-
-    def contrasts(self) -> pd.DataFrame:
-        """One row per head and pair of domains (same class) or classes (same domain).
-
-        ``mass_difference`` and ``delta_difference``, first minus second, with 95 % bootstrap intervals (``_low``,
-        ``_high``; ``paired`` by sequence for two classes of one domain); ``active_dormant``: labelled active on one and
-        dormant on the other, and both intervals exclude no difference.
-        """
-        return self.tables["contrasts"].copy()
-
-    def agreement(self) -> pd.DataFrame:
-        """How often two criteria agree; see :func:`~sinklens.detectors.active_dormant.agreement`."""
-        return self.tables["agreement"].copy()
-
-    def by_sequence(self) -> pd.DataFrame:
-        """Mass, norm and rise of the loss of every head, domain, class and sequence."""
-        return self.tables["by_sequence"].copy()
-
-    @property
-    def verdict(self) -> list[str]:
-        """Which heads are active here and dormant there, in sentences; an honest negative when none is shown to be."""
-        return active_dormant_sentences(self.tables["heads"], self.tables["contrasts"])
 
 
 @usual_torch()
 @torch.no_grad()
-def active_dormant(
+def find_active_dormant(
     model: AnyModel,
     texts: DomainTexts | str | Sequence[str] | None = None,
     *,
@@ -119,7 +71,7 @@ def active_dormant(
 
     ::
 
-        found = active_dormant(model, {"prose": prose, "code": code}, max_tokens=64)
+        found = find_active_dormant(model, {"prose": prose, "code": code}, max_tokens=64)
         print(found.verdict[0])
 
     All three are measured on the same queries: those that predict a token, position 0 left out.

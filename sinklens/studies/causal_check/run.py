@@ -29,7 +29,9 @@ from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.results.provenance import provenance
 from sinklens.studies.causal_check.equal_harm import POOL, RULE, equal_harm
 from sinklens.studies.causal_check.result import FORMAT_VERSION, MEASURES, CausalCheck, with_harm
-from sinklens.studies.needles import NeedleSet, make_needles, score_needles
+from sinklens.studies.needles.grid import score_needles
+from sinklens.studies.needles.make import make_needles
+from sinklens.studies.needles.needle_set import NeedleSet
 
 Way = Literal["zero", "mean", "uniform"]
 LENGTH, SIZE = 256, 8
@@ -50,7 +52,7 @@ class _Set:
 
 @usual_torch()
 @torch.no_grad()
-def causal_check(
+def run_causal_check(
     model: AnyModel,
     ranking: Sequence[object],
     *,
@@ -73,8 +75,8 @@ def causal_check(
 
     ::
 
-        found = roles(model)
-        check = causal_check(model, found.ranking("retrieval"), top=[4])
+        found = find_roles(model)
+        check = run_causal_check(model, found.ranking("retrieval"), top=[4])
         check.summary()
 
     The three ways of masking differ and stand side by side: ``"zero"`` takes the output away, ``"mean"`` puts the

@@ -10,8 +10,11 @@ from typing import Any
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionPlan, ReceivedMass, plan_for
-from sinklens.capture import Consumer, capture, plan_memory
+from sinklens.attention import ReceivedMass, plan_for
+from sinklens.attention.plan import AttentionPlan
+from sinklens.capture import capture
+from sinklens.capture.memory import plan_memory
+from sinklens.capture.run import Consumer
 from sinklens.detectors.active_dormant import MASS
 from sinklens.detectors.base import Detector
 from sinklens.detectors.extreme_tokens import ExtremeTokenDetector

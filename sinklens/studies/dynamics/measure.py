@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.capture import capture, plan_memory
+from sinklens.capture import capture
+from sinklens.capture.memory import plan_memory
 from sinklens.detectors import MassiveActivationDetector, ResidualPeakDetector, SinkDetector, ValueDrainDetector
 from sinklens.detectors.measure import tables_of
 from sinklens.detectors.sinks import SINK_HEAD_RATE, SINK_HEAD_RATIO

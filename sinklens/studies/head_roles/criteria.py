@@ -15,17 +15,20 @@ from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions.heads import Head
 from sinklens.models.tokens import BosChoice
 from sinklens.results.progress import SILENT, Progress
-from sinklens.studies.active_dormant.run import ActiveDormant, active_dormant
+from sinklens.studies.active_dormant.result import ActiveDormant
+from sinklens.studies.active_dormant.run import find_active_dormant
 from sinklens.studies.census.result import Census
 from sinklens.studies.census.run import scan
 from sinklens.studies.head_scores.head_importance import head_importance
 from sinklens.studies.head_scores.heterogeneous_heads import heterogeneous_heads
 from sinklens.studies.head_scores.pattern_scores import pattern_scores
 from sinklens.studies.head_scores.text_scores import text_scores
-from sinklens.studies.needles import make_needles, retrieval_scores, score_needles
 from sinklens.studies.needles.answers import Keep
-from sinklens.studies.needles.retrieval_scores import Procedure
-from sinklens.studies.streaming_split import GateSettings, streaming_split
+from sinklens.studies.needles.grid import score_needles
+from sinklens.studies.needles.make import make_needles
+from sinklens.studies.needles.retrieval_scores import Procedure, retrieval_scores
+from sinklens.studies.streaming_split.run import learn_gates
+from sinklens.studies.streaming_split.settings import GateSettings
 
 SINK_EVIDENCE = ("sink_position", "sink_rate", "null", "ratio", "is_sink", "drain", "drain_wo")
 
@@ -104,7 +107,7 @@ def _sinks(model: TransformerBridge, **options: Any) -> HeadScores:
 
 
 def _active_dormant(model: TransformerBridge, **options: Any) -> HeadScores:
-    return dormant_scores(active_dormant(model, **options))
+    return dormant_scores(find_active_dormant(model, **options))
 
 
 def _retrieval(
@@ -137,7 +140,7 @@ def _streaming(
     progress: Progress = SILENT,
     **settings: Any,
 ) -> HeadScores:
-    return streaming_split(model, GateSettings(**settings), bos=bos, progress=progress).scores()
+    return learn_gates(model, GateSettings(**settings), bos=bos, progress=progress).scores()
 
 
 CRITERIA: Mapping[str, Criterion] = {

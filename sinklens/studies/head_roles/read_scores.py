@@ -9,7 +9,7 @@ from sinklens.errors import InputError
 from sinklens.studies.head_roles.gates_file import TABLE, Gates
 from sinklens.studies.head_roles.join import model_sizes
 from sinklens.studies.head_roles.retrieval_file import RetrievalRuns
-from sinklens.studies.head_roles.role_file import FORMAT, HeadRoles
+from sinklens.studies.head_roles.role_file import FORMAT, RoleFile
 
 
 def read_scores(path: str | Path, *, n_heads: int | None = None) -> HeadScores:
@@ -34,7 +34,7 @@ def read_scores(path: str | Path, *, n_heads: int | None = None) -> HeadScores:
     if path.is_dir() or path.suffix == ".tsv":
         return Gates.read(path).scores(n_heads)
     if path.suffix == ".json":
-        return HeadRoles.read(path).scores if _is_role_file(path) else RetrievalRuns.read(path).scores()
+        return RoleFile.read(path).scores if _is_role_file(path) else RetrievalRuns.read(path).scores()
     raise InputError(
         f"{path} is of no known kind; expected a .json (Retrieval_Head's scores or sinklens' head roles) or a .tsv of "
         "DuoAttention's gates."

@@ -16,7 +16,7 @@ from sinklens.results.result import TableResult
 from sinklens.studies.head_roles.agreement import DEFINITIONS, agreement
 from sinklens.studies.head_roles.join import join_scores, model_sizes
 from sinklens.studies.head_roles.retrieval_join import TOP, RetrievalJoin, retrieval_join
-from sinklens.studies.head_roles.role_file import HeadRoles
+from sinklens.studies.head_roles.role_file import RoleFile
 from sinklens.studies.head_roles.rules import Rule, choose_rules
 
 FORMAT, FORMAT_VERSION, WORK = "sinklens-roles", 1, "run of roles"
@@ -120,7 +120,7 @@ class Roles(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
         table = table.sort_values([criterion, "layer", "head"], ascending=[False, True, True])
         return list(zip(table["layer"].tolist(), table["head"].tolist(), strict=True))
 
-    def head_roles(self) -> HeadRoles:
+    def head_roles(self) -> RoleFile:
         """Everything that a head-role file holds; ``.write(path)`` writes it."""
         rules, metrics = {}, {}
         for row in _rows(self.tables["criteria"]):
@@ -128,7 +128,7 @@ class Roles(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
             if isinstance(row.role, str):
                 rules[row.role] = {"rule": row.rule, "source": row.rule_source}
         frame = self.tables["heads"][["layer", "head", *metrics]]
-        return HeadRoles(dict(self.meta["model"]), self.roles, rules, HeadScores(frame, metrics))
+        return RoleFile(dict(self.meta["model"]), self.roles, rules, HeadScores(frame, metrics))
 
     def retrieval_join(self, top: int | None = None) -> RetrievalJoin | None:
         """Retrieval, sink and induction scores side by side; ``None`` when one of them was not measured.

@@ -22,7 +22,7 @@ FORMAT, FORMAT_VERSION = "sinklens-head-roles", 1
 
 
 @dataclass(frozen=True)
-class HeadRoles:
+class RoleFile:
     """Roles of a model's heads, to hand to an intervention, to another tool or to a serving engine.
 
     ::
@@ -180,7 +180,7 @@ def role_heads(text: str, role: str) -> tuple[Head, ...] | None:
     path, colon, named = text.strip().rpartition(":")
     if not (colon and path.endswith(".json")):
         path, named = text.strip(), role
-    return HeadRoles.read(path).heads(named) if path.endswith(".json") else None
+    return RoleFile.read(path).heads(named) if path.endswith(".json") else None
 
 
 def _frame(grids: Mapping[str, Any], sizes: tuple[int, int]) -> pd.DataFrame:

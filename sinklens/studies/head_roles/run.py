@@ -26,7 +26,7 @@ from sinklens.studies.head_roles.store import describe_model, load_scores, save_
 
 
 @usual_torch()
-def roles(
+def find_roles(
     model: AnyModel,
     *,
     tokenizer: Any = None,
@@ -48,7 +48,7 @@ def roles(
 
     ::
 
-        found = roles("induction-2l", scores=("retrieval", "pattern", "sinks"), out="runs/roles")
+        found = find_roles("induction-2l", scores=("retrieval", "pattern", "sinks"), out="runs/roles")
         found.roles["retrieval"], found.agreement()
 
     A criterion that fails or does not apply becomes a warning, and its scores are NaN; the others go on.

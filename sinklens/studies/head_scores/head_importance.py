@@ -21,8 +21,9 @@ from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.evidence.bootstrap import Interval, paired_interval
 from sinklens.evidence.controls import all_heads
 from sinklens.evidence.effects import Answers
-from sinklens.interventions import AblateHeads, kv_head_count
+from sinklens.interventions import AblateHeads
 from sinklens.interventions.heads import Head, parse_heads
+from sinklens.interventions.kv_groups import kv_head_count
 from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.torch_state import usual_torch

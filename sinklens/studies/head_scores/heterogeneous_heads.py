@@ -21,7 +21,7 @@ from sinklens.detectors.heterogeneity import (
     written_vectors,
 )
 from sinklens.errors import UnsupportedArchitectureError
-from sinklens.interventions import kv_head_count
+from sinklens.interventions.kv_groups import kv_head_count
 from sinklens.models.architecture import attention_layers, output_weights
 from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice, Ids, TokenBatch

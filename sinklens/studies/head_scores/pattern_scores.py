@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.capture import capture, plan_memory
+from sinklens.capture import capture
+from sinklens.capture.memory import plan_memory
 from sinklens.detectors.duplicate_token import DuplicateTokenDetector
 from sinklens.detectors.echo import EchoDetector
 from sinklens.detectors.head_scores import HeadScores

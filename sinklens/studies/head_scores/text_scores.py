@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sinklens.capture import capture, plan_memory
+from sinklens.capture import capture
+from sinklens.capture.memory import plan_memory
 from sinklens.detectors.attention_entropy import EntropyDetector
 from sinklens.detectors.delimiter import KINDS, DelimiterDetector, DelimiterKind
 from sinklens.detectors.head_scores import HeadScores

@@ -12,9 +12,13 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from sinklens.attention import AttentionCall, AttentionEngine, Statistic, TopKey, attend, fused, last_rows, plan_for
+from sinklens.attention import AttentionCall, AttentionEngine, Statistic, TopKey, plan_for
+from sinklens.attention.fused import fused
+from sinklens.attention.kernel import attend
+from sinklens.attention.last_rows import last_rows
 from sinklens.errors import UnsupportedArchitectureError
-from sinklens.interventions import Composition, Intervention
+from sinklens.interventions import Intervention
+from sinklens.interventions.base import Composition
 from sinklens.interventions.positions import Positions
 from sinklens.models.architecture import attention_layers
 from sinklens.passes.clean_pass import parity

@@ -43,7 +43,7 @@ def reading_work(needles: NeedleSet, generate: int) -> float:
     return float(sum(len(each.ids) + DECODING * generate for each in needles.instances))
 
 
-def needle_grid(
+def measure_needles(
     model: TransformerBridge,
     needles: NeedleSet,
     *,

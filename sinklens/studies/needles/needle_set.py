@@ -13,7 +13,7 @@ from sinklens.studies.needles.instance import NeedleInstance
 
 @dataclass(frozen=True)
 class NeedleSet:
-    """Instances with what is common to them; made by :func:`~sinklens.studies.needles.make_needles`.
+    """Instances with what is common to them; made by :func:`~sinklens.studies.needles.make.make_needles`.
 
     Attributes:
         instances: One per length, depth and repeat; or any of your own.

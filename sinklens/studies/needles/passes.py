@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sinklens.interventions import AblateHeads, Composition, Intervention, MaskKeys, ScaleKeys, SlidingWindow
+from sinklens.interventions import AblateHeads, Intervention, MaskKeys, ScaleKeys, SlidingWindow
+from sinklens.interventions.base import Composition
 from sinklens.studies.needles.instance import NeedleInstance
 
 TOKENS_PER_PASS = {"cpu": 4096, "cuda": 1 << 16}

@@ -1,7 +1,6 @@
 """Does a split hold up: passkeys answered with full attention for the retrieval heads alone."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -11,21 +10,20 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import random_head_sets
-from sinklens.interventions import CompensatedWindow, Intervention, SlidingWindow, heads_of_kv
+from sinklens.interventions import CompensatedWindow, Intervention, SlidingWindow
 from sinklens.interventions.heads import Head
+from sinklens.interventions.kv_groups import heads_of_kv
 from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.models.tokens import BosChoice, bos_prefix, tokenize
 from sinklens.results.progress import SILENT, Progress
 from sinklens.results.provenance import provenance
-from sinklens.results.result import TableResult
+from sinklens.studies.streaming_split.check_result import FORMAT_VERSION, SplitCheck
 from sinklens.studies.streaming_split.kv_budget import kv_budget, measure_kv_bytes
 from sinklens.studies.streaming_split.passkeys import Passkeys, draw_passkeys
 from sinklens.studies.streaming_split.settings import GateSettings
 from sinklens.studies.streaming_split.split import Split, kv_name
 from sinklens.studies.streaming_split.streams import stream
 
-FORMAT = "sinklens-split-check"
-FORMAT_VERSION = 1
 CHECK = 1 << 31
 """Place of the check's random stream, where no step of a run draws."""
 METRICS = {
@@ -33,29 +31,6 @@ METRICS = {
     "accuracy": "share of values that are the likeliest token",
     "answer_loss": "mean -log p of the values, in nats",
 }
-
-
-@dataclass(frozen=True)
-class SplitCheck(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=("conditions", "by_sequence")):
-    """How well passkeys are answered under a split, next to full attention and to its controls.
-
-    Attributes:
-        meta: Model, texts with BOS provenance, the split, KV budget, definitions, settings.
-        tables: ``conditions`` and ``by_sequence``.
-    """
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per condition: ``full``, ``split``, ``split, compensated``, ``random 0``.., ``streaming``.
-
-        Columns: condition, n_retrieval_kv, n_sequences; exact_match, accuracy, answer_loss; ``delta_...`` from full
-        attention on the same texts with 95 % bootstrap intervals ``_low`` and ``_high``; ``kv_kept``, the share of
-        cache entries kept at the end of the text.
-        """
-        return self.tables["conditions"].copy()
-
-    def by_sequence(self) -> pd.DataFrame:
-        """The three measures of every condition and sequence."""
-        return self.tables["by_sequence"].copy()
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionCall, AttentionEngine, AttentionShape, fused
+from sinklens.attention import AttentionCall, AttentionEngine, AttentionShape
+from sinklens.attention.fused import fused
 from sinklens.attention.kernel import is_plain
 from sinklens.attention.masks import LazyMask
 from sinklens.errors import UnsupportedArchitectureError

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import AttentionEngine
 from sinklens.errors import UnsupportedArchitectureError
-from sinklens.interventions import kv_head_count
+from sinklens.interventions.kv_groups import kv_head_count
 from sinklens.models.architecture import attention_layers
 from sinklens.studies.streaming_split.gated import GatedEngine, HeadOutputs, KeepOutputs, frozen
 from sinklens.studies.streaming_split.passkeys import Passkeys, draw_passkeys

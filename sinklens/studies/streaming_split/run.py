@@ -25,7 +25,7 @@ SAVES = 20
 """How often progress is written in the course of a run."""
 
 
-def streaming_split(
+def learn_gates(
     model: TransformerBridge,
     settings: GateSettings | None = None,
     *,
@@ -38,7 +38,7 @@ def streaming_split(
 
     ::
 
-        gates = streaming_split(model)
+        gates = learn_gates(model)
         split = gates.retrieval_heads(sparsity=0.5)
         with torch.no_grad(), split.window(recent=64, sinks=4)(model):
             ...

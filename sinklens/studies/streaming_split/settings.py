@@ -17,7 +17,7 @@ LONGEST = 1024
 
 @dataclass(frozen=True)
 class GateSettings:
-    """How streaming and retrieval heads are told apart by :func:`~sinklens.studies.streaming_split`.
+    """How streaming and retrieval heads are told apart by :func:`~sinklens.studies.learn_gates`.
 
     What is ``None`` follows from the model's context, see :meth:`resolved`; the result records the numbers. In brackets
     what the authors used on Llama-2-7B and kin.

@@ -7,7 +7,8 @@ import torch
 
 from sinklens.errors import InputError
 from sinklens.lab.bigram_backcopy import BigramBackcopy
-from sinklens.lab.tasks import Backcopy, Needle, token_batch
+from sinklens.lab.tasks import Backcopy, Needle
+from sinklens.lab.tasks.task import token_batch
 
 
 def draw(seed: int = 0) -> torch.Generator:

@@ -13,7 +13,8 @@ from sinklens.detectors import MassiveActivationDetector, ResidualPeakDetector, 
 from sinklens.errors import InputError
 from sinklens.lab.gates import measure
 from sinklens.lab.streams import stream
-from sinklens.lab.tasks import Backcopy, token_batch
+from sinklens.lab.tasks import Backcopy
+from sinklens.lab.tasks.task import token_batch
 from sinklens.lab.variants.attention import Attended
 from sinklens.lab.variants.capture import capture_variant
 from sinklens.lab.variants.catalogue import VARIANTS

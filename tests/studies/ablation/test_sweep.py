@@ -23,7 +23,8 @@ from sinklens import load, tokenize
 from sinklens.attention.plan import _check_input
 from sinklens.errors import InputError, ResultError, UnsupportedArchitectureError
 from sinklens.evidence import Answers
-from sinklens.interventions import AblateHeads, MaskKeys, ScaleKeys, mean_outputs, prompt_outputs
+from sinklens.interventions import AblateHeads, MaskKeys, ScaleKeys, mean_outputs
+from sinklens.interventions.head_outputs import prompt_outputs
 from sinklens.passes.attribution import attribute_heads
 from sinklens.results import RunFolder
 from sinklens.results.lock import LOCK

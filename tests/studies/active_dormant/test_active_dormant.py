@@ -24,7 +24,7 @@ from sinklens.lab.gates import measure
 from sinklens.lab.streams import stream
 from sinklens.models.builtin import builtin_models
 from sinklens.passes.head_sets import head_set_losses
-from sinklens.studies import ActiveDormant, active_dormant
+from sinklens.studies import ActiveDormant, find_active_dormant
 from tests import families
 from tests.heard import Heard
 
@@ -35,12 +35,12 @@ KINDS = ("trigger", "other")
 
 @pytest.fixture(scope="module")
 def bb1() -> ActiveDormant:
-    return active_dormant(load("bb-1l"), classes=CLASSES, max_sequences=60)
+    return find_active_dormant(load("bb-1l"), classes=CLASSES, max_sequences=60)
 
 
 @pytest.fixture(scope="module")
 def bb3_result(bb3: TransformerBridge) -> ActiveDormant:
-    return active_dormant(bb3, classes=CLASSES, max_sequences=60)
+    return find_active_dormant(bb3, classes=CLASSES, max_sequences=60)
 
 
 def rows(found: ActiveDormant) -> pd.DataFrame:
@@ -81,7 +81,7 @@ def test_the_figures_are_those_of_plain_hooks(name: str) -> None:
     bridge, n = load(name), 24
     ids = TASK.sample(n, TASK.seq_len + 1, stream(0, "measure"))
     plain = measure(OPTForCausalLM.from_pretrained(builtin_models()[name].path), TASK, batch=n)
-    found = active_dormant(bridge, {"bb": tokenize(bridge, ids)}, classes=CLASSES).by_sequence()
+    found = find_active_dormant(bridge, {"bb": tokenize(bridge, ids)}, classes=CLASSES).by_sequence()
     for name in ("mass", "delta"):  # there a mean over all queries, not over sequences first
         found[name] *= found["n_queries"]
     sums = found.groupby(["layer", "class"])[["mass", "delta", "n_queries"]].sum()
@@ -105,7 +105,7 @@ def domains(tiny: TransformerBridge) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def found(tiny: TransformerBridge, domains: dict) -> ActiveDormant:
-    return active_dormant(tiny, domains, classes={"low": range(4, 100), "high": range(200, 260)}, batch_size=4)
+    return find_active_dormant(tiny, domains, classes={"low": range(4, 100), "high": range(200, 260)}, batch_size=4)
 
 
 def losses(model: TransformerBridge, ids: Tensor, silent: tuple[int, int] | None = None) -> np.ndarray:
@@ -213,7 +213,7 @@ def test_an_active_dormant_head_needs_both_labels_and_both_intervals() -> None:
 
 
 def test_batches_change_no_number(tiny: TransformerBridge, domains: dict, found: ActiveDormant) -> None:
-    other = active_dormant(tiny, domains, classes={"low": range(4, 100), "high": range(200, 260)}, batch_size=1)
+    other = find_active_dormant(tiny, domains, classes={"low": range(4, 100), "high": range(200, 260)}, batch_size=1)
     pd.testing.assert_frame_equal(other.by_sequence(), found.by_sequence(), rtol=1e-3, atol=2e-5)
 
 
@@ -238,7 +238,7 @@ def test_an_untrained_model_has_none_and_says_so(found: ActiveDormant) -> None:
 
 
 def test_thresholds_decide(bb1: ActiveDormant) -> None:
-    strict = active_dormant(
+    strict = find_active_dormant(
         load("bb-1l"), classes=CLASSES, max_sequences=10, thresholds=Thresholds(effect=100.0), max_tokens=40
     )
     assert set(strict.to_dataframe()["by_ablation"]) == {"dormant"}
@@ -281,7 +281,7 @@ def test_it_comes_back_from_disk(bb1: ActiveDormant, tmp_path: Path) -> None:
 def test_one_text_is_one_domain_and_progress_is_told(tiny: TransformerBridge) -> None:
     heard = Heard()
     text = "It was the best of times, it was the worst of times. " * 6
-    found = active_dormant(tiny, text, max_tokens=40, batch_size=3, progress=heard)
+    found = find_active_dormant(tiny, text, max_tokens=40, batch_size=3, progress=heard)
     table = found.to_dataframe()
     assert set(table["domain"]) == {"text"} and set(table["class"]) == {"all"}
     assert found.contrasts().empty and table["own_ratio"].isna().all() and table["norm_ratio"].notna().all()
@@ -295,16 +295,16 @@ def test_inputs_that_cannot_be_used(tiny: TransformerBridge, domains: dict, tmp_
     wrong = [{"other": [5]}, {"a": []}, {"": [5]}, {"a": [5], "b": [6, 5]}, {"a": [5, 5]}]
     for classes in wrong:
         with pytest.raises(InputError, match="class"):
-            active_dormant(tiny, domains, classes=classes)
+            find_active_dormant(tiny, domains, classes=classes)
     for sink in ((), (-1,), (14,)):
         with pytest.raises(InputError, match="sink must be positions"):
-            active_dormant(tiny, domains, sink=sink)
+            find_active_dormant(tiny, domains, sink=sink)
     with pytest.raises(UnsupportedArchitectureError, match="no attention heads"):
-        active_dormant(load(families.build_checkpoint("mamba", tmp_path)), domains)
+        find_active_dormant(load(families.build_checkpoint("mamba", tmp_path)), domains)
 
 
 def test_another_sink_than_position_0(tiny: TransformerBridge, domains: dict) -> None:
-    found = active_dormant(tiny, {"one": domains["one"]}, sink=(0, 3))
+    found = find_active_dormant(tiny, {"one": domains["one"]}, sink=(0, 3))
     row = found.by_sequence().set_index(["layer", "head", "sequence"]).loc[(1, 2, 0)]
     ids = domains["one"].ids[0]
     _, cache = tiny.run_with_cache(ids[None])

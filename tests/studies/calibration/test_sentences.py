@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from sinklens.interventions import ScaleKeys
-from sinklens.studies.calibration import Calibration
+from sinklens.studies import Calibration
 
 NUMBER = r"[+-]?\d+\.\d+"
 

@@ -20,9 +20,9 @@ from sinklens.interventions.heads import parse_head
 from sinklens.models.architecture import attention_layers
 from sinklens.models.builtin import builtin_models
 from sinklens.models.tokens import TokenBatch
+from sinklens.studies import NeedleSet, make_needles
 from sinklens.studies.causal_check.result import CausalCheck
-from sinklens.studies.causal_check.run import WAYS, causal_check
-from sinklens.studies.needles import NeedleSet, make_needles
+from sinklens.studies.causal_check.run import WAYS, run_causal_check
 
 RANKING = ("L1H2", "L0H1", "L1H0")
 
@@ -55,7 +55,7 @@ def tokens(model: TransformerBridge) -> TokenBatch:
 
 @pytest.fixture(scope="module")
 def check(model: TransformerBridge, needles: NeedleSet, tokens: TokenBatch) -> CausalCheck:
-    return causal_check(model, RANKING, top=[1, 3], needles=needles, tokens=tokens, controls=4)
+    return run_causal_check(model, RANKING, top=[1, 3], needles=needles, tokens=tokens, controls=4)
 
 
 def naive(
@@ -155,7 +155,7 @@ def test_idle_heads_change_nothing_at_all(check: CausalCheck, model: Transformer
 def test_without_idle_heads_it_says_so(tiny: TransformerBridge) -> None:
     assert idle_heads(tiny) == ()
     few = make_needles(tiny, lengths=[16], depths=[0.5], repeats=2, size=2)
-    found = causal_check(tiny, ["L0H0"], needles=few, ways=["zero"], max_sequences=2, max_tokens=12, controls=2)
+    found = run_causal_check(tiny, ["L0H0"], needles=few, ways=["zero"], max_sequences=2, max_tokens=12, controls=2)
     assert "has no idle heads" in found.verdict[-1] and found.meta["idle_heads"]["max_logit_change"] is None
     assert found.summary()["idle_mean"].isna().all() and "built-in corpus" in found.meta["source"]
 
@@ -165,10 +165,10 @@ def test_all_heads_leave_no_control_and_excluded_ones_are_none(
 ) -> None:
     every = [(layer, head) for layer in range(len(model.blocks)) for head in range(model.cfg.n_heads)]
     words: dict[str, Any] = {"needles": needles, "tokens": tokens, "ways": ["zero"], "controls": 2}
-    found = causal_check(model, every, **words)
+    found = run_causal_check(model, every, **words)
     assert found.summary()[["control_mean", "p"]].isna().all().all()
     assert "no random set of equal size" in found.verdict[1]
-    kept = causal_check(model, ["L0H1"], exclude=["L0H2"], **words)
+    kept = run_causal_check(model, ["L0H1"], exclude=["L0H2"], **words)
     drawn = {*kept.sets[kept.sets["kind"] == "random"]["heads"]}
     assert drawn and not drawn & {"L0H1", "L0H2", "L0H0"}
 
@@ -186,7 +186,7 @@ def test_save_and_load(check: CausalCheck, tmp_path: Path) -> None:
 
 def test_the_model_is_the_same_afterwards(model: TransformerBridge, needles: NeedleSet, tokens: TokenBatch) -> None:
     before = model(tokens.ids)
-    causal_check(model, ["L0H1"], needles=needles, tokens=tokens, controls=1)
+    run_causal_check(model, ["L0H1"], needles=needles, tokens=tokens, controls=1)
     assert torch.equal(model(tokens.ids), before)
 
 
@@ -201,7 +201,7 @@ def test_what_cannot_be_asked(tiny: TransformerBridge) -> None:
         ({"ranking": ["L0H0"], "controls": 0}, "controls must be at least 1"),
     ):
         with pytest.raises(InputError, match=sentence):
-            causal_check(tiny, **words)  # type: ignore[arg-type]
+            run_causal_check(tiny, **words)  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif("induction-2l" not in builtin_models(), reason="the model induction-2l is not there")
@@ -211,13 +211,13 @@ def test_masking_all_retrieval_heads_breaks_needles_and_idle_heads_do_not(tmp_pa
     model = load("induction-2l")
     heads = [f"L1H{head}" for head in range(4)]
     words: dict[str, Any] = {"needles": make_needles(model, lengths=[67], depths=[0.2, 0.8], repeats=8)}
-    found = causal_check(model, heads, max_sequences=8, **words).summary()
+    found = run_causal_check(model, heads, max_sequences=8, **words).summary()
     exact = found[found["measure"] == "exact"]
     assert (exact["clean"] >= 0.9).all() and (exact["tested"] < 0.05).all() and len(exact) == 3
     add_idle_heads(builtin_models()["induction-2l"].path, 4, out=tmp_path / "idle")
     idle = load(tmp_path / "idle")
     tokens = tokenize(idle, [list(each.ids) for each in words["needles"].instances[:4]])
-    beside = causal_check(idle, heads, tokens=tokens, **words)
+    beside = run_causal_check(idle, heads, tokens=tokens, **words)
     assert beside.meta["idle_heads"]["max_logit_change"] == 0 and len(beside.meta["idle_heads"]["heads"]) == 8
     summary = beside.summary()
     assert (summary["idle_mean"].abs() < 1e-6).all() and (summary["n_idle"] == 10).all()

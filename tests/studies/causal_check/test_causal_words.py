@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from sinklens import load
 from sinklens.evidence.bootstrap import Interval
+from sinklens.studies import make_needles
 from sinklens.studies.causal_check.equal_harm import NEAR, equal_harm
 from sinklens.studies.causal_check.result import CausalCheck
-from sinklens.studies.causal_check.run import causal_check
+from sinklens.studies.causal_check.run import run_causal_check
 from sinklens.studies.causal_check.words import p_words
-from sinklens.studies.needles import make_needles
 
 NUMBER = r"[+-]?\d+\.\d+"
 
@@ -115,7 +115,7 @@ def test_equal_harm_takes_the_nearest_within_the_stated_width(
 def induction_check() -> CausalCheck:
     model = load("induction-2l")
     needles = make_needles(model, lengths=[40], depths=[0.5], repeats=6, size=4)
-    return causal_check(model, ["L1H0", "L1H1"], top=[1, 2], needles=needles, controls=4, max_sequences=6)
+    return run_causal_check(model, ["L1H0", "L1H1"], top=[1, 2], needles=needles, controls=4, max_sequences=6)
 
 
 def test_the_ways_stand_side_by_side_in_the_first_sentence(induction_check: CausalCheck) -> None:

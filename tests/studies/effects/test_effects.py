@@ -20,7 +20,8 @@ from sinklens.evidence.summary import summarise
 from sinklens.interventions import AblateHeads, Intervention, MaskKeys, ScaleKeys
 from sinklens.lab.bigram_backcopy import BigramBackcopy
 from sinklens.models import TokenBatch
-from sinklens.studies.effects.run import Effects, measure_effects
+from sinklens.studies.effects.result import Effects
+from sinklens.studies.effects.run import measure_effects
 from tests import families
 from tests.heard import Heard
 from tests.ties import margin, same_shares

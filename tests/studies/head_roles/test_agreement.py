@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from sinklens.errors import InputError
-from sinklens.studies.head_roles import Roles, Rule
-from sinklens.studies.head_roles.rules import choose_rules
+from sinklens.studies import Roles
+from sinklens.studies.head_roles.rules import Rule, choose_rules
 from tests.studies.head_roles.synthetic import HEADS, KV_HEADS, LAYERS, scores
 
 RETRIEVAL = [0.0, 0.0, 0.0, 0.0, 0.05, 0.0, 0.1, 0.2, 0.9, 0.8, 0.0, 0.6]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinklens.errors import InputError
-from sinklens.studies.head_roles import auc, overlap, top_overlap
+from sinklens.studies.head_roles.chance import auc, overlap, top_overlap
 
 
 def mask(chosen: tuple[int, ...], n: int) -> np.ndarray:

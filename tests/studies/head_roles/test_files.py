@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from sinklens.errors import InputError
+from sinklens.studies import Roles
 from sinklens.studies.ablation.ranking_file import read_ranking
-from sinklens.studies.head_roles import Gates, RetrievalRuns, Roles, read_all, read_scores
+from sinklens.studies.head_roles.gates_file import Gates
+from sinklens.studies.head_roles.read_scores import read_all, read_scores
+from sinklens.studies.head_roles.retrieval_file import RetrievalRuns
 from tests.studies.head_roles.synthetic import (
     HEADS,
     KV_HEADS,

@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens import load
 from sinklens.errors import InputError
-from sinklens.studies.head_roles import Roles, roles
+from sinklens.studies import Roles, find_roles
 from sinklens.studies.head_roles.retrieval_join import JOINED, RetrievalJoin, retrieval_join
 
 SCORES = ("retrieval", "importance", "induction")
@@ -113,7 +113,7 @@ def test_without_one_of_the_three_there_is_no_join() -> None:
 def test_on_the_induction_model_the_retrieval_heads_are_the_induction_heads() -> None:
     model = load("induction-2l")
     options = {"retrieval": {"lengths": [67], "depths": [0.2, 0.8], "repeats": 5}}
-    found = roles(model, scores=["retrieval", "pattern", "sinks"], options=options, max_sequences=10, top=4)
+    found = find_roles(model, scores=["retrieval", "pattern", "sinks"], options=options, max_sequences=10, top=4)
     join = found.retrieval_join()
     assert join is not None and join.top == 4
     holds(join)
@@ -127,7 +127,7 @@ def test_on_smollm2_retrieval_heads_are_induction_heads_and_strong_sink_heads(sm
     """Random needles it cannot answer, passkeys it can; its best heads copy needles and rest on the sink in prose."""
     options = {"retrieval": {"lengths": [128], "depths": [0.5], "repeats": 4, "size": 4}}
     words = {"max_sequences": 8, "max_tokens": 48}
-    found: Roles = roles(smollm2, scores=["retrieval", "pattern", "sinks"], options=options, **words)  # type: ignore[arg-type]
+    found: Roles = find_roles(smollm2, scores=["retrieval", "pattern", "sinks"], options=options, **words)  # type: ignore[arg-type]
     join = found.retrieval_join()
     assert join is not None
     holds(join)

@@ -11,8 +11,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError, ResultError
 from sinklens.interventions import AblateHeads, SlidingWindow
+from sinklens.studies import Roles
 from sinklens.studies.ablation.ranking_file import read_ranking
-from sinklens.studies.head_roles import HeadRoles, Roles, read_scores, role_heads
+from sinklens.studies.head_roles.read_scores import read_scores
+from sinklens.studies.head_roles.role_file import RoleFile, role_heads
 from tests.studies.head_roles.synthetic import HEADS, KV_HEADS, LAYERS, scores
 
 RETRIEVAL = [math.nan, 0.0, 0.0, 0.1, 0.05, 0.0, 0.1, 0.2, 0.9, 1 / 3, 0.0, 0.0]
@@ -26,7 +28,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_round_trip(file: Path, tmp_path: Path) -> None:
-    read = HeadRoles.read(file)
+    read = RoleFile.read(file)
     assert read.heads("retrieval") == ((0, 3), (1, 2), (1, 3), (2, 0), (2, 1))
     assert read.rules["retrieval"]["rule"] == "retrieval >= 0.1"
     np.testing.assert_array_equal(read.scores.frame["retrieval"], RETRIEVAL)
@@ -42,7 +44,7 @@ def test_round_trip(file: Path, tmp_path: Path) -> None:
 
 
 def test_interventions_commands_and_imports_read_it(file: Path) -> None:
-    read = HeadRoles.read(file)
+    read = RoleFile.read(file)
     window = SlidingWindow(8, sinks=1, heads=read.heads("retrieval"))
     assert window.heads == read.heads("retrieval")
     assert AblateHeads(read.heads("retrieval"), how="uniform").heads == read.heads("retrieval")
@@ -54,7 +56,7 @@ def test_interventions_commands_and_imports_read_it(file: Path) -> None:
 
 
 def test_gates_keep_every_key_where_any_head_of_the_group_has_the_role(file: Path, tmp_path: Path) -> None:
-    gates = HeadRoles.read(file).gates("retrieval", sink=4, recent=8)
+    gates = RoleFile.read(file).gates("retrieval", sink=4, recent=8)
     assert gates.values.tolist() == [[0, 1], [0, 1], [1, 0]]
     path = gates.write(tmp_path / "patterns")
     assert np.loadtxt(path, delimiter="\t").tolist() == [[0, 1], [0, 1], [1, 0]]
@@ -63,11 +65,11 @@ def test_gates_keep_every_key_where_any_head_of_the_group_has_the_role(file: Pat
 
 def test_it_fits_the_model_or_says_why_not(file: Path, bb3: TransformerBridge) -> None:
     with pytest.raises(InputError, match=r"of another model \(m\): n_heads 4 instead of 1, n_kv_heads 2 instead of 1"):
-        HeadRoles.read(file).check(bb3)
+        RoleFile.read(file).check(bb3)
     sizes = {"n_layers": 3, "n_heads": 1, "n_kv_heads": 1}
     frame = scores(retrieval=RETRIEVAL).frame
     one = type(scores(retrieval=RETRIEVAL))(frame[frame["head"] == 0], {}, {})
-    HeadRoles({"name": "b"} | sizes, {"retrieval": ((1, 0),)}, {"retrieval": {}}, one).check(bb3)
+    RoleFile({"name": "b"} | sizes, {"retrieval": ((1, 0),)}, {"retrieval": {}}, one).check(bb3)
 
 
 def _changed(file: Path, change: Any) -> Path:
@@ -92,14 +94,14 @@ def _changed(file: Path, change: Any) -> Path:
 )
 def test_damage_is_named(file: Path, change: Any, sentence: str) -> None:
     with pytest.raises(ResultError, match="are damaged") as caught:
-        HeadRoles.read(_changed(file, change))
+        RoleFile.read(_changed(file, change))
     assert sentence in str(caught.value)
 
 
 def test_other_files_are_no_head_roles(file: Path, tmp_path: Path) -> None:
     with pytest.raises(ResultError, match="has format 99, this sinklens reads up to 1"):
-        HeadRoles.read(_changed(file, lambda c: c.update(format_version=99)))
+        RoleFile.read(_changed(file, lambda c: c.update(format_version=99)))
     with pytest.raises(InputError, match="is no head-role file"):
-        HeadRoles.read(_changed(file, lambda c: c.update(format="x")))
+        RoleFile.read(_changed(file, lambda c: c.update(format="x")))
     with pytest.raises(InputError, match="cannot be read"):
-        HeadRoles.read(tmp_path / "none.json")
+        RoleFile.read(tmp_path / "none.json")

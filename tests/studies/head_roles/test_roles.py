@@ -13,10 +13,10 @@ from sinklens import Census, load
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError, ResultError, UnsupportedArchitectureError
 from sinklens.models.builtin import builtin_models
-from sinklens.studies.active_dormant.run import active_dormant
-from sinklens.studies.head_roles import CRITERIA, USUAL, Roles, dormant_scores, roles, sink_scores
+from sinklens.studies import Roles, find_roles
+from sinklens.studies.active_dormant.run import find_active_dormant
 from sinklens.studies.head_roles import run as module
-from sinklens.studies.head_roles.criteria import Criterion
+from sinklens.studies.head_roles.criteria import CRITERIA, USUAL, Criterion, dormant_scores, sink_scores
 from tests.heard import Heard
 from tests.studies.head_roles.synthetic import scores as made
 
@@ -52,7 +52,7 @@ def test_sinks_are_those_of_the_census(bb3: TransformerBridge, bb3_census: Censu
     found = sink_scores(bb3_census).frame
     pd.testing.assert_series_equal(found["importance"], heads["importance"])
     pd.testing.assert_series_equal(found["sink_rate"], heads["sink_rate"])
-    joined = roles(bb3, scores=["sinks"])
+    joined = find_roles(bb3, scores=["sinks"])
     named = [*zip(heads[heads["is_sink"]]["layer"], heads[heads["is_sink"]]["head"], strict=True)]
     assert named and [*joined.roles["sink"]] == named
     strongest = heads[heads["is_sink"]].sort_values("importance").iloc[-1]
@@ -62,7 +62,7 @@ def test_sinks_are_those_of_the_census(bb3: TransformerBridge, bb3_census: Censu
 
 
 def test_dormant_is_the_label_of_guo(bb3: TransformerBridge) -> None:
-    found = active_dormant(bb3, **SMALL)
+    found = find_active_dormant(bb3, **SMALL)
     table = found.to_dataframe()
     scores = dormant_scores(found)
     assert scores.frame["label"].tolist() == table["label"].tolist()
@@ -76,7 +76,7 @@ def test_a_failure_leaves_nan_and_a_warning(bb3: TransformerBridge, monkeypatch:
     counted = Counted(monkeypatch, "sinks", "pattern")
     counted.fails["pattern"] = UnsupportedArchitectureError("Nothing to see here.")
     with pytest.warns(UserWarning, match="pattern gave no scores: Nothing to see here"):
-        found = roles(bb3, scores=["sinks", "pattern"], **SMALL)
+        found = find_roles(bb3, scores=["sinks", "pattern"], **SMALL)
     table = found.to_dataframe()
     assert table[["induction", "echo", "previous_token"]].isna().all().all() and table["importance"].notna().all()
     assert found.meta["warnings"][0] == "The criterion pattern gave no scores: Nothing to see here."
@@ -90,9 +90,9 @@ def test_a_failure_leaves_nan_and_a_warning(bb3: TransformerBridge, monkeypatch:
         pytest.warns(UserWarning),
         pytest.raises(InputError, match=r"No criterion gave any score.*RuntimeError: out of"),
     ):
-        roles(bb3, scores=["sinks", "pattern"], **SMALL)
+        find_roles(bb3, scores=["sinks", "pattern"], **SMALL)
     with pytest.warns(UserWarning):
-        only_given = roles(bb3, scores=["pattern"], given={"mine": _given()}, **SMALL)
+        only_given = find_roles(bb3, scores=["pattern"], given={"mine": _given()}, **SMALL)
     assert only_given.to_dataframe()["mystery"].tolist() == [1.0, 2.0, 3.0]
 
 
@@ -109,12 +109,12 @@ def test_it_goes_on_where_it_was_interrupted(
     words: dict[str, Any] = {"scores": ["sinks", "pattern"], "out": tmp_path / "out", **SMALL}
     counted.fails["pattern"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        roles(bb3, **words)
+        find_roles(bb3, **words)
     assert not (tmp_path / "out" / "result.json").exists()
     counted.fails.clear()
-    found = roles(bb3, **words)
+    found = find_roles(bb3, **words)
     assert counted.runs == ["sinks", "pattern", "pattern"]
-    whole = roles(bb3, scores=["sinks", "pattern"], **SMALL)
+    whole = find_roles(bb3, scores=["sinks", "pattern"], **SMALL)
     for name in ("heads", "criteria", "agreement"):
         pd.testing.assert_frame_equal(found.tables[name], whole.tables[name])
     counted.runs.clear()
@@ -122,7 +122,7 @@ def test_it_goes_on_where_it_was_interrupted(
     pd.testing.assert_frame_equal(loaded.to_dataframe(), found.to_dataframe())
     assert loaded.verdict == found.verdict and loaded.meta == json.loads(json.dumps(found.meta))
     assert loaded.roles == found.roles
-    roles(bb3, **words | {"scores": ["sinks", "pattern", "text"]})  # another one is added
+    find_roles(bb3, **words | {"scores": ["sinks", "pattern", "text"]})  # another one is added
     assert counted.runs == []
 
 
@@ -133,34 +133,34 @@ def test_a_failed_criterion_is_tried_again(
     counted.fails["pattern"] = RuntimeError("once")
     words: dict[str, Any] = {"scores": ["sinks", "pattern"], "out": tmp_path / "out", **SMALL}
     with pytest.warns(UserWarning):
-        roles(bb3, **words)
+        find_roles(bb3, **words)
     counted.fails.clear()
-    assert roles(bb3, **words).to_dataframe()["induction"].notna().all()
+    assert find_roles(bb3, **words).to_dataframe()["induction"].notna().all()
     assert counted.runs == ["sinks", "pattern", "pattern"]
 
 
 def test_another_run_is_refused_or_replaced(bb3: TransformerBridge, tiny: TransformerBridge, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    roles(bb3, scores=["sinks"], out=out, **SMALL)
+    find_roles(bb3, scores=["sinks"], out=out, **SMALL)
     with pytest.raises(ResultError, match="other options; name another directory, or start anew with --restart"):
-        roles(bb3, scores=["sinks"], out=out, max_sequences=7, max_tokens=24)
+        find_roles(bb3, scores=["sinks"], out=out, max_sequences=7, max_tokens=24)
     with pytest.raises(ResultError, match=r"holds another run of roles \(weights"):
-        roles(tiny, scores=["pattern"], out=out, **SMALL)
-    again = roles(tiny, scores=["pattern"], out=out, restart=True, **SMALL)
+        find_roles(tiny, scores=["pattern"], out=out, **SMALL)
+    again = find_roles(tiny, scores=["pattern"], out=out, restart=True, **SMALL)
     assert Roles.load(out).criteria()["criterion"].tolist() == again.criteria()["criterion"].tolist()
     assert not [*(out / "parts").glob("sinks-*")]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(ResultError, match="Will not save to"):
-        roles(bb3, scores=["sinks"], out=tmp_path / "other", **SMALL)
+        find_roles(bb3, scores=["sinks"], out=tmp_path / "other", **SMALL)
 
 
 def test_damaged_scores_are_not_believed(bb3: TransformerBridge, tmp_path: Path) -> None:
-    roles(bb3, scores=["sinks"], out=tmp_path, **SMALL)
+    find_roles(bb3, scores=["sinks"], out=tmp_path, **SMALL)
     (kept,) = (tmp_path / "parts").glob("sinks-*")
     kept.write_bytes(b"x")
     with pytest.warns(UserWarning, match="Part sinks .* is computed again"):
-        roles(bb3, scores=["sinks"], out=tmp_path, **SMALL)
+        find_roles(bb3, scores=["sinks"], out=tmp_path, **SMALL)
     (tmp_path / "heads.parquet").unlink()
     with pytest.raises(ResultError, match="is incomplete"):
         Roles.load(tmp_path)
@@ -168,13 +168,13 @@ def test_damaged_scores_are_not_believed(bb3: TransformerBridge, tmp_path: Path)
 
 def test_what_cannot_be_asked(bb3: TransformerBridge) -> None:
     with pytest.raises(InputError, match=r"Unknown criteria magic; expected some of retrieval, pattern"):
-        roles(bb3, scores=["magic"])
+        find_roles(bb3, scores=["magic"])
     with pytest.raises(InputError, match=r"Unknown criteria \(none\)"):
-        roles(bb3, scores=[])
+        find_roles(bb3, scores=[])
     with pytest.raises(InputError, match="options for pattern, which does not run"):
-        roles(bb3, scores=["sinks"], options={"pattern": {}})
+        find_roles(bb3, scores=["sinks"], options={"pattern": {}})
     with pytest.raises(InputError, match="names of their own, 'sinks' is measured here"):
-        roles(bb3, scores=["sinks"], given={"sinks": _given()})
+        find_roles(bb3, scores=["sinks"], given={"sinks": _given()})
 
 
 def test_grouped_queries_know_their_kv_head(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_grouped_queries_know_their_kv_head(tmp_path: Path) -> None:
 
     model = load(families.build_checkpoint("llama", tmp_path / "llama"))
     n_kv_heads = int(getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads)
-    table = roles(model, scores=["sinks"], **SMALL).to_dataframe()
+    table = find_roles(model, scores=["sinks"], **SMALL).to_dataframe()
     assert table["kv_head"].tolist() == (table["head"] // (model.cfg.n_heads // n_kv_heads)).tolist()
     assert table["kv_head"].nunique() == n_kv_heads
 
@@ -191,7 +191,7 @@ def test_grouped_queries_know_their_kv_head(tmp_path: Path) -> None:
 def test_induction_2l_has_the_roles_it_was_trained_for() -> None:
     model = load("induction-2l")
     words = {"lengths": [67], "depths": [0.2, 0.8], "repeats": 5}
-    found = roles(model, scores=["retrieval", "pattern", "sinks"], options={"retrieval": words}, max_sequences=20)
+    found = find_roles(model, scores=["retrieval", "pattern", "sinks"], options={"retrieval": words}, max_sequences=20)
     last = tuple((1, head) for head in range(4))
     assert found.roles["retrieval"] == found.roles["induction"] == last
     assert {layer for layer, _ in found.roles["previous_token"]} == {0}
@@ -205,7 +205,7 @@ def test_induction_2l_has_the_roles_it_was_trained_for() -> None:
 
 def test_slow_criteria_tell_how_far_they_are(bb3: TransformerBridge) -> None:
     heard = Heard()
-    roles(
+    find_roles(
         bb3,
         scores=["sinks", "active_dormant"],
         progress=heard,

@@ -5,7 +5,7 @@ import signal
 import sys
 
 from sinklens import load
-from sinklens.studies.needles import make_needles, needle_grid
+from sinklens.studies import make_needles, measure_needles
 from tests.heard import Heard
 
 
@@ -17,4 +17,4 @@ def count(heard: Heard) -> None:
 if __name__ == "__main__":
     model = load("bb-3l")
     needles = make_needles(model, lengths=(20, 40), depths=(0, 0.5, 1), repeats=4, size=3)
-    needle_grid(model, needles, max_tokens=50, out=sys.argv[1], progress=Heard(count))
+    measure_needles(model, needles, max_tokens=50, out=sys.argv[1], progress=Heard(count))

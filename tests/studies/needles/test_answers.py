@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
-from sinklens.studies.needles import NeedleResult, make_needles, needle_grid
+from sinklens.studies import NeedleResult, make_needles, measure_needles
 from sinklens.studies.needles.answers import KEEP, answered, contains
 from sinklens.studies.needles.decode import ends_answer
 from sinklens.studies.needles.rouge import stems
@@ -59,7 +59,7 @@ def test_every_filter(row: dict[str, Any], kept: str) -> None:
 @pytest.fixture(scope="module")
 def result(prose: TransformerBridge) -> NeedleResult:
     needles = make_needles(prose, "natural", lengths=(120,), depths=(0, 1), repeats=3)
-    return needle_grid(prose, needles, generate=6)
+    return measure_needles(prose, needles, generate=6)
 
 
 def test_counts_by_filter_are_those_of_the_table(result: NeedleResult) -> None:

@@ -15,14 +15,7 @@ from sinklens.errors import InputError, ResultError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.wilson import wilson_interval
 from sinklens.interventions import AblateHeads
-from sinklens.studies.needles import (
-    NeedleResult,
-    NeedleSet,
-    make_needles,
-    needle_grid,
-    retrieval_scores,
-    score_needles,
-)
+from sinklens.studies import NeedleResult, NeedleSet, make_needles, measure_needles, retrieval_scores, score_needles
 from tests.heard import Heard
 
 CHANGES = {"two": AblateHeads(["L1H0", "L1H1"], "uniform"), "all": AblateHeads("all", "zero")}
@@ -35,7 +28,7 @@ def needles(induction: TransformerBridge) -> NeedleSet:
 
 @pytest.fixture(scope="module")
 def result(induction: TransformerBridge, needles: NeedleSet) -> NeedleResult:
-    return needle_grid(induction, needles, interventions=CHANGES)
+    return measure_needles(induction, needles, interventions=CHANGES)
 
 
 def same(left: NeedleResult, right: NeedleResult) -> None:
@@ -90,7 +83,7 @@ def test_heads_are_the_retrieval_scores(induction: TransformerBridge, needles: N
     assert result.heads.metrics == expected.metrics
     strong = result.retrieval_heads()
     assert set(strong["layer"]) == {1} and strong["retrieval"].is_monotonic_decreasing
-    without = needle_grid(induction, needles, keys=False)
+    without = measure_needles(induction, needles, keys=False)
     with pytest.raises(InputError, match="keys=False"):
         _ = without.heads
 
@@ -98,7 +91,7 @@ def test_heads_are_the_retrieval_scores(induction: TransformerBridge, needles: N
 def test_heads_count_only_what_was_answered_and_keep_both_forms_apart(induction: TransformerBridge) -> None:
     # at 500 tokens a needle at the very start is too much for this model
     some = make_needles(induction, lengths=(67, 500), depths=(0.0,), repeats=4)
-    result, expected = needle_grid(induction, some), retrieval_scores(induction, some)
+    result, expected = measure_needles(induction, some), retrieval_scores(induction, some)
     assert 0 < result.heads.meta["n_kept"] < len(some)
     pd.testing.assert_frame_equal(result.heads.frame, expected.frame, atol=1e-6, rtol=0)
     result.tables["copies"]["set"] /= 2
@@ -129,11 +122,11 @@ def test_an_interrupted_test_goes_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        needle_grid(induction, needles, interventions=CHANGES, max_tokens=100, out=out, progress=Heard(stop))
+        measure_needles(induction, needles, interventions=CHANGES, max_tokens=100, out=out, progress=Heard(stop))
     parts = {path.name for path in (out / "parts").iterdir()}
     assert len(parts) >= 10 and not (out / "result.json").exists()
     heard = Heard()
-    finished = needle_grid(induction, needles, interventions=CHANGES, out=out, progress=heard)
+    finished = measure_needles(induction, needles, interventions=CHANGES, out=out, progress=heard)
     assert heard.begun[0][1] == 3 * tokens and heard.whole
     assert heard.skipped >= tokens  # all clean prompts were there
     for name, table in result.tables.items():
@@ -141,7 +134,7 @@ def test_an_interrupted_test_goes_on(
     assert sorted(path.name for path in out.iterdir()) == [
         "copies.parquet", "grid.parquet", "instances.parquet", "prompts.parquet", "result.json",
     ]  # fmt: skip
-    same(needle_grid(induction, needles, interventions=CHANGES, out=out), NeedleResult.load(out))
+    same(measure_needles(induction, needles, interventions=CHANGES, out=out), NeedleResult.load(out))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
@@ -153,9 +146,9 @@ def test_a_killed_test_loses_nothing(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, script, str(tmp_path / "run"), "9"], env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     heard = Heard()
-    finished = needle_grid(model, needles, max_tokens=50, out=tmp_path / "run", progress=heard)
+    finished = measure_needles(model, needles, max_tokens=50, out=tmp_path / "run", progress=heard)
     assert 0 < heard.skipped < sum(len(each.ids) for each in needles.instances) and heard.whole
-    whole = needle_grid(model, needles, max_tokens=50)
+    whole = measure_needles(model, needles, max_tokens=50)
     for name, table in whole.tables.items():
         pd.testing.assert_frame_equal(finished.tables[name], table, check_dtype=False, atol=1e-5, rtol=0)
 
@@ -164,38 +157,38 @@ def test_folders_of_something_else_are_refused(
     induction: TransformerBridge, needles: NeedleSet, result: NeedleResult, tmp_path: Path
 ) -> None:
     other = make_needles(induction, lengths=(30,), depths=(0,), repeats=1)
-    needle_grid(induction, other, out=tmp_path / "other")
+    measure_needles(induction, other, out=tmp_path / "other")
     with pytest.raises(InputError, match="another needle test"):
-        needle_grid(induction, needles, out=tmp_path / "other")
-    again = needle_grid(induction, needles, out=tmp_path / "other", restart=True)
+        measure_needles(induction, needles, out=tmp_path / "other")
+    again = measure_needles(induction, needles, out=tmp_path / "other", restart=True)
     assert len(again.prompts.to_dataframe()) == len(needles)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
     with pytest.raises(ResultError, match=r"holds no result\.json"):
-        needle_grid(induction, needles, out=tmp_path / "notes")
+        measure_needles(induction, needles, out=tmp_path / "notes")
 
     def stop(heard: Heard) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        needle_grid(induction, needles, out=tmp_path / "begun", progress=Heard(stop))
+        measure_needles(induction, needles, out=tmp_path / "begun", progress=Heard(stop))
     with pytest.raises(ResultError, match=r"holds another needle test \(needles"):
-        needle_grid(induction, other, out=tmp_path / "begun")
+        measure_needles(induction, other, out=tmp_path / "begun")
 
 
 def test_decoded_text(induction: TransformerBridge) -> None:
     some = make_needles(induction, lengths=(40,), depths=(0.5,), repeats=2)
-    table = needle_grid(induction, some, generate=12).instances.to_dataframe()
+    table = measure_needles(induction, some, generate=12).instances.to_dataframe()
     for row in table.to_dict("records"):
         each = some.instances[row["instance"]]
         assert row["response"] == induction.tokenizer.decode(each.answer) and row["rouge1"] == 1
-    assert needle_grid(induction, some).instances.to_dataframe()["rouge1"].isna().all()
+    assert measure_needles(induction, some).instances.to_dataframe()["rouge1"].isna().all()
 
 
 def test_names_of_interventions(induction: TransformerBridge, needles: NeedleSet) -> None:
     with pytest.raises(InputError, match="need names"):
-        needle_grid(induction, needles, interventions={"clean": AblateHeads(["L0H0"])})
+        measure_needles(induction, needles, interventions={"clean": AblateHeads(["L0H0"])})
     with pytest.raises(InputError, match="does not exist"):
-        needle_grid(induction, needles, interventions=AblateHeads(["L7H0"]))
+        measure_needles(induction, needles, interventions=AblateHeads(["L7H0"]))
     with pytest.raises(InputError, match="generate"):
-        needle_grid(induction, needles, generate=-1)
+        measure_needles(induction, needles, generate=-1)

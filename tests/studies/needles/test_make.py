@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
-from sinklens.studies.needles import Question, make_needles, sentence_ends, text_haystack
+from sinklens.studies import make_needles
+from sinklens.studies.needles.haystack import sentence_ends, text_haystack
 from sinklens.studies.needles.instance import NeedleInstance
 from sinklens.studies.needles.needle_set import NeedleSet
+from sinklens.studies.needles.question import Question
 from sinklens.studies.needles.random_needles import random_needle
 from sinklens.studies.needles.text_needles import json_entries, natural_questions, passkey_question
 

@@ -77,6 +77,6 @@ def test_only_changes_that_do_not_reach_back_share() -> None:
 
 
 def test_a_composition_shares_only_if_all_its_parts_do() -> None:
-    from sinklens.interventions import Composition
+    from sinklens.interventions.base import Composition
 
     assert not may_share(Composition((AblateHeads("all"), EditValues.__new__(EditValues))))

@@ -14,7 +14,9 @@ from sinklens.errors import InputError
 from sinklens.interventions import AblateHeads
 from sinklens.lab.induction.idle_heads import add_idle_heads
 from sinklens.models.builtin import data_dir
-from sinklens.studies.needles import NeedleSet, Outcome, make_needles, retrieval_scores, run_needles, score_needles
+from sinklens.studies import NeedleSet, make_needles, retrieval_scores, score_needles
+from sinklens.studies.needles.outcome import Outcome
+from sinklens.studies.needles.run import run_needles
 from tests import families
 
 

@@ -12,16 +12,12 @@ from sinklens.attention import plan_for
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions import AblateHeads, CalibrateSinks, Intervention, MaskKeys, ScaleKeys, SlidingWindow
 from sinklens.models.architecture import attention_layers
-from sinklens.studies.needles import (
-    NeedleInstance,
-    NeedleSet,
-    Outcome,
-    decode_needle,
-    make_needles,
-    run_needles,
-    score_needles,
-)
+from sinklens.studies import NeedleSet, make_needles, score_needles
+from sinklens.studies.needles.decode import decode_needle
 from sinklens.studies.needles.engine import reading
+from sinklens.studies.needles.instance import NeedleInstance
+from sinklens.studies.needles.outcome import Outcome
+from sinklens.studies.needles.run import run_needles
 from tests import families
 from tests.interventions import reference
 from tests.ties import same_choice, same_ranks

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import AttentionEngine
-from sinklens.interventions import SlidingWindow, kv_head_count
+from sinklens.interventions import SlidingWindow
+from sinklens.interventions.kv_groups import kv_head_count
 from sinklens.studies.streaming_split import gated
 from sinklens.studies.streaming_split.gated import GatedEngine, KeepOutputs, frozen
 from sinklens.studies.streaming_split.learn import last_hidden

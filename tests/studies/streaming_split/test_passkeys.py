@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinklens.errors import InputError
-from sinklens.studies.streaming_split import Passkeys, draw_passkeys
+from sinklens.studies.streaming_split.passkeys import Passkeys, draw_passkeys
 
 WORDS = torch.arange(10, 310)
 BOS = 3

@@ -7,8 +7,8 @@ import sinklens
 from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError
+from sinklens.studies import GateSettings, check_split
 from sinklens.studies.head_scores.pattern_scores import pattern_scores
-from sinklens.studies.streaming_split import GateSettings, check_split
 from sinklens.studies.streaming_split.razor_split import razor_split
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sinklens.errors import InputError
 from sinklens.interventions import CompensatedWindow, SlidingWindow
-from sinklens.studies.streaming_split import split_gates
+from sinklens.studies.streaming_split.split import split_gates
 
 GATES = {
     (layer, kv): value for layer, row in enumerate([[0.1, 0.9, 0.3], [1.0, 0.0, 0.7]]) for kv, value in enumerate(row)

@@ -15,18 +15,12 @@ import sinklens
 from sinklens.errors import InputError, ResultError, UnsupportedArchitectureError
 from sinklens.interventions import SlidingWindow
 from sinklens.models.ordinary_tokens import ordinary_ids
-from sinklens.studies.streaming_split import (
-    GateSettings,
-    SplitCheck,
-    StreamingGates,
-    check_split,
-    draw_passkeys,
-    split_gates,
-    streaming_split,
-)
+from sinklens.studies import GateSettings, SplitCheck, StreamingGates, check_split, learn_gates
 from sinklens.studies.streaming_split.check import CHECK
 from sinklens.studies.streaming_split.learn import Learner
+from sinklens.studies.streaming_split.passkeys import draw_passkeys
 from sinklens.studies.streaming_split.run import STATE
+from sinklens.studies.streaming_split.split import split_gates
 from sinklens.studies.streaming_split.streams import stream
 from tests.families import FAMILIES, boot, checkpoint
 from tests.heard import Heard
@@ -54,7 +48,7 @@ def learned(model: TransformerBridge) -> StreamingGates:
     model(torch.tensor([[512, 1]]))  # TransformerLens wires hooks of its own in a bridge's first forward pass
     before = reference.state(model)
     with torch.no_grad():  # gates are learned all the same
-        found = streaming_split(model, SHORT)
+        found = learn_gates(model, SHORT)
     assert reference.same(before, reference.state(model))
     assert all(parameter.requires_grad for parameter in model.parameters())
     return found
@@ -189,7 +183,7 @@ def test_gates_are_clamped_before_a_step_and_in_the_end(model: TransformerBridge
     gates = made.gates.detach()
     assert (float(gates[0, 0]), float(gates[1, 3])) == (0.0, 1.0)
     assert made.losses[0]["mean_gate"] == pytest.approx(float(gates.mean()))
-    wild = streaming_split(model, GateSettings(**{**BRIEF.as_dict(), "lr": 5.0, "reg_weight": 10.0}))
+    wild = learn_gates(model, GateSettings(**{**BRIEF.as_dict(), "lr": 5.0, "reg_weight": 10.0}))
     assert wild.gates.min() == 0 and wild.gates.max() <= 1
 
 
@@ -227,20 +221,20 @@ def test_defaults_follow_the_context(model: TransformerBridge) -> None:
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], problem: str, model: TransformerBridge) -> None:
     with pytest.raises(InputError, match=problem):
-        streaming_split(model, GateSettings(**changes))
+        learn_gates(model, GateSettings(**changes))
 
 
 def test_models_that_cannot_be_gated_are_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning), pytest.raises(UnsupportedArchitectureError, match="not measured on the fast path"):
-        streaming_split(boot("bloom", tmp_path), BRIEF)
+        learn_gates(boot("bloom", tmp_path), BRIEF)
     with pytest.raises(UnsupportedArchitectureError, match="has no attention heads"):
-        streaming_split(boot("mamba", tmp_path), BRIEF)
+        learn_gates(boot("mamba", tmp_path), BRIEF)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "qwen3_next"])
 def test_other_families_have_a_gate_for_every_kv_head(name: str, tmp_path: Path) -> None:
     bridge = boot(name, tmp_path)
-    found = streaming_split(bridge, BRIEF, bos="no")
+    found = learn_gates(bridge, BRIEF, bos="no")
     gates = found.gates
     assert gates.shape[1] == 2
     attention = [layer in FAMILIES[name].attention_layers for layer in range(len(bridge.blocks))]
@@ -254,7 +248,7 @@ def test_other_families_have_a_gate_for_every_kv_head(name: str, tmp_path: Path)
 
 def test_half_precision_learns_too(tmp_path: Path) -> None:
     bridge = sinklens.load(checkpoint("llama", tmp_path), dtype="bfloat16")
-    found = streaming_split(bridge, BRIEF, bos="no")
+    found = learn_gates(bridge, BRIEF, bos="no")
     assert found.losses().notna().all(axis=None) and found.losses()["distillation"].iloc[-1] > 0
     assert found.meta["model"]["dtype"] == "bfloat16" and found.gates.max() < 1
 
@@ -273,50 +267,50 @@ def stop_after(steps: int) -> Any:
 
 
 def test_an_interrupted_run_goes_on_where_it_was(model: TransformerBridge, tmp_path: Path) -> None:
-    whole = streaming_split(model, BRIEF)
+    whole = learn_gates(model, BRIEF)
     with pytest.raises(Stop):
-        streaming_split(model, BRIEF, out=tmp_path / "run", progress=stop_after(4))
+        learn_gates(model, BRIEF, out=tmp_path / "run", progress=stop_after(4))
     assert (tmp_path / "run" / "parts" / STATE).is_file()
     heard = Heard()
-    again = streaming_split(model, BRIEF, out=tmp_path / "run", progress=heard)
+    again = learn_gates(model, BRIEF, out=tmp_path / "run", progress=heard)
     assert heard.skipped == 4 and heard.done == [1.0] * 2
     assert again.to_dataframe().equals(whole.to_dataframe()) and again.losses().equals(whole.losses())
     assert not (tmp_path / "run" / "parts" / STATE).exists()
     # a finished run is read, not run again
-    read = streaming_split(model, BRIEF, out=tmp_path / "run", progress=stop_after(1))
+    read = learn_gates(model, BRIEF, out=tmp_path / "run", progress=stop_after(1))
     assert read.to_dataframe().equals(whole.to_dataframe())
     with pytest.raises(ResultError, match=r"holds another set of gates \(settings.seed: 0 there, 5 now"):
-        streaming_split(model, GateSettings(**{**BRIEF.as_dict(), "seed": 5}), out=tmp_path / "run")
-    other = streaming_split(model, GateSettings(**{**BRIEF.as_dict(), "seed": 5}), out=tmp_path / "run", restart=True)
+        learn_gates(model, GateSettings(**{**BRIEF.as_dict(), "seed": 5}), out=tmp_path / "run")
+    other = learn_gates(model, GateSettings(**{**BRIEF.as_dict(), "seed": 5}), out=tmp_path / "run", restart=True)
     assert not other.losses().equals(whole.losses())
 
 
 def test_progress_of_other_settings_or_damaged_is_refused(model: TransformerBridge, tmp_path: Path) -> None:
     with pytest.raises(Stop):
-        streaming_split(model, BRIEF, out=tmp_path, progress=stop_after(2))
+        learn_gates(model, BRIEF, out=tmp_path, progress=stop_after(2))
     with pytest.raises(ResultError, match="holds another set of gates"):
-        streaming_split(model, GateSettings(**{**BRIEF.as_dict(), "lr": 0.5}), out=tmp_path)
+        learn_gates(model, GateSettings(**{**BRIEF.as_dict(), "lr": 0.5}), out=tmp_path)
     (tmp_path / "parts" / STATE).write_bytes(b"half of it")
     with pytest.raises(ResultError, match="is damaged"):
-        streaming_split(model, BRIEF, out=tmp_path)
-    streaming_split(model, BRIEF, out=tmp_path, restart=True)
+        learn_gates(model, BRIEF, out=tmp_path)
+    learn_gates(model, BRIEF, out=tmp_path, restart=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
     with pytest.raises(ResultError, match="holds no result"):
-        streaming_split(model, BRIEF, out=tmp_path / "other")
+        learn_gates(model, BRIEF, out=tmp_path / "other")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"labels": "questions_and_answers"}, {"regulariser": "sum"}])
 def test_the_split_does_not_hang_on_one_choice(changes: dict[str, Any], model: TransformerBridge) -> None:
-    found = streaming_split(model, GateSettings(**{**SHORT.as_dict(), "steps": 150, **changes}))
+    found = learn_gates(model, GateSettings(**{**SHORT.as_dict(), "steps": 150, **changes}))
     assert found.retrieval_heads(sparsity=0.5).retrieval_kv == ((1, 0), (1, 1), (1, 2), (1, 3))
     assert area_under_curve(found.gates[1], found.gates[0]) >= 0.95
 
 
 @pytest.mark.slow
 def test_the_defaults_hold_up(model: TransformerBridge) -> None:
-    found = streaming_split(model)
+    found = learn_gates(model)
     split = found.retrieval_heads(sparsity=0.5)
     assert area_under_curve(found.gates[1], found.gates[0]) >= 0.95
     rows = check_split(model, split).to_dataframe().set_index("condition")
