@@ -111,13 +111,13 @@ def test_the_causal_check_is_part_of_it(sinklens: Any, model: Path, tmp_path: Pa
     module = import_module("sinklens.studies.causal_check.run")
     monkeypatch.setattr(module, "LENGTH", 20)
     monkeypatch.setattr(module, "SIZE", 2)
-    status, printed, err = sinklens(*words, "--causal", "sink_rate:1")
+    status, printed, err = sinklens(*words, "--causal", "importance:1")
     assert status == 0, err
     check = CausalCheck.load(tmp_path / "out" / "causal")
     assert check.meta["settings"]["top"] == [1] and {*check.sets["way"]} == {"uniform", "zero", "mean"}
-    assert check.meta["ranking"][0] == "L{}H{}".format(*Roles.load(tmp_path / "out").ranking("sink_rate")[0])
+    assert check.meta["ranking"][0] == "L{}H{}".format(*Roles.load(tmp_path / "out").ranking("importance")[0])
     assert "zero masking of the top head: exact match" in printed and "Causal check:" in printed
-    for causal, sentence in (("induction", "no score 'induction'"), ("sink_rate:x", "takes SCORE or SCORE:K")):
+    for causal, sentence in (("induction", "no score 'induction'"), ("importance:x", "takes SCORE or SCORE:K")):
         status, _, err = sinklens(*words, "--causal", causal)
         assert status == 2 and sentence in err
 

@@ -233,7 +233,7 @@ def few_need_the_cache(subject: Subject) -> dict[str, Interval]:
         "loss": "cost of zeroing it in the active domain less that in the dormant one, nats a token, same half",
     },
     tests=(at_least("mass", 0.2, 0.0), at_least("loss", 0.01, 0.0)),
-    call="active_dormant(model, {'prose': ..., 'code': ...})",
+    call="find_active_dormant(model, {'prose': ..., 'code': ...})",
 )
 def active_in_one_domain(subject: Subject) -> dict[str, Interval]:
     """Two domains, two halves."""
@@ -296,7 +296,7 @@ def resting_heads_can_go(subject: Subject) -> dict[str, Interval]:
         "random": "control: as many random other heads of the same layers, mean of 2 draws",
     },
     tests=(at_most("rise", 0.05, 0.5),),
-    call="active_dormant(model).to_dataframe(): output norms; AblateHeads(heads)",
+    call="find_active_dormant(model).to_dataframe(): output norms; AblateHeads(heads)",
 )
 def quiet_heads_can_go(subject: Subject) -> dict[str, Interval]:
     """Zero ablation of the quietest heads."""
