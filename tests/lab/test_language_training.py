@@ -204,7 +204,7 @@ def test_the_untrained_figures_are_those_of_the_first_row(trained_lm: Path) -> N
 def test_the_command_trains_says_how_long_and_repeats_itself(tmp_path: Path, texts: Path) -> None:
     arguments = ["train", "lm", "--data", str(texts), "--out", str(tmp_path / "lm"), "--device", "cpu"]
     for name, value in (TINY | {"steps": 12}).items():
-        arguments += [f"--{name.replace('_', '-')}", str(value)]
+        arguments += [f"--{name.replace('_', '-').replace('batch', 'batch-size')}", str(value)]
     first, second = (CliRunner().invoke(app, arguments, catch_exceptions=False) for _ in range(2))
     assert first.exit_code == second.exit_code == 0
     for wanted in ("held-out loss", "prose", "sink heads", "The model is in"):
