@@ -71,6 +71,7 @@ def test_a_model_without_massive_entries_says_so(probe: Any) -> None:
     assert "none is changed" in page and "nan" not in page  # two sequences: no interval anywhere
 
 
+@pytest.mark.slow  # several passes with hundreds of rules
 @pytest.mark.real
 def test_the_table_of_sun_et_al_on_a_real_model(probe: Any, smollm2: TransformerBridge) -> None:
     reference, measured_on = probe.halves(builtin_corpus(smollm2, length=48).tokens.rows(range(12)))
