@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sinklens.studies.census.result import FORMAT_VERSION, AttentionMap, Census
+from sinklens.studies.census.result import AttentionMap, Census
 
 LAYERS, HEADS, LENGTH = 32, 32, 4096
 PROMISED = {"first view": 3.0, "click": 1.0, "page weight": 10.0}
@@ -100,7 +100,6 @@ def big_census(seed: int = 0) -> Census:
     maps = {f"L{i}H{i}": AttentionMap(i, i, cells, LENGTH // 128, LENGTH, words, "made up") for i in range(6)}
     model = {"name": "made-up", "path": "", "architecture": "made up", "n_layers": LAYERS, "n_heads": HEADS}
     meta = {
-        "format_version": FORMAT_VERSION,
         "sinklens_version": "benchmark",
         "created": "",
         "model": model | {"n_kv_heads": 8, "d_vocab": LENGTH, "dtype": "float32", "device": "cpu"},
@@ -119,7 +118,7 @@ def big_census(seed: int = 0) -> Census:
         "verdict": ["A made-up census."],
         "seconds": 0.0,
     }
-    return Census(meta, tables, maps)
+    return Census.of(meta, tables, maps)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sinklens.errors import SinkLensError
     from sinklens.models import TokenBatch, load, tokenize
     from sinklens.passes.corpus import builtin_corpus
+    from sinklens.results.result import open_result as open
     from sinklens.studies.ablation.entry import sweep
     from sinklens.studies.ablation.result import Sweep
     from sinklens.studies.census.result import Census
@@ -22,6 +23,7 @@ _HOMES = {
     "TokenBatch": "sinklens.models",
     "builtin_corpus": "sinklens.passes.corpus",
     "load": "sinklens.models",
+    "open": "sinklens.results.result:open_result",
     "scan": "sinklens.studies",
     "sweep": "sinklens.studies",
     "tokenize": "sinklens.models",
@@ -40,13 +42,25 @@ _ROOMS = (
     "studies",
 )
 
-__all__ = ["Census", "SinkLensError", "Sweep", "TokenBatch", "builtin_corpus", "load", "scan", "sweep", "tokenize"]
+__all__ = [
+    "Census",
+    "SinkLensError",
+    "Sweep",
+    "TokenBatch",
+    "builtin_corpus",
+    "load",
+    "open",
+    "scan",
+    "sweep",
+    "tokenize",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name, or a room of the package, on first use."""
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        module, _, own = _HOMES[name].partition(":")
+        return getattr(import_module(module), own or name)
     if name in _ROOMS:
         return import_module(f"sinklens.{name}")
     raise AttributeError(f"module 'sinklens' has no attribute {name!r}")

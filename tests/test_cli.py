@@ -129,7 +129,7 @@ def test_unknown_models(name: str, message: str, sinklens) -> None:  # type: ign
         ("truncated table", "is damaged"),
         ("missing table", "is missing"),
         ("no json", "is damaged"),
-        ("another kind", "expected 'sinklens-census'"),
+        ("another kind", "which this sinklens does not know; it knows"),
     ],
 )
 def test_damaged_results(damage: str, message: str, sinklens, tmp_path: Path, saved: Path) -> None:  # type: ignore[no-untyped-def]

@@ -31,14 +31,17 @@ def test_the_built_in_example(
     printed = capsys.readouterr()
     found = Calibration.load(out)
     assert "40 prompts with 4 labels" in printed.err and "valid answers" in printed.out
-    assert " ".join(found.verdict.split()) in " ".join(printed.out.split())
+    assert all(" ".join(each.split()) in " ".join(printed.out.split()) for each in found.verdict)
     split = found.meta["split"]
     assert not {*split["search"]} & {*split["report"]} and len(split["search"]) + len(split["report"]) == 40
-    assert found.verdict in (out / "report.html").read_text("utf-8") and not (out / kept_scores.FILE).exists()
+    assert (
+        all(each in (out / "report.html").read_text("utf-8") for each in found.verdict)
+        and not (out / kept_scores.FILE).exists()
+    )
     # what is reported is what the model answers on those prompts
     task = LabelledTexts.read().some(40).task(load("tiny-llama", device="cpu"))
     plain = score_task(load("tiny-llama", device="cpu"), task.rows(split["report"])).rates
-    row = found.report().set_index("variant").loc["unchanged"]
+    row = found.summary().set_index("variant").loc["unchanged"]
     assert (row["accuracy"], row["valid_rate"]) == (plain.accuracy, plain.valid_rate)
     assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
     # a finished run can be made again in its place, and its report written from the tables alone

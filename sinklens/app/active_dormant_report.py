@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sinklens.app.page import callout, document, facts, figure, html_table, text
-from sinklens.app.report import write_page
-from sinklens.app.sections.source import Downloads
+from sinklens.app.page import figure, html_table
+from sinklens.app.report import write_report
 from sinklens.plots.active_dormant import active_dormant as active_dormant_figure
 from sinklens.plots.style import head_label, number
-from sinklens.results.provenance import precision
 
 if TYPE_CHECKING:
     from sinklens.studies.active_dormant.result import ActiveDormant
@@ -30,37 +28,20 @@ _CONTRASTS = {
 _SHOWN = 20
 
 
-def write_active_dormant_report(found: "ActiveDormant", path: str | Path) -> Path:
-    """Write the result as one HTML file that opens offline: labels, evidence, contrasts and agreement of criteria.
-
-    As :func:`~sinklens.app.report.write_report` does for a census: plotly.js is inlined once (about 5 MB), tables are
-    inside as CSV, the page makes no request, and the file appears under its name only when it is complete.
-
-    Args:
-        found: What ``active_dormant`` returned.
-        path: File to write; missing folders are made.
-
-    Returns:
-        The path written.
-
-    Raises:
-        ResultError: when the file cannot be written.
-    """
-    downloads = Downloads(found.tables)
+def write_active_dormant_report(found: "ActiveDormant", path: Path) -> Path:
+    """Write active and dormant heads: labels, evidence, contrasts and agreement of criteria."""
     sections = [
         ("heads", "Heads", _heads(found)),
         ("contrasts", "Contrasts", _contrasts(found)),
         ("agreement", "Agreement", _agreement(found)),
-        ("definitions", "Definitions", _definitions(found, downloads)),
     ]
-    first, *rest = found.verdict
-    name = found.meta["model"]["name"]
-    head = (
-        f'<p class="kind">sinklens active and dormant heads</p>\n<h1>{text(name)}</h1>\n'
-        f'<p class="headline">{text(first)}</p>\n<ul class="verdict">'
-        f"{''.join(f'<li>{text(sentence)}</li>' for sentence in rest)}</ul>"
-    )
-    return write_page(document(f"{name}: active and dormant heads", head, sections, downloads.data()), Path(path))
+    thresholds = found.meta["settings"]["thresholds"]
+    known = {
+        "source": found.meta["source"],
+        "thresholds": ", ".join(f"{name} {value}" for name, value in thresholds.items() if value is not None),
+        "effect that matters": effects_that_matter(found),
+    }
+    return write_report(found, path, sections, known)
 
 
 def _heads(found: "ActiveDormant") -> str:
@@ -118,21 +99,3 @@ def _agreement(found: "ActiveDormant") -> str:
         found.tables["agreement"], columns, words=("criterion", "other"), formats={"agreement": ".2f", "kappa": "z.2f"}
     )
     return f"<h2>Do the criteria agree?</h2>\n<p>Kappa: agreement beyond chance.</p>\n{shown}"
-
-
-def _definitions(found: "ActiveDormant", downloads: Downloads) -> str:
-    meta = found.meta
-    tokens, model = meta["tokens"], meta["model"]
-    known = {
-        "model": f"{model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, {precision(model)}",
-        "texts": f"{tokens['n_sequences']} sequences of {tokens['min_length']} to {tokens['max_length']} tokens; "
-        f"{meta['source']}",
-        "BOS": tokens["bos"]["statement"],
-        "thresholds": ", ".join(
-            f"{name} {value}" for name, value in meta["settings"]["thresholds"].items() if value is not None
-        ),
-        "effect that matters": effects_that_matter(found),
-    }
-    known |= {name: metric["definition"] for name, metric in meta["metrics"].items()}
-    notes = callout([str(note) for note in meta["warnings"]], warning=True)
-    return f"<h2>Definitions and provenance</h2>\n{notes}\n{facts(known)}\n{downloads.buttons()}"

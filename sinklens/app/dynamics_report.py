@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sinklens.app.page import callout, document, facts, figure, html_table, text
-from sinklens.app.report import write_page
-from sinklens.app.sections.source import Downloads
+from sinklens.app.page import callout, figure, html_table, text
+from sinklens.app.report import write_report
 from sinklens.plots.dynamics import dynamics as dynamics_figure
 from sinklens.plots.step_heatmap import step_heatmap
-from sinklens.results.provenance import precision
 
 if TYPE_CHECKING:
     from sinklens.studies.dynamics.result import Dynamics
@@ -31,37 +29,22 @@ _COLUMNS = {
 }
 
 
-def write_dynamics_report(dynamics: "Dynamics", path: str | Path) -> Path:
-    """Write a series as one HTML file that opens offline: what grew when, figures, tables and definitions.
-
-    As :func:`~sinklens.app.report.write_report` does for a census: plotly.js is inlined once (about 5 MB), tables are
-    inside as CSV, the page makes no request, and the file appears under its name only when it is complete.
-
-    Args:
-        dynamics: What ``measure_dynamics`` returned.
-        path: File to write; missing folders are made.
-
-    Returns:
-        The path written.
-
-    Raises:
-        ResultError: when the file cannot be written.
-    """
-    downloads = Downloads(dynamics.tables)
+def write_dynamics_report(dynamics: "Dynamics", path: Path) -> Path:
+    """Write a series of checkpoints: what grew when, figures, tables and definitions."""
+    settings = dynamics.meta["settings"]
     sections = [
         ("training", "Training", _training(dynamics)),
         ("heads", "Heads", _heads(dynamics)),
         ("layers", "Layers", _layers(dynamics)),
-        ("definitions", "Definitions", _definitions(dynamics, downloads)),
     ]
-    first, *rest = dynamics.verdict
-    name = dynamics.meta["series"]["name"]
-    head = (
-        f'<p class="kind">sinklens dynamics of checkpoints</p>\n<h1>{text(name)}</h1>\n'
-        f'<p class="headline">{text(first)}</p>\n<ul class="verdict">'
-        f"{''.join(f'<li>{text(sentence)}</li>' for sentence in rest)}</ul>"
-    )
-    return write_page(document(f"{name}: sinklens dynamics", head, sections, downloads.data()), Path(path))
+    known = {
+        "checkpoints": "all on the same tokens",
+        "head with a sink": f"sink rate of position 0 (eps {settings['eps']}) of at least "
+        f"{settings['sink_head_rate']}, and importance of at least {settings['sink_head_ratio']} times that of uniform "
+        "attention",
+        "loss": "mean -log p of the next token in nats, by sequence and then over sequences, with a 95 % interval",
+    }
+    return write_report(dynamics, path, sections, known)
 
 
 def _training(dynamics: "Dynamics") -> str:
@@ -99,21 +82,3 @@ def _layers(dynamics: "Dynamics") -> str:
         for value in ("max_over_median", "resid_ratio")
     ]
     return f"<h2>Layer by layer</h2>\n{''.join(shown)}"
-
-
-def _definitions(dynamics: "Dynamics", downloads: Downloads) -> str:
-    meta = dynamics.meta
-    tokens, model = meta["tokens"], meta["model"]
-    known = {
-        "model": f"{model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, {precision(model)}",
-        "texts": f"{tokens['n_sequences']} sequences of {tokens['min_length']} to {tokens['max_length']} tokens, the "
-        f"same for every checkpoint; {tokens['source']}",
-        "BOS": tokens["bos"]["statement"],
-        "head with a sink": f"sink rate of position 0 (eps {meta['settings']['eps']}) of at least "
-        f"{meta['settings']['sink_head_rate']}, and importance of at least {meta['settings']['sink_head_ratio']} times "
-        "that of uniform attention",
-        "loss": "mean -log p of the next token in nats, by sequence and then over sequences, with a 95 % interval",
-    }
-    known |= {name: metric["definition"] for name, metric in meta["metrics"].items()}
-    notes = callout([str(note) for note in meta["warnings"]], warning=True)
-    return f"<h2>Definitions and provenance</h2>\n{notes}\n{facts(known)}\n{downloads.buttons()}"

@@ -173,7 +173,5 @@ def ablate(
     if result is not None:
         saved = []
         if out is not None:  # before anything is printed: a closed pipe (| head) must not cost the report
-            from sinklens.app import write_sweep_report
-
-            saved = [f"Report: {write_sweep_report(result, out / 'report.html')}", f"Tables: {out}"]
+            saved = [f"Report: {result.report(out / 'report.html')}", f"Tables: {out}"]
         print_sweep(result, shown, saved)

@@ -87,10 +87,8 @@ def active_dormant(
         )
     saved = []
     if out is not None:  # before anything is printed: a closed pipe (| head) must not cost the result
-        from sinklens.app import write_active_dormant_report
-
         found.save(out)
-        saved = [f"Report: {write_active_dormant_report(found, out / 'report.html')}", f"Tables: {out}"]
+        saved = [f"Report: {found.report(out / 'report.html')}", f"Tables: {out}"]
     _print(found, saved)
 
 

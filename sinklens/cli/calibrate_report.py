@@ -11,16 +11,15 @@ from sinklens.cli import printing
 
 def save_calibration(result: Any, out: Path) -> list[str]:
     """Figure and report; the lines that say where they are."""
-    from sinklens.app import write_calibration_report
     from sinklens.plots import calibration as calibration_figure
     from sinklens.plots import save_figure
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        save_figure(calibration_figure(result.report()), out / "calibration.png", result.report(), width=900)
+        save_figure(calibration_figure(result.summary()), out / "calibration.png", result.summary(), width=900)
     for warning in caught:  # no browser, no picture
         typer.echo(f"Note: {warning.message}", err=True)
-    return [f"Report: {write_calibration_report(result, out / 'report.html')}", f"Tables: {out}"]
+    return [f"Report: {result.report(out / 'report.html')}", f"Tables: {out}"]
 
 
 def print_calibration(result: Any, saved: list[str]) -> None:
@@ -28,13 +27,13 @@ def print_calibration(result: Any, saved: list[str]) -> None:
     meta = result.meta
     where = f", {len(meta['split']['search'])} of them chosen on, from"
     printing.say_model(meta["model"], printing.sequences(meta["tokens"], "prompts", where=where))
-    printing.say_verdict([result.verdict] if isinstance(result.verdict, str) else result.verdict)
+    printing.say_verdict(result.verdict)
     if result.intervention is not None:
         more = len(result.heads) - 12
         chosen = ",".join(result.heads[:12]) + (f" and {more} more" if more > 0 else "")
         gamma = meta["chosen"].get("gamma")
         printing.say_verdict([f"Chosen: {chosen}{'' if gamma is None else f', gamma {gamma:g}'}."])
-    report = result.report()
+    report = result.summary()
     rows = []
     for row in report[(report["variant"] != "tuned") | (report["heads"] != "")].to_dict("records"):
         shares = [_span(row, name, ".3f") for name in ("accuracy", "valid_rate", "accuracy_given_valid")]

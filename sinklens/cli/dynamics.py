@@ -101,7 +101,6 @@ def dynamics(
 
 
 def _save(result: Any, out: Path) -> list[str]:
-    from sinklens.app import write_dynamics_report
     from sinklens.plots import dynamics as dynamics_figure
     from sinklens.plots import save_figure
 
@@ -111,7 +110,7 @@ def _save(result: Any, out: Path) -> list[str]:
         save_figure(figure, out / "dynamics.png", result, width=1250)
     for warning in caught:  # no browser, no picture
         typer.echo(f"Note: {warning.message}", err=True)
-    report = write_dynamics_report(result, out / "report.html")
+    report = result.report(out / "report.html")
     return [f"Report: {report}", f"Figure: {out / 'dynamics.html'}", f"Tables: {out}"]
 
 

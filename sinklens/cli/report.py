@@ -20,6 +20,6 @@ def report(
 
       sinklens report runs/demo --out demo.html
     """
-    from sinklens.cli.reports import write_report_of
+    from sinklens.results.result import open_result
 
-    typer.echo(f"Report: {write_report_of(directory, out or directory / 'report.html')}")
+    typer.echo(f"Report: {open_result(directory).report(out or directory / 'report.html')}")

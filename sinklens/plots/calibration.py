@@ -19,7 +19,7 @@ _RATES: Final = {
 
 
 @draws("sinklens-calibration", needs={"summary": ("variant",)})
-def calibration(report: pd.DataFrame) -> go.Figure:
+def calibration(summary: pd.DataFrame) -> go.Figure:
     """Draw the three rates of the unchanged model, of the tuned one and of as many random heads.
 
     Accuracy is the product of the other two: a gain that stands in the middle row alone is one of form. Bars are 95 %
@@ -27,22 +27,23 @@ def calibration(report: pd.DataFrame) -> go.Figure:
     small point is one set of random heads. A rate that does not exist (no valid answer) is not drawn.
 
     Args:
-        report: A calibration, or what its `summary()` gives: variant, accuracy, valid_rate, accuracy_given_valid with
+        summary: A calibration, or what its `summary()` gives: variant, accuracy, valid_rate, accuracy_given_valid with
             `_low` and `_high`, n.
 
     Raises:
         InputError: A missing column.
     """
     needed = [f"{name}{end}" for name in _RATES for end in ("", "_low", "_high")]
-    require_columns(report, ("variant", "n", *needed), "calibration")
-    if report.empty:
+    require_columns(summary, ("variant", "n", *needed), "calibration")
+    if summary.empty:
         return empty_figure(_TITLE, "Not applicable: nothing was reported.")
-    if "heads" in report.columns:
-        report = report[(report["variant"] != "tuned") | (report["heads"] != "")]  # nothing chosen: the unchanged model
-    random = report[~report["variant"].isin(["unchanged", "tuned"])]
-    prompts = int(report["n"].iloc[0])
+    if "heads" in summary.columns:
+        # a tuned variant without heads is the unchanged model again
+        summary = summary[(summary["variant"] != "tuned") | (summary["heads"] != "")]
+    random = summary[~summary["variant"].isin(["unchanged", "tuned"])]
+    prompts = int(summary["n"].iloc[0])
     notes = [f"{prompts} prompts that nothing was chosen on; bars: 95 % intervals over prompts (Wilson)."]
-    if not (report["variant"] == "tuned").any():
+    if not (summary["variant"] == "tuned").any():
         notes.append("Nothing was chosen, so only the unchanged model is drawn.")
     elif len(random):
         notes.append(f"Grey: {len(random)} set(s) of as many random heads.")
@@ -63,7 +64,7 @@ def calibration(report: pd.DataFrame) -> go.Figure:
             )
         )
     for variant, colour, shift in (("unchanged", CATEGORICAL[0], -0.18), ("tuned", CATEGORICAL[1], 0.18)):
-        for record in report[report["variant"] == variant].to_dict("records"):
+        for record in summary[summary["variant"] == variant].to_dict("records"):
             fig.add_trace(_points(record, variant, colour, rows + shift))
     fig.update_layout(
         xaxis={"title": {"text": "share of prompts (the last row: of valid answers)"}, "range": [-0.02, 1.02]}

@@ -147,7 +147,7 @@ def one_row_each(table: pd.DataFrame, key: Key, function: str) -> None:
 
 def _kind(result: Any) -> str | None:
     """The ``format`` of a result."""
-    found: str | None = getattr(result, "format", None) or getattr(result, "_format", None)
+    found: str | None = getattr(result, "format", None)
     return found
 
 

@@ -1,7 +1,7 @@
 """What a saved result says about where its numbers come from: only what JSON can hold."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,15 +15,29 @@ from sinklens.models.source import ModelSource, source_of
 from sinklens.models.tokens import TokenBatch
 
 
-def provenance(model: TransformerBridge, batch: TokenBatch, source: str | None = None) -> dict[str, Any]:
-    """Versions, time, model and tokens of a run, for the header of its result.
+def header(
+    model: TransformerBridge,
+    batch: TokenBatch | None = None,
+    source: str | None = None,
+    *,
+    tokens: Mapping[str, Any] | None = None,
+    plan: AttentionPlan | None = None,
+    **entries: Any,
+) -> dict[str, Any]:
+    """The header of a result: versions, time, model and tokens of a run, and what the run itself has to say.
 
     Args:
         model: The bridge.
         batch: Its tokens.
         source: Where the texts come from, in words.
+        tokens: More about the tokens, or other words than those of ``batch``.
+        plan: How the attention of each layer is measured, where that is to be told.
+        entries: Everything else, such as ``settings``, ``metrics`` and ``warnings``.
     """
-    return {**made_with(), "model": model_facts(model), "tokens": token_facts(batch, source)}
+    found = made_with() | {"model": model_facts(model) | (attention_facts(plan) if plan is not None else {})}
+    if batch is not None:
+        found["tokens"] = token_facts(batch, source) | dict(tokens or {})
+    return found | entries
 
 
 def made_with() -> dict[str, Any]:
@@ -85,7 +99,7 @@ def _display_name(source: ModelSource) -> str:
     return Path(source.name).name if Path(source.name).expanduser().exists() else source.name
 
 
-def precision(model: dict[str, Any]) -> str:
+def precision(model: Mapping[str, Any]) -> str:
     """In what numbers a model computed, and what its weights were dequantised from.
 
     Args:
@@ -98,6 +112,25 @@ def precision(model: dict[str, Any]) -> str:
     """
     quantisation = model.get("dequantised_from")
     return f"{model['dtype']} (dequantised from {quantisation})" if quantisation else str(model["dtype"])
+
+
+def model_words(model: Mapping[str, Any]) -> str:
+    """Architecture, size and precision of a model, from a saved result of any age.
+
+    >>> model_words({"architecture": "GPT2LMHeadModel", "n_layers": 2, "n_heads": 4, "dtype": "float32"})
+    'GPT2LMHeadModel, 2 layers x 4 heads, float32'
+    >>> model_words({"n_layers": 2, "n_heads": 4})
+    '2 layers x 4 heads'
+    """
+    told = [str(model["architecture"])] if "architecture" in model else []
+    told += [f"{model['n_layers']} layers x {model['n_heads']} heads"] if "n_layers" in model else []
+    return ", ".join([*told, precision(model)] if "dtype" in model else told)
+
+
+def token_words(tokens: Mapping[str, Any]) -> str:
+    """How many sequences of which lengths, where they come from, and what is to be known about their BOS."""
+    lengths = f"{tokens['n_sequences']} sequences of {tokens['min_length']} to {tokens['max_length']} tokens"
+    return f"{lengths} ({tokens['source']}). {tokens['bos']['statement']}"
 
 
 def token_facts(batch: TokenBatch, source: str | None = None, skipped: Sequence[str] = ()) -> dict[str, Any]:

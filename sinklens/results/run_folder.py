@@ -16,6 +16,7 @@ from sinklens.errors import ResultError
 from sinklens.results.files import write_atomically
 from sinklens.results.lock import LOCK, locked
 from sinklens.results.parts import Part, PartStore
+from sinklens.results.result import Result
 from sinklens.results.tables import HEADER, check_writable, complete_result
 
 PLAN, PARTS = "run-plan.json", "parts"
@@ -36,7 +37,7 @@ class RunFolder:
             folder.note(kept or {"layout": ...})  # what later runs must take over
             found = folder.load("00000") or ...
             folder.save("00000", found)
-            folder.complete(meta, tables)
+            folder.complete(result)
 
     Args:
         directory: New, empty, or what an earlier run left.
@@ -183,18 +184,17 @@ class RunFolder:
         """
         self._store.save(name, Part(dict(tables), dict(meta or {})), key)
 
-    def complete(self, meta: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], *, keep_work: bool = False) -> None:
+    def complete(self, result: Result, *, keep_work: bool = False) -> None:
         """Save the result, then remove the work; the result's header comes last, so that it marks completeness.
 
         Args:
-            meta: The header, without ``format``.
-            tables: By name.
+            result: Of the kind that this folder is for.
             keep_work: Keep plan and parts, for runs that others add to.
 
         Raises:
             ResultError: The place cannot be written or is full; the work is still there.
         """
-        complete_result(self.directory, {"format": self.format, **meta}, tables)
+        complete_result(self.directory, {"format": result.format, **result.meta}, result.tables)
         if not keep_work:
             self.tidy()
 

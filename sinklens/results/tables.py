@@ -131,16 +131,12 @@ def load_result(
         raise ResultError(f"{directory} holds no {HEADER}; expected a directory that sinklens saved.")
     try:
         header = json.loads(path.read_text("utf-8"))
-        version, files = int(header["format_version"]), dict(header["files"])
+        header["format_version"], files = int(header["format_version"]), dict(header["files"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ResultError(f"{path} is damaged ({error}); make it again.") from error
     if header.get("format") != kind:
         raise ResultError(f"{directory} holds a {header.get('format')!r}, expected {kind!r}.")
-    if version > newest:
-        raise ResultError(
-            f"{directory} was saved in format {version} by sinklens {header.get('sinklens_version')}; this version "
-            f"reads up to format {newest}. Update sinklens."
-        )
+    refuse_newer(str(directory), header, newest)
     tables, arrays = {}, {}
     for name, facts in files.items():
         file = directory / Path(name).name  # never outside of the directory, whatever the header says
@@ -156,6 +152,24 @@ def load_result(
         except (OSError, ValueError, SafetensorError) as error:
             raise ResultError(f"{file} cannot be read ({error}); make it again.") from error
     return {k: v for k, v in header.items() if k != "files"}, tables, arrays
+
+
+def refuse_newer(name: str, header: Mapping[str, Any], newest: int) -> None:
+    """Refuse a result that a newer sinklens saved.
+
+    Args:
+        name: What to call it.
+        header: What it says about itself.
+        newest: Newest ``format_version`` this sinklens reads.
+
+    Raises:
+        ResultError: It is newer.
+    """
+    if header["format_version"] > newest:
+        raise ResultError(
+            f"{name} was saved in format {header['format_version']} by sinklens {header.get('sinklens_version')}; this "
+            f"version reads up to format {newest}. Update sinklens."
+        )
 
 
 @contextmanager

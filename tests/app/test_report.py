@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sinklens.app import write_report
 from sinklens.app.sections import source
 from sinklens.errors import ResultError
 from sinklens.studies.census.result import Census
@@ -57,7 +56,7 @@ def census() -> Census:
 
 @pytest.fixture(scope="module")
 def path(census: Census, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(census, tmp_path_factory.mktemp("report") / "new" / "report.html")
+    return census.report(tmp_path_factory.mktemp("report") / "new" / "report.html")
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +149,7 @@ def test_every_table_can_be_saved(page: Page, census: Census) -> None:
 
 
 def test_a_model_without_attention_never_reads_zero(tmp_path: Path) -> None:
-    page = Page(write_report(attentionless_census(), tmp_path / "none.html").read_text("utf-8"))
+    page = Page(attentionless_census().report(tmp_path / "none.html").read_text("utf-8"))
     assert "Not applicable: no layer of this model has attention." in page.text
     assert "sink heads: not applicable" in page.text
     assert not re.search(r"\b0 of 0\b", page.text)
@@ -180,7 +179,7 @@ def test_what_was_not_measured_is_said(
         kept["heads"] = kept["heads"].drop(columns=list(missing))
     settings = census.meta["settings"] | {"detectors": detectors}
     small = Census(census.meta | {"settings": settings}, kept)
-    page = Page(write_report(small, tmp_path / "small.html").read_text("utf-8"))
+    page = Page(small.report(tmp_path / "small.html").read_text("utf-8"))
     sections = {"sinks": 2, "value_drains": 5, "massive_activations": 4, "residual_peaks": 4}[detectors[0]]
     assert page.text.count(f"Not measured: this scan ran only the detectors {detectors[0]}.") == sections
 
@@ -190,7 +189,7 @@ def test_large_tables_are_cut_and_the_page_says_so(
 ) -> None:
     monkeypatch.setattr(source, "_MAX_ROWS", 101)
     monkeypatch.setattr(source, "_CUT_ROWS", 100)
-    page = Page(write_report(census, tmp_path / "cut.html").read_text("utf-8"))
+    page = Page(census.report(tmp_path / "cut.html").read_text("utf-8"))
     sinks = embedded(page, "sinks")
     assert len(sinks) == 100 and "The 5 most important keys of every head, of 960 rows" in page.text
     top = census.tables["sinks"].groupby(["layer", "head"])["importance"].max()
@@ -200,8 +199,8 @@ def test_large_tables_are_cut_and_the_page_says_so(
 
 def test_maps_beyond_the_room_are_named(census: Census, tmp_path: Path) -> None:
     big = replace(census.maps["L2H1"])
-    many = replace(census, maps={f"L{i}H0": replace(big, layer=i) for i in range(300)})
-    page = Page(write_report(many, tmp_path / "many.html").read_text("utf-8"))
+    many = Census.of(census.meta, census.tables, {f"L{i}H0": replace(big, layer=i) for i in range(300)})
+    page = Page(many.report(tmp_path / "many.html").read_text("utf-8"))
     assert "Left out to keep this file small: L" in page.text and "L299H0" in page.text
 
 
@@ -210,11 +209,11 @@ def test_a_report_is_replaced_whole_or_not_at_all(census: Census, tmp_path: Path
     target.write_text("old")
     lacking = replace(census, tables={k: v for k, v in census.tables.items() if k != "tokens"})
     with pytest.raises(ResultError, match="lacks tokens"):
-        write_report(lacking, target)
+        lacking.report(target)
     assert target.read_text("utf-8") == "old"
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultError, match="file"):
-        write_report(census, tmp_path / "file" / "report.html")
+        census.report(tmp_path / "file" / "report.html")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "report.html"]
 
 

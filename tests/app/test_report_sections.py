@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from sinklens import Census, scan
-from sinklens.app import write_report
 from sinklens.app.sections import SECTIONS
 from tests.app.browser import Browser
 from tests.plots.synthetic import EVIL, synthetic_census
@@ -31,7 +30,7 @@ def census() -> Census:
 
 @pytest.fixture(scope="module")
 def page(census: Census, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(census, tmp_path_factory.mktemp("sections") / "report.html")
+    return census.report(tmp_path_factory.mktemp("sections") / "report.html")
 
 
 def section(text: str, anchor: str) -> str:
@@ -59,14 +58,14 @@ def test_every_measured_section_is_there_and_linked(census: Census, page: Path) 
 @pytest.mark.parametrize("table", list(ANCHORS))
 def test_nothing_is_shown_of_what_was_not_measured(census: Census, tmp_path: Path, table: str) -> None:
     tables = {name: frame for name, frame in census.tables.items() if name != table}
-    text = write_report(Census(census.meta, tables), tmp_path / "report.html").read_text("utf-8")
+    text = Census(census.meta, tables).report(tmp_path / "report.html").read_text("utf-8")
     assert f'id="{ANCHORS[table]}"' not in text and f'href="#{ANCHORS[table]}"' not in text
     for other, anchor in ANCHORS.items():
         assert other == table or f'id="{anchor}"' in text
 
 
 def test_an_older_census_has_none_of_them(tmp_path: Path) -> None:
-    text = write_report(synthetic_census(), tmp_path / "report.html").read_text("utf-8")
+    text = synthetic_census().report(tmp_path / "report.html").read_text("utf-8")
     assert not any(f'id="{anchor}"' in text for anchor in ANCHORS.values())
     assert all(entry.optional == (entry.anchor in ANCHORS.values()) for entry in SECTIONS)
 
@@ -88,7 +87,7 @@ def test_secondary_sinks_come_first_in_their_table(census: Census, tmp_path: Pat
     ]
     table = pd.DataFrame(rows).reindex(columns=columns)
     changed = Census(census.meta, census.tables | {"secondary_sinks": table})
-    shown = section(write_report(changed, tmp_path / "report.html").read_text("utf-8"), "secondary")
+    shown = section(changed.report(tmp_path / "report.html").read_text("utf-8"), "secondary")
     places = [shown.index(f">{place}<") for place in (6, 4, 5, 3)]
     assert places == sorted(places) and EVIL not in shown and "&lt;script&gt;" in shown
 
@@ -96,7 +95,7 @@ def test_secondary_sinks_come_first_in_their_table(census: Census, tmp_path: Pat
 def test_no_secondary_sink_is_said(census: Census, tmp_path: Path) -> None:
     empty = census.tables["secondary_sinks"].iloc[:0]
     changed = Census(census.meta, census.tables | {"secondary_sinks": empty})
-    shown = section(write_report(changed, tmp_path / "report.html").read_text("utf-8"), "secondary")
+    shown = section(changed.report(tmp_path / "report.html").read_text("utf-8"), "secondary")
     assert "Not applicable: no token points along the BOS" in shown and "<table" not in shown
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from sinklens import load
-from sinklens.app import write_active_dormant_report, write_dynamics_report
 from sinklens.app.active_dormant_report import strongest_contrasts
 from sinklens.errors import ResultError
 from sinklens.lab.bigram_backcopy import BigramBackcopy
@@ -37,8 +36,8 @@ def found() -> ActiveDormant:
 def pages(dynamics: Dynamics, found: ActiveDormant, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages") / "deep"
     return {
-        "dynamics": write_dynamics_report(dynamics, folder / "dynamics.html"),
-        "heads": write_active_dormant_report(found, folder / "heads.html"),
+        "dynamics": dynamics.report(folder / "dynamics.html"),
+        "heads": found.report(folder / "heads.html"),
     }
 
 
@@ -63,26 +62,24 @@ def test_active_dormant_heads_tell_everything(found: ActiveDormant, pages: dict[
 
 
 def test_markup_in_names_is_text(dynamics: Dynamics, found: ActiveDormant, tmp_path: Path) -> None:
-    series = replace(dynamics, meta=dynamics.meta | {"series": {"name": EVIL, "steps": []}})
+    series = replace(dynamics, meta=dynamics.meta | {"model": dynamics.meta["model"] | {"name": EVIL}})
     named = replace(found, meta=found.meta | {"model": found.meta["model"] | {"name": EVIL}, "source": EVIL})
     for page in (
-        write_dynamics_report(series, tmp_path / "a.html"),
-        write_active_dormant_report(named, tmp_path / "b.html"),
+        series.report(tmp_path / "a.html"),
+        named.report(tmp_path / "b.html"),
     ):
         assert EVIL not in page.read_text("utf-8") and "&lt;script&gt;alert(1)" in page.read_text("utf-8")
 
 
 def test_one_group_has_no_contrast(tmp_path: Path) -> None:
     alone = find_active_dormant(load("bb-1l"), max_sequences=8)
-    assert "there is one domain and one token class only" in write_active_dormant_report(
-        alone, tmp_path / "a.html"
-    ).read_text("utf-8")
+    assert "there is one domain and one token class only" in alone.report(tmp_path / "a.html").read_text("utf-8")
 
 
 def test_a_series_without_attention(tmp_path: Path) -> None:
     families.build_checkpoint("mamba", tmp_path / "run" / "step-1")
     result = measure_dynamics(tmp_path / "run", TEXTS, max_tokens=24, max_sequences=6)
-    page = write_dynamics_report(result, tmp_path / "a.html").read_text("utf-8")
+    page = result.report(tmp_path / "a.html").read_text("utf-8")
     assert "Not applicable: no layer of this model has attention." in page and "layers-max_over_median-data" in page
 
 
@@ -96,9 +93,9 @@ def test_contrasts_are_ordered_by_what_was_found() -> None:
 def test_a_place_that_cannot_be_written(dynamics: Dynamics, found: ActiveDormant, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultError, match="folder"):
-        write_dynamics_report(dynamics, tmp_path / "file" / "a.html")
+        dynamics.report(tmp_path / "file" / "a.html")
     with pytest.raises(ResultError, match="folder"):
-        write_active_dormant_report(found, tmp_path / "file" / "a.html")
+        found.report(tmp_path / "file" / "a.html")
 
 
 @pytest.mark.browser

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from sinklens import cli
-from sinklens.app import write_sweep_report
 from sinklens.errors import ResultError
 from sinklens.studies import Sweep, sweep
 
@@ -21,7 +20,7 @@ def swept() -> Sweep:
 
 
 def test_it_holds_every_intervention_and_its_numbers(swept: Sweep, tmp_path: Path) -> None:
-    page = write_sweep_report(swept, tmp_path / "deep" / "report.html").read_text("utf-8")
+    page = swept.report(tmp_path / "deep" / "report.html").read_text("utf-8")
     for sentence in swept.verdict:
         assert sentence in page
     for place, label in enumerate(["zero", "uniform"]):
@@ -38,7 +37,7 @@ def test_it_holds_every_intervention_and_its_numbers(swept: Sweep, tmp_path: Pat
 def test_markup_in_a_name_is_text(swept: Sweep, tmp_path: Path) -> None:
     evil = "<img src=x onerror=alert(1)>"
     named = replace(swept, meta={**swept.meta, "model": {**swept.meta["model"], "name": evil}})
-    page = write_sweep_report(named, tmp_path / "report.html").read_text("utf-8")
+    page = named.report(tmp_path / "report.html").read_text("utf-8")
     assert evil not in page and "&lt;img src=x" in page
 
 
@@ -56,7 +55,7 @@ def test_the_command_writes_it_and_report_writes_it_again(
 def test_a_place_that_cannot_be_written(swept: Sweep, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultError, match="folder"):
-        write_sweep_report(swept, tmp_path / "file" / "report.html")
+        swept.report(tmp_path / "file" / "report.html")
 
 
 def _decoded(values: dict[str, str]) -> np.ndarray:

@@ -190,7 +190,7 @@ def synthetic_census(n: int = 48) -> Census:
     columns = ["layer", "head", "position", "importance", "sink_rate", "null", "n_sequences"]
     sinks_table = pd.DataFrame(sinks, columns=columns)
     sinks_table.insert(6, "ratio", sinks_table["importance"] / sinks_table["null"])
-    return Census(
+    return Census.of(
         meta=meta(n),
         tables={
             "sinks": sinks_table,
@@ -243,7 +243,7 @@ def attentionless_census(n: int = 12) -> Census:
         "model": full.meta["model"] | {"attention": none},
         "verdict": ["This model has no attention."],
     }
-    return Census(changed, tables, {})
+    return Census.of(changed, tables)
 
 
 def meta(n: int) -> dict[str, Any]:

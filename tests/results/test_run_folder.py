@@ -3,18 +3,26 @@
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from sinklens.errors import ResultError
-from sinklens.results import RunFolder
+from sinklens.results import Result, RunFolder
 from sinklens.results.lock import LOCK
 from sinklens.results.parts import Part, PartStore
 from sinklens.results.run_folder import PLAN
 
 KIND, WORK, SPEC = "sinklens-test", "test", {"texts": {"n": 3}, "seed": 0}
+
+
+@dataclass(frozen=True)
+class Kept(Result, format=KIND, title="Tests", newest=1, needs=()):
+    """What a test run leaves."""
+
+
 VALUES = [0.1, -0.0, math.nan, 5e-324]
 
 
@@ -109,7 +117,7 @@ def test_a_run_goes_on_and_ends(tmp_path: Path) -> None:
         again.note({"layout": [1, 2]})
         found = again.load("00000")
         assert found is not None and again.names() == ["00000"]
-        again.complete({"format_version": 1}, found.tables)
+        again.complete(Kept({"format_version": 1}, found.tables))
     assert {path.name for path in tmp_path.iterdir()} == {"result.json", "losses.parquet", "none.parquet"}
     assert again.finished and not (tmp_path / LOCK).exists()
     assert again.begin(SPEC, held=SPEC) is None
@@ -182,7 +190,7 @@ def test_a_kill_before_the_plan_leaves_a_usable_folder(tmp_path: Path) -> None:
     with run.locked():
         run.begin(SPEC)
         run.note()
-        run.complete({"format_version": 1}, {})
+        run.complete(Kept({"format_version": 1}, {}))
     assert {path.name for path in tmp_path.iterdir()} == {"result.json"}
 
 

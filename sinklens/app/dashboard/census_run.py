@@ -11,10 +11,11 @@ import plotly.graph_objects as go
 from sinklens.app.dashboard.figures.by_position import by_position
 from sinklens.app.dashboard.run import Fact, Run, Score
 from sinklens.app.dashboard.stored import Tables
+from sinklens.app.drawings import drawings
 from sinklens.errors import InputError, ResultError
 from sinklens.plots.sink_heatmap import HeadValue, sink_heatmap
 from sinklens.plots.style import empty_figure, head_label, number, visible_text
-from sinklens.studies.census.result import AttentionMap
+from sinklens.studies.census.result import AttentionMap, Census
 
 LABELS: Final = {
     "sink_rate": "Sink rate, strongest key",
@@ -195,29 +196,4 @@ class CensusRun(Run):
 def census_run(name: str, label: str, meta: Mapping[str, Any], tables: Tables, maps: Mapping[str, AttentionMap]) -> Run:
     """A census from its parts."""
     kept = {(0, each.layer, each.head): each for each in maps.values()}
-    return CensusRun(name, label, "sinklens-census", meta, tables, drawings=_DRAWINGS, maps=kept)
-
-
-def _draw(function: str, table: str, **options: Any) -> Any:
-    """A figure of sinklens.plots from one table, made when asked for."""
-
-    def drawing(run: Run) -> go.Figure:
-        from sinklens import plots
-
-        if table not in run.tables.names:
-            return empty_figure(function.replace("_", " "), f"Not measured: this scan made no table {table}.")
-        figure: go.Figure = getattr(plots, function)(run.tables.frame(table), **options)
-        return figure
-
-    return drawing
-
-
-_DRAWINGS: Final = {
-    "Residual norm of position 0 by layer": _draw("residual_peaks", "layers"),
-    "Residual norm by layer and token": _draw("norms_by_token", "profile", value="resid_norm"),
-    "Value norm by layer and token": _draw("norms_by_token", "profile", value="value_norm"),
-    "Attention received by layer and token": _draw("norms_by_token", "profile", value="received"),
-    "Sink rate against its threshold": _draw("eps_sweep", "eps_sweep"),
-    "Strongest massive activations": _draw("massive_table", "massive"),
-    "Secondary sinks": _draw("secondary_sinks", "secondary_sinks"),
-}
+    return CensusRun(name, label, Census.format, meta, tables, drawings=drawings(Census.format), maps=kept)

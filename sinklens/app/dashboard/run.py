@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from sinklens.app.dashboard.figures.score_grid import score_grid
 from sinklens.app.dashboard.stored import Tables
+from sinklens.app.drawings import Drawing
 from sinklens.plots.style import empty_figure, number
 
 _MOST_ROWS: Final = 100_000
@@ -65,7 +66,7 @@ class Run:
     meta: Mapping[str, Any] = field(repr=False)
     tables: Tables = field(repr=False)
     notes: tuple[str, ...] = ()
-    drawings: Mapping[str, Callable[["Run"], go.Figure]] = field(default_factory=dict, repr=False)
+    drawings: Mapping[str, Drawing] = field(default_factory=dict, repr=False)
 
     say: Callable[["Run"], list[str]] | None = field(default=None, repr=False)
     has_tokens = False

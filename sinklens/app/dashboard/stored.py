@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -30,10 +30,24 @@ Cube = dict[str, np.ndarray]
 """Columns of a table by layer, head and position as ``float32 [layer head position]``, NaN where it has no row."""
 
 
-class Tables(ABC):
+class Tables(Mapping[str, pd.DataFrame], ABC):
     """Named tables of one result."""
 
     names: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.frame(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
 
     @abstractmethod
     def frame(self, name: str, limit: int | None = None) -> pd.DataFrame:

@@ -10,12 +10,14 @@ import plotly.graph_objects as go
 
 from sinklens.app.dashboard.run import Fact, Run, Score
 from sinklens.app.dashboard.stored import Tables
+from sinklens.app.drawings import Drawing
 from sinklens.errors import ResultError
 from sinklens.plots.ablation_heatmap import ablation_heatmap
 from sinklens.plots.axes import light_grid
 from sinklens.plots.cumulative_curve import cumulative_curve
 from sinklens.plots.effects import EFFECTS, EffectMetric, with_interval
 from sinklens.plots.style import CATEGORICAL, MUTED, TEMPLATE, empty_figure, escaped, float32, number
+from sinklens.studies.ablation.result import Sweep
 
 
 @dataclass
@@ -116,12 +118,12 @@ def sweep_run(name: str, label: str, meta: Mapping[str, Any], tables: Tables) ->
     if missing:
         raise ResultError(f"This sweep is damaged: it has no table {missing[0]}; sweep again.")
     drawings = {f"Top k heads · {each}": _curve(str(each)) for each in meta.get("interventions") or {}}
-    return SweepRun(name, label, "sinklens-sweep", meta, tables, drawings=drawings)
+    return SweepRun(name, label, Sweep.format, meta, tables, drawings=drawings)
 
 
-def _curve(label: str) -> Any:
-    def drawing(run: Run) -> go.Figure:
-        return cumulative_curve(run.tables.frame("summary"), intervention=label)
+def _curve(label: str) -> Drawing:
+    def drawing(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
+        return cumulative_curve(tables["summary"], intervention=label)
 
     return drawing
 

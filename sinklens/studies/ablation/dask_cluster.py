@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from sinklens.errors import InputError, MissingExtraError, SinkLensError
-from sinklens.studies.ablation.executors import OnShare, Results, run_on_worker
 from sinklens.studies.ablation.recipe import ModelRecipe
 from sinklens.studies.ablation.tasks import Task
+from sinklens.studies.ablation.worker import OnShare, Results, run_on_worker
 
 RETRIES = 3
 CONNECT_SECONDS = 10

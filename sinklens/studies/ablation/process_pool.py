@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from sinklens.errors import SinkLensError
-from sinklens.studies.ablation.executors import OnShare, Results, run_on_worker
 from sinklens.studies.ablation.recipe import ModelRecipe
 from sinklens.studies.ablation.tasks import Task
+from sinklens.studies.ablation.worker import OnShare, Results, run_on_worker
 
 RETRIES = 3
 """How often a part is run again after its worker died."""

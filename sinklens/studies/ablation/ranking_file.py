@@ -7,9 +7,12 @@ import pandas as pd
 
 from sinklens.errors import InputError, ResultError
 from sinklens.interventions.heads import Head, parse_head
-from sinklens.results.tables import kind_of
+from sinklens.results.result import open_result
+from sinklens.studies.ablation.result import Sweep
 from sinklens.studies.ablation.variants import rank
+from sinklens.studies.census.result import Census
 from sinklens.studies.head_roles.read_scores import read_scores
+from sinklens.studies.head_roles.result import Roles
 
 SCORES = {"heads": "importance", "summary": "delta_loss"}
 """Tables of saved results that rank heads, and their usual column."""
@@ -88,19 +91,15 @@ def _holds_gates(path: Path) -> bool:
 
 
 def _saved(path: Path) -> tuple[pd.DataFrame, str | None]:
-    from sinklens.studies.ablation.result import Sweep
-    from sinklens.studies.census.result import Census
-    from sinklens.studies.head_roles.result import FORMAT, Roles
-
-    if kind_of(path) == FORMAT:
-        roles = Roles.load(path)
-        return roles.to_dataframe()[["layer", "head", *roles.criteria()["criterion"]]], None
-    try:
-        return Census.load(path).heads.to_dataframe(), SCORES["heads"]
-    except ResultError as error:
-        if "sinklens-sweep" not in str(error):
-            raise
-    return Sweep.load(path).ranking(), SCORES["summary"]
+    match open_result(path):
+        case Census() as census:
+            return census.heads.to_dataframe(), SCORES["heads"]
+        case Sweep() as sweep:
+            return sweep.ranking(), SCORES["summary"]
+        case Roles() as roles:
+            return roles.to_dataframe()[["layer", "head", *roles.criteria()["criterion"]]], None
+        case other:
+            raise ResultError(f"{path} holds a {other.format!r} without a ranking; name a census, a sweep or roles.")
 
 
 def _heads(table: pd.DataFrame, path: Path) -> list[Head]:

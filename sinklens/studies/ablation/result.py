@@ -11,8 +11,7 @@ import pandas as pd
 from sinklens.errors import InputError
 from sinklens.evidence.controls import compare_with_controls
 from sinklens.evidence.summary import MEASURES, summarise
-from sinklens.results.provenance import precision
-from sinklens.results.result import TableResult
+from sinklens.results.result import Result
 from sinklens.results.table import Table
 from sinklens.studies.ablation.sentences import (
     SAME,
@@ -25,16 +24,16 @@ from sinklens.studies.ablation.sentences import (
 from sinklens.studies.ablation.variants import Variant
 
 FORMAT, WORK = "sinklens-sweep", "sweep"
-FORMAT_VERSION = 1
 IDENTITY = ("intervention", "variant", "kind", "k", "draw", "heads", "layer", "head", "exact", "control_of")
 
 
 @dataclass(frozen=True)
 class Sweep(
-    TableResult,
+    Result,
     format=FORMAT,
-    newest=FORMAT_VERSION,
-    needs=("effects", "summary"),
+    title="Sweep of head ablations",
+    newest=1,
+    needs=("summary", "effects"),
     header=("interventions", "spec", "settings"),
 ):
     """What interventions on sets of heads did to a model's predictions.
@@ -91,26 +90,9 @@ class Sweep(
         ascending = by in ("top1_agreement", "delta_logit_diff")  # there the smallest is the strongest
         return heads.sort_values([by, *order], ascending=[ascending, True, True], kind="stable", ignore_index=True)
 
-    def to_markdown(self, count: int = 10) -> str:
-        """Provenance and the strongest variants of each intervention as Markdown.
-
-        Args:
-            count: How many heads of each intervention.
-        """
-        model, tokens = self.meta["model"], self.meta["tokens"]
-        lines = [f"# Sweep of {model['name']}", "", *(f"- {sentence}" for sentence in self.verdict), ""]
-        lines += [
-            f"Model: {model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, "
-            f"{precision(model)}. "
-            f"Tokens: {tokens['n_sequences']} sequences of {tokens['min_length']} to {tokens['max_length']} "
-            f"({tokens['source']}). {tokens['bos']['statement']}",
-            "",
-        ]
-        for label in self.meta["interventions"]:
-            lines += [f"## {label}", "", _markdown(short_table(self, label, count)), ""]
-        lines += [f"- `{name}`: {metric['definition']}" for name, metric in self.meta["metrics"].items()]
-        lines += [f"- Warning: {warning}" for warning in self.meta["warnings"]]
-        return "\n".join(lines) + "\n"
+    def short_tables(self) -> dict[str, pd.DataFrame]:
+        """The strongest heads and all tested sets of each intervention."""
+        return {label: short_table(self, label) for label in self.meta["interventions"]}
 
     @property
     def verdict(self) -> list[str]:
@@ -213,8 +195,3 @@ def _cell(row: Any, name: str) -> str:
     if np.isnan(value):
         return "n/a"
     return f"{value:.3g}" if np.isnan(low) else f"{value:.3g} [{low:.3g}, {high:.3g}]"
-
-
-def _markdown(frame: pd.DataFrame) -> str:
-    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)

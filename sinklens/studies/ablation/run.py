@@ -18,17 +18,17 @@ from sinklens.interventions.heads import Head, head_name
 from sinklens.models.tokens import TokenBatch
 from sinklens.results import RunFolder
 from sinklens.results.progress import Progress, Share
-from sinklens.results.provenance import provenance
+from sinklens.results.provenance import header
 from sinklens.studies.ablation.agreement import RankAgreement, rank_agreement
-from sinklens.studies.ablation.executors import Executor
 from sinklens.studies.ablation.interventions import for_heads
 from sinklens.studies.ablation.layout import Layout, choose_layout, cut
 from sinklens.studies.ablation.parts import HeadSet, Part
 from sinklens.studies.ablation.question import OWN, Question
 from sinklens.studies.ablation.recipe import ModelRecipe
-from sinklens.studies.ablation.result import FORMAT_VERSION, Sweep, assemble
+from sinklens.studies.ablation.result import Sweep, assemble
 from sinklens.studies.ablation.tasks import Task
 from sinklens.studies.ablation.variants import Variant, rank
+from sinklens.studies.ablation.worker import Executor
 from sinklens.studies.effects.run import METRICS
 
 Listed = tuple[list[tuple[Variant, bool]], list[str]]
@@ -219,9 +219,7 @@ class SweepRun:
         """Put the parts together, save the result, then remove the parts."""
         measured = pd.concat(self.frames, ignore_index=True)
         tables = assemble(measured, self.variants, self.question.seed)
-        meta = {"format_version": FORMAT_VERSION, **provenance(self.model, self.batch)}
-        meta["tokens"] |= token_facts
-        meta |= {
+        meta = header(self.model, self.batch, tokens=token_facts) | {
             "interventions": self.spec["interventions"],
             "metrics": {name: {"version": 1, "definition": text} for name, text in METRICS.items()},
             "settings": {
@@ -237,7 +235,7 @@ class SweepRun:
         }
         result = Sweep(meta, tables)
         if self.folder is not None:
-            self.folder.complete(meta, tables)
+            self.folder.complete(result)
         return result
 
     def _agreement(self, summary: pd.DataFrame) -> dict[str, Any]:

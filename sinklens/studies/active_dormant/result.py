@@ -1,37 +1,33 @@
-"""What was found about heads that are active here and dormant there: tables, sentences, saved and loaded."""
+"""Heads that are at work on one kind of text or token and dormant on another, with the evidence."""
 
 from dataclasses import dataclass
 
 import pandas as pd
 
-from sinklens.results.result import TableResult
+from sinklens.results.result import Result
 from sinklens.studies.active_dormant.sentences import active_dormant_sentences
 
 FORMAT = "sinklens-active-dormant"
-FORMAT_VERSION = 1
 TABLES = ("heads", "contrasts", "agreement", "by_sequence")
 
 
 @dataclass(frozen=True)
-class ActiveDormant(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
+class ActiveDormant(Result, format=FORMAT, title="Active and dormant heads", newest=1, needs=TABLES):
     """Heads that are active on one kind of text or token and dormant on another, with the evidence.
+
+    :meth:`to_dataframe` gives one row per head, domain and token class.
+
+    Columns: layer, head, domain, class, n_sequences, n_queries; ``mass`` with its ``null``; ``norm``,
+    ``norm_ratio``, ``own_ratio``; ``clean_loss`` and ``delta`` (its rise without the head, in nats) with
+    ``delta_low`` and ``delta_high``, ``delta_layer``, the mean rise of the layer's other heads, as a control, and
+    ``effect_bound``, the rise from which an effect matters there (see :class:`Thresholds`);
+    the state by each criterion ``by_mass, by_norm, by_own_norm, by_ablation`` (missing where not applicable);
+    ``label`` and the ``evidence`` for it in words. See :func:`~sinklens.detectors.active_dormant.head_label`.
 
     Attributes:
         meta: Model, tokens with BOS provenance, domains, classes, thresholds, definitions.
         tables: By name, see the properties.
     """
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per head, domain and token class.
-
-        Columns: layer, head, domain, class, n_sequences, n_queries; ``mass`` with its ``null``; ``norm``,
-        ``norm_ratio``, ``own_ratio``; ``clean_loss`` and ``delta`` (its rise without the head, in nats) with
-        ``delta_low`` and ``delta_high``, ``delta_layer``, the mean rise of the layer's other heads, as a control, and
-        ``effect_bound``, the rise from which an effect matters there (see :class:`Thresholds`);
-        the state by each criterion ``by_mass, by_norm, by_own_norm, by_ablation`` (missing where not applicable);
-        ``label`` and the ``evidence`` for it in words. See :func:`~sinklens.detectors.active_dormant.head_label`.
-        """
-        return self.tables["heads"].copy()
 
     def contrasts(self) -> pd.DataFrame:
         """One row per head and pair of domains (same class) or classes (same domain).

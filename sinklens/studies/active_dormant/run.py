@@ -42,9 +42,9 @@ from sinklens.models.tokens import BosChoice, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.head_sets import head_set_losses
 from sinklens.results.progress import SILENT, Progress, Share
-from sinklens.results.provenance import provenance
+from sinklens.results.provenance import header
 from sinklens.studies.ablation.layout import choose_layout
-from sinklens.studies.active_dormant.result import FORMAT_VERSION, ActiveDormant
+from sinklens.studies.active_dormant.result import ActiveDormant
 from sinklens.studies.active_dormant.sentences import evidence
 from sinklens.studies.census.builtin_domains import builtin_domains
 from sinklens.studies.census.domains import Domains, DomainTexts, by_domain_of, choose_domains
@@ -139,8 +139,7 @@ def find_active_dormant(
         [*HEAD, *GROUP], key=lambda column: column.map(lambda name: ranks.get(name, name)), ignore_index=True
     )
     meta = {
-        "format_version": FORMAT_VERSION,
-        **provenance(model, domains.batch),
+        **header(model, domains.batch),
         "source": domains.source,
         "domains": domains.facts(),
         "classes": {name: sorted(int(token) for token in ids) for name, ids in named.items()},

@@ -2,26 +2,22 @@
 
 import json
 import math
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from sinklens.errors import ResultError
 from sinklens.evidence.bootstrap import Interval, paired_interval, statistic_interval
 from sinklens.evidence.controls import ControlComparison, compare_with_controls
 from sinklens.evidence.wilson import wilson_interval
 from sinklens.interventions import Intervention
-from sinklens.results.tables import load_result, save_result
+from sinklens.results.result import Result
 from sinklens.studies.calibration.answer_rates import AnswerRates, RateChange
 from sinklens.studies.calibration.classification import TaskScores
 from sinklens.studies.calibration.sentences import calibrated
 
 FORMAT = "sinklens-calibration"
-FORMAT_VERSION = 1
 METRICS = {
     "accuracy": "share of prompts whose most likely next token is the right label; other tokens count as wrong",
     "valid_rate": "share of prompts whose most likely next token is any label",
@@ -32,20 +28,38 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(
+    Result,
+    format=FORMAT,
+    title="Calibration",
+    newest=1,
+    needs=("answers", "search"),
+    header=("chosen", "variants", "settings", "split"),
+):
     """A chosen intervention, how it was chosen, and what it is worth on prompts it was not chosen on.
 
     Attributes:
         meta: Method, settings, split, chosen intervention, notes, model, tokens, definitions.
-        search: On the prompts chosen on: one row per candidate (``stage``: ``"unchanged"``, ``"heads"``, ``"gamma"``)
-            with its heads, gamma, n, accuracy, valid_rate, accuracy_given_valid, entropy, gain and whether it was kept.
-        answers: On the prompts reported on: one row per prompt and variant (``"unchanged"``, ``"tuned"``,
-            ``"random-1"``, ...): prompt (its index in the task), valid, correct, entropy.
+        tables: ``search`` and ``answers``, see the properties.
     """
 
-    meta: dict[str, Any] = field(repr=False)
-    search: pd.DataFrame = field(repr=False)
-    answers: pd.DataFrame = field(repr=False)
+    @property
+    def search(self) -> pd.DataFrame:
+        """On the prompts chosen on, one row per candidate.
+
+        Columns: stage (``"unchanged"``, ``"heads"``, ``"gamma"``), heads, gamma, n, accuracy, valid_rate,
+        accuracy_given_valid, entropy, gain and whether it was kept.
+        """
+        return self.tables["search"]
+
+    @property
+    def answers(self) -> pd.DataFrame:
+        """On the prompts reported on, one row per prompt and variant.
+
+        Columns: variant (``"unchanged"``, ``"tuned"``, ``"random-1"``, ...), prompt (its index in the task), valid,
+        correct, entropy.
+        """
+        return self.tables["answers"]
 
     @property
     def intervention(self) -> Intervention | None:
@@ -63,7 +77,7 @@ class Calibration:
         """What to know when reading the numbers."""
         return tuple(self.meta["notes"])
 
-    def report(self) -> pd.DataFrame:
+    def summary(self) -> pd.DataFrame:
         """On the prompts reported on, one row per variant.
 
         Columns: variant, heads (names), n, accuracy, valid_rate, accuracy_given_valid, each with its 95 % interval
@@ -121,33 +135,16 @@ class Calibration:
         return self.accuracy_gain.low > 0 and self.accuracy_given_valid_gain.low > 0
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> list[str]:
         """What came out, in a few sentences; see :func:`~sinklens.studies.calibration.sentences.calibrated`."""
-        return " ".join(calibrated(self))
+        if self.intervention is None:
+            return ["Nothing was chosen.", *self.notes]
+        gains = self.accuracy_gain, self.accuracy_given_valid_gain
+        return [*calibrated(self.change, *gains, self.controls), *self.notes]
 
-    def save(self, directory: str | Path) -> Path:
-        """Write a directory of Parquet and JSON, complete or not at all.
-
-        Raises:
-            ResultError: The place cannot be written, or holds something else.
-        """
-        tables = {"search": self.search, "answers": self.answers}
-        save_result(Path(directory), {"format": FORMAT, **self.meta}, tables, {})
-        return Path(directory)
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Self:
-        """Read a saved calibration.
-
-        Raises:
-            ResultError: No calibration there, a newer format, or damaged files.
-        """
-        meta, tables, _ = load_result(Path(directory), kind=FORMAT, newest=FORMAT_VERSION)
-        try:
-            del meta["format"]
-            return cls(meta, tables["search"], tables["answers"])
-        except KeyError as error:
-            raise ResultError(f"{directory} is damaged: {error} is missing.") from error
+    def short_tables(self) -> dict[str, pd.DataFrame]:
+        """The rates of every variant on held-out prompts."""
+        return {"": self.summary()}
 
     @property
     def _seed(self) -> int:

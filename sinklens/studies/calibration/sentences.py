@@ -1,30 +1,31 @@
 """What a calibration came to, in sentences: a gain, a loss, a gain of form only, or nothing beyond chance."""
 
 import math
-from typing import TYPE_CHECKING
 
 from sinklens.evidence.bootstrap import Interval
+from sinklens.evidence.controls import ControlComparison
+from sinklens.studies.calibration.answer_rates import RateChange
 
-if TYPE_CHECKING:
-    from sinklens.studies.calibration.result import Calibration
 
-
-def calibrated(calibration: "Calibration") -> list[str]:
-    """Sentences about the prompts reported on: accuracy, its two parts, random heads, and the search's own notes.
+def calibrated(change: RateChange, gain: Interval, given_valid: Interval, controls: ControlComparison) -> list[str]:
+    """Sentences about the prompts reported on: accuracy, its two parts, and random heads.
 
     A gain is one only if accuracy and accuracy given validity both rise beyond chance; a fall beyond chance is called
     that. Rates that do not exist (no valid answer) are not spoken of.
+
+    Args:
+        change: The rates before and after.
+        gain: Of accuracy.
+        given_valid: Gain of accuracy given validity.
+        controls: The gain in accuracy among those of random heads.
     """
-    if calibration.intervention is None:
-        return ["Nothing was chosen.", *calibration.notes]
-    change, gain = calibration.change, calibration.accuracy_gain
     before, after = change.before, change.after
     sentences = [
         f"On {after.n} held-out prompts accuracy goes from {before.accuracy:.3f} to {after.accuracy:.3f}, by "
-        f"{_span(gain)}: {_found(calibration)}.",
-        f"Valid answers go from {before.valid_rate:.3f} to {after.valid_rate:.3f}, {_given_valid(calibration)}.",
+        f"{_span(gain)}: {_found(change, gain, given_valid)}.",
+        f"Valid answers go from {before.valid_rate:.3f} to {after.valid_rate:.3f}, "
+        f"{_given_valid(change, given_valid)}.",
     ]
-    controls = calibration.controls
     if controls.n:
         sets = "set of as many heads changes" if controls.n == 1 else "sets of as many heads change"
         spread = f" (sd {controls.sd:.3f})" if controls.n > 1 else ""
@@ -35,14 +36,13 @@ def calibrated(calibration: "Calibration") -> list[str]:
         )
     else:
         sentences.append("There are no random heads to compare with.")
-    return [*sentences, *calibration.notes]
+    return sentences
 
 
-def _found(calibration: "Calibration") -> str:
-    gain, change = calibration.accuracy_gain, calibration.change
+def _found(change: RateChange, gain: Interval, given_valid: Interval) -> str:
     if math.isnan(gain.low):
         found = "too few prompts to tell from chance"
-    elif calibration.is_gain:
+    elif gain.low > 0 and given_valid.low > 0:
         found = "a gain"
     elif gain.low > 0:
         found = "more right answers, but accuracy given validity is not shown to rise"
@@ -50,17 +50,16 @@ def _found(calibration: "Calibration") -> str:
         found = "a loss beyond chance"
     else:
         found = "no change beyond chance"
-    if calibration.format_effect:
+    if change.format_effect:
         among = "no larger share of them is right" if change.before.valid else "before there was none to compare with"
         found += f"; a format effect: more of the answers are labels, and {among}"
     return found
 
 
-def _given_valid(calibration: "Calibration") -> str:
-    change = calibration.change
+def _given_valid(change: RateChange, given_valid: Interval) -> str:
     ends = [rates.accuracy_given_valid for rates in (change.before, change.after)]
     told = ["n/a (no valid answer)" if math.isnan(end) else f"{end:.3f}" for end in ends]
-    by = "" if any(map(math.isnan, ends)) else f", by {_span(calibration.accuracy_given_valid_gain)}"
+    by = "" if any(map(math.isnan, ends)) else f", by {_span(given_valid)}"
     return f"accuracy given validity from {told[0]} to {told[1]}{by}"
 
 

@@ -13,11 +13,11 @@ from sinklens.evidence.controls import all_heads, random_head_sets
 from sinklens.interventions import Intervention
 from sinklens.interventions.heads import Head, head_name
 from sinklens.results.progress import Progress, Share
-from sinklens.results.provenance import provenance
+from sinklens.results.provenance import header
 from sinklens.studies.calibration.candidates import on_heads
 from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task, tell
 from sinklens.studies.calibration.profile_heads import Objective, profile_heads
-from sinklens.studies.calibration.result import FORMAT_VERSION, METRICS, Calibration
+from sinklens.studies.calibration.result import METRICS, Calibration
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,7 @@ class Study:
             )
             tell(self.progress, self.score, held_out)
         meta = {
-            "format_version": FORMAT_VERSION,
-            **provenance(self.model, self.task.prompts),
+            **header(self.model, self.task.prompts),
             "method": method,
             "settings": {"share": self.share, "seed": self.seed, "controls": self.controls, **settings},
             "split": {"search": self.split[0], "report": self.split[1]},
@@ -136,4 +135,4 @@ class Study:
             "notes": remarks,
             "metrics": {name: {"version": 1, "definition": text} for name, text in METRICS.items()},
         }
-        return Calibration(meta, search, pd.concat(frames, ignore_index=True))
+        return Calibration(meta, {"search": search, "answers": pd.concat(frames, ignore_index=True)})

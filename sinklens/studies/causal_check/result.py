@@ -2,19 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass
 
 import pandas as pd
 
-from sinklens.errors import ResultError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import ControlComparison, compare_with_controls
-from sinklens.results.tables import load_result, save_result
+from sinklens.results.result import Result
 from sinklens.studies.causal_check.words import causal_words
-
-FORMAT, FORMAT_VERSION = "sinklens-causal-check", 2
 
 MEASURES: Mapping[str, tuple[str, int]] = {
     "exact": ("share of needles whose whole answer is the model's first choice", -1),
@@ -25,20 +20,16 @@ MEASURES: Mapping[str, tuple[str, int]] = {
 
 
 @dataclass(frozen=True)
-class CausalCheck:
+class CausalCheck(Result, format="sinklens-causal-check", title="Causal check", newest=2, needs=("sets", "instances")):
     """What masking sets of heads does to needles and to plain text.
 
     Attributes:
         meta: Model, needles, texts, heads, definitions, settings, warnings.
-        sets: One row per way of masking, size, set and measure; see :meth:`to_dataframe`.
-        instances: One row per way, size, set, measure and instance (needle or text): value.
+        tables: ``sets``, ``instances`` and ``summary``, see the properties.
     """
 
-    meta: dict[str, Any] = field(repr=False)
-    sets: pd.DataFrame = field(repr=False)
-    instances: pd.DataFrame = field(repr=False)
-
-    def to_dataframe(self) -> pd.DataFrame:
+    @property
+    def sets(self) -> pd.DataFrame:
         """One row per masked set and measure.
 
         Columns: way (``"zero"``, ``"mean"``, ``"uniform"``), top (how many heads were tested), kind (``"tested"``,
@@ -47,7 +38,12 @@ class CausalCheck:
         ``harm_high``, a 95 % bootstrap interval over
         instances.
         """
-        return self.sets.copy()
+        return self.tables["sets"]
+
+    @property
+    def instances(self) -> pd.DataFrame:
+        """One row per way, size, set, measure and instance (needle or text): value."""
+        return self.tables["instances"]
 
     def summary(self) -> pd.DataFrame:
         """One row per way, size and measure: the tested heads among their random controls.
@@ -92,30 +88,6 @@ class CausalCheck:
     def verdict(self) -> list[str]:
         """What was found, in sentences: the ways side by side, each against its controls, and what is amiss."""
         return causal_words(self.summary(), self.meta)
-
-    def save(self, directory: str | Path) -> Path:
-        """Write a directory of Parquet tables and a JSON header, complete or not at all.
-
-        Raises:
-            ResultError: The place cannot be written, or holds something else.
-        """
-        tables = {"sets": self.sets, "instances": self.instances, "summary": self.summary()}
-        save_result(Path(directory), {"format": FORMAT, **self.meta}, tables, {})
-        return Path(directory)
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Self:
-        """Read a saved result.
-
-        Raises:
-            ResultError: No such result there, a newer format, or damaged files.
-        """
-        meta, tables, _ = load_result(Path(directory), kind=FORMAT, newest=FORMAT_VERSION)
-        missing = [name for name in ("sets", "instances") if name not in tables]
-        if missing:
-            raise ResultError(f"{directory} is damaged: its header names no {', '.join(missing)}.")
-        del meta["format"]
-        return cls(meta, tables["sets"], tables["instances"])
 
 
 def with_harm(instances: pd.DataFrame, clean: Mapping[str, pd.Series], seed: int) -> pd.DataFrame:

@@ -26,9 +26,9 @@ from sinklens.passes.batches import equal_lengths
 from sinklens.passes.head_sets import head_set_losses
 from sinklens.passes.sequences import choose_sequences
 from sinklens.results.progress import SILENT, Progress, Share
-from sinklens.results.provenance import provenance
+from sinklens.results.provenance import header
 from sinklens.studies.causal_check.equal_harm import POOL, RULE, equal_harm
-from sinklens.studies.causal_check.result import FORMAT_VERSION, MEASURES, CausalCheck, with_harm
+from sinklens.studies.causal_check.result import MEASURES, CausalCheck, with_harm
 from sinklens.studies.needles.grid import score_needles
 from sinklens.studies.needles.make import make_needles
 from sinklens.studies.needles.needle_set import NeedleSet
@@ -169,8 +169,7 @@ def run_causal_check(
     instances = pd.concat(frames, ignore_index=True)
     usual = paired_interval(clean["loss"].to_numpy(), seed=seed)
     meta = {
-        "format_version": FORMAT_VERSION,
-        **provenance(model, batch),
+        **header(model, batch),
         "source": source,
         "needles": dict(needles.meta),
         "ranking": [*map(head_name, order)],
@@ -186,7 +185,8 @@ def run_causal_check(
         "n_texts": usual.n,
         "warnings": notes + ([batch.unused.sentence(len(batch))] if batch.unused else []),
     }
-    return CausalCheck(meta, with_harm(instances, clean, seed), instances)
+    found = CausalCheck(meta, {"sets": with_harm(instances, clean, seed), "instances": instances})
+    return CausalCheck(meta, found.tables | {"summary": found.summary()})
 
 
 def _usual_needles(model: TransformerBridge, seed: int) -> NeedleSet:

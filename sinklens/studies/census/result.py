@@ -1,21 +1,19 @@
 """The census: every detector's tables of one run, their joins, and what they say in words."""
 
-from dataclasses import dataclass, field
-from importlib import import_module
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
 from sinklens.detectors.sink_ranking import by_importance
 from sinklens.errors import ResultError
-from sinklens.results.provenance import precision
+from sinklens.results.result import Result
 from sinklens.results.table import Table
-from sinklens.results.tables import load_result, save_result
 
 FORMAT = "sinklens-census"
-FORMAT_VERSION = 1
 _ABSENT = {"domains": "its texts had no domains", "sinks_after": "it was made without an intervention"}
 
 
@@ -48,19 +46,55 @@ class AttentionMap:
 
 
 @dataclass(frozen=True)
-class Census:
+class Census(
+    Result,
+    format=FORMAT,
+    title="Extreme-token census",
+    newest=1,
+    needs=("layers", "tokens", "profile"),
+    header=("settings", "metrics", "maps", "map_tokens"),
+):
     """Extreme tokens of one model on some texts: all tables with their definitions, tokens and settings.
 
     Attributes:
         meta: Model, tokens with BOS provenance, metric definitions and versions, settings, warnings, verdict.
         tables: All tables by name; the properties below wrap them.
-        maps: Attention maps of the most interesting heads by name, e.g. ``"L0H3"``.
+        arrays: The cells of the :attr:`maps`.
     """
 
-    meta: dict[str, Any] = field(repr=False)
-    tables: dict[str, pd.DataFrame] = field(repr=False)
-    maps: dict[str, AttentionMap] = field(default_factory=dict, repr=False)
-    format: ClassVar[str] = FORMAT
+    @classmethod
+    def of(
+        cls, meta: Mapping[str, Any], tables: dict[str, pd.DataFrame], maps: Mapping[str, AttentionMap] | None = None
+    ) -> Self:
+        """Put a census together.
+
+        Args:
+            meta: Its header.
+            tables: By name.
+            maps: By name, e.g. ``"L0H3"``.
+        """
+        maps = maps or {}
+        facts = ("layer", "head", "cell", "n_tokens", "why")
+        told = {
+            "maps": {name: {fact: getattr(each, fact) for fact in facts} for name, each in maps.items()},
+            "map_tokens": next((each.tokens for each in maps.values()), []),
+        }
+        return cls({**meta, **told}, tables, {name: each.values.astype(np.float32) for name, each in maps.items()})
+
+    @cached_property
+    def maps(self) -> dict[str, AttentionMap]:
+        """Attention maps of the most interesting heads by name, e.g. ``"L0H3"``."""
+        described, tokens = self.meta.get("maps", {}), self.meta.get("map_tokens", [])
+        return {
+            name: AttentionMap(values=self.arrays[name], tokens=tokens, **facts)
+            for name, facts in described.items()
+            if name in self.arrays
+        }
+
+    @classmethod
+    def needed_arrays(cls, meta: Mapping[str, Any]) -> Collection[str]:
+        """The cells of the maps."""
+        return [*meta["maps"]]
 
     def _table(self, name: str) -> Table:
         if name not in self.tables:
@@ -149,80 +183,10 @@ class Census:
         """Per layer: matrix entropy and anisotropy with and without row 0 (made on request)."""
         return self._table("compression")
 
-    @property
-    def plot(self) -> Any:
-        """Its figures: ``census.plot.<figure>()``, and ``dir(census.plot)`` lists those that this census can draw."""
-        return import_module("sinklens.plots.draws").Drawings(self)  # by name: plots stand above
-
-    @property
-    def verdict(self) -> list[str]:
-        """What was found, in sentences; the first is the headline."""
-        return list(self.meta["verdict"])
-
-    def save(self, directory: str | Path) -> Path:
-        """Write the census as a directory of Parquet tables and a JSON header, complete or not at all.
-
-        Raises:
-            ResultError: The place cannot be written, or holds something else.
-        """
-        path = Path(directory)
-        arrays = {name: m.values.astype(np.float32) for name, m in self.maps.items()}
-        maps = {
-            name: {"layer": m.layer, "head": m.head, "cell": m.cell, "n_tokens": m.n_tokens, "why": m.why}
-            for name, m in self.maps.items()
-        }
-        tokens = next((m.tokens for m in self.maps.values()), [])
-        meta = {"format": FORMAT, **self.meta, "maps": maps, "map_tokens": tokens}
-        save_result(path, meta, self.tables, arrays)
-        return path
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Self:
-        """Read a saved census.
-
-        Raises:
-            ResultError: No census there, a newer format, or damaged files.
-        """
-        meta, tables, arrays = load_result(Path(directory), kind=FORMAT, newest=FORMAT_VERSION)
-        try:
-            described, tokens = meta.pop("maps"), meta.pop("map_tokens")
-            maps = {name: AttentionMap(values=arrays[name], tokens=tokens, **m) for name, m in described.items()}
-            meta.pop("format")
-            return cls(meta, tables, maps)
-        except (KeyError, TypeError) as error:
-            raise ResultError(f"{directory} is damaged: {error} is missing or wrong in its header.") from error
-
-    def report(self, path: str | Path) -> Path:
-        """Write one self-contained HTML file that opens offline."""
-        from sinklens.app.report import write_report  # the only import that points up: a result knows its report
-
-        return write_report(self, Path(path))
-
-    def to_markdown(self) -> str:
-        """Verdict, provenance and the table of the strongest heads as Markdown."""
-        model, tokens = self.meta["model"], self.meta["tokens"]
-        lines = [f"# Extreme-token census of {model['name']}", ""]
-        lines += [f"- {sentence}" for sentence in self.verdict]
-        lines += [
-            "",
-            f"Model: {model['architecture']}, {model['n_layers']} layers x {model['n_heads']} heads, "
-            f"{precision(model)}. "
-            f"Tokens: {tokens['n_sequences']} sequences of {tokens['min_length']} to {tokens['max_length']} "
-            f"({tokens['source']}). {tokens['bos']['statement']}",
-            "",
-        ]
-        if "heads" in self.tables and len(self.tables["heads"]):
-            lines += [_markdown(strongest_heads(self.tables["heads"])), ""]
-        for name, metric in self.meta["metrics"].items():
-            lines.append(f"- `{name}` v{metric['version']}: {metric['definition']} ({metric['source']})")
-        lines += [f"- Warning: {warning}" for warning in self.meta["warnings"]]
-        return "\n".join(lines) + "\n"
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.verdict)
-        return f"<b>Extreme-token census of {escape(str(self.meta['model']['name']))}</b><ul>{items}</ul>"
+    def short_tables(self) -> dict[str, pd.DataFrame]:
+        """The strongest heads."""
+        heads = self.tables.get("heads")
+        return {} if heads is None or heads.empty else {"": strongest_heads(heads)}
 
 
 def strongest_heads(heads: pd.DataFrame, count: int = 10) -> pd.DataFrame:
@@ -247,14 +211,3 @@ def strongest_heads(heads: pd.DataFrame, count: int = 10) -> pd.DataFrame:
         if column in top:
             out[title] = top[column].to_numpy()
     return out
-
-
-def _markdown(frame: pd.DataFrame) -> str:
-    def cell(value: Any) -> str:
-        if isinstance(value, float):
-            return "n/a" if np.isnan(value) else f"{value:.3g}"
-        return str(value)
-
-    rows = [list(frame.columns), ["---"] * len(frame.columns)]
-    rows += [[cell(value) for value in row] for row in frame.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

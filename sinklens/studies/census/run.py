@@ -40,11 +40,11 @@ from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.sequences import choose_sequences, without_short
 from sinklens.results.progress import SILENT, Progress, Share
-from sinklens.results.provenance import attention_facts, made_with, model_facts, token_facts
+from sinklens.results.provenance import header
 from sinklens.studies.census.domains import DomainJoin, Domains, DomainTexts, choose_domains
 from sinklens.studies.census.head_table import join_tables, sinks_by_layer
 from sinklens.studies.census.joins import Example, choose_maps
-from sinklens.studies.census.result import FORMAT_VERSION, Census
+from sinklens.studies.census.result import Census
 from sinklens.studies.census.verdict import describe
 from sinklens.studies.effects.sinks_after import sinks_after
 
@@ -210,10 +210,13 @@ def scan(
     metrics = [*found.metrics.values(), *([] if differences is None else [MASS])]
     kept = choose_maps(example, tables.get("heads"), batch, maps)
     meta = {
-        "format_version": FORMAT_VERSION,
-        **made_with(),
-        "model": model_facts(model) | attention_facts(plan),
-        "tokens": token_facts(batch, source, skipped) | ({"domains": domains.facts()} if domains is not None else {}),
+        **header(
+            model,
+            batch,
+            source,
+            plan=plan,
+            tokens={"skipped": list(skipped)} | ({"domains": domains.facts()} if domains is not None else {}),
+        ),
         "metrics": {metric.name: metric.as_dict() for metric in metrics},
         "settings": settings,
         "intervention": None if intervention is None else json.loads(intervention.to_json()),
@@ -222,7 +225,7 @@ def scan(
         + ([] if intervention is None else [f"All under {intervention}."]),
         "seconds": time.perf_counter() - started,
     }
-    return Census(meta, tables, kept)
+    return Census.of(meta, tables, kept)
 
 
 def _layers(model: TransformerBridge, plan: AttentionPlan, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

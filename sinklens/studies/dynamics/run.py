@@ -20,11 +20,11 @@ from sinklens.models.load import load
 from sinklens.models.tokens import TokenBatch
 from sinklens.results import RunFolder
 from sinklens.results.progress import Progress, Share
-from sinklens.results.provenance import provenance
+from sinklens.results.provenance import header
 from sinklens.results.run_folder import ANEW
 from sinklens.studies.census.domains import Domains
 from sinklens.studies.dynamics.measure import measure_checkpoint
-from sinklens.studies.dynamics.result import FORMAT, FORMAT_VERSION, PARTS, WORK, Dynamics
+from sinklens.studies.dynamics.result import FORMAT, PARTS, WORK, Dynamics
 from sinklens.studies.dynamics.series import Checkpoint, Series
 from sinklens.studies.dynamics.stamp import stamp
 
@@ -74,7 +74,7 @@ class DynamicsRun:
         self.domains = self.read(model)
         self.notes += self.domains.notes()
         self.shape = _shape(model)
-        self.facts = provenance(model, self.domains.batch)
+        self.facts = header(model, self.domains.batch)
         spec = self._spec()
         folder = None if out is None else RunFolder(out, FORMAT, WORK, self._note)
         with nullcontext() if folder is None else folder.locked():
@@ -100,7 +100,7 @@ class DynamicsRun:
                     del later
             result = Dynamics(self._meta(spec), self._tables())
             if folder is not None:
-                folder.complete(result.meta, result.tables)
+                folder.complete(result)
         return result
 
     def _first(self) -> tuple[Checkpoint, TransformerBridge]:
@@ -227,7 +227,7 @@ class DynamicsRun:
         return tables
 
     def _meta(self, spec: dict[str, Any]) -> dict[str, Any]:
-        facts: dict[str, Any] = {"format_version": FORMAT_VERSION, **self.facts}
+        facts = dict(self.facts)
         facts["tokens"] |= {"source": self.domains.source, "domains": self.domains.facts()}
         facts["model"] |= {"name": self.series.name}
         return facts | {

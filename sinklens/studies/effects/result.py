@@ -1,58 +1,75 @@
-"""What interventions did to predictions: tables by sequence, losses by token, saved and loaded."""
+"""What interventions did to predictions, sequence by sequence, and where the sink went."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sinklens.errors import InputError, ResultError
+from sinklens.errors import InputError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.summary import mean, summarise
-from sinklens.results.tables import load_result, save_result
-from sinklens.studies.effects.sinks_after import COLUMNS as SINK_COLUMNS
-from sinklens.studies.effects.sinks_after import sink_columns
+from sinklens.results.result import Result
+from sinklens.studies.effects.sinks_after import COLUMNS, sink_columns
 from sinklens.studies.effects.sinks_after_verdict import describe_sinks_after
-
-FORMAT = "sinklens-effects"
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Effects:
+class Effects(
+    Result,
+    format="sinklens-effects",
+    title="Effects of interventions",
+    newest=1,
+    needs=("effects",),
+    header=("interventions", "settings"),
+):
     """What interventions did to a model's predictions on some sequences.
 
     Attributes:
         meta: Model, tokens with BOS provenance, interventions as JSON, definitions, settings.
-        table: One row per intervention and sequence; see :meth:`to_dataframe`.
-        losses: Loss by token ``[sequence pos]`` of the clean model (``""``) and under each intervention; NaN where
-            nothing is predicted. At row t stands the loss of predicting t+1.
-        sinks_after: Sink heads by position before and under each intervention; see :meth:`SinkTally.table`. Empty
-            for effects that an older version saved.
+        tables: ``effects`` and ``sinks_after``, see the properties.
+        arrays: Loss by token, see :attr:`losses`.
     """
 
-    meta: dict[str, Any] = field(repr=False)
-    table: pd.DataFrame = field(repr=False)
-    losses: dict[str, Float[np.ndarray, "sequence pos"]] = field(repr=False)
-    sinks_after: pd.DataFrame = field(repr=False, default_factory=lambda: pd.DataFrame(columns=[*SINK_COLUMNS]))
-
     @property
-    def interventions(self) -> list[str]:
-        """Names of the interventions, in order."""
-        return [str(each["name"]) for each in self.meta["interventions"]]
-
-    def to_dataframe(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """One row per intervention and sequence.
 
         Columns: intervention, sequence, n_tokens (predicted ones), clean_loss, loss, delta_loss, kl, top1_agreement,
         clean_logit_diff, logit_diff, delta_logit_diff. Losses and KL in nats; NaN where not applicable.
         """
-        return self.table.copy()
+        return self.tables["effects"]
+
+    @property
+    def sinks_after(self) -> pd.DataFrame:
+        """Sink heads by position before and under each intervention; see :meth:`SinkTally.table`.
+
+        Empty for effects that an older version saved.
+        """
+        return self.tables.get("sinks_after", pd.DataFrame(columns=[*COLUMNS]))
+
+    @classmethod
+    def needed_arrays(cls, meta: Mapping[str, Any]) -> Collection[str]:
+        """Losses by token of the clean model and of each intervention."""
+        return ["clean", *(f"changed.{i}" for i in range(len(meta["interventions"])))]
+
+    @property
+    def losses(self) -> dict[str, Float[np.ndarray, "sequence pos"]]:
+        """Loss by token of the clean model (``""``) and under each intervention; NaN where nothing is predicted.
+
+        At row t stands the loss of predicting t+1.
+        """
+        changed = {name: self.arrays[f"changed.{i}"] for i, name in enumerate(self.interventions)}
+        return {"": self.arrays["clean"], **changed}
+
+    @property
+    def interventions(self) -> list[str]:
+        """Names of the interventions, in order."""
+        return [str(each["name"]) for each in self.meta["interventions"]]
 
     def summary(self) -> pd.DataFrame:
         """One row per intervention: means over sequences with paired bootstrap intervals; see :func:`summarise`.
@@ -122,38 +139,6 @@ class Effects:
                     }
                 )
         return pd.DataFrame(rows)
-
-    def save(self, directory: str | Path) -> Path:
-        """Write a directory of Parquet and JSON, complete or not at all.
-
-        Raises:
-            ResultError: The place cannot be written, or holds something else.
-        """
-        arrays = {"clean": self.losses[""]} | {f"changed.{i}": self.losses[n] for i, n in enumerate(self.interventions)}
-        save_result(
-            Path(directory),
-            {"format": FORMAT, **self.meta},
-            {"effects": self.table, "sinks_after": self.sinks_after},
-            arrays,
-        )
-        return Path(directory)
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Self:
-        """Read saved effects.
-
-        Raises:
-            ResultError: No effects there, a newer format, or damaged files.
-        """
-        meta, tables, arrays = load_result(Path(directory), kind=FORMAT, newest=FORMAT_VERSION)
-        try:
-            del meta["format"]
-            losses = {"": arrays["clean"]}
-            losses |= {each["name"]: arrays[f"changed.{i}"] for i, each in enumerate(meta["interventions"])}
-            went = tables.get("sinks_after")
-            return cls(meta, tables["effects"], losses) if went is None else cls(meta, tables["effects"], losses, went)
-        except (KeyError, TypeError) as error:
-            raise ResultError(f"{directory} is damaged: {error} is missing or wrong in its header.") from error
 
 
 def _mean_where(losses: np.ndarray, members: np.ndarray) -> Float[np.ndarray, " sequence"]:

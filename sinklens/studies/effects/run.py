@@ -20,8 +20,8 @@ from sinklens.models.tokens import Ids, TokenBatch, as_batch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.batches import equal_lengths
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import provenance
-from sinklens.studies.effects.result import FORMAT_VERSION, Effects
+from sinklens.results.provenance import header
+from sinklens.studies.effects.result import Effects
 from sinklens.studies.effects.sinks_after import CLEAN, SinkTally
 
 METRICS = {
@@ -106,13 +106,15 @@ def measure_effects(
             progress.advance(len(indices))
     table = pd.concat([frame.sort_values("sequence") for frame in map(pd.concat, frames.values())], ignore_index=True)
     meta = {
-        "format_version": FORMAT_VERSION,
-        **provenance(model, batch),
+        **header(model, batch),
         "interventions": [{"name": name, "json": json.loads(each.to_json())} for name, each in interventions.items()],
         "metrics": {name: {"version": 1, "definition": text} for name, text in METRICS.items()},
         "settings": {"batch_size": batch_size, "seed": seed, "answers": answers is not None},
     }
-    return Effects(meta, table, {name: loss.numpy() for name, loss in losses.items()}, tally.table([*interventions]))
+    arrays = {"clean": losses.pop("").numpy()} | {
+        f"changed.{i}": losses[name].numpy() for i, name in enumerate(interventions)
+    }
+    return Effects(meta, {"effects": table, "sinks_after": tally.table([*interventions])}, arrays)
 
 
 def _rows(name: str, indices: list[int], clean: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> pd.DataFrame:

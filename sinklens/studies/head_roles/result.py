@@ -12,22 +12,25 @@ from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError
 from sinklens.interventions.heads import Head, head_name
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.result import TableResult
+from sinklens.results.result import Result
 from sinklens.studies.head_roles.agreement import DEFINITIONS, agreement
 from sinklens.studies.head_roles.join import join_scores, model_sizes
 from sinklens.studies.head_roles.retrieval_join import TOP, RetrievalJoin, retrieval_join
 from sinklens.studies.head_roles.role_file import RoleFile
 from sinklens.studies.head_roles.rules import Rule, choose_rules
 
-FORMAT, FORMAT_VERSION, WORK = "sinklens-roles", 1, "run of roles"
+FORMAT, WORK = "sinklens-roles", "run of roles"
 TABLES = ("heads", "criteria", "agreement")
 TOLD = 5
 """Pairs that the verdict spells out; all are in the table."""
 
 
 @dataclass(frozen=True)
-class Roles(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
+class Roles(Result, format=FORMAT, title="Roles of heads", newest=1, needs=TABLES):
     """Roles of a model's heads by several criteria.
+
+    :meth:`to_dataframe` gives one row per head: layer, head, kv_head, every score with its evidence, and
+    ``is_<role>`` labels.
 
     Attributes:
         meta: Model, what each criterion was measured on, definitions, settings, warnings.
@@ -75,7 +78,6 @@ class Roles(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
         chosen = choose_rules(rules, shared=sizes["n_kv_heads"] < sizes["n_heads"])
         table, criteria = join_scores(parts, chosen, **sizes)
         meta = {
-            "format_version": FORMAT_VERSION,
             "model": facts,
             "parts": {name: dict(scores.meta) for name, scores in parts.items()},
             "metrics": {name: metric.as_dict() for part in parts.values() for name, metric in part.metrics.items()},
@@ -85,10 +87,6 @@ class Roles(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
         }
         pairs = agreement(table, criteria, top=top, seed=seed, progress=progress)
         return cls(meta, {"heads": table, "criteria": criteria, "agreement": pairs})
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per head: layer, head, kv_head, every score with its evidence, and ``is_<role>`` labels."""
-        return self.tables["heads"].copy()
 
     def criteria(self) -> pd.DataFrame:
         """One row per score: where it comes from, its label rule with source, and how many heads have the label."""

@@ -18,7 +18,7 @@ from sinklens.models.tokens import BosChoice
 from sinklens.models.torch_state import usual_torch
 from sinklens.results import RunFolder
 from sinklens.results.progress import SILENT, Progress, Share
-from sinklens.results.provenance import attention_facts, made_with, model_facts
+from sinklens.results.provenance import header
 from sinklens.studies.head_roles.criteria import CRITERIA, USUAL, missing_scores
 from sinklens.studies.head_roles.result import FORMAT, WORK, Roles
 from sinklens.studies.head_roles.rules import Rule
@@ -127,19 +127,16 @@ def find_roles(
         if len(failed) == len(parts) and not given:
             raise InputError(f"No criterion gave any score. {' '.join(notes)}")
         parts |= dict(given or {})
-        facts = model_facts(model) | attention_facts(plan_for(model))
+        facts = header(model, plan=plan_for(model))
         progress.step("Comparing criteria")
         last = Share(progress, comparing)
-        found = Roles.of(parts, model=facts, rules=rules, top=top, seed=seed, progress=last)
+        found = Roles.of(parts, model=facts["model"], rules=rules, top=top, seed=seed, progress=last)
         last.finish()
-        found.meta.update(
-            **made_with(),
-            warnings=notes + found.meta["warnings"],
-            seconds=time.perf_counter() - started,
-        )
+        found.meta.update(facts)
+        found.meta.update(warnings=notes + found.meta["warnings"], seconds=time.perf_counter() - started)
         found.meta["settings"] |= {"scores": list(scores), "given": [*(given or {})]}
         if folder is not None:
-            folder.complete(found.meta, found.tables, keep_work=True)
+            folder.complete(found, keep_work=True)
         return found
 
 

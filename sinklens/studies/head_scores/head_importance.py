@@ -32,7 +32,7 @@ from sinklens.passes.head_sets import run_head_sets
 from sinklens.passes.sequences import choose_sequences
 from sinklens.passes.write_pass import measure_writes
 from sinklens.results.progress import SILENT, Progress, Share
-from sinklens.results.provenance import provenance
+from sinklens.results.provenance import header
 
 MEASURES: dict[str, Metric] = {
     "write_norm": write_norm.METRIC,
@@ -139,7 +139,7 @@ def head_importance(
         frame[f"{name}_low"] = [interval.low for interval in intervals]
         frame[f"{name}_high"] = [interval.high for interval in intervals]
     frame["n_sequences"] = len(batch)
-    facts = provenance(model, batch, source)
+    facts = header(model, batch, source)
     meta = {
         **facts,
         "settings": {"measures": list(wanted), "answers": answers is not None, "batch_size": batch_size, "seed": seed},

@@ -28,7 +28,7 @@ from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.batches import equal_lengths
 from sinklens.passes.sequences import choose_sequences
-from sinklens.results.provenance import provenance
+from sinklens.results.provenance import header
 
 FORMS = {"semantic": heterogeneity.RAW, "written": heterogeneity.WRITTEN}
 
@@ -122,7 +122,7 @@ def heterogeneous_heads(
                 label, share = labels[name]
                 row |= {f"{name}_heterogeneous": label[head // group], f"{name}_share": share[head // group]}
             rows.append(row)
-    facts = provenance(model, batch, source)
+    facts = header(model, batch, source)
     missing = bool(np.isnan(distances["written"]).any())
     meta = {
         **facts,

@@ -21,7 +21,7 @@ from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.repeated_tokens import repeated_tokens
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import provenance
+from sinklens.results.provenance import header
 
 BLOCK, REPEATS, SEQUENCES = 64, 4, 8
 
@@ -128,7 +128,7 @@ def pattern_scores(
         "echo_share": echo_share,
     }
     meta: dict[str, Any] = {
-        **provenance(model, probe.batch),
+        **header(model, probe.batch),
         "probe": "repeated random tokens",
         "settings": settings,
         "intervention": None if intervention is None else json.loads(intervention.to_json()),

@@ -20,7 +20,7 @@ from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.sequences import choose_sequences
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import provenance
+from sinklens.results.provenance import header
 
 KEYS = ["layer", "head", "kv_head"]
 
@@ -116,7 +116,7 @@ def text_scores(
     frame["n_sequences"] = frame["entropy_n"]
     kept = [f"{name}{end}" for name in metrics for end in ("", "_null", "_sd") if f"{name}{end}" in frame]
     meta: dict[str, Any] = {
-        **provenance(model, batch),
+        **header(model, batch),
         "source": source,
         "dropped_tokens": batch.dropped,
         "settings": {

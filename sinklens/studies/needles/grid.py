@@ -23,8 +23,8 @@ from sinklens.studies.needles.decode import decode_needle, recall_of, written
 from sinklens.studies.needles.needle_set import NeedleSet
 from sinklens.studies.needles.outcome import Outcome
 from sinklens.studies.needles.parts import Parts, alike
-from sinklens.studies.needles.result import CLEAN, FORMAT, FORMAT_VERSION, MEASURES, WORK, NeedleResult, grid_table
-from sinklens.studies.needles.retrieval_scores import needle_provenance
+from sinklens.studies.needles.result import CLEAN, FORMAT, MEASURES, WORK, NeedleResult, grid_table
+from sinklens.studies.needles.retrieval_scores import needle_header
 from sinklens.studies.needles.run import check_instances, run_needles
 
 COPIES = ("layer", "head", "event", "set")
@@ -97,7 +97,7 @@ def measure_needles(
     for each in changes.values():
         each.check(model)
     keys = keys and plan_for(model).path != "none"
-    facts = needle_provenance(model, needles)
+    facts = needle_header(model, needles)
     described = {name: json.loads(each.to_json()) for name, each in changes.items()}
     keep = keep or usual_keep(needles, generate)
     check_keep(keep)
@@ -126,7 +126,6 @@ def measure_needles(
         every = parts.table()
         tables = {"prompts": needles.to_dataframe(), **_tables(every, [CLEAN, *changes], seed)}
         meta = {
-            "format_version": FORMAT_VERSION,
             **facts,
             "needles": dict(needles.meta),
             "interventions": described,
@@ -139,7 +138,7 @@ def measure_needles(
         }
         result = NeedleResult(meta, tables)
         if folder is not None:
-            folder.complete(meta, tables)
+            folder.complete(result)
     return result
 
 

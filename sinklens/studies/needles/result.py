@@ -14,17 +14,16 @@ from sinklens.detectors.retrieval import METRICS, RETRIEVAL_HEAD, CopyScores, Re
 from sinklens.errors import InputError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.wilson import wilson_interval
-from sinklens.results.result import TableResult
+from sinklens.results.result import Result
 from sinklens.results.table import Table
 from sinklens.studies.needles.answers import DECODED, KEEP, RULES, Keep, answered
 
 FORMAT, WORK = "sinklens-needles", "needle test"
-FORMAT_VERSION = 1
 CLEAN = "clean"
 """Name of the unchanged model among the variants."""
 
 SUMMARISED = ("exact", "correct", "log_prob")
-TABLES = ("prompts", "instances", "grid", "copies")
+TABLES = ("grid", "instances", "prompts", "copies")
 MEASURES = {
     "exact": "Share of prompts whose answer tokens are all the most likely ones, which is when greedy decoding gives "
     "the answer; Wilson's 95 % interval.",
@@ -37,9 +36,10 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class NeedleResult(
-    TableResult,
+    Result,
     format=FORMAT,
-    newest=FORMAT_VERSION,
+    title="Needle test",
+    newest=1,
     needs=TABLES,
     header=("interventions", "needles", "settings", "heads"),
 ):

@@ -14,7 +14,7 @@ from sinklens.interventions import Intervention
 from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import tokenize
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import provenance
+from sinklens.results.provenance import header
 from sinklens.studies.needles.answers import DECODED, RULES, Keep, answered, check_keep, contains
 from sinklens.studies.needles.decode import MAX_STEPS, decode_needle, recall_of, written
 from sinklens.studies.needles.make import make_needles
@@ -128,7 +128,7 @@ def head_scores(
             "unfiltered scores."
         )
     meta = {
-        **needle_provenance(model, needles),
+        **needle_header(model, needles),
         "needles": dict(needles.meta),
         "settings": dict(settings),
         "n_kept": kept,
@@ -138,11 +138,11 @@ def head_scores(
     return HeadScores(frame, {metric.name: metric for metric in METRICS}, meta)
 
 
-def needle_provenance(model: TransformerBridge, needles: NeedleSet) -> dict[str, Any]:
+def needle_header(model: TransformerBridge, needles: NeedleSet) -> dict[str, Any]:
     """Versions, model and tokens of a run on needles."""
     lengths = [len(each.ids) for each in needles.instances]
     # the first tokens say all about the BOS; naming every token of every prompt would take longer than the passes
-    found = provenance(model, tokenize(model, [each.ids[:1] for each in needles.instances]))
+    found = header(model, tokenize(model, [each.ids[:1] for each in needles.instances]))
     found["tokens"] |= {"n_tokens": sum(lengths), "min_length": min(lengths), "max_length": max(lengths)}
     bos = needles.meta.get("bos")
     if bos is not None:

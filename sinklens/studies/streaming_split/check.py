@@ -16,8 +16,8 @@ from sinklens.interventions.kv_groups import heads_of_kv
 from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.models.tokens import BosChoice, bos_prefix, tokenize
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import provenance
-from sinklens.studies.streaming_split.check_result import FORMAT_VERSION, SplitCheck
+from sinklens.results.provenance import header
+from sinklens.studies.streaming_split.check_result import SplitCheck
 from sinklens.studies.streaming_split.kv_budget import kv_budget, measure_kv_bytes
 from sinklens.studies.streaming_split.passkeys import Passkeys, draw_passkeys
 from sinklens.studies.streaming_split.settings import GateSettings
@@ -166,7 +166,7 @@ def _summary(table: pd.DataFrame, name: str, seed: int) -> dict[str, Any]:
 def _meta(
     model: TransformerBridge, split: Split, settings: GateSettings, texts: Passkeys, statement: str
 ) -> dict[str, Any]:
-    facts = provenance(model, tokenize(model, texts.ids))
+    facts = header(model, tokenize(model, texts.ids))
     facts["tokens"]["bos"]["statement"] = statement
     facts["tokens"] |= {"source": "passkeys among random ordinary tokens", "distinct": texts.distinct}
 
@@ -174,7 +174,6 @@ def _meta(
         return [kv_name(head) for head in heads]
 
     return {
-        "format_version": FORMAT_VERSION,
         **facts,
         "split": {
             "retrieval_kv": names(split.retrieval_kv),

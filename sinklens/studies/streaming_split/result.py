@@ -8,11 +8,10 @@ from jaxtyping import Float
 
 from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
-from sinklens.results.result import TableResult
+from sinklens.results.result import Result
 from sinklens.studies.streaming_split.split import Split, split_gates
 
 FORMAT, WORK = "sinklens-streaming-gates", "set of gates"
-FORMAT_VERSION = 1
 TABLES = ("gates", "losses")
 METRIC = Metric(
     name="streaming_gate",
@@ -25,17 +24,16 @@ METRIC = Metric(
 
 
 @dataclass(frozen=True)
-class StreamingGates(TableResult, format=FORMAT, newest=FORMAT_VERSION, needs=TABLES):
+class StreamingGates(Result, format=FORMAT, title="Gates of streaming heads", newest=1, needs=TABLES):
     """How much of the past every KV head needs, from 0 (sinks and recent tokens) to 1 (all): DuoAttention's gates.
+
+    :meth:`to_dataframe` gives one row per KV head: ``layer``, ``kv_head`` and ``alpha``, from 0 (streaming) to 1
+    (retrieval).
 
     Attributes:
         meta: Model, probe texts, settings with every default filled in, definition, warnings.
         tables: ``gates`` and ``losses``, see :meth:`to_dataframe` and :meth:`losses`.
     """
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per KV head: ``layer``, ``kv_head`` and ``alpha``, from 0 (streaming) to 1 (retrieval)."""
-        return self.tables["gates"].copy()
 
     def losses(self) -> pd.DataFrame:
         """One row per step: ``step``, ``loss``, ``distillation``, ``regulariser``, ``lr``, ``length``, ``mean_gate``.

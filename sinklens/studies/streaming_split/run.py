@@ -15,9 +15,9 @@ from sinklens.models.tokens import BosChoice, bos_prefix, tokenize
 from sinklens.results import RunFolder
 from sinklens.results.files import write_atomically
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import provenance
+from sinklens.results.provenance import header
 from sinklens.studies.streaming_split.learn import Learner
-from sinklens.studies.streaming_split.result import FORMAT, FORMAT_VERSION, METRIC, WORK, StreamingGates
+from sinklens.studies.streaming_split.result import FORMAT, METRIC, WORK, StreamingGates
 from sinklens.studies.streaming_split.settings import GateSettings
 
 STATE = "gates-state.pt"
@@ -123,13 +123,13 @@ def _run(learner: Learner, meta: dict[str, Any], folder: RunFolder | None, progr
     )
     found = StreamingGates(meta, {"gates": gates, "losses": pd.DataFrame(learner.losses)})
     if folder is not None:
-        folder.complete(meta, found.tables)
+        folder.complete(found)
     return found
 
 
 def _meta(learner: Learner, distinct: bool, first: Any, statement: str) -> dict[str, Any]:
     settings, model = learner.settings, learner.model
-    facts = provenance(model, first)
+    facts = header(model, first)
     facts["tokens"]["bos"]["statement"] = statement
     facts["tokens"] |= {
         "source": "passkeys among random ordinary tokens, drawn anew for every step",
@@ -143,7 +143,6 @@ def _meta(learner: Learner, distinct: bool, first: Any, statement: str) -> dict[
     warnings = [] if distinct else ["The vocabulary is smaller than a text: haystack and values repeat tokens."]
     spec = {"model": facts["model"], "settings": settings.as_dict(), "bos_id": learner.bos_id}
     return {
-        "format_version": FORMAT_VERSION,
         **facts,
         "settings": settings.as_dict(),
         "metrics": {METRIC.name: METRIC.as_dict()},

@@ -2,6 +2,7 @@
 
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_another_model_than_the_results_is_refused(saved: Path, census: Census) 
     bench = open_source(saved)
     bench.compute_maps("made-up", 0)
     assert "This needs the model" in bench.worker.wait(60).error
-    other = Census(census.meta | {"model": census.meta["model"] | {"name": "tiny-llama"}}, census.tables, census.maps)
+    other = replace(census, meta=census.meta | {"model": census.meta["model"] | {"name": "tiny-llama"}})
     name = bench.add(other)
     bench.compute_maps(name, 0)
     assert "it is another model" in bench.worker.wait(60).error

@@ -22,11 +22,12 @@ from sinklens.interventions import AblateHeads, Intervention
 from sinklens.studies import sweep
 from sinklens.studies.ablation import process_pool
 from sinklens.studies.ablation.dask_cluster import DaskCluster
-from sinklens.studies.ablation.executors import Serial, check_executor, loading_here, parse_executor, run_on_worker
+from sinklens.studies.ablation.executors import Serial, check_executor, loading_here, parse_executor
 from sinklens.studies.ablation.layout import Layout, cut
 from sinklens.studies.ablation.process_pool import ProcessPool, WorkerLostError
 from sinklens.studies.ablation.recipe import ModelRecipe, fingerprint
 from sinklens.studies.ablation.tasks import Task, run_task
+from sinklens.studies.ablation.worker import run_on_worker
 from tests import families
 from tests.heard import HeardParts
 

@@ -176,12 +176,12 @@ def test_the_head_that_helps_is_kept_and_reported_on_other_prompts(tiny: Transfo
     heard = Heard()
     found = filter_heads(tiny, task, AblateHeads("all"), controls=5, progress=heard)
     assert found.heads == ("L0H2",) and found.intervention == AblateHeads(["L0H2"])
-    report = found.report().set_index("variant")
+    report = found.summary().set_index("variant")
     assert report.loc["tuned", "accuracy"] == 1 and 0.3 < report.loc["unchanged", "accuracy"] < 0.7
     assert found.is_gain and not found.format_effect and found.accuracy_gain.low > 0.2
     assert found.controls.n == 5 and found.controls.rank == 1  # three other heads in that layer, two elsewhere
     assert any("only 3 different sets of the tested layers" in note for note in found.notes)
-    assert ": a gain." in found.verdict and "p = 0.17" in found.verdict
+    assert ": a gain." in found.verdict[0] and "p = 0.17" in found.verdict[2]
     search, held_out = set(found.meta["split"]["search"]), set(found.answers["prompt"])
     assert not search & held_out and search | held_out == set(range(48))
     assert heard.whole and heard.begun[0][1] == 24 * (1 + 8) + 24 * (2 + 5) and len(heard.done) == 9 + 7
@@ -213,15 +213,15 @@ def test_what_does_nothing_keeps_no_head(tiny: TransformerBridge, nothing: Inter
     assert found.heads == () and found.intervention is None
     assert (found.search["gain"] == 0).all() and not found.search["kept"].any()
     assert found.accuracy_gain.value == 0 and not found.is_gain and not found.format_effect
-    assert found.verdict == "Nothing was chosen. No head alone makes the answers better."
-    assert list(found.report()["variant"]) == ["unchanged", "tuned"] and np.isnan(found.controls.rank)
+    assert found.verdict == ["Nothing was chosen.", "No head alone makes the answers better."]
+    assert list(found.summary()["variant"]) == ["unchanged", "tuned"] and np.isnan(found.controls.rank)
 
 
 def test_what_does_nothing_is_named_by_what_was_tried(tiny: TransformerBridge) -> None:
     task = planted(tiny, AblateHeads(["L0H2"]), 10)
     for per, unit in (("head", "head alone"), ("index", "head index, in all layers together,")):
         found = choose_gamma(tiny, task, ScaleKeys(500, 2.0), per=per, gammas=(2.0,), controls=1)  # type: ignore[arg-type]
-        assert found.verdict == f"Nothing was chosen. No {unit} changes accuracy."
+        assert found.verdict == ["Nothing was chosen.", f"No {unit} changes accuracy."]
 
 
 def test_only_named_heads_are_candidates(tiny: TransformerBridge) -> None:
@@ -251,7 +251,7 @@ def test_a_factor_that_helps_is_found_and_reported_on_other_prompts(
     grid = search[search["stage"] == "gamma"].set_index("gamma")
     assert grid["accuracy"].idxmax() == 6.0 == grid.index[grid["kept"]].item()
     assert grid.loc[1.0, "accuracy"] == search.loc[0, "accuracy"]
-    report = found.report().set_index("variant")
+    report = found.summary().set_index("variant")
     assert report.loc["tuned", "accuracy"] == 1 and found.is_gain and found.controls.rank == 1
     assert found.controls.n == 7 and "only 3 different sets of the tested layers" in found.notes[0]
 
@@ -296,7 +296,7 @@ def test_better_form_alone_is_flagged(tiny: TransformerBridge) -> None:
     assert score_task(tiny, task, helper).rates == AnswerRates(60, 60, 30)
     found = filter_heads(tiny, task, helper, controls=1)
     assert found.heads == ("L0H2",) and found.change.accuracy > 0 and found.change.valid_rate > 0.5
-    assert found.format_effect and not found.is_gain and "a format effect" in found.verdict
+    assert found.format_effect and not found.is_gain and "a format effect" in found.verdict[0]
     assert found.accuracy_given_valid_gain.high < 0
 
 
@@ -328,7 +328,7 @@ def test_calibration_is_the_same_on_a_gpu(tiny: TransformerBridge, tiny_director
         for model in (tiny, load(tiny_directory, device="cuda"))
     )
     assert here.heads == there.heads and here.verdict == there.verdict
-    pd.testing.assert_frame_equal(here.report(), there.report(), atol=1e-4)
+    pd.testing.assert_frame_equal(here.summary(), there.summary(), atol=1e-4)
 
 
 # ---------------------------------------------------------------- results
@@ -339,7 +339,7 @@ def test_calibration_survives(tiny: TransformerBridge, tmp_path: Path) -> None:
     again = Calibration.load(found.save(tmp_path / "calibration"))
     assert again.meta == found.meta == json.loads(json.dumps(found.meta))
     pd.testing.assert_frame_equal(again.search, found.search)
-    pd.testing.assert_frame_equal(again.report(), found.report())
+    pd.testing.assert_frame_equal(again.summary(), found.summary())
     assert (again.intervention, again.verdict, again.heads) == (found.intervention, found.verdict, found.heads)
     assert again.controls == found.controls and again.accuracy_given_valid_gain == found.accuracy_given_valid_gain
     (tmp_path / "calibration" / "search.parquet").unlink()

@@ -28,7 +28,7 @@ def generated(seed: int) -> Calibration:
             rows.append({"variant": name, "prompt": prompt, "valid": answered, "correct": correct, "entropy": 1.0})
     chosen = json.loads(ScaleKeys(0, 2.0, ["L0H1", "L1H1"]).to_json())
     meta = {"chosen": chosen, "variants": variants, "settings": {"seed": 0}, "notes": []}
-    return Calibration(meta, pd.DataFrame(), pd.DataFrame(rows))
+    return Calibration(meta, {"answers": pd.DataFrame(rows)})
 
 
 def rates(found: Calibration, name: str) -> tuple[float, float, float]:
@@ -97,8 +97,8 @@ def right_word(match: re.Match[str], gain: float, before: Any, after: Any) -> bo
 def test_generated_answers_bear_the_sentences_out() -> None:
     for seed in range(200):
         found = generated(seed)
-        assert not refuted(found.verdict, found), (seed, found.verdict)
-        assert "nan" not in found.verdict
+        assert not refuted(" ".join(found.verdict), found), (seed, found.verdict)
+        assert "nan" not in " ".join(found.verdict)
 
 
 def test_mutated_sentences_are_refuted() -> None:
@@ -117,8 +117,8 @@ def test_mutated_sentences_are_refuted() -> None:
     for seed in range(60):
         found = generated(seed)
         for old, new in swaps:
-            mutated = found.verdict.replace(old, new, 1)
-            if mutated != found.verdict:
+            mutated = " ".join(found.verdict).replace(old, new, 1)
+            if mutated != " ".join(found.verdict):
                 tried += 1
                 assert refuted(mutated, found), mutated
     assert tried > 100
@@ -137,5 +137,5 @@ def test_a_fall_is_not_called_no_gain() -> None:
         for prompt in range(20)
     ]
     meta = generated(0).meta | {"variants": {"unchanged": "", "tuned": "L0H1"}}
-    verdict = Calibration(meta, pd.DataFrame(), pd.DataFrame(rows).assign(entropy=1.0)).verdict
-    assert "a loss beyond chance" in verdict and "There are no random heads" in verdict
+    verdict = Calibration(meta, {"answers": pd.DataFrame(rows).assign(entropy=1.0)}).verdict
+    assert "a loss beyond chance" in verdict[0] and "There are no random heads" in verdict[2]

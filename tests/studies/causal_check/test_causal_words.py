@@ -39,7 +39,7 @@ def checks(draw: st.DrawFn) -> CausalCheck:
     spread = draw(st.sampled_from([None, 0.2]))
     meta: dict[str, Any] = {"loss_spread": spread, "n_needles": 4}
     meta["idle_heads"] = {"heads": [], "max_logit_change": None}
-    return CausalCheck(meta, pd.DataFrame(rows), pd.DataFrame())
+    return CausalCheck(meta, {"sets": pd.DataFrame(rows)})
 
 
 def holds(check: CausalCheck) -> None:

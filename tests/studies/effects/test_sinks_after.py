@@ -122,7 +122,7 @@ def test_effects_keep_it(bb3: TransformerBridge, tmp_path: Path) -> None:
     assert found.verdict[1].endswith("position 0 still has the most.")
     evidence = Evidence.of({"sinks_after": found.sinks_after}, {})
     assert [refute(each, evidence, TOPICS) for each in found.verdict] == [None, None]
-    old = Effects(found.meta, found.table, found.losses)  # as an older version saved it
+    old = Effects(found.meta, {"effects": found.table}, found.arrays)  # as an older version saved it
     assert old.verdict == [] and old.summary()["sink_position"].isna().all()
 
 
