@@ -10,7 +10,7 @@ from sinklens import __all__ as top
 
 ROOMS = {
     "models": 6,
-    "results": 2,
+    "results": 3,
     "attention": 18,
     "capture": 2,
     "detectors": 21,
