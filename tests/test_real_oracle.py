@@ -32,7 +32,7 @@ EPS = 0.3
 # model, tokens, with BOS: both kinds of context, and on Gemma a text longer than its window of 512
 CASES = [
     *((name, length, bos) for name in MODELS for length, bos in ((64, True), (64, False), (256, True))),
-    ("gemma3", 600, True),
+    pytest.param("gemma3", 600, True, marks=pytest.mark.slow),
 ]
 
 

@@ -107,7 +107,7 @@ KILLED = """
 import sys
 import torch
 torch.set_num_threads(1)
-from sinklens.studies.dynamics import measure_dynamics
+from sinklens.studies import measure_dynamics
 print("ready", flush=True)
 from tests.heard import Heard
 def worked(heard):
