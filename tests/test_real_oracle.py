@@ -173,7 +173,7 @@ def test_padding_changes_nothing(bridge: TransformerBridge, name: str, side: str
     for index, row in enumerate([*short, long]):
         at = slice(96 - len(row), 96) if side == "left" else slice(0, len(row))
         ids[index, at], real[index, at] = torch.tensor(row), True
-    batch = tokenize(bridge, ids, padding_mask=real)
+    batch = tokenize(bridge, ids, attention_mask=real)
     census = scan(bridge, tokens=batch, batch_size=len(ids))
     seen = plain(name, 64, True)
     table = census.tables["massive"]

@@ -33,7 +33,7 @@ def test_labels_follow_their_rules() -> None:
     assert criteria.loc["retrieval", "cut"] == 0.1 and criteria.loc["retrieval", "n_at_cut"] == 1
     assert "2404.15574" in criteria.loc["retrieval", "rule_source"]
     assert criteria.loc["induction", "definition"] == "what induction means"
-    assert roles.verdict[0] == "retrieval: 5 of 12 heads (L1H2, L1H3, L2H0, L2H1, L2H3), retrieval >= 0.1."
+    assert roles.verdict[0] == "retrieval: 5 of 12 heads (L2H0, L2H1, L2H3, L1H3, L1H2), retrieval >= 0.1."
 
 
 def test_a_pair_is_compared_as_ranking_as_labels_and_with_chance() -> None:
