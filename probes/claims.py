@@ -25,10 +25,10 @@ from published.study import CLAIMS, finished, run
 from published.subject import QUICK, Sizes
 
 from sinklens.errors import SinkLensError
-from sinklens.lab.running import duration
 from sinklens.models.real import REAL_MODELS, real_model_path
 from sinklens.plots import save_figure
 from sinklens.results.files import write_atomically
+from sinklens.results.pace import duration
 
 ABOUT = {
     "smollm2": "SmolLM2-135M-Instruct, 30 layers of 9 heads, dequantised from Q4_1; its tokenizer adds no BOS",

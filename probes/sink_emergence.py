@@ -11,18 +11,16 @@ installed, a PNG. Finished cells are kept in --work and not trained again; inter
 """
 
 import argparse
-import math
-import sys
 from pathlib import Path
 
 import torch
 
 from sinklens.errors import SinkLensError
 from sinklens.lab.emergence import CONDITIONS, choose_conditions, judge, markdown, run_table, summarise
-from sinklens.lab.running import duration
 from sinklens.plots import save_figure
 from sinklens.plots.sink_emergence import sink_emergence
 from sinklens.results.files import write_atomically
+from sinklens.results.show_progress import ShowProgress
 
 SETUP = (
     "Every decoder has width 64 and one head a layer, sequences of 64 tokens, and 800 steps of 32 sequences with AdamW "
@@ -30,22 +28,6 @@ SETUP = (
     "3e-2). Dormant queries are those that are no triggers."
 )
 GROUPS = [*dict.fromkeys(condition.group for condition in CONDITIONS.values())]
-
-
-class Printer:
-    """One line for every percent of the work, or one line that is written over in a terminal."""
-
-    def __init__(self) -> None:
-        self.shown = -1
-
-    def __call__(self, text: str, share: float, left: float) -> None:
-        """Say what goes on, how much is done and how long it will take."""
-        line = f"{share:4.0%}  {'' if math.isnan(left) else duration(left) + ' left, '}{text}"
-        if sys.stderr.isatty():
-            print(f"\r\033[K{line}", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)
-        elif int(share * 100) != self.shown:
-            print(line, file=sys.stderr, flush=True)
-        self.shown = int(share * 100)
 
 
 def main() -> None:
@@ -63,7 +45,8 @@ def main() -> None:
     groups = options.group or ([g for g in GROUPS if g != "3 layers"] if options.quick else None)
     try:
         conditions = choose_conditions(options.condition, groups if options.condition is None else options.group)
-        cells = run_table(options.work, conditions, range(options.seeds), progress=Printer())
+        with ShowProgress() as progress:
+            cells = run_table(options.work, conditions, range(options.seeds), progress=progress)
         summary, verdicts = summarise(cells), judge(cells)
         stem = options.out / "sink_emergence"
         made = f"{len(conditions)} conditions x {options.seeds} seeds"

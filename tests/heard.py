@@ -14,12 +14,14 @@ class Heard(Silent):
         steps: Names of steps.
         skipped: What an earlier run did.
         done: Every advance.
+        notes: What was said with them.
     """
 
     def __init__(self, then: Callable[["Heard"], None] | None = None) -> None:
         self.begun: list[tuple[str, float, str]] = []
         self.steps: list[str] = []
         self.skipped, self.done, self.then = 0.0, list[float](), then
+        self.notes: list[str] = []
 
     def begin(self, name: str, work: float, about: str = "") -> None:
         self.begun.append((name, work, about))
@@ -30,8 +32,9 @@ class Heard(Silent):
     def skip(self, work: float) -> None:
         self.skipped += work
 
-    def advance(self, work: float = 1.0) -> None:
+    def advance(self, work: float = 1.0, note: str = "") -> None:
         self.done.append(work)
+        self.notes += [note] if note else []
         if self.then is not None:
             self.then(self)
 
@@ -56,8 +59,8 @@ class HeardParts(Heard):
     def _found(self) -> set[tuple[str, int]]:
         return {(path.name, path.stat().st_mtime_ns) for path in self.parts.glob("*.zip")}
 
-    def advance(self, work: float = 1.0) -> None:
-        super().advance(work)
+    def advance(self, work: float = 1.0, note: str = "") -> None:
+        super().advance(work, note)
         for name, time in sorted(self._found() - self.known):
             self.known.add((name, time))
             self.saved.append(int(name[:5]))

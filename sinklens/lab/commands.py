@@ -62,22 +62,25 @@ def train_bb_command(
     from rich.console import Console
 
     from sinklens.lab.report import print_report
+    from sinklens.lab.running import shown
     from sinklens.lab.training import train_bb
 
-    folder = train_bb(
-        layers,
-        out,
-        d_model=d_model,
-        seq_len=seq_len,
-        batch=batch,
-        steps=steps,
-        lr=lr,
-        seed=seed,
-        optimizer=optimizer,
-        device=device,
-        checkpoint_every=checkpoint_every,
-        resume=not restart,
-    )
+    with shown(out) as progress:
+        folder = train_bb(
+            layers,
+            out,
+            d_model=d_model,
+            seq_len=seq_len,
+            batch=batch,
+            steps=steps,
+            lr=lr,
+            seed=seed,
+            optimizer=optimizer,
+            device=device,
+            checkpoint_every=checkpoint_every,
+            resume=not restart,
+            progress=progress,
+        )
     print_report(folder, layers, Console())
 
 
@@ -143,31 +146,34 @@ def train_lm_command(
 
     from sinklens.lab.language.report import print_language_report
     from sinklens.lab.language.run import train_lm
+    from sinklens.lab.running import shown
 
-    folder = train_lm(
-        data,
-        out,
-        python_stdlib=python_stdlib,
-        device=device,
-        checkpoint_every=checkpoint_every,
-        resume=not restart,
-        steps=steps,
-        lr=lr,
-        weight_decay=weight_decay,
-        layers=layers,
-        heads=heads,
-        d_model=d_model,
-        d_mlp=d_mlp,
-        rope_base=rope_base,
-        vocab=vocab,
-        seq_len=seq_len,
-        batch=batch,
-        long_len=long_len,
-        long_every=long_every,
-        long_from=long_from,
-        held_out=held_out,
-        series=series,
-        measure_every=measure_every,
-        seed=seed,
-    )
+    with shown(out) as progress:
+        folder = train_lm(
+            data,
+            out,
+            python_stdlib=python_stdlib,
+            device=device,
+            checkpoint_every=checkpoint_every,
+            resume=not restart,
+            steps=steps,
+            lr=lr,
+            weight_decay=weight_decay,
+            layers=layers,
+            heads=heads,
+            d_model=d_model,
+            d_mlp=d_mlp,
+            rope_base=rope_base,
+            vocab=vocab,
+            seq_len=seq_len,
+            batch=batch,
+            long_len=long_len,
+            long_every=long_every,
+            long_from=long_from,
+            held_out=held_out,
+            series=series,
+            measure_every=measure_every,
+            seed=seed,
+            progress=progress,
+        )
     print_language_report(folder, Console())

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from sinklens.lab.checkpoint import Checkpoint
 from sinklens.lab.folders import refuse_other
-from sinklens.lab.running import deterministic, duration, finite, progress_bar
+from sinklens.lab.running import deterministic, finite
+from sinklens.results.progress import SILENT, Progress
 
 
 def run_steps(
-    name: str,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss_of: Callable[[int], Tensor],
@@ -24,19 +24,16 @@ def run_steps(
     lr: float,
     checkpoint: Path | None,
     checkpoint_every: int,
-    progress: bool = False,
-    report: Callable[[int, float], None] | None = None,
+    progress: Progress = SILENT,
     rate: Callable[[int], float] | None = None,
     clip: float | None = None,
 ) -> float:
     """Run the optimiser steps that are left and return the seconds that all steps took.
 
     The data of step ``n`` must follow from ``n`` alone (a stream addressed by the seed and ``n``): then a training that
-    was killed and goes on from its checkpoint ends with the same weights as one that was not. After ten steps a line
-    says how long the rest will take.
+    was killed and goes on from its checkpoint ends with the same weights as one that was not.
 
     Args:
-        name: of the model, for the progress bar.
         model: what is trained, on its device; its state is replaced by the checkpoint's.
         optimizer: over the model's parameters.
         loss_of: the loss of one step, a graph to go back through.
@@ -45,8 +42,7 @@ def run_steps(
         lr: the learning rate, to be named when the loss stops being finite.
         checkpoint: the file of the state; none is read or written if None.
         checkpoint_every: steps between two of them.
-        progress: draw a bar on standard error.
-        report: called every tenth step with the steps done and the loss.
+        progress: told of every step, and of the loss at every tenth.
         rate: learning rate of a step; the optimiser's own throughout if None.
         clip: norm to which gradients are clipped; none if None.
 
@@ -62,7 +58,9 @@ def run_steps(
         optimizer.load_state_dict(state.optimizer)
         done, seconds = state.step, state.seconds
     begin = time.monotonic() - seconds
-    with deterministic(), progress_bar(name, steps, done, progress) as draw:
+    progress.begin("Training", steps)
+    progress.skip(done)
+    with deterministic():
         for step in range(done, steps):
             loss = loss_of(step)
             optimizer.zero_grad()
@@ -74,14 +72,10 @@ def run_steps(
                     group["lr"] = rate(step)
             optimizer.step()
             now = step + 1
-            save = now == steps or now % checkpoint_every == 0
+            save, told = now == steps or now % checkpoint_every == 0, ""
             if save or now % 10 == 0:
-                left = (time.monotonic() - begin) / now * (steps - now)
-                line = f"about {duration(left)} left" if now - done == 10 else None
-                value = finite(loss.item(), step, lr)
-                draw(now, value, line)
-                if report is not None:
-                    report(now, value)
+                told = f"loss {finite(loss.item(), step, lr):.3f}"
+            progress.advance(1.0, told)
             if save and checkpoint is not None:
                 spent = time.monotonic() - begin
                 Checkpoint(dict(settings), now, spent, model.state_dict(), optimizer.state_dict()).save(checkpoint)

@@ -1,11 +1,14 @@
-"""What every training of the lab needs while it runs: a device, repeatable arithmetic, a progress bar."""
+"""What every training of the lab needs while it runs: a device, repeatable arithmetic, an end that says what stays."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+import typer
 
 from sinklens.errors import InputError
+from sinklens.results.show_progress import ShowProgress
 
 
 def choose_device(name: str) -> torch.device:
@@ -39,16 +42,6 @@ def finite(loss: float, step: int, lr: float) -> float:
     return loss
 
 
-def duration(seconds: float) -> str:
-    """Say a time span in words.
-
-    Example:
-        >>> duration(90), duration(600)
-        ('90 s', '10 min')
-    """
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
 @contextmanager
 def deterministic() -> Iterator[None]:
     """Ask torch for repeatable kernels (a warning where there is none), and leave its setting as it was."""
@@ -64,31 +57,11 @@ def deterministic() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(name: str, steps: int, done: int, shown: bool) -> Iterator[Callable[..., None]]:
-    """Draw steps, loss and time left on standard error.
-
-    Yields:
-        A function of the steps done, the loss, and optionally a line of text that stays above the bar. Where
-        standard error is no terminal, the lines are all that appears.
-    """
-    if not shown:
-        yield lambda step, loss, line=None: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"training {name}", total=steps, completed=done, loss="-")
-
-        def report(step: int, loss: float, line: str | None = None) -> None:
-            bar.update(task, completed=step, loss=f"{loss:.3f}")
-            if line is not None:
-                bar.console.print(line, soft_wrap=True, markup=False, highlight=False)
-
-        yield report
+def shown(out: Path) -> Iterator[ShowProgress]:
+    """Progress of a command on standard error; an interruption ends in a sentence."""
+    try:
+        with ShowProgress() as progress:
+            yield progress
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted; the same command goes on from the last checkpoint in {out}.", err=True)
+        raise typer.Exit(130) from None

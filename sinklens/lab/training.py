@@ -15,6 +15,7 @@ from sinklens.lab.publish import TASK, publish
 from sinklens.lab.running import move
 from sinklens.lab.settings import BackcopySettings
 from sinklens.lab.streams import stream
+from sinklens.results.progress import SILENT, Progress
 
 
 def train_bb(
@@ -31,7 +32,7 @@ def train_bb(
     device: str = "auto",
     checkpoint_every: int = 200,
     resume: bool = True,
-    progress: bool = True,
+    progress: Progress = SILENT,
 ) -> Path:
     """Train a Bigram-Backcopy model and write it as a Hugging Face directory.
 
@@ -56,7 +57,7 @@ def train_bb(
             devices.
         checkpoint_every: steps between two checkpoints.
         resume: go on from a checkpoint, and leave a finished training; if False, start anew and replace both.
-        progress: draw a progress bar on standard error.
+        progress: told how it goes on.
 
     Returns:
         The folder.
@@ -95,7 +96,7 @@ def train(
     checkpoint: Path,
     device: torch.device,
     checkpoint_every: int,
-    progress: bool = False,
+    progress: Progress = SILENT,
 ) -> tuple[OPTForCausalLM, float]:
     """Run the steps that are left, and return the model and the seconds that all steps took.
 
@@ -116,7 +117,6 @@ def train(
         return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
     seconds = run_steps(
-        f"bb-{settings.layers}l",
         model,
         _optimizer(settings, model),
         loss_of,

@@ -26,8 +26,8 @@ class Progress(Protocol):
     def skip(self, work: float) -> None:
         """So much need not be done, because an earlier run did it: it counts, and says nothing about the pace."""
 
-    def advance(self, work: float = 1.0) -> None:
-        """So much more is done."""
+    def advance(self, work: float = 1.0, note: str = "") -> None:
+        """So much more is done; ``note`` is how it stands now, such as a loss, to be shown until the next one."""
 
 
 class Silent:
@@ -42,7 +42,7 @@ class Silent:
     def skip(self, work: float) -> None:
         """Nothing."""
 
-    def advance(self, work: float = 1.0) -> None:
+    def advance(self, work: float = 1.0, note: str = "") -> None:
         """Nothing."""
 
 
@@ -55,7 +55,7 @@ class Share:
     >>> class Count(Silent):
     ...     done = 0.0
     ...
-    ...     def advance(self, work=1.0):
+    ...     def advance(self, work=1.0, note=""):
     ...         self.done += work
     >>> whole = Count()
     >>> part = Share(whole, 10)
@@ -88,9 +88,9 @@ class Share:
         """So much was done by an earlier run."""
         self.whole.skip(self._take(work))
 
-    def advance(self, work: float = 1.0) -> None:
+    def advance(self, work: float = 1.0, note: str = "") -> None:
         """So much more is done."""
-        self.whole.advance(self._take(work))
+        self.whole.advance(self._take(work), note)
 
     def finish(self) -> None:
         """The part is over, whatever it told."""

@@ -32,7 +32,7 @@ class ShowProgress:
         self.console = found if console is not None or found.is_jupyter else Console(stderr=True)
         self.announce = announce
         self.pace = Pace(0.0)
-        self._name, self._said, self._told = "", 0.0, True
+        self._name, self._state, self._said, self._told = "", "", 0.0, True
         self._shown: _Shown | None = None
         self._warnings: Any = None
 
@@ -41,13 +41,13 @@ class ShowProgress:
         self._close()
         if about:
             self.console.print(about, markup=False, highlight=False, soft_wrap=True)
-        self.pace, self._name, self._said, self._told = Pace(work), name, 0.0, False
+        self.pace, self._name, self._state, self._said, self._told = Pace(work), name, "", 0.0, False
         self._shown = _shown(self.console)
-        self._shown.show(name, 0.0, float("inf"))
+        self._shown.show(name, "", 0.0, float("inf"))
 
     def step(self, name: str) -> None:
         """Show another name."""
-        self._name = name
+        self._name, self._state = name, ""
         if self._shown is not None:
             self._shown.named(name)
 
@@ -55,8 +55,9 @@ class ShowProgress:
         """Show what was done before."""
         self.pace.skip(work)
 
-    def advance(self, work: float = 1.0) -> None:
+    def advance(self, work: float = 1.0, note: str = "") -> None:
         """Show how far it has come."""
+        self._state = note or self._state
         self.pace.advance(work)
         share = min(1.0, self.pace.done / self.pace.work) if self.pace.work else 0.0
         if not self._told and self.pace.known:
@@ -67,7 +68,7 @@ class ShowProgress:
             return
         if not self._shown.seldom or self.pace.spent - self._said >= self.EVERY:
             self._said = self.pace.spent
-            self._shown.show(self._name, share, self.pace.left)
+            self._shown.show(self._name, self._state, share, self.pace.left)
         if self.pace.done >= self.pace.work - 1e-9:
             self._close()
 
@@ -98,11 +99,15 @@ class ShowProgress:
         self._shown = None
 
 
+def _with(name: str, state: str) -> str:
+    return f"{name}, {state}" if state else name
+
+
 class _Shown(Protocol):
     seldom: bool
 
     def named(self, name: str) -> None: ...
-    def show(self, name: str, share: float, left: float) -> None: ...
+    def show(self, name: str, state: str, share: float, left: float) -> None: ...
     def close(self) -> None: ...
 
 
@@ -128,9 +133,9 @@ class _Bar:
     def named(self, name: str) -> None:
         self._bar.update(self._task, description=name)
 
-    def show(self, name: str, share: float, left: float) -> None:
+    def show(self, name: str, state: str, share: float, left: float) -> None:
         words = "" if left == float("inf") else f"{duration(left)} left"
-        self._bar.update(self._task, description=name, completed=share, left=words)
+        self._bar.update(self._task, description=_with(name, state), completed=share, left=words)
 
     def close(self) -> None:
         self._bar.stop()
@@ -147,9 +152,10 @@ class _Lines:
     def named(self, name: str) -> None:
         self._console.print(name, markup=False, highlight=False, soft_wrap=True)
 
-    def show(self, name: str, share: float, left: float) -> None:
+    def show(self, name: str, state: str, share: float, left: float) -> None:
         if share:
-            self._console.print(f"{share:.0%} done, about {duration(left)} left", markup=False, highlight=False)
+            words = f"{_with(f'{share:.0%} done', state)}, about {duration(left)} left"
+            self._console.print(words, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         pass
@@ -168,10 +174,10 @@ class _Cell:
     def named(self, name: str) -> None:
         self._write(name)
 
-    def show(self, name: str, share: float, left: float) -> None:
+    def show(self, name: str, state: str, share: float, left: float) -> None:
         words = "" if left == float("inf") else f", {duration(left)} left"
         filled = round(20 * share)
-        self._write(f"{name}  {'█' * filled}{'░' * (20 - filled)} {share:.0%}{words}")
+        self._write(f"{_with(name, state)}  {'█' * filled}{'░' * (20 - filled)} {share:.0%}{words}")
 
     def close(self) -> None:
         self._write("")

@@ -164,7 +164,7 @@ def test_streaming_in_miniature_by_seed(seed: int, tmp_path: Path) -> None:
     from sinklens.lab.training import train_bb
 
     with torch.enable_grad():
-        train_bb(1, tmp_path / "bb", seq_len=128, seed=seed, device="cpu", progress=False)
+        train_bb(1, tmp_path / "bb", seq_len=128, seed=seed, device="cpu")
     check_miniature(sinklens.load(str(tmp_path / "bb")), 128)
 
 

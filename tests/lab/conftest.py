@@ -12,7 +12,7 @@ TINY: dict[str, Any] = dict(
     layers=2, heads=2, d_model=16, d_mlp=16, vocab=300, seq_len=12, batch=4, long_len=24, long_every=3, long_from=3,
     steps=8, series=4, measure_every=3, lr=1e-2,
 )  # fmt: skip
-QUIET: dict[str, Any] = {"checkpoint_every": 2, "progress": False, "device": "cpu"}
+QUIET: dict[str, Any] = {"checkpoint_every": 2, "device": "cpu"}
 
 
 def write_texts(folder: Path) -> Path:

@@ -209,7 +209,7 @@ def test_the_command_trains_says_how_long_and_repeats_itself(tmp_path: Path, tex
     assert first.exit_code == second.exit_code == 0
     for wanted in ("held-out loss", "prose", "sink heads", "The model is in"):
         assert wanted in first.stdout and wanted in second.stdout
-    for wanted in ("step 0/12", "s left on one cpu", "alpha_0 up to"):
+    for wanted in ("curve.csv", "Step 0/12", "alpha_0 up to"):
         assert wanted in first.stderr and wanted not in second.stderr
     with pytest.raises(SinkLensError, match="other settings"):
         CliRunner().invoke(app, [*arguments, "--seed", "1"], catch_exceptions=False)

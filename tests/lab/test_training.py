@@ -24,7 +24,7 @@ from sinklens.lab.streams import stream
 from sinklens.lab.training import train_bb
 
 TINY: dict[str, Any] = {"d_model": 8, "seq_len": 12, "batch": 4, "steps": 6}
-QUIET: dict[str, Any] = {"checkpoint_every": 2, "progress": False, "device": "cpu"}
+QUIET: dict[str, Any] = {"checkpoint_every": 2, "device": "cpu"}
 
 
 def tiny(out: Path, layers: int = 1, **changes: Any) -> Path:
@@ -280,7 +280,7 @@ def test_the_help_teaches_by_example() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_small_model_of_the_card_passes_its_gates(tmp_path: Path, seed: int) -> None:
-    folder = train_bb(1, tmp_path / "bb", steps=600, seed=seed, device="cpu", progress=False)
+    folder = train_bb(1, tmp_path / "bb", steps=600, seed=seed, device="cpu")
     measured = read_measured(folder)
     assert check_gates(measured, 1) == []
     assert measured["bigram_excess"] < 0.05

@@ -67,7 +67,7 @@ class WorkerProgress:
         """So much was done before."""
         self.advance(work)
 
-    def advance(self, work: float = 1.0) -> None:
+    def advance(self, work: float = 1.0, note: str = "") -> None:
         """So much more is done."""
         self.check()
         self.worker._set(done=self.worker.status.done + work)

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from sinklens.lab.variants.measure import measure_decoder
 from sinklens.lab.variants.settings import VariantSettings
 from sinklens.lab.variants.training import build_decoder, train_decoder
 from sinklens.results.files import write_atomically
+from sinklens.results.progress import SILENT, Progress
 
 _FORMAT = 1
 
@@ -63,9 +63,7 @@ def cell_path(folder: Path, condition: Condition, seed: int) -> Path:
     return folder / "cells" / f"{slug}_s{seed}.json"
 
 
-def run_cell(
-    folder: Path, condition: Condition, seed: int, *, report: Callable[[int, float], None] | None = None
-) -> Cell:
+def run_cell(folder: Path, condition: Condition, seed: int, *, progress: Progress = SILENT) -> Cell:
     """Train and measure, or read what was measured before; an interrupted training goes on from its checkpoint.
 
     The last checkpoint stays beside the figures (0.8 MB for one layer of width 64), so that a cell whose figures are
@@ -81,7 +79,7 @@ def run_cell(
         refuse_other(settings.to_dict(), cell.settings, f"{path} holds a cell")
         return cell
     checkpoint = path.with_suffix(".pt")
-    model, seconds = train_decoder(settings, checkpoint=checkpoint, checkpoint_every=400, report=report)
+    model, seconds = train_decoder(settings, checkpoint=checkpoint, checkpoint_every=400, progress=progress)
     cell = Cell(condition.name, seed, settings.to_dict(), _measure(model, settings), seconds)
     write_atomically(path, json_bytes(_to_json(cell)))
     return cell

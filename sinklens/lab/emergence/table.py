@@ -1,9 +1,7 @@
 """The emergence table: every condition with every seed, resumable, and its means with intervals over seeds."""
 
 import math
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from sinklens.errors import InputError
 from sinklens.lab.emergence.cell import Cell, cell_path, run_cell
 from sinklens.lab.emergence.conditions import CONDITIONS, Condition
 from sinklens.lab.variants.capture import reading_of
+from sinklens.results.progress import SILENT, Progress, Share
 
 FIGURES: dict[str, str] = {
     "loss_backcopy": "backcopy loss, nats",
@@ -42,12 +41,9 @@ FIGURES: dict[str, str] = {
 }
 """Figures of the table in words; those of a layer are of the layer with most attention to position 0."""
 
-Progress = Callable[[str, float, float], None]
-"""Called with what goes on, the share of the work that is done, and the seconds left (NaN before that is known)."""
-
 
 def run_table(
-    folder: Path, conditions: Iterable[Condition], seeds: Sequence[int], *, progress: Progress | None = None
+    folder: Path, conditions: Iterable[Condition], seeds: Sequence[int], *, progress: Progress = SILENT
 ) -> list[Cell]:
     """Train and measure every cell that ``folder`` does not hold yet, seeds in the outer loop.
 
@@ -58,16 +54,17 @@ def run_table(
     jobs = [(condition, seed) for seed in seeds for condition in conditions]
     if not jobs:
         raise InputError("At least one condition and one seed are needed.")
-    work = [_work(condition, seed) for condition, seed in jobs]
-    known = [cell_path(folder, *job).exists() for job in jobs]
-    left, trained = sum(w for w, k in zip(work, known, strict=True) if not k), 0.0
-    total, begin = max(left, 1e-9), time.monotonic()
+    missing = [job for job in jobs if not cell_path(folder, *job).exists()]
+    progress.begin(
+        "Training", sum(_work(*job) for job in missing), f"{len(missing)} of {len(jobs)} models are trained."
+    )
     cells = []
-    for (condition, seed), amount, done in zip(jobs, work, known, strict=True):
-        steps = condition.settings(seed).steps
-        tell = _Teller(progress, f"{condition.name}, seed {seed}", amount / steps, trained, total, begin)
-        cells.append(run_cell(folder, condition, seed, report=tell))
-        trained += 0 if done else amount
+    for condition, seed in jobs:
+        share = Share(progress, _work(condition, seed) if (condition, seed) in missing else 0.0)
+        if share.left:
+            progress.step(f"{condition.name}, seed {seed}")
+        cells.append(run_cell(folder, condition, seed, progress=share))
+        share.finish()
     return cells
 
 
@@ -144,24 +141,6 @@ def reach(figure: str) -> tuple[float, float]:
     if figure.startswith(("mass_", "missing_", "gate_", "importance_", "sink_rate")):
         return 0.0, 1.0
     return (-math.inf if figure.startswith(("margin", "excess")) or figure.endswith("rise") else 0.0), math.inf
-
-
-@dataclass(frozen=True)
-class _Teller:
-    """Turns steps of one cell into progress of the table."""
-
-    progress: Progress | None
-    name: str
-    step_work: float
-    before: float
-    total: float
-    begin: float
-
-    def __call__(self, step: int, loss: float) -> None:
-        if self.progress is not None:
-            done = self.before + step * self.step_work
-            left = (time.monotonic() - self.begin) / done * (self.total - done)
-            self.progress(f"{self.name}, step {step}, loss {loss:.3f}", done / self.total, left)
 
 
 def _work(condition: Condition, seed: int) -> float:

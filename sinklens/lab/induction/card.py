@@ -9,7 +9,7 @@ from sinklens.lab.induction.masked import MASKINGS
 from sinklens.lab.induction.measure import LENGTHS, PATTERN_LENGTHS
 from sinklens.lab.induction.settings import LAYERS, InductionSettings
 from sinklens.lab.induction.words import words
-from sinklens.lab.running import duration
+from sinklens.results.pace import duration
 
 
 def model_card(

@@ -67,28 +67,31 @@ def train_induction_command(
 
     from sinklens.lab.induction.report import print_induction_report
     from sinklens.lab.induction.run import train_induction
+    from sinklens.lab.running import shown
 
-    folder = train_induction(
-        out,
-        beside=beside or (),
-        device=device,
-        checkpoint_every=checkpoint_every,
-        resume=not restart,
-        steps=steps,
-        lr=lr,
-        weight_decay=weight_decay,
-        heads=heads,
-        kv_heads=kv_heads,
-        d_model=d_model,
-        n_words=n_words,
-        value_len=value_len,
-        shortest=shortest,
-        short_longest=short_longest,
-        longest=longest,
-        short_share=short_share,
-        tokens=tokens,
-        new_weight=new_weight,
-        rope_base=rope_base,
-        seed=seed,
-    )
+    with shown(out) as progress:
+        folder = train_induction(
+            out,
+            beside=beside or (),
+            device=device,
+            checkpoint_every=checkpoint_every,
+            resume=not restart,
+            steps=steps,
+            lr=lr,
+            weight_decay=weight_decay,
+            heads=heads,
+            kv_heads=kv_heads,
+            d_model=d_model,
+            n_words=n_words,
+            value_len=value_len,
+            shortest=shortest,
+            short_longest=short_longest,
+            longest=longest,
+            short_share=short_share,
+            tokens=tokens,
+            new_weight=new_weight,
+            rope_base=rope_base,
+            seed=seed,
+            progress=progress,
+        )
     print_induction_report(folder, Console())

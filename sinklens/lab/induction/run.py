@@ -13,6 +13,7 @@ from sinklens.lab.induction.seeds import keep_seeds
 from sinklens.lab.induction.settings import InductionSettings
 from sinklens.lab.induction.training import train
 from sinklens.lab.running import move
+from sinklens.results.progress import SILENT, Progress
 
 
 def train_induction(
@@ -22,7 +23,7 @@ def train_induction(
     device: str = "auto",
     checkpoint_every: int = 200,
     resume: bool = True,
-    progress: bool = True,
+    progress: Progress = SILENT,
     **settings: Any,
 ) -> Path:
     """Train a model of two attention layers to find needles, and write it as a Hugging Face directory.
@@ -40,7 +41,7 @@ def train_induction(
         device: "auto" (CUDA if there is one), "cpu" or "cuda". The data is drawn on the CPU, alike for all devices.
         checkpoint_every: steps between two checkpoints.
         resume: go on from a checkpoint, and leave a finished training; if False, start anew and replace both.
-        progress: draw a progress bar on standard error.
+        progress: told how it goes on.
         **settings: fields of `InductionSettings`.
 
     Returns:

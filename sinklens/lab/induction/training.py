@@ -16,6 +16,7 @@ from sinklens.lab.optimizer import CLIP, adamw
 from sinklens.lab.running import move
 from sinklens.lab.streams import stream
 from sinklens.lab.tasks.repeats import after_repeat
+from sinklens.results.progress import SILENT, Progress
 
 
 def train(
@@ -23,7 +24,7 @@ def train(
     checkpoint: Path,
     device: torch.device,
     checkpoint_every: int,
-    progress: bool = False,
+    progress: Progress = SILENT,
 ) -> tuple[LlamaForCausalLM, float]:
     """Run the steps that are left; return the model and the seconds that all steps took.
 
@@ -39,7 +40,6 @@ def train(
         return mixture_loss(model, sequences(settings, step, generator).to(device), settings.new_weight)
 
     seconds = run_steps(
-        "the induction model",
         model,
         adamw(model, settings.lr, settings.weight_decay),
         loss_of,

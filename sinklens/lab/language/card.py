@@ -6,7 +6,7 @@ from typing import Any
 from sinklens.lab.folders import paragraph
 from sinklens.lab.language.figures import LENGTHS, SEQUENCES, domains_of
 from sinklens.lab.language.settings import CONTEXT, LanguageSettings
-from sinklens.lab.running import duration
+from sinklens.results.pace import duration
 
 # Sink rates that differ by so much between two domains are named in the card.
 DIFFERS = 0.5

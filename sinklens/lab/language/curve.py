@@ -8,7 +8,6 @@ from transformers import LlamaForCausalLM
 
 from sinklens.lab.language.measure import mean_loss, sink_figures
 from sinklens.lab.language.tokens import Streams, cut
-from sinklens.lab.running import duration
 
 LENGTH, SEQUENCES = 64, 64
 
@@ -49,13 +48,12 @@ def curve_csv(rows: Sequence[dict[str, float]]) -> bytes:
     return text.getvalue().encode()
 
 
-def curve_line(row: dict[str, float], steps: int, seconds_left: float) -> str:
-    """Say one row in words, with the time left."""
+def curve_line(row: dict[str, float], steps: int) -> str:
+    """Say one row in words."""
     domains = sorted({name.split(".")[0] for name in row if "." in name})
     parts = [
         f"{name}: loss {row[f'{name}.loss']:.3f}, {row[f'{name}.heads']:.0f} sink heads, "
         f"alpha_0 up to {row[f'{name}.alpha_0']:.2f}, max/median {row[f'{name}.max_over_median']:.0f}"
         for name in domains
     ]
-    left = f"{duration(seconds_left)} left" if seconds_left == seconds_left else "time left not known yet"
-    return f"step {row['step']:.0f}/{steps}, {row['tokens'] / 1e6:.2f} M tokens | {' | '.join(parts)} | {left}"
+    return f"Step {row['step']:.0f}/{steps}, {row['tokens'] / 1e6:.2f} M tokens | {' | '.join(parts)}"

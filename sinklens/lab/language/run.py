@@ -19,6 +19,7 @@ from sinklens.lab.language.tokens import Streams, bpe_texts, encode
 from sinklens.lab.language.training import train
 from sinklens.lab.running import move
 from sinklens.results.files import write_atomically
+from sinklens.results.progress import SILENT, Progress
 
 
 def train_lm(
@@ -29,7 +30,7 @@ def train_lm(
     device: str = "auto",
     checkpoint_every: int = 100,
     resume: bool = True,
-    progress: bool = True,
+    progress: Progress = SILENT,
     **settings: Any,
 ) -> Path:
     """Train a small Llama on domains of text and write it as a Hugging Face directory.
@@ -51,7 +52,7 @@ def train_lm(
         device: "auto" (CUDA if there is one), "cpu" or "cuda".
         checkpoint_every: steps between two checkpoints to go on from.
         resume: go on from a checkpoint, and leave a finished training; if False, start anew and replace both.
-        progress: draw a progress bar and the curve on standard error.
+        progress: told how it goes on, with each row of the curve.
         **settings: fields of `LanguageSettings` other than `data`.
 
     Returns:

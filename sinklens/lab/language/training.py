@@ -17,9 +17,10 @@ from sinklens.lab.language.model import build_model
 from sinklens.lab.language.settings import LanguageSettings
 from sinklens.lab.language.tokens import Streams, draw
 from sinklens.lab.optimizer import CLIP, adamw
-from sinklens.lab.running import deterministic, duration, finite, move, progress_bar
+from sinklens.lab.running import deterministic, finite, move
 from sinklens.lab.streams import stream
 from sinklens.results.files import write_atomically
+from sinklens.results.progress import SILENT, Progress
 
 
 def train(
@@ -29,7 +30,7 @@ def train(
     out: Path,
     device: torch.device,
     checkpoint_every: int,
-    progress: bool = False,
+    progress: Progress = SILENT,
 ) -> tuple[LlamaForCausalLM, list[dict[str, float]], float]:
     """Run the steps that are left; return the model, the curve and the seconds that all steps took.
 
@@ -52,8 +53,11 @@ def train(
         model.load_state_dict(state.model)
         optimizer.load_state_dict(state.optimizer)
         done, seconds, curve, losses = state.step, state.seconds, state.curve, state.losses
-    begin, first = time.monotonic() - seconds, done
-    with deterministic(), progress_bar("the language model", settings.steps, done, progress) as report:
+    begin = time.monotonic() - seconds
+    tokens = [float(settings.tokens(step + 1) - settings.tokens(step)) for step in range(settings.steps)]
+    progress.begin("Training", sum(tokens), f"The curve goes into {out / 'curve.csv'}.")
+    progress.skip(sum(tokens[:done]))
+    with deterministic():
         for step in range(done, settings.steps + 1):
             # Everything that belongs to "after `step` steps" comes before step number `step` is run.
             if step % settings.measure_every == 0 or step == settings.steps:
@@ -61,10 +65,8 @@ def train(
                     recent = sum(losses) / len(losses) if losses else math.nan
                     curve.append(curve_row(model, streams, step, settings.tokens(step), recent))
                     losses = []
-                pace = (time.monotonic() - begin) / step if step > first else math.nan
                 write_atomically(out / "curve.csv", curve_csv(curve))
-                last = curve[-1]["train_loss"]
-                report(step, last, curve_line(curve[-1], settings.steps, pace * (settings.steps - step)))
+                progress.step(curve_line(curve[-1], settings.steps))
             if step in settings.kept:
                 write_model(out / "checkpoints" / f"step-{step:06d}", model, tokenizer_json)
             if step % checkpoint_every == 0 or step == settings.steps:
@@ -73,10 +75,7 @@ def train(
                 Checkpoint(*head).save(out / STATE)
             if step < settings.steps:
                 losses.append(_step(settings, model, optimizer, streams, step, device))
-                if (step + 1) % 10 == 0:
-                    left = (time.monotonic() - begin) / (step + 1) * (settings.steps - step - 1)
-                    line = f"about {duration(left)} left on one {device.type}" if step + 1 - first == 10 else None
-                    report(step + 1, losses[-1], line)
+                progress.advance(tokens[step], f"loss {losses[-1]:.3f}")
     return model.eval(), curve, time.monotonic() - begin
 
 

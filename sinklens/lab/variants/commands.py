@@ -71,6 +71,7 @@ def train_variant_command(
     """
     from rich.console import Console
 
+    from sinklens.lab.running import shown
     from sinklens.lab.variants.publish import train_variant
     from sinklens.lab.variants.report import print_variant
     from sinklens.lab.variants.settings import VariantSettings
@@ -95,7 +96,10 @@ def train_variant_command(
         optimizer=optimizer,  # type: ignore[arg-type]
         seed=seed,
     )
-    folder = train_variant(out, settings, device=device, checkpoint_every=checkpoint_every, resume=not restart)
+    with shown(out) as progress:
+        folder = train_variant(
+            out, settings, device=device, checkpoint_every=checkpoint_every, resume=not restart, progress=progress
+        )
     print_variant(folder, Console())
 
 

@@ -18,6 +18,7 @@ from sinklens.lab.variants.measure import measure_decoder
 from sinklens.lab.variants.settings import VariantSettings
 from sinklens.lab.variants.training import build_decoder, train_decoder
 from sinklens.results.files import write_atomically
+from sinklens.results.progress import SILENT, Progress
 
 TASK = "attention-variant"
 
@@ -29,7 +30,7 @@ def train_variant(
     device: str = "auto",
     checkpoint_every: int = 200,
     resume: bool = True,
-    progress: bool = True,
+    progress: Progress = SILENT,
 ) -> Path:
     """Train a decoder with an attention variant and write it to a folder.
 
@@ -43,7 +44,7 @@ def train_variant(
         device: "auto", "cpu" or "cuda".
         checkpoint_every: steps between two checkpoints.
         resume: go on from a checkpoint and leave a finished training; if False, start anew and replace both.
-        progress: draw a progress bar on standard error.
+        progress: told how it goes on.
 
     Returns:
         The folder.

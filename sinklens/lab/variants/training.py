@@ -14,6 +14,7 @@ from sinklens.lab.running import move
 from sinklens.lab.streams import stream
 from sinklens.lab.variants.decoder import Decoder
 from sinklens.lab.variants.settings import VariantSettings
+from sinklens.results.progress import SILENT, Progress
 
 DRAWN_STEPS = 50
 """Steps whose sequences are drawn at once, which is three times as fast as one step at a time."""
@@ -32,8 +33,7 @@ def train_decoder(
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
     checkpoint_every: int = 200,
-    progress: bool = False,
-    report: Callable[[int, float], None] | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[Decoder, float]:
     """Train, going on from ``checkpoint`` if there is one.
 
@@ -45,8 +45,7 @@ def train_decoder(
         device: where.
         checkpoint: file to keep the state in; none is written if None.
         checkpoint_every: steps between two of them.
-        progress: draw a bar on standard error.
-        report: called every tenth step with the steps done and the loss.
+        progress: told of every step, and of the loss at every tenth.
 
     Returns:
         The decoder on ``device``, in evaluation mode, and the seconds that all steps took.
@@ -61,7 +60,6 @@ def train_decoder(
     move(model, place)
     batch_of = _batches(settings)
     seconds = run_steps(
-        settings.attention,
         model,
         _optimizer(settings, model),
         lambda step: scored_loss(model, settings, batch_of(step).to(place)),
@@ -71,7 +69,6 @@ def train_decoder(
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         progress=progress,
-        report=report,
     )
     return model.eval(), seconds
 

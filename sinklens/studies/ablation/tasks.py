@@ -44,7 +44,7 @@ class _Shares(Silent):
         """So much work begins."""
         self.all, self.done = work, 0.0
 
-    def advance(self, work: float = 1.0) -> None:
+    def advance(self, work: float = 1.0, note: str = "") -> None:
         """So much more is done."""
         self.done += work
         self.on_share(self.done / self.all)

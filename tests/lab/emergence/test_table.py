@@ -17,6 +17,7 @@ from sinklens.lab.emergence.judge import judge
 from sinklens.lab.emergence.report import markdown
 from sinklens.lab.emergence.table import FIGURES
 from sinklens.lab.variants.catalogue import VARIANTS
+from tests.heard import Heard
 
 TINY = {"d_model": 8, "seq_len": 12, "batch": 4, "steps": 20}
 CONDITION = Condition("tiny, relu", "test", TINY | {"attention": "relu"})
@@ -74,14 +75,16 @@ def test_cells_of_other_settings_and_damaged_ones_are_refused(tmp_path: Path) ->
 
 def test_progress_counts_only_what_is_left(tmp_path: Path) -> None:
     run_cell(tmp_path, CONDITION, 0)
-    told: list[tuple[str, float, float]] = []
+    told = Heard()
     long = Condition("long", "test", TINY | {"steps": 40})
-    cells = run_table(tmp_path, [CONDITION, long], [0, 1], progress=lambda *line: told.append(line))
+    cells = run_table(tmp_path, [CONDITION, long], [0, 1], progress=told)
     assert [(cell.condition, cell.seed) for cell in cells] == [(n, s) for s in (0, 1) for n in ("tiny, relu", "long")]
     # 100 steps are left: 40 of the long one, then 20, then 40
-    assert [share for _, share, _ in told] == pytest.approx([n / 100 for n in range(10, 101, 10)])
-    assert told[0][0].startswith("long, seed 0, step 10, loss") and told[-1][2] == pytest.approx(0, abs=1e-6)
-    assert all(left > 0 for _, _, left in told[:-1])
+    (_, work, about) = told.begun[0]
+    assert about == "3 of 4 models are trained." and told.whole and told.skipped == 0
+    assert [done / work for done in told.done] == pytest.approx([1 / 100] * 100)
+    assert told.steps == ["long, seed 0", "tiny, relu, seed 1", "long, seed 1"]
+    assert len(told.notes) == 10 and all(note.startswith("loss ") for note in told.notes)
     with pytest.raises(InputError, match="At least one condition"):
         run_table(tmp_path, [CONDITION], [])
 

@@ -235,8 +235,9 @@ def test_the_commands_defaults_are_the_settings(monkeypatch: pytest.MonkeyPatch,
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sinklens.lab.induction.run.train_induction", remember)
-    CliRunner().invoke(app, ["train", "induction", "--out", str(tmp_path)])
-    for name in ("beside", "device", "checkpoint_every", "resume"):
+    ended = CliRunner().invoke(app, ["train", "induction", "--out", str(tmp_path)])
+    assert ended.exit_code == 130 and "the same command goes on from the last checkpoint" in ended.stderr
+    for name in ("beside", "device", "checkpoint_every", "resume", "progress"):
         seen.pop(name)
     assert seen == InductionSettings().to_dict()
     assert "--beside seed-1" in CliRunner().invoke(app, ["train", "induction", "--help"]).output

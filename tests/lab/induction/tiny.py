@@ -12,7 +12,7 @@ TINY: dict[str, Any] = dict(
     heads=2, kv_heads=1, d_model=16, n_words=64, value_len=3, shortest=20, short_longest=24, longest=67, tokens=160,
     steps=8, lr=1e-2,
 )  # fmt: skip
-QUIET: dict[str, Any] = {"checkpoint_every": 3, "progress": False, "device": "cpu"}
+QUIET: dict[str, Any] = {"checkpoint_every": 3, "device": "cpu"}
 SETTINGS = InductionSettings(**TINY)
 
 

@@ -21,6 +21,7 @@ from sinklens.lab.variants.commands import app, train_variant_command
 from sinklens.lab.variants.publish import load_variant, train_variant
 from sinklens.lab.variants.settings import VariantSettings
 from sinklens.lab.variants.training import build_decoder, scored_loss, train_decoder
+from tests.heard import Heard
 
 TINY = VariantSettings(attention="k-bias", d_model=8, seq_len=12, batch=4, steps=60)
 
@@ -80,10 +81,11 @@ def test_data_follow_the_seed_and_no_step_repeats() -> None:
 
 
 def test_training_lowers_the_loss_and_reports_it() -> None:
-    told: list[tuple[int, float]] = []
-    train_decoder(replace(TINY, attention="relu", batch=16), report=lambda step, loss: told.append((step, loss)))
-    assert [step for step, _ in told] == [10, 20, 30, 40, 50, 60]
-    assert told[-1][1] < told[0][1] - 0.5
+    told = Heard()
+    train_decoder(replace(TINY, attention="relu", batch=16), progress=told)
+    losses = [float(note.removeprefix("loss ")) for note in told.notes]
+    assert told.whole and len(losses) == 6, "every tenth step"
+    assert losses[-1] < losses[0] - 0.5
 
 
 def test_optimisers_are_the_studys() -> None:
@@ -114,7 +116,7 @@ def test_a_loss_that_blows_up_stops_the_training() -> None:
 
 
 def test_a_folder_comes_back(tmp_path: Path) -> None:
-    out = train_variant(tmp_path / "k", TINY, progress=False, device="cpu")
+    out = train_variant(tmp_path / "k", TINY, device="cpu")
     assert {path.name for path in out.iterdir()} == {"model.safetensors", "recipe.json", "measured.json"}
     model, settings = load_variant(out)
     assert settings == TINY and not model.training
@@ -122,10 +124,10 @@ def test_a_folder_comes_back(tmp_path: Path) -> None:
     assert json.loads((out / "recipe.json").read_text("utf-8"))["attention_is_read_as"] == "weights"
     assert "L0.missing_mass_bigram" in json.loads((out / "measured.json").read_text("utf-8"))
     before = (out / "recipe.json").stat().st_mtime_ns
-    train_variant(out, TINY, progress=False, device="cpu")
+    train_variant(out, TINY, device="cpu")
     assert (out / "recipe.json").stat().st_mtime_ns == before
     with pytest.raises(ResultError, match="attention relu"):
-        train_variant(out, replace(TINY, attention="relu"), progress=False, device="cpu")
+        train_variant(out, replace(TINY, attention="relu"), device="cpu")
     (out / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ResultError, match="damaged"):
         load_variant(out)
