@@ -11,7 +11,6 @@ is what it was before.
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +27,7 @@ from sinklens.attention.fused import fused
 from sinklens.attention.kernel import AttentionCall, Edit, attend
 from sinklens.attention.masks import lazy_mask, real_rows
 from sinklens.attention.statistics import Statistic, StatisticFactory
+from sinklens.attention.turns import Turn, engine_of, turn
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers
 
@@ -35,10 +35,6 @@ IMPLEMENTATION = "sinklens"
 
 LayerListener = Callable[[int, Tensor, list[Statistic]], None]
 """Called after each layer's attention with index, values ``[batch kv_head k_pos d_value]``, statistics."""
-
-# transformers finds an attention function by name in a table that all models share, and hands it no object of ours. So
-# it has to find the engine that it works for; a context variable keeps those of two threads apart.
-_active: ContextVar["AttentionEngine | None"] = ContextVar("sinklens_engine", default=None)
 
 
 class AttentionEngine:
@@ -105,15 +101,14 @@ class AttentionEngine:
         self._silent: dict[torch.nn.Module, Any] = {}  # points with hooks that have not fired this time
 
     def __enter__(self) -> "AttentionEngine":
-        # an attention bridge with a ``forward`` of its own is one that another engine has delegated, see `delegated`
-        if self._stack or any("forward" in attention.__dict__ for attention in self.layers.values()):
-            raise InputError("An AttentionEngine is already open on this model; close it before opening another.")
         with ExitStack() as stack:
+            mine = stack.enter_context(turn(self.model))
+            if mine.engine is not None:
+                raise InputError("An AttentionEngine is already open on this model; close it before opening another.")
+            stack.enter_context(_announced(self, mine))
             if self.path == "fast":
                 stack.enter_context(_implementation(self.model))
                 stack.enter_context(delegated(self.layers.values()))
-                token = _active.set(self)
-                stack.callback(_active.reset, token)
                 stack.callback(self._forget_hooks)
             else:
                 hooked = hook_layers(self.model, self.statistics, self.edits, self.observers, self.real, self.finish)
@@ -204,6 +199,10 @@ class AttentionEngine:
         if self.on_layer is not None:
             self.on_layer(layer, value, statistics)
 
+    def has(self, module: torch.nn.Module) -> bool:
+        """Whether a Hugging Face attention module is one of this model's."""
+        return id(module) in self._layer_of
+
     def layer_of(self, module: torch.nn.Module) -> int:
         """Block index of a Hugging Face attention module of this model."""
         layer = self._layer_of.get(id(module))
@@ -226,9 +225,12 @@ def _interface(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function registered with transformers; returns ``[batch q_pos head d_value]`` and no weights."""
-    engine = _active.get()
+    engine: AttentionEngine | None = engine_of(module)
     if engine is None:
-        raise RuntimeError("the sinklens attention was called outside of an AttentionEngine")
+        raise InputError(
+            "The sinklens attention was called outside of an AttentionEngine: by another thread or task than the one "
+            "that measures this model. Wait until that is done, or load the model a second time."
+        )
     if (
         not engine.differentiable
         and torch.is_grad_enabled()
@@ -254,6 +256,16 @@ def _interface(
         real=real_rows(engine.real, query.shape[0], query.shape[2], query.device),
     )
     return engine.attend(call).transpose(1, 2).contiguous(), None
+
+
+@contextmanager
+def _announced(engine: AttentionEngine, mine: Turn) -> Iterator[None]:
+    """Let transformers' attention modules find the engine: their table of functions hands on no object of ours."""
+    mine.engine = engine
+    try:
+        yield
+    finally:
+        mine.engine = None
 
 
 @contextmanager

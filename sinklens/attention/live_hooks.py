@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.attention.turns import turn
 from sinklens.models.architecture import attention_layers
 
 HOOKS = ("hook_attn_scores", "hook_pattern", "hook_v", "hook_z")
@@ -33,8 +34,9 @@ def live_hooks(model: TransformerBridge) -> dict[str, bool | None]:
         layers = list(attention_layers(model))
         ids = torch.randint(0, model.cfg.d_vocab, (1, TOKENS), generator=torch.Generator().manual_seed(0))
         ids = ids.to(next(model.parameters()).device)
-        plain: Any = model(ids)
-        _known[model] = {name: _reaches_logits(model, ids, plain, name, layers) for name in HOOKS}
+        with turn(model):
+            plain: Any = model(ids)
+            _known[model] = {name: _reaches_logits(model, ids, plain, name, layers) for name in HOOKS}
     return dict(_known[model])
 
 

@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.attention.engine import AttentionEngine, delegated
 from sinklens.attention.maps import FullMap
 from sinklens.attention.statistics import Statistic
+from sinklens.attention.turns import turn
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers, context_length, has_learned_sink, window_of
 
@@ -64,7 +65,8 @@ def plan_for(model: TransformerBridge) -> AttentionPlan:
     state = _state(model)
     known, plan = _plans.get(model, (None, None))
     if plan is None or known != state:
-        plan = _find_plan(model, vetted=plan is not None)
+        with turn(model):
+            plan = _find_plan(model, vetted=plan is not None)
         _plans[model] = state, plan
     return plan
 

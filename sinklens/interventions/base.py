@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import AttentionEngine, StatisticFactory, plan_for
 from sinklens.attention.engine import LayerListener
+from sinklens.attention.turns import turn
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions.heads import Heads, check_heads, head_name
 from sinklens.interventions.positions import Positions
@@ -111,7 +112,7 @@ class Intervention(ABC):
             on_layer=on_layer,
             real=real,
         )
-        with positions.watch(model), model.hooks(fwd_hooks=list(self.hooks(positions))), engine:
+        with turn(model), positions.watch(model), model.hooks(fwd_hooks=list(self.hooks(positions))), engine:
             yield engine
 
     def __add__(self, other: object) -> "Composition":

@@ -60,7 +60,7 @@ def residual_streams(model: TransformerBridge, batch: TokenBatch, layers: Sequen
 
         hooks: list[tuple[str, Any]] = [(hook_name(layer), keep) for layer in layers]
         # right padding needs no attention mask: real tokens never see what comes after them
-        with model.hooks(fwd_hooks=hooks), AttentionEngine(model, path=path):
+        with AttentionEngine(model, path=path), model.hooks(fwd_hooks=hooks):
             model(rows.ids.to(device), return_type=None)
         for layer in layers:
             hidden = kept[hook_name(layer)]

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.attention.turns import turn
 from sinklens.errors import InputError
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
@@ -89,7 +90,7 @@ def find_sink_dims(
         totals[layer] = totals[layer] + total if layer in totals else total
 
     hooks = [(f"blocks.{layer}.hook_in", partial(add, layer=layer)) for layer in range(FIRST_LAYER, n_layers)]
-    with model.hooks(fwd_hooks=hooks):
+    with turn(model), model.hooks(fwd_hooks=hooks):
         for start in range(0, len(batch), batch_size):
             ids = batch.rows(slice(start, start + batch_size)).ids
             model(ids[:, :1].to(next(model.parameters()).device), return_type=None)

@@ -14,6 +14,7 @@ from transformer_lens.model_bridge.generalized_components.mla_attention import M
 from sinklens.attention import AttentionEngine, plan_for
 from sinklens.attention.kernel import AttentionCall, make_shape
 from sinklens.attention.masks import LazyMask
+from sinklens.attention.turns import turn
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.evidence.effects import Answers, predicted_rows
 from sinklens.interventions import Intervention
@@ -147,7 +148,7 @@ def _forward(
                     "gradients for it; sweep its heads exactly."
                 )
         hooks = [(f"blocks.{layer}.attn.hook_z", partial(keep, layer=layer)) for layer in attention_layers(model)]
-        with model.hooks(fwd_hooks=hooks):
+        with turn(model), model.hooks(fwd_hooks=hooks):
             values = metric(model(ids))
         return z, values
 

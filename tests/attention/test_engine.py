@@ -213,7 +213,7 @@ def test_attention_of_no_block_is_refused(zoo: Path) -> None:
 
 
 def test_the_attention_function_alone_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="outside"):
+    with pytest.raises(InputError, match="outside"):
         _interface(torch.nn.Identity(), IDS, IDS, IDS, None)
 
 
@@ -263,10 +263,13 @@ def test_a_second_engine_inside_is_refused(name: str, path: str, zoo: Path) -> N
 def test_two_models_at_once(zoo: Path) -> None:
     outer, inner = boot("llama", zoo), boot("mistral", zoo)
     expected = outer(IDS), inner(IDS)
-    with AttentionEngine(outer), AttentionEngine(inner):
+    layers: list[int] = []
+    engine = AttentionEngine(outer, on_layer=lambda layer, value, statistics: layers.append(layer))
+    with engine, AttentionEngine(inner):
         torch.testing.assert_close(inner(IDS), expected[1], atol=2e-5, rtol=0)
-        with pytest.raises(UnsupportedArchitectureError, match="not the attention of any block"):
-            outer(IDS)  # numbers of one model must not go to the other's listener
+        assert layers == []  # numbers of one model must not go to the other's listener
+        torch.testing.assert_close(outer(IDS), expected[0], atol=2e-5, rtol=0)
+    assert layers == list(engine.layers)
     assert torch.equal(outer(IDS), expected[0])
 
 

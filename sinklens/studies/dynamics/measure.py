@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.attention.turns import turn
 from sinklens.capture import capture
 from sinklens.capture.memory import plan_memory
 from sinklens.detectors import MassiveActivationDetector, ResidualPeakDetector, SinkDetector, ValueDrainDetector
@@ -137,7 +138,9 @@ def sequence_losses(
     device = next(model.parameters()).device
     for index in equal_lengths(batch, layout.rows):
         rows = batch.rows(index)
-        losses[index] = token_losses(model(rows.ids.to(device)), rows).double().nanmean(1).cpu().numpy()
+        with turn(model):
+            logits = model(rows.ids.to(device))
+        losses[index] = token_losses(logits, rows).double().nanmean(1).cpu().numpy()
     return losses
 
 

@@ -16,6 +16,7 @@ from sinklens.attention import AttentionCall, AttentionEngine, Statistic, TopKey
 from sinklens.attention.fused import fused
 from sinklens.attention.kernel import attend
 from sinklens.attention.last_rows import last_rows
+from sinklens.attention.turns import turn
 from sinklens.errors import UnsupportedArchitectureError
 from sinklens.interventions import Intervention
 from sinklens.interventions.base import Composition
@@ -187,6 +188,7 @@ def reading(model: TransformerBridge, intervention: Intervention | None = None, 
     positions = Positions()
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
+        stack.enter_context(turn(model))
         edits: list[Any] = []
         if intervention is not None:
             intervention.check(model)

@@ -1,6 +1,5 @@
 """Does a split hold up: passkeys answered with full attention for the retrieval heads alone."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import pandas as pd
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.attention.turns import turn
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import random_head_sets
 from sinklens.interventions import CompensatedWindow, Intervention, SlidingWindow
@@ -127,7 +127,7 @@ def _answers(model: TransformerBridge, texts: Passkeys, intervention: Interventi
     for start in range(0, len(texts.ids), batch):
         ids = texts.ids[start : start + batch].to(next(model.parameters()).device)
         answers = texts.answers[start : start + batch, 1:].to(ids.device)
-        with nullcontext() if intervention is None else intervention(model):
+        with turn(model) if intervention is None else intervention(model):
             logits: Tensor = model(ids)[:, :-1]
         n = len(ids)
         chosen = logits[answers].float()  # each sequence has as many, in order
