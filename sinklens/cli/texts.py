@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sinklens.errors import InputError
+from sinklens.models.reading import MOST_BYTES, readable
 
 
 def read_texts(names: Sequence[str]) -> list[str] | dict[str, list[str]]:
@@ -37,11 +38,13 @@ def read_text(name: str) -> str:
     """A text file or standard input, refused with a sentence when it is missing, in UTF-16, binary or empty."""
     label = "standard input" if name == "-" else name
     try:
-        raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        raw = sys.stdin.buffer.read(MOST_BYTES + 1) if name == "-" else _bytes(Path(name))
     except FileNotFoundError as error:
         raise InputError(f"There is no text file {name}; check the path given to --text.") from error
     except OSError as error:
         raise InputError(f"Cannot read {name}: {error.strerror}; --text takes a text file or -.") from error
+    if len(raw) > MOST_BYTES:
+        raise InputError(f"{label} has more than the {MOST_BYTES:,} bytes that are read; cut it.")
     wide = _wide_encoding(raw)
     if wide:
         raise InputError(
@@ -58,6 +61,13 @@ def read_text(name: str) -> str:
     if not text.strip():
         raise InputError(f"{label} is empty; expected some text.")
     return text
+
+
+def _bytes(path: Path) -> bytes:
+    if path.is_char_device():  # /dev/stdin and the like: read as far as a file is
+        with path.open("rb") as device:
+            return device.read(MOST_BYTES + 1)
+    return readable(path).read_bytes()
 
 
 def _wide_encoding(raw: bytes) -> str:

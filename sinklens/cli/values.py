@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sinklens.errors import InputError
+from sinklens.models.reading import readable
 
 Number = TypeVar("Number", int, float)
 
@@ -54,7 +55,7 @@ def interventions(files: Iterable[Path] | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in files or []:
         try:
-            found[path.stem] = Intervention.from_json(path.read_text("utf-8"))
+            found[path.stem] = Intervention.from_json(readable(path).read_text("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The intervention {path} cannot be read: {error}.") from error
     return found

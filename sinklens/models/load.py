@@ -12,6 +12,7 @@ from sinklens.errors import InputError, ModelLoadError, SinkLensError
 from sinklens.models.bos import tokenizer_bos
 from sinklens.models.gguf import GgufFile, load_gguf, read_gguf_file
 from sinklens.models.locate import check_kind, locate, near_matches
+from sinklens.models.panics import no_panics
 from sinklens.models.quiet import quietly
 from sinklens.models.rope import forget_lengths
 from sinklens.models.source import ModelSource, remember_source
@@ -61,13 +62,15 @@ def load(
     with quietly(is_local=Path(path).exists()), exact_weights():
         try:
             if gguf is not None:
-                model, (bos_id, tokenizer_prepends) = _boot_gguf(gguf, _dtype(dtype or "float32"), target, device_map)
+                wanted = _dtype(dtype or "float32")
+                model, (bos_id, tokenizer_prepends) = _boot_gguf(gguf, wanted, target, device_map)
             else:
                 check_kind(path, at_revision)
-                model = TransformerBridge.boot_transformers(
+                wanted = _dtype(dtype) if dtype is not None else _stored_dtype(path, trust_remote_code, at_revision)
+                model = _boot(
                     path,
                     device=target,
-                    dtype=_dtype(dtype) if dtype is not None else _stored_dtype(path, trust_remote_code, at_revision),
+                    dtype=wanted,
                     device_map=device_map,
                     trust_remote_code=trust_remote_code,
                     **at_revision,
@@ -86,6 +89,12 @@ def load(
     return model
 
 
+@no_panics()
+def _boot(path: str, **options: Any) -> TransformerBridge:
+    return TransformerBridge.boot_transformers(path, **options)
+
+
+@no_panics()
 def _boot_gguf(
     file: GgufFile, dtype: torch.dtype, device: torch.device | None, device_map: Any
 ) -> tuple[TransformerBridge, tuple[int | None, bool]]:

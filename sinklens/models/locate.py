@@ -8,7 +8,9 @@ from typing import Any
 
 from sinklens.errors import ModelLoadError
 from sinklens.models.builtin import builtin_models
+from sinklens.models.checkpoint_files import check_sizes, check_weight_files
 from sinklens.models.kind import refuse_other_kinds
+from sinklens.models.reading import read_json
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
@@ -49,13 +51,20 @@ def _check_directory(path: Path) -> None:
     _refuse_adapter(path)
     if not (path / "config.json").is_file():
         raise ModelLoadError(f"{path} has no config.json; expected a Hugging Face model directory.")
-    with contextlib.suppress(json.JSONDecodeError, UnicodeDecodeError):  # told by the loading proper
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        refuse_other_kinds(config if isinstance(config, dict) else {}, str(path))
+    try:
+        config = read_json(path / "config.json")
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path / 'config.json'} cannot be read: {' '.join(str(error).split())[:200]}.") from error
+    if not isinstance(config, dict):
+        raise ModelLoadError(f"{path / 'config.json'} is no config: expected an object, got a {type(config).__name__}.")
+    refuse_other_kinds(config, str(path))
     if not any(any(path.glob(pattern)) for pattern in WEIGHT_PATTERNS):
         raise ModelLoadError(
             f"{path} has no weights; expected model.safetensors (or sharded safetensors, or pytorch_model.bin)."
         )
+    check_weight_files(path, config)
+    weights = {file for pattern in ("*.safetensors", "pytorch_model*.bin") for file in path.glob(pattern)}
+    check_sizes(config, str(path), sum(file.stat().st_size for file in weights))
     if not any((path / file).is_file() for file in TOKENIZER_FILES):
         raise ModelLoadError(
             f"{path} has no tokenizer; expected tokenizer.json (or tokenizer.model, vocab.json). Save the tokenizer "
@@ -72,6 +81,7 @@ def check_kind(repository: str, at_revision: dict[str, Any]) -> None:
     with contextlib.suppress(OSError, ValueError):  # told by the loading proper
         config, _ = PretrainedConfig.get_config_dict(repository, **at_revision)
         refuse_other_kinds(config, repository)
+        check_sizes(config, repository)
 
 
 def _refuse_adapter(path: Path) -> None:

@@ -17,6 +17,7 @@ from sinklens.models.architecture import context_length, text_config
 from sinklens.models.as_bridge import check_evaluates
 from sinklens.models.bos import BosFacts, bos_facts
 from sinklens.models.given_ids import EXPECTED, check_vocabulary, from_encoding, id_rows, is_encoding
+from sinklens.models.panics import no_panics
 from sinklens.models.token_batch import AddedBy, TokenBatch
 from sinklens.models.unused import Unused
 
@@ -303,7 +304,8 @@ def _text_rows(model: TransformerBridge, texts: Sequence[Any]) -> list[list[int]
         if not text.strip():
             raise InputError(f"Text {index} is empty; expected some text to tokenize.")
         try:
-            row = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            with no_panics():
+                row = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         except Exception as error:  # the tokenizers library has no class of its own for this
             raise InputError(
                 f"Text {index} ({text[:30]!r}) cannot be tokenized: {error}. Every character must be in the "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sinklens.errors import InputError
+from sinklens.models.reading import readable
 
 SUFFIXES = (".txt", ".py")
 STDLIB_DOMAIN = "code"
@@ -160,7 +161,7 @@ def _documents(text: str, longest: int) -> list[str]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return readable(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}); convert it or take it away.") from error
     except OSError as error:

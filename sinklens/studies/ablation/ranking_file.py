@@ -7,6 +7,7 @@ import pandas as pd
 
 from sinklens.errors import InputError, ResultError
 from sinklens.interventions.heads import Head, parse_head
+from sinklens.models.reading import readable
 from sinklens.results.result import open_result
 from sinklens.studies.ablation.result import Sweep
 from sinklens.studies.ablation.variants import rank
@@ -44,7 +45,7 @@ def read_ranking(name: str) -> list[Head]:
     elif path.suffix in (".csv", ".tsv", ".parquet"):
         table = _table(path)
     else:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = readable(path).read_text(encoding="utf-8-sig").split("\n")
         return [parse_head(line) for line in lines if line.strip() and not line.startswith("#")]
     heads = _heads(table, path)
     if column is None:

@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
 from sinklens.models.builtin import data_dir
+from sinklens.models.reading import readable
 from sinklens.models.tokens import BosChoice
 from sinklens.studies.calibration.classification import ClassificationTask, classification_task
 
@@ -52,7 +53,7 @@ class LabelledTexts:
         source = path is None
         path = data_dir() / "labelled" / "next_word.csv" if path is None else Path(path)
         try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
+            with readable(path).open(encoding="utf-8-sig", newline="") as file:
                 rows: list[dict[Any, Any]] = list(csv.DictReader(file, strict=True))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{path} cannot be read as a CSV file of labelled texts: {error}.") from error

@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.errors import InputError
 from sinklens.interventions import CalibrateSinks, Intervention, ScaleKeys
 from sinklens.interventions.heads import parse_heads
+from sinklens.models.reading import readable
 from sinklens.results.lock import locked
 from sinklens.results.progress import SILENT, Progress
 from sinklens.results.provenance import model_facts
@@ -175,6 +176,6 @@ class Calibrating:
 
 def _read(path: str) -> Intervention:
     try:
-        return Intervention.from_json(Path(path).read_text("utf-8"))
+        return Intervention.from_json(readable(Path(path)).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The method is gamma, act or a file of an intervention; {path!r} cannot be read.") from error

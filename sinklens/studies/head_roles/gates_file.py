@@ -13,6 +13,7 @@ from jaxtyping import Float
 from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError
+from sinklens.models.reading import read_json, readable
 from sinklens.results.files import write_atomically
 
 TABLE, CONFIG = "full_attention_heads.tsv", "config.json"
@@ -82,7 +83,7 @@ class Gates:
         path = Path(path)
         path = path / TABLE if path.is_dir() else path
         try:
-            lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            lines = [line for line in readable(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except (OSError, ValueError) as error:
             raise InputError(f"The gates {path} cannot be read: {error}.") from error
         rows = []
@@ -146,7 +147,7 @@ def _sizes(path: Path) -> tuple[int | None, int | None]:
     if not path.is_file():
         return None, None
     try:
-        content: Any = json.loads(path.read_text("utf-8"))
+        content: Any = read_json(path)
         if not {"sink_size", "recent_size"} <= content.keys():
             return None, None  # the config of something else
         return int(content["sink_size"]), int(content["recent_size"])

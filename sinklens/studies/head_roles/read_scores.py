@@ -1,11 +1,11 @@
 """Head scores from files of several kinds, told apart by their content."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError
+from sinklens.models.reading import read_json
 from sinklens.studies.head_roles.gates_file import TABLE, Gates
 from sinklens.studies.head_roles.join import model_sizes
 from sinklens.studies.head_roles.retrieval_file import RetrievalRuns
@@ -97,7 +97,7 @@ def _check_sizes(label: str, found: dict[str, HeadScores], sizes: tuple[int, int
 
 def _is_role_file(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path)
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT

@@ -16,6 +16,7 @@ from sinklens.detectors.head_scores import HeadScores
 from sinklens.detectors.retrieval import band
 from sinklens.errors import InputError
 from sinklens.interventions.heads import Head, head_name
+from sinklens.models.reading import read_json
 from sinklens.results.files import write_atomically
 
 RETRIEVAL_FILE = Metric(
@@ -85,7 +86,7 @@ class RetrievalRuns:
         """
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            content = read_json(path)
         except (OSError, ValueError) as error:
             raise InputError(f"The retrieval scores {path} cannot be read: {error}.") from error
         if not isinstance(content, dict):

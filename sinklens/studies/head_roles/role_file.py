@@ -15,6 +15,7 @@ from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError, ResultError
 from sinklens.interventions.heads import Head, check_heads, head_name, parse_head
+from sinklens.models.reading import read_json
 from sinklens.results.files import write_atomically
 from sinklens.studies.head_roles.gates_file import RECENT, SINK, Gates
 
@@ -132,7 +133,7 @@ class RoleFile:
         """
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            content = read_json(path)
         except (OSError, ValueError) as error:
             raise InputError(f"The head roles {path} cannot be read: {error}.") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
