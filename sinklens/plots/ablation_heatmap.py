@@ -1,6 +1,5 @@
 """Layer x head grid of what changes when a head is taken away."""
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -8,21 +7,18 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.errors import InputError
-from sinklens.plots.axes import grid_background, layer_axis
 from sinklens.plots.draws import SWEEP, draws, one_row_each
 from sinklens.plots.effects import EFFECTS, VARIANT, Effect, EffectMetric, choose_intervention, with_interval
+from sinklens.plots.head_grid import HeadGrid, draw_heads, grid_height
 from sinklens.plots.style import (
-    DIVERGING,
     INK,
     SEQUENTIAL,
     colorbar,
     empty_figure,
-    float32,
-    head_label,
-    layer_list,
     new_figure,
     number,
     require_columns,
+    signed_colours,
 )
 
 _HOVER: Final[tuple[EffectMetric, ...]] = ("delta_loss", "kl", "top1_agreement", "delta_logit_diff")
@@ -78,33 +74,14 @@ def ablation_heatmap(
         exact, places = rows["exact"].astype(bool), pd.MultiIndex.from_frame(rows[["layer", "head"]])
         rows = rows[exact | ~places.isin(places[exact])]
     one_row_each(rows, ("layer", "head"), "ablation_heatmap")
-    layer, head = rows["layer"].to_numpy(dtype=int), rows["head"].to_numpy(dtype=int)
-    n_rows, n_columns = max(n_layers or 0, int(layer.max()) + 1), int(head.max()) + 1
-    grid = _Grid((n_rows, n_columns), layer, head)
+    grid = HeadGrid(rows, n_layers)
     z = grid.fill(rows[metric])
-    texts = np.full((n_rows, n_columns), "", dtype=object)
-    for at, number_of, record in zip(layer, head, rows.to_dict("records"), strict=True):
-        texts[at, number_of] = _hover_text(record, head_label(int(at), int(number_of)), metric)
     options, clipped = _colours(z, look, limit)
     low, high = grid.fill(rows[bounds[0]]), grid.fill(rows[bounds[1]])
     apart = np.argwhere((low > 0) | (high < 0))
-
-    fig = new_figure(
-        title, _notes(rows, z, look, len(apart), clipped, options["zmax"]), height=min(900, max(230, 22 * n_rows))
-    )
-    fig.add_trace(
-        go.Heatmap(
-            z=float32(z),
-            x=np.arange(n_columns),
-            y=np.arange(n_rows),
-            text=texts.tolist(),
-            hovertemplate="%{text}<extra></extra>",
-            hoverongaps=False,
-            xgap=1,
-            ygap=1,
-            **options,
-        )
-    )
+    notes = _notes(rows, grid, z, look, len(apart), clipped, options["zmax"])
+    fig = new_figure(title, notes, height=grid_height(grid.rows))
+    draw_heads(fig, z, grid.texts(lambda record, name: _hover_text(record, name, metric)), **options)
     if look.signed:
         fig.add_trace(
             go.Scatter(
@@ -117,32 +94,7 @@ def ablation_heatmap(
                 showlegend=False,
             )
         )
-    fig.update_layout(
-        xaxis={
-            "title": {"text": "head (0-based)"},
-            "range": [-0.5, n_columns - 0.5],
-            "dtick": max(1, -(-n_columns // 32)),
-            "tick0": 0,
-        },
-        yaxis=layer_axis(range(n_rows)) | {"range": [n_rows - 0.5, -0.5]},
-    )
-    grid_background(fig)
     return fig
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """Where the rows of the table lie on the layer x head grid."""
-
-    shape: tuple[int, int]
-    layer: Any
-    head: Any
-
-    def fill(self, values: "pd.Series[Any]") -> "np.ndarray[Any, np.dtype[np.float64]]":
-        """The values in their cells; every other cell is NaN."""
-        cells = np.full(self.shape, np.nan)
-        cells[self.layer, self.head] = values.to_numpy(dtype=float, na_value=np.nan)
-        return cells
 
 
 def _colours(z: Any, look: Effect, limit: float | None) -> tuple[dict[str, Any], int]:
@@ -150,16 +102,13 @@ def _colours(z: Any, look: Effect, limit: float | None) -> tuple[dict[str, Any],
     if look.scale == "signed":
         top = limit or float(np.nanmax(np.abs(z))) or 1.0
         clipped = int((np.abs(z) > top).sum())
-        options = {"zmin": -top, "zmax": top, "zmid": 0, "colorscale": DIVERGING, "colorbar": colorbar(look.unit)}
-        return options, clipped
+        return signed_colours(top) | {"colorbar": colorbar(look.unit)}, clipped
     top = 1.0 if look.scale == "share" else float(np.nanmax(z)) or 1.0
     return {"zmin": 0, "zmax": top, "colorscale": SEQUENTIAL, "colorbar": colorbar(look.unit)}, 0
 
 
-def _notes(rows: pd.DataFrame, z: Any, look: Effect, apart: int, clipped: int, top: float) -> str:
+def _notes(rows: pd.DataFrame, grid: HeadGrid, z: Any, look: Effect, apart: int, clipped: int, top: float) -> str:
     """The subtitle: what the marks are, what is estimated, missing and clipped."""
-    without = np.flatnonzero(~np.isin(np.arange(len(z)), rows["layer"].to_numpy(dtype=int))).tolist()
-    empty = int(np.isnan(z).sum()) - z.shape[1] * len(without)
     notes = [look.note]
     judged = int(rows[[look.column, f"{look.column}_low", f"{look.column}_high"]].notna().all(axis=1).sum())
     if look.signed and judged:
@@ -169,10 +118,7 @@ def _notes(rows: pd.DataFrame, z: Any, look: Effect, apart: int, clipped: int, t
     estimated = _estimated(rows) & rows[look.column].notna()
     if estimated.any():
         notes.append(f"Estimated by attribution, not run: {int(estimated.sum()):,} heads.")
-    if without:
-        notes.append(f"Grey rows: nothing ablated in {layer_list(without)}.")
-    if empty:
-        notes.append(f"Grey cells ({empty}): not ablated or not applicable.")
+    notes += grid.grey(z, rows="nothing ablated in {}", cells="not ablated or not applicable")
     if clipped:
         notes.append(f"Colours are clipped: {clipped} cell(s) lie beyond {number(top)}; the hover has their value.")
     return " ".join(notes)
@@ -185,12 +131,11 @@ def _estimated(rows: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def _hover_text(record: dict[Any, Any], name: str, metric: EffectMetric) -> str:
-    lines = [f"<b>{name}</b>" + ("" if record.get("exact", True) else " (estimate)")]
+    lines = [name + ("" if record.get("exact", True) else " (estimate)")]
     for key in (metric, *(other for other in _HOVER if other != metric)):
         if key in record:
             look = EFFECTS[key]
-            interval = with_interval(record, key)
-            lines.append(f"{look.short}: {interval}")
+            lines.append(f"{look.short}: {with_interval(record, key)}")
     if "n_sequences" in record:
         lines.append(f"sequences: {number(record['n_sequences'], ',.0f')}")
     return "<br>".join(lines)

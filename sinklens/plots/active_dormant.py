@@ -6,19 +6,19 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import grid_background
+from sinklens.plots.axes import named_axis
 from sinklens.plots.draws import draws
+from sinklens.plots.marks import add_cells
 from sinklens.plots.style import (
-    DIVERGING,
     SEQUENTIAL,
     colorbar,
     empty_figure,
     escaped,
-    float32,
     head_label,
     new_figure,
     number,
     require_columns,
+    signed_colours,
 )
 
 _TITLE: Final = "Active and dormant heads"
@@ -70,45 +70,20 @@ def active_dormant(heads: pd.DataFrame, *, limit: int = 40, effect: float | None
     fig = new_figure(_TITLE, " ".join(notes), height=max(230, 22 * len(drawn)), wrap=100)
     panels = (
         (mass, "x", 0.41, "attention on the sink", {"zmin": 0, "zmax": 1, "colorscale": SEQUENTIAL}),
-        (delta, "x2", 1.0, "loss without it (+ nats)", _signed(top)),
+        (delta, "x2", 1.0, "loss without it (+ nats)", signed_colours(top)),
     )
     for z, axis, right, name, options in panels:
-        fig.add_trace(
-            go.Heatmap(
-                z=float32(z),
-                x=np.arange(len(groups)),
-                y=np.arange(len(drawn)),
-                xaxis=axis,
-                text=marks,
-                texttemplate="%{text}",
-                textfont={"size": 13},
-                customdata=hover,
-                hovertemplate="%{customdata}<extra></extra>",
-                hoverongaps=False,
-                xgap=1,
-                ygap=1,
-                colorbar=colorbar(name, x=right + 0.005, xanchor="left", len=1.0),
-                **options,
-            )
-        )
-    ticks = {
-        "tickmode": "array",
-        "tickvals": list(range(len(groups))),
-        "ticktext": [escaped(group) for group in groups],
-        "range": [-0.5, len(groups) - 0.5],
-        "title": {"text": "domain" if heads["class"].nunique() == 1 else "domain and token class"},
-    }
+        bar = colorbar(name, x=right + 0.005, xanchor="left", len=1.0)
+        words = {"text": marks, "texttemplate": "%{text}", "textfont": {"size": 13}}
+        words |= {"customdata": hover, "hovertemplate": "%{customdata}<extra></extra>"}
+        add_cells(fig, z, xaxis=axis, colorbar=bar, **words, **options)
+    what = "domain" if heads["class"].nunique() == 1 else "domain and token class"
+    ticks = named_axis(map(escaped, groups), title={"text": what})
     fig.update_layout(
         xaxis=ticks | {"domain": [0, 0.41]},
         xaxis2=ticks | {"domain": [0.59, 1.0], "anchor": "y"},
-        yaxis={
-            "tickmode": "array",
-            "tickvals": list(range(len(drawn))),
-            "ticktext": [head_label(*head) for head in drawn],
-            "range": [len(drawn) - 0.5, -0.5],
-        },
+        yaxis=named_axis([head_label(*head) for head in drawn], down=True),
     )
-    grid_background(fig)
     return fig
 
 
@@ -120,10 +95,6 @@ def _group(row: dict[Any, Any]) -> str:
 
 def _values(grid: list[list[dict[Any, Any] | None]], name: str) -> "np.ndarray[Any, np.dtype[np.float64]]":
     return np.array([[np.nan if cell is None else cell[name] for cell in row] for row in grid], dtype=float)
-
-
-def _signed(top: float) -> dict[str, Any]:
-    return {"zmin": -top, "zmax": top, "zmid": 0, "colorscale": DIVERGING}
 
 
 def _hover(cell: dict[Any, Any]) -> str:

@@ -2,15 +2,16 @@
 
 import html
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import plotly.graph_objects as go
 
 from sinklens.errors import InputError
-from sinklens.plots.axes import add_token_axes, grid_background, log_colorbar
+from sinklens.plots.axes import add_token_axes, grid_background, weight_colours
 from sinklens.plots.draws import CENSUS, draws
-from sinklens.plots.style import SEQUENTIAL, colorbar, empty_figure, float32, head_label, new_figure, token_label
+from sinklens.plots.pooling import span_label
+from sinklens.plots.style import empty_figure, head_label, new_figure
 
 if TYPE_CHECKING:  # importing studies loads torch, which a figure does not need
     from sinklens.studies.census.result import AttentionMap
@@ -70,34 +71,26 @@ def attention_map(
     if pooled:
         notes.append(f"Pooled: each cell is the max over {map.cell} x {map.cell} tokens.")
     notes.append("Grey: hidden by the mask.")
-    raw = float32(map.values)
-    options: dict[str, Any] = {"zmin": 0, "zmax": 1, "colorbar": colorbar("attention weight")}
-    z = raw
+    z, value, options = weight_colours(map.values, floor if log else None)
     if log:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            z = float32(np.where(np.isnan(raw), np.nan, np.maximum(np.log10(raw), np.log10(floor))))
-        bar = log_colorbar("attention weight (log)", floor, 1.0)
-        bar["ticktext"][0] = f"≤ {bar['ticktext'][0]}"
-        options = {"zmin": float(np.log10(floor)), "zmax": 0, "colorbar": bar, "customdata": raw}
         notes.append(f"Log colours, clipped below {floor:g}.")
 
     title = f"Attention of {head_label(map.layer, map.head)}"
     fig = new_figure(title, " ".join(notes), height=side, wrap=(side + _LEFT + _RIGHT) // 7)
-    value = "%{customdata:.4f}" if log else "%{z:.4f}"
     weight = "largest weight" if pooled else "weight"
     fig.add_trace(
         go.Heatmap(
             z=z,
             x=np.arange(columns),
             y=np.arange(rows),
-            colorscale=SEQUENTIAL,
             hoverongaps=False,
             hovertemplate=f"query %{{y}}<br>key %{{x}}<br>{weight} {value}<extra></extra>",
             **options,
         )
     )
     ticks = [map.tokens[i * map.cell] for i in range(cells)]
-    hover = [_cell_label(map, i) for i in range(cells)] if pooled else None
+    spans = [(i * map.cell, min((i + 1) * map.cell, map.n_tokens)) for i in range(cells)]
+    hover = [span_label(map.tokens, *span) for span in spans] if pooled else None
     first = " (first token of each cell)" if pooled else ""
     add_token_axes(
         fig,
@@ -123,10 +116,3 @@ def attention_map(
     fig.update_yaxes(automargin=False)
     grid_background(fig)
     return fig
-
-
-def _cell_label(map: "AttentionMap", index: int) -> str:
-    start = index * map.cell
-    stop = min(start + map.cell, map.n_tokens)
-    shown = " ".join(token_label(map.tokens[i], 10) for i in range(start, min(stop, start + 4)))
-    return f"{start}-{stop - 1} {shown}{' …' if stop - start > 4 else ''}"

@@ -6,13 +6,13 @@ tokens tick text.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from sinklens.plots.style import GRID, MISSING, MONO, colorbar, token_label
+from sinklens.plots.style import GRID, MISSING, MONO, SEQUENTIAL, colorbar, float32, token_label
 
 
 def thinned(count: int, limit: int) -> list[int]:
@@ -108,6 +108,30 @@ def layer_axis(layers: Sequence[int], *, limit: int = 40) -> dict[str, Any]:
     }
 
 
+def head_axis(count: int, *, limit: int = 32, **more: Any) -> dict[str, Any]:
+    """Return an axis over the heads of a layer, with about `limit` ticks."""
+    ticks = {"dtick": max(1, -(-count // limit)), "tick0": 0}
+    return {"title": {"text": "head (0-based)"}, "range": [-0.5, count - 0.5], **ticks, **more}
+
+
+def layer_rows(count: int, *, limit: int = 40, **more: Any) -> dict[str, Any]:
+    """Return the axis of a grid with one row a layer, layer 0 at the top."""
+    return layer_axis(range(count), limit=limit) | {"range": [count - 0.5, -0.5], **more}
+
+
+def named_axis(names: Iterable[str], *, down: bool = False, **more: Any) -> dict[str, Any]:
+    """Return a numeric axis whose positions 0, 1, 2, ... are named; `down` puts the first one at the top."""
+    texts = list(names)
+    span = [-0.5, len(texts) - 0.5]
+    places = {"tickmode": "array", "tickvals": list(range(len(texts))), "ticktext": texts}
+    return {**places, "range": span[::-1] if down else span, **more}
+
+
+def value_axis(title: str, **more: Any) -> dict[str, Any]:
+    """Return an axis of numbers with a faint grid."""
+    return {"title": {"text": title}, **light_grid(), **more}
+
+
 def grid_background(fig: go.Figure) -> None:
     """Prepare a heatmap's plot area: grey where cells are missing, no grid lines over it."""
     fig.update_layout(plot_bgcolor=MISSING)
@@ -151,6 +175,28 @@ def log_colorbar(title: str, low: float, high: float) -> dict[str, Any]:
     """Return the colour bar of a trace that colours log10 of values between `low` and `high`."""
     tickvals, ticktext = log_ticks(low, high)
     return colorbar(title, tickvals=[math.log10(v) for v in tickvals], ticktext=ticktext)
+
+
+def weight_colours(values: Any, floor: float | None = None) -> tuple[Any, str, dict[str, Any]]:
+    """Return what a map of attention weights colours, its hover's template of the weight, and the trace's options.
+
+    Args:
+        values: Weights, NaN where the mask hides the key.
+        floor: Lower end of log10 colours, which smaller weights take; linear colours from 0 without.
+    """
+    raw = float32(values)
+    if floor is None:
+        return (
+            raw,
+            "%{z:.4f}",
+            {"zmin": 0, "zmax": 1, "colorscale": SEQUENTIAL, "colorbar": colorbar("attention weight")},
+        )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = float32(np.where(np.isnan(raw), np.nan, np.maximum(np.log10(raw), np.log10(floor))))
+    bar = log_colorbar("attention weight (log)", floor, 1.0)
+    bar["ticktext"][0] = f"≤ {bar['ticktext'][0]}"
+    options = {"zmin": float(np.log10(floor)), "zmax": 0, "colorscale": SEQUENTIAL, "colorbar": bar}
+    return z, "%{customdata:.4f}", options | {"customdata": raw}
 
 
 def light_grid() -> dict[str, Any]:

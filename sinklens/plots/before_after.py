@@ -10,19 +10,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.errors import InputError
-from sinklens.plots.axes import light_grid
+from sinklens.plots.axes import named_axis, value_axis
 from sinklens.plots.draws import SWEEP, draws
 from sinklens.plots.effects import EFFECTS, VARIANT, EffectMetric, as_float, with_interval
-from sinklens.plots.style import (
-    CATEGORICAL,
-    MUTED,
-    empty_figure,
-    escaped,
-    float32,
-    new_figure,
-    number,
-    require_columns,
-)
+from sinklens.plots.marks import add_words, error_bars
+from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, escaped, float32, new_figure, number, require_columns
 
 _TITLE: Final = "Before and after each intervention"
 _SPLIT: Final = 0.38
@@ -99,7 +91,7 @@ def before_after(
         go.Scatter(
             x=float32(value),
             y=float32(y - 0.12),
-            error_x={"array": float32(high - value), "arrayminus": float32(value - low), "width": 5, "thickness": 1.6},
+            error_x=error_bars(value, low, high, width=5, thickness=1.6),
             name="effect, 95 % interval" if np.isfinite(low).any() else "effect (no interval)",
             mode="markers",
             marker={"size": 9, "color": CATEGORICAL[0]},
@@ -113,16 +105,8 @@ def before_after(
     if look.signed:
         fig.add_vline(x=0, line={"color": MUTED, "width": 1})
     fig.update_layout(
-        xaxis={"title": {"text": look.unit}, "domain": [0, _SPLIT], "nticks": 6} | light_grid(),
-        yaxis={
-            "tickmode": "array",
-            "tickvals": list(range(len(table))),
-            "ticktext": labels,
-            "range": [len(table) - 0.4, -1.2],
-            "showgrid": False,
-            "showline": False,
-            "ticks": "",
-        },
+        xaxis=value_axis(look.unit, domain=[0, _SPLIT], nticks=6),
+        yaxis=named_axis(labels, range=[len(table) - 0.4, -1.2], showgrid=False, showline=False, ticks=""),
         showlegend=False,
     )
     _add_columns(fig, _columns(table, metric, perplexity, controlled))
@@ -187,10 +171,8 @@ def _add_columns(fig: go.Figure, columns: list[tuple[str, list[str]]]) -> None:
     ends = _SPLIT + (1 - _SPLIT) * np.cumsum(widths) / widths.sum()
     for (head, cells), end in zip(columns, ends, strict=True):
         for row, text in [(-0.85, f"<b>{head}</b>"), *enumerate(cells)]:
-            fig.add_annotation(
-                text=text, x=end, xref="paper", xanchor="right", y=row, yref="y", yanchor="middle", align="right",
-                showarrow=False, font={"size": 12},
-            )  # fmt: skip
+            look = {"xanchor": "right", "yref": "y", "yanchor": "middle", "align": "right", "font": {"size": 12}}
+            add_words(fig, text, end, row, **look)
 
 
 def _with_levels(table: pd.DataFrame, effects: pd.DataFrame | None, metric: EffectMetric) -> pd.DataFrame:

@@ -6,9 +6,20 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import light_grid
+from sinklens.plots.axes import named_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, escaped, float32, new_figure, number, require_columns
+from sinklens.plots.marks import error_bars
+from sinklens.plots.style import (
+    BELOW,
+    CATEGORICAL,
+    MUTED,
+    empty_figure,
+    escaped,
+    float32,
+    new_figure,
+    number,
+    require_columns,
+)
 
 _TITLE: Final = "Answers on held-out prompts, unchanged and tuned"
 _RATES: Final = {
@@ -67,15 +78,9 @@ def calibration(summary: pd.DataFrame) -> go.Figure:
         for record in summary[summary["variant"] == variant].to_dict("records"):
             fig.add_trace(_points(record, variant, colour, rows + shift))
     fig.update_layout(
-        xaxis={"title": {"text": "share of prompts (the last row: of valid answers)"}, "range": [-0.02, 1.02]}
-        | light_grid(),
-        yaxis={
-            "tickmode": "array",
-            "tickvals": rows.tolist(),
-            "ticktext": list(_RATES.values()),
-            "range": [len(_RATES) - 0.5, -0.5],
-        },
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"},
+        xaxis=value_axis("share of prompts (the last row: of valid answers)", range=[-0.02, 1.02]),
+        yaxis=named_axis(_RATES.values(), down=True),
+        legend=BELOW,
         margin={"b": 88},
     )
     return fig
@@ -86,7 +91,7 @@ def _points(record: dict[Any, Any], variant: str, colour: str, y: Any) -> go.Sca
     return go.Scatter(
         x=float32(value),
         y=float32(y),
-        error_x={"array": float32(high - value), "arrayminus": float32(value - low), "width": 4, "thickness": 1.4},
+        error_x=error_bars(value, low, high, width=4, thickness=1.4),
         mode="markers",
         name=f"{variant}, 95 % interval",
         marker={"size": 10, "color": colour},

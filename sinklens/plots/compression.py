@@ -5,16 +5,17 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import layer_axis, light_grid
+from sinklens.plots.axes import layer_axis, light_grid, value_axis
 from sinklens.plots.draws import CENSUS, draws
-from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, float32, new_figure, require_columns
+from sinklens.plots.marks import add_line
+from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, layer_name, new_figure, require_columns
 
 _TITLE: Final = "Matrix entropy of the residual stream"
-_LINES: Final[tuple[tuple[str, str, dict[str, Any], str], ...]] = (
-    ("entropy", "all tokens", {"color": CATEGORICAL[1], "width": 2}, "circle"),
-    ("entropy_others", "without position 0", {"color": CATEGORICAL[0], "width": 2}, "square"),
-    ("entropy_bound", "most that position 0 allows", {"color": CATEGORICAL[1], "width": 1.5, "dash": "dot"}, ""),
-    ("entropy_null", "null: orthogonal tokens", {"color": MUTED, "width": 1.5, "dash": "dash"}, ""),
+_LINES: Final[tuple[tuple[str, str, str, dict[str, Any]], ...]] = (
+    ("entropy", "all tokens", CATEGORICAL[1], {"symbol": "circle"}),
+    ("entropy_others", "without position 0", CATEGORICAL[0], {"symbol": "square"}),
+    ("entropy_bound", "most that position 0 allows", CATEGORICAL[1], {"width": 1.5, "dash": "dot"}),
+    ("entropy_null", "null: orthogonal tokens", MUTED, {"width": 1.5, "dash": "dash"}),
 )
 
 
@@ -46,31 +47,19 @@ def compression(layers: pd.DataFrame) -> go.Figure:
         return empty_figure(_TITLE, "Not applicable: no hidden state was recorded.")
     numbers = [int(layer) for layer in table["layer"]]
     fig = new_figure(_TITLE, "After each layer, mean over sequences. 0 = all tokens point one way.", height=340)
-    for column, name, line, symbol in _LINES:
-        if column not in table:
-            continue
-        fig.add_trace(
-            go.Scatter(
-                x=numbers,
-                y=float32(table[column]),
-                name=name,
-                mode="lines+markers" if symbol else "lines",
-                line=line,
-                marker={"symbol": symbol or "circle", "size": 7},
-                text=[_hover(row, column) for row in table.to_dict("records")],
-                hovertemplate=f"%{{text}}<br>{name}: %{{y:.3f}} nats<extra></extra>",
-            )
-        )
-    tops = [float(table[column].max()) for column, *_ in _LINES if column in table]
-    fig.update_layout(
-        xaxis=layer_axis(numbers) | light_grid(),
-        yaxis={"title": {"text": "matrix entropy (nats)"}, "range": [0, 1.05 * max(tops)]} | light_grid(),
-    )
+    drawn = [line for line in _LINES if line[0] in table]
+    for column, name, colour, look in drawn:
+        text = [_hover(row, column) for row in table.to_dict("records")]
+        hover = f"%{{text}}<br>{name}: %{{y:.3f}} nats"
+        add_line(fig, numbers, table[column], name, colour, text=text, hover=hover, **look)
+    top = max(float(table[column].max()) for column, *_ in drawn)
+    heights = value_axis("matrix entropy (nats)", range=[0, 1.05 * top])
+    fig.update_layout(xaxis=layer_axis(numbers) | light_grid(), yaxis=heights)
     return fig
 
 
 def _hover(row: dict[Any, Any], column: str) -> str:
-    text = "embedding" if row["layer"] < 0 else f"layer {row['layer']}"
+    text = layer_name(row["layer"])
     share = "anisotropy_others" if column == "entropy_others" else "anisotropy" if column == "entropy" else ""
     if share in row:
         text += f"<br>strongest direction: {row[share]:.1%}"

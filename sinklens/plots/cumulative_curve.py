@@ -1,18 +1,27 @@
 """Loss against the number of heads taken away, in the order of a ranking, beside as many random ones."""
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.errors import InputError
-from sinklens.plots.axes import light_grid, thinned
+from sinklens.plots.axes import thinned, value_axis
 from sinklens.plots.draws import SWEEP, draws, one_row_each
 from sinklens.plots.effects import EFFECTS, VARIANT, EffectMetric, choose_intervention
-from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, escaped, float32, new_figure, require_columns
-
-_GREY: Final = "rgba(82,96,109,0.16)"
+from sinklens.plots.marks import add_band, add_line, error_bars
+from sinklens.plots.style import (
+    BELOW,
+    CATEGORICAL,
+    MUTED,
+    empty_figure,
+    escaped,
+    faint,
+    float32,
+    new_figure,
+    require_columns,
+)
 
 
 @draws(SWEEP, needs={"summary": VARIANT})
@@ -60,7 +69,7 @@ def cumulative_curve(
         go.Scatter(
             x=top["k"].to_numpy(dtype=int),
             y=float32(value),
-            error_y={"array": float32(high - value), "arrayminus": float32(value - low), "width": 4, "thickness": 1.4},
+            error_y=error_bars(value, low, high, width=4, thickness=1.4),
             name="top k, 95 % interval" if np.isfinite(low).any() else "top k (no interval)",
             mode="lines+markers",
             line={"color": CATEGORICAL[1], "width": 2.4},
@@ -74,16 +83,11 @@ def cumulative_curve(
     if look.signed:
         fig.add_hline(y=0, line={"color": MUTED, "width": 1})
     room = 0.04 * max(ks[-1] - ks[0], 1)
+    ticks = [ks[i] for i in thinned(len(ks), 24)]
     fig.update_layout(
-        xaxis={
-            "title": {"text": "heads ablated (k)"},
-            "tickvals": [ks[i] for i in thinned(len(ks), 24)],
-            "range": [ks[0] - room, ks[-1] + room],
-        }
-        | light_grid(),
-        yaxis={"title": {"text": look.unit}} | light_grid(),
-        # below the axis: above it a long subtitle would run into it
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"},
+        xaxis=value_axis("heads ablated (k)", tickvals=ticks, range=[ks[0] - room, ks[-1] + room]),
+        yaxis=value_axis(look.unit),
+        legend=BELOW,
         margin={"b": 88},
         height=fig.layout.height + 32,
     )
@@ -92,38 +96,14 @@ def cumulative_curve(
 
 def _add_band(fig: go.Figure, band: pd.DataFrame, draws: pd.DataFrame, metric: str) -> None:
     """Random draws: the band, the extremes, their mean, and every draw as a faint point."""
-    for run in _runs(band):
-        x = run.index.to_numpy(dtype=int)
-        for column, y in (("upper", run["mean"] + run["std"]), ("lower", run["mean"] - run["std"])):
-            fig.add_trace(
-                go.Scatter(
-                    x=x,
-                    y=float32(y),
-                    name="random k, mean ± sd",
-                    mode="lines",
-                    line={"width": 0},
-                    fill="tonexty" if column == "lower" else None,
-                    fillcolor=_GREY if column == "lower" else None,
-                    hoverinfo="skip",
-                    showlegend=False,
-                )
-            )
+    # one draw has no spread, and so no band
+    add_band(fig, band["mean"] - band["std"], band["mean"] + band["std"], "random k, mean ± sd", faint(MUTED, 0.16))
     if draws.empty:
         return
     x = band.index.to_numpy(dtype=int)
     for column in ("min", "max"):
-        fig.add_trace(
-            go.Scatter(
-                x=x,
-                y=float32(band[column]),
-                name="random k, extremes",
-                mode="lines",
-                line={"color": MUTED, "width": 1.2, "dash": "dot"},
-                showlegend=column == "min",
-                legendgroup="extremes",
-                hoverinfo="skip",
-            )
-        )
+        dotted: dict[str, Any] = {"width": 1.2, "dash": "dot", "legendgroup": "extremes", "showlegend": column == "min"}
+        add_line(fig, x, band[column], "random k, extremes", MUTED, **dotted)
     fig.add_trace(
         go.Scatter(
             x=draws["k"].to_numpy(dtype=int),
@@ -135,19 +115,10 @@ def _add_band(fig: go.Figure, band: pd.DataFrame, draws: pd.DataFrame, metric: s
             hovertemplate="random %{x}: %{y:.4g}%{text}<extra></extra>",
         )
     )
-    fig.add_trace(
-        go.Scatter(
-            x=x,
-            y=float32(band["mean"]),
-            name="random k, mean ± sd",
-            mode="lines+markers",
-            line={"color": MUTED, "width": 1.6},
-            marker={"size": 5, "symbol": "square"},
-            customdata=np.stack([band["std"].to_numpy(dtype=float), band["count"].to_numpy(dtype=float)], -1),
-            hovertemplate="random %{x}: mean %{y:.4g}, sd %{customdata[0]:.3g}"
-            " (%{customdata[1]:.0f} draws)<extra></extra>",
-        )
-    )
+    spread = np.stack([band["std"].to_numpy(dtype=float), band["count"].to_numpy(dtype=float)], -1)
+    said = "random %{x}: mean %{y:.4g}, sd %{customdata[0]:.3g} (%{customdata[1]:.0f} draws)"
+    look: dict[str, Any] = {"width": 1.6, "symbol": "square", "size": 5}
+    add_line(fig, x, band["mean"], "random k, mean ± sd", MUTED, hover=said, customdata=spread, **look)
 
 
 def _draws(rows: pd.DataFrame, top: pd.DataFrame) -> pd.DataFrame:
@@ -156,12 +127,6 @@ def _draws(rows: pd.DataFrame, top: pd.DataFrame) -> pd.DataFrame:
     if not {"control_of", "variant"} <= {*rows.columns}:
         return draws
     return draws[draws["control_of"].isna() | draws["control_of"].isin(top["variant"])]
-
-
-def _runs(band: pd.DataFrame) -> list[pd.DataFrame]:
-    """Stretches of k whose draws have a spread (one draw has none); a filled band may not bridge a gap."""
-    missing = band["std"].isna()
-    return [run for _, run in band[~missing].groupby(missing.cumsum()[~missing])]
 
 
 def _heads(record: dict[Any, Any]) -> str:

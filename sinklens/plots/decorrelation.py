@@ -5,9 +5,10 @@ from typing import Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import layer_axis, light_grid
+from sinklens.plots.axes import layer_axis, light_grid, value_axis
 from sinklens.plots.draws import CENSUS, draws
-from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, float32, new_figure, require_columns
+from sinklens.plots.marks import add_line
+from sinklens.plots.style import ABOVE, CATEGORICAL, MUTED, empty_figure, layer_name, new_figure, require_columns
 
 _TITLE: Final = "Alignment of the other tokens with position 0"
 
@@ -38,34 +39,21 @@ def decorrelation(layers: pd.DataFrame) -> go.Figure:
     if loss == loss:
         note += f" Mean over the filled marks: {loss:.3f}."
     fig = new_figure(_TITLE, note, height=320)
-    fig.add_trace(
-        go.Scatter(
-            x=numbers,
-            y=float32(table["bos_cosine_sq"]),
-            name="squared cosine",
-            mode="lines+markers",
-            line={"color": CATEGORICAL[0], "width": 2},
-            marker={"size": 8, "symbol": ["circle" if inside else "circle-open" for inside in table["in_loss"]]},
-            text=[
-                f"{'embedding' if layer < 0 else f'layer {layer}'}<br>mean cosine: {cosine:.3f}"
-                for layer, cosine in zip(numbers, table["bos_cosine"], strict=True)
-            ],
-            hovertemplate="%{text}<br>squared: %{y:.3f}<extra></extra>",
-        )
+    add_line(
+        fig,
+        numbers,
+        table["bos_cosine_sq"],
+        "squared cosine",
+        CATEGORICAL[0],
+        symbol=["circle" if inside else "circle-open" for inside in table["in_loss"]],
+        size=8,
+        text=[
+            f"{layer_name(layer)}<br>mean cosine: {cosine:.3f}"
+            for layer, cosine in zip(numbers, table["bos_cosine"], strict=True)
+        ],
+        hover="%{text}<br>squared: %{y:.3f}",
     )
-    fig.add_trace(
-        go.Scatter(
-            x=numbers,
-            y=float32(table["null"]),
-            name="null: random directions",
-            mode="lines",
-            line={"color": MUTED, "width": 1.5, "dash": "dash"},
-            hoverinfo="skip",
-        )
-    )
-    fig.update_layout(
-        xaxis=layer_axis(numbers) | light_grid(),
-        yaxis={"title": {"text": "squared cosine with position 0"}, "range": [0, 1.02]} | light_grid(),
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
-    )
+    add_line(fig, numbers, table["null"], "null: random directions", MUTED, width=1.5, dash="dash")
+    heights = value_axis("squared cosine with position 0", range=[0, 1.02])
+    fig.update_layout(xaxis=layer_axis(numbers) | light_grid(), yaxis=heights, legend=ABOVE)
     return fig

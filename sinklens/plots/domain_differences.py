@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import light_grid
+from sinklens.plots.axes import light_grid, named_axis, value_axis
 from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import (
+    ABOVE,
     CATEGORICAL,
+    INK,
     MUTED,
     empty_figure,
     escaped,
@@ -88,8 +90,11 @@ def domain_differences(domains: pd.DataFrame, *, limit: int = 24) -> go.Figure:
             xaxis="x2",
             mode="markers",
             showlegend=False,
-            marker={"color": "#1f2933", "size": 8}
-            | {"symbol": np.where((low > 0) | (high < 0), "circle", "circle-open").tolist()},
+            marker={
+                "color": INK,
+                "size": 8,
+                "symbol": np.where((low > 0) | (high < 0), "circle", "circle-open").tolist(),
+            },
             error_x={"array": float32(high - value), "arrayminus": float32(value - low), "color": MUTED, "width": 3},
             text=[f"{escaped(name)} minus the rest" for name in drawn["domain"]],
             customdata=np.stack([low, high], axis=1),
@@ -97,23 +102,11 @@ def domain_differences(domains: pd.DataFrame, *, limit: int = 24) -> go.Figure:
         )
     )
     against = f"{names[0]} minus {names[1]}" if len(names) == 2 else "most different domain minus the rest"
+    other = value_axis(escaped(against), domain=[0.6, 1], anchor="y", zeroline=True, zerolinecolor=MUTED)
     fig.update_layout(
-        xaxis={
-            "domain": [0, 0.54],
-            "range": [0, 1],
-            "title": {"text": f"importance (dashed: {dashed})"},
-        }
-        | light_grid(),
-        xaxis2={"domain": [0.6, 1], "anchor": "y", "zeroline": True, "zerolinecolor": MUTED}
-        | {"title": {"text": escaped(against)}}
-        | light_grid(),
-        yaxis={
-            "tickmode": "array",
-            "tickvals": list(range(len(heads))),
-            "ticktext": [head_label(*head) for head in heads],
-            "range": [len(heads) - 0.5, -0.5],
-        }
-        | light_grid(),
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        xaxis=value_axis(f"importance (dashed: {dashed})", domain=[0, 0.54], range=[0, 1]),
+        xaxis2=other,
+        yaxis=named_axis([head_label(*head) for head in heads], down=True) | light_grid(),
+        legend=ABOVE,
     )
     return fig

@@ -2,26 +2,14 @@
 
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import light_grid, log_axis
 from sinklens.plots.draws import CENSUS, draws
-from sinklens.plots.style import (
-    CATEGORICAL,
-    MUTED,
-    empty_figure,
-    float32,
-    head_label,
-    new_figure,
-    number,
-    require_columns,
-)
+from sinklens.plots.head_scatter import add_heads, mark_null
+from sinklens.plots.style import empty_figure, head_label, new_figure, number, require_columns
 
 _TITLE: Final = "Value drain against sink strength"
-LOOKS: Final = ((True, "sink head", CATEGORICAL[1], "circle"), (False, "other head", CATEGORICAL[0], "diamond-open"))
-"""How sink heads and others look in scatter plots of heads."""
 
 
 @draws(CENSUS, needs={"heads": ("layer", "head")})
@@ -52,39 +40,10 @@ def drain_scatter(heads: pd.DataFrame) -> go.Figure:
         notes.append(f"Not applicable and not drawn: {len(heads) - len(table)}.")
     if len(positive) < len(table):
         notes.append(f"Values of exactly 0 have no place on a log axis: {len(table) - len(positive)} head(s).")
+    across = ("importance", "attention received by the strongest key (share)", [-0.02, 1.02])
     fig = new_figure(_TITLE, " ".join(notes), height=380)
-    for sink, name, colour, symbol in LOOKS:
-        rows = positive[positive["is_sink"].astype(bool) == sink]
-        if rows.empty:
-            continue
-        fig.add_trace(
-            go.Scatter(
-                x=float32(rows["importance"]),
-                y=float32(rows["drain"]),
-                name=f"{name} ({len(rows):,})",
-                mode="markers",
-                marker={"color": colour, "symbol": symbol, "size": 9, "line": {"width": 1.2, "color": colour}},
-                opacity=0.85,
-                text=[_hover(record) for record in rows.to_dict("records")],
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
-    nulls = positive["null"].dropna()
-    if len(nulls):
-        null = float(nulls.median())
-        same = bool(np.isclose(nulls, null, rtol=1e-3).all())
-        fig.add_vline(x=null, line={"color": MUTED, "width": 1.5, "dash": "dash"})
-        fig.add_annotation(
-            x=null, y=1, yref="paper", text=f" {'null' if same else 'median null'} {null:.3f}", showarrow=False,
-            xanchor="left", yanchor="top", font={"size": 12, "color": MUTED},
-        )  # fmt: skip
-    fig.add_hline(y=1, line={"color": MUTED, "width": 1.5, "dash": "dash"})
-    fig.update_layout(
-        xaxis={"title": {"text": "attention received by the strongest key (share)"}, "range": [-0.02, 1.02]}
-        | light_grid(),
-        yaxis={"title": {"text": "|v| of the strongest key / others"}} | log_axis([*positive["drain"], 1.0]),
-        showlegend=True,
-    )
+    add_heads(fig, positive, across, ("drain", "|v| of the strongest key / others"), _hover)
+    mark_null(fig, positive["null"], "null", "median null", ".3f")
     return fig
 
 

@@ -8,19 +8,24 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from sinklens.errors import InputError
 from sinklens.plots.axes import light_grid, log_axis, log_ticks
-from sinklens.plots.domains import ALL, one_domain
 from sinklens.plots.draws import draws
+from sinklens.plots.marks import add_words
 from sinklens.plots.style import (
     CATEGORICAL,
     INK,
     MUTED,
     empty_figure,
     escaped,
+    faint,
     float32,
     new_figure,
     require_columns,
 )
+
+ALL: Final = "all"
+"""The domain that stands for all of them together."""
 
 _TITLE: Final = "Extreme tokens through training"
 _STEP_COLUMNS: Final = (
@@ -90,28 +95,11 @@ def dynamics(steps: pd.DataFrame, heads: pd.DataFrame | None = None, *, domain: 
                 f"legend{number}": _legend(title, left, right, top, max(0.0, top - side)),
             }
         )
-        fig.add_annotation(
-            text=f"<b>{escaped(title)}</b>",
-            x=left,
-            xref="paper",
-            xanchor="left",
-            y=top,
-            yref="paper",
-            yanchor="bottom",
-            yshift=4,
-            showarrow=False,
-            font={"size": 13, "color": INK},
-        )
+        add_words(fig, f"<b>{escaped(title)}</b>", left, top, yshift=4, font={"size": 13, "color": INK})
         if axis.has_zero:
-            place_of = {
-                "x0": axis.gap,
-                "x1": axis.gap,
-                "xref": f"x{number}",
-                "y0": 0,
-                "y1": 1,
-                "yref": f"y{number} domain",
-            }
-            fig.add_shape(type="line", line={"color": MUTED, "width": 1, "dash": "dot"}, **place_of)
+            dotted = {"type": "line", "line": {"color": MUTED, "width": 1, "dash": "dot"}}
+            place_of = {"x0": axis.gap, "x1": axis.gap, "xref": f"x{number}", "yref": f"y{number} domain"}
+            fig.add_shape(y0=0, y1=1, **place_of, **dotted)
         shown = [trace for trace in traces if trace.showlegend is not False]
         for trace in traces:
             trace.update(xaxis=f"x{number}", yaxis=f"y{number}", legend=f"legend{number}")
@@ -119,6 +107,20 @@ def dynamics(steps: pd.DataFrame, heads: pd.DataFrame | None = None, *, domain: 
                 trace.showlegend = False
             fig.add_trace(trace)
     return fig
+
+
+def one_domain(table: pd.DataFrame, function: str) -> str:
+    """All domains together where the table has such rows, else the only domain.
+
+    Raises:
+        InputError: It has several domains and none stands for all.
+    """
+    names = [str(name) for name in dict.fromkeys(table["domain"])]
+    if ALL in names:
+        return ALL
+    if len(names) != 1:
+        raise InputError(f"{function} draws one domain; choose it with domain=: {', '.join(names)}.")
+    return names[0]
 
 
 def _legend(title: str, left: float, right: float, top: float, bottom: float) -> dict[str, Any]:
@@ -242,13 +244,12 @@ def _band(heads: pd.DataFrame, column: str, colour: str, axis: _StepAxis) -> lis
         return []
     ends = rows.groupby("step")[column].quantile(np.array(_BAND)).unstack()
     x = axis.at(ends.index)
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return [
         go.Scatter(
             x=np.concatenate([x, x[::-1]]),
             y=float32(np.concatenate([ends[_BAND[0]].to_numpy(), ends[_BAND[1]].to_numpy()[::-1]])),
             fill="toself",
-            fillcolor=f"rgba({red},{green},{blue},0.15)",
+            fillcolor=faint(colour, 0.15),
             line={"width": 0},
             mode="lines",
             hoverinfo="skip",

@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import light_grid, log_axis
-from sinklens.plots.drain_scatter import LOOKS
 from sinklens.plots.draws import CENSUS, draws
-from sinklens.plots.style import MUTED, empty_figure, float32, head_label, new_figure, number, require_columns
+from sinklens.plots.head_scatter import add_heads, mark_null
+from sinklens.plots.style import empty_figure, head_label, new_figure, number, require_columns
 
 _TITLE: Final = "Entropy of attention against the sink's key norm"
 
@@ -48,40 +47,12 @@ def entropy_scatter(heads: pd.DataFrame, norms: pd.DataFrame, *, position: int =
     notes = [f"{len(table):,} heads; key of position {position}. Log axis; 1 = a key as long as the others'."]
     if len(table) < len(heads):
         notes.append(f"Not applicable and not drawn: {len(heads) - len(table)}.")
+    nulls = table.get("entropy_null", pd.Series(dtype=float))
+    highest = float(np.nanmax([table["entropy"].max(), nulls.median()]))
+    across = ("entropy", "entropy of attention (nats, mean over queries)", [-0.02, 1.05 * highest])
     fig = new_figure(_TITLE, " ".join(notes), height=380)
-    for sink, name, colour, symbol in LOOKS:
-        rows = table[table["is_sink"].astype(bool) == sink]
-        if rows.empty:
-            continue
-        fig.add_trace(
-            go.Scatter(
-                x=float32(rows["entropy"]),
-                y=float32(rows["key_ratio"]),
-                name=f"{name} ({len(rows):,})",
-                mode="markers",
-                marker={"color": colour, "symbol": symbol, "size": 9, "line": {"width": 1.2, "color": colour}},
-                opacity=0.85,
-                text=[_hover(record) for record in rows.to_dict("records")],
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
-    highest = float(table["entropy"].max())
-    if "entropy_null" in table and table["entropy_null"].notna().any():
-        null = float(table["entropy_null"].median())
-        highest = max(highest, null)
-        same = bool(np.isclose(table["entropy_null"].dropna(), null, rtol=1e-3).all())
-        fig.add_vline(x=null, line={"color": MUTED, "width": 1.5, "dash": "dash"})
-        fig.add_annotation(
-            x=null, y=1, yref="paper", text=f"{'even attention' if same else 'even attention, median'} {null:.2f} ",
-            showarrow=False, xanchor="right", yanchor="top", font={"size": 12, "color": MUTED},
-        )  # fmt: skip
-    fig.add_hline(y=1, line={"color": MUTED, "width": 1.5, "dash": "dash"})
-    fig.update_layout(
-        xaxis={"title": {"text": "entropy of attention (nats, mean over queries)"}, "range": [-0.02, 1.05 * highest]}
-        | light_grid(),
-        yaxis={"title": {"text": f"|k| of position {position} / others"}} | log_axis([*table["key_ratio"], 1.0]),
-        showlegend=True,
-    )
+    add_heads(fig, table, across, ("key_ratio", f"|k| of position {position} / others"), _hover)
+    mark_null(fig, nulls, "even attention", "even attention, median", ".2f", left=True)
     return fig
 
 

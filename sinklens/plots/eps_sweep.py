@@ -1,13 +1,14 @@
 """How the model-wide sink rate depends on the threshold."""
 
-from typing import Final
+from typing import Any, Final
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import light_grid
+from sinklens.plots.axes import value_axis
 from sinklens.plots.draws import CENSUS, draws, one_row_each
-from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, float32, new_figure, require_columns
+from sinklens.plots.marks import add_line, add_words
+from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, new_figure, require_columns
 
 _TITLE: Final = "Model-wide sink rate by threshold"
 
@@ -41,32 +42,14 @@ def eps_sweep(sweep: pd.DataFrame, *, eps: float | None = None) -> go.Figure:
     fig = new_figure(_TITLE, f"Mean over {n_heads:,} heads, every head counted alike.", height=240, wrap=80)
     for i, (rows, name) in enumerate(((first, "position 0"), (strongest, "each head's strongest key"))):
         line = rows.groupby("eps")["sink_rate"].mean()
-        fig.add_trace(
-            go.Scatter(
-                x=line.index.to_numpy(),
-                y=float32(line.to_numpy()),
-                name=name,
-                mode="lines+markers",
-                line={"color": CATEGORICAL[1 - i], "width": 2, "dash": ("solid", "dash")[i]},
-                marker={"symbol": ("circle", "square")[i], "size": 8},
-                hovertemplate=f"{name}<br>eps %{{x}}<br>rate %{{y:.3f}}<extra></extra>",
-            )
-        )
+        look: dict[str, Any] = {"dash": ("solid", "dash")[i], "symbol": ("circle", "square")[i], "size": 8}
+        hover = f"{name}<br>eps %{{x}}<br>rate %{{y:.3f}}"
+        add_line(fig, line.index.to_numpy(), line.to_numpy(), name, CATEGORICAL[1 - i], hover=hover, **look)
     if eps is not None:
         fig.add_vline(x=eps, line={"color": MUTED, "dash": "dot", "width": 1.5})
-        fig.add_annotation(
-            x=eps,
-            y=1,
-            yref="paper",
-            text=f" eps {eps:g} is used here",
-            showarrow=False,
-            xanchor="left",
-            yanchor="top",
-            font={"size": 12},
-        )
+        add_words(fig, f" eps {eps:g} is used here", eps, 1, xref="x", yanchor="top", font={"size": 12})
     fig.update_layout(
-        xaxis={"title": {"text": "eps, threshold on importance"}, "tickvals": sorted(table["eps"].unique())}
-        | light_grid(),
-        yaxis={"title": {"text": "sink rate (share)"}, "range": [-0.02, 1.02]} | light_grid(),
+        xaxis=value_axis("eps, threshold on importance", tickvals=sorted(table["eps"].unique())),
+        yaxis=value_axis("sink rate (share)", range=[-0.02, 1.02]),
     )
     return fig

@@ -8,18 +8,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sinklens.errors import InputError
-from sinklens.plots.axes import grid_background, log_colorbar, thinned
+from sinklens.plots.axes import grid_background, thinned, weight_colours
 from sinklens.plots.draws import CENSUS, draws
-from sinklens.plots.pooling import pooled
-from sinklens.plots.style import (
-    SEQUENTIAL,
-    colorbar,
-    empty_figure,
-    float32,
-    layer_list,
-    new_figure,
-    token_label,
-)
+from sinklens.plots.pooling import pooled, span_label
+from sinklens.plots.style import empty_figure, layer_list, new_figure
 
 if TYPE_CHECKING:  # importing studies loads torch, which a figure does not need
     from sinklens.studies.census.result import AttentionMap
@@ -89,16 +81,8 @@ def head_montage(
     without = sorted({*range(rows)} - {one.layer for one in listed})
     if without:
         notes.append(f"Grey rows: no map in {layer_list(without)}.")
-    raw = float32(canvas)
-    options: dict[str, Any] = {"zmin": 0, "zmax": 1, "colorbar": colorbar("attention weight")}
-    z, weight = raw, "%{z:.4f}"
+    z, weight, options = weight_colours(canvas, floor if log else None)
     if log:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            z = float32(np.where(np.isnan(raw), np.nan, np.maximum(np.log10(raw), math.log10(floor))))
-        bar = log_colorbar("attention weight (log)", floor, 1.0)
-        bar["ticktext"][0] = f"≤ {bar['ticktext'][0]}"
-        options = {"zmin": math.log10(floor), "zmax": 0, "colorbar": bar, "customdata": raw}
-        weight = "%{customdata:.4f}"
         notes.append(f"Log colours, clipped below {floor:g}.")
 
     pixels = max(20, min(120, 960 // columns, 900 // rows))
@@ -109,13 +93,13 @@ def head_montage(
             z=z,
             x=np.arange(canvas.shape[1]),
             y=np.arange(canvas.shape[0]),
-            colorscale=SEQUENTIAL,
             hoverongaps=False,
             hovertemplate=f"%{{y}}<br>%{{x}}<br>{'largest ' if cell > 1 else ''}weight {weight}<extra></extra>",
             **options,
         )
     )
-    tokens = [_tokens(first.tokens, i * cell, min((i + 1) * cell, first.n_tokens)) for i in range(side)]
+    spans = [(i * cell, min((i + 1) * cell, first.n_tokens)) for i in range(side)]
+    tokens = [span_label(first.tokens, *span, most=3) for span in spans]
     fig.update_layout(
         **_axis("x", "head", columns, gap, [f"key {token}" for token in tokens]),
         **_axis("y", "layer", rows, gap, [f"query {token}" for token in tokens]),
@@ -167,8 +151,3 @@ def _gaps(name: str, count: int, side: int, gap: int) -> list[dict[str, Any]]:
     look |= {f"{other}0": 0, f"{other}1": 1, f"{other}ref": f"{other} domain"}
     starts = [i * (side + gap) - gap - 0.5 for i in range(1, count)]
     return [look | {f"{name}0": start, f"{name}1": start + gap} for start in starts]
-
-
-def _tokens(tokens: list[str], start: int, stop: int) -> str:
-    shown = " ".join(token_label(token, 10) for token in tokens[start : min(stop, start + 3)])
-    return f"{start}{f'-{stop - 1}' if stop - start > 1 else ''} {shown}{' …' if stop - start > 3 else ''}"

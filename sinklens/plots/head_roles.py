@@ -8,20 +8,20 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.errors import InputError
-from sinklens.plots.axes import grid_background, thinned
+from sinklens.plots.axes import named_axis, thinned
 from sinklens.plots.draws import draws
+from sinklens.plots.marks import add_cells
 from sinklens.plots.style import (
-    DIVERGING,
     INK,
     SEQUENTIAL,
     colorbar,
     empty_figure,
     escaped,
-    float32,
     head_label,
     new_figure,
     number,
     require_columns,
+    signed_colours,
 )
 
 TITLE: Final = "Roles of attention heads by criterion"
@@ -85,26 +85,18 @@ def head_roles(
     names = [str(row["criterion"]) for row in rows]
     _add_scores(fig, heads, rows, scores, marked, chosen)
     _add_agreement(fig, names, agreement)
-    ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": [escaped(name) for name in names]}
+    across, down = named_axis(map(escaped, names)), named_axis(map(escaped, names), down=True)
     index = np.flatnonzero(chosen)
     drawn = [int(index[place]) for place in thinned(len(index), 48)]
     shown = [head_label(int(heads["layer"].iloc[at]), int(heads["head"].iloc[at])) for at in drawn]
     side = min(1.0, max(0.3, 0.09 * len(names)))
     fig.update_layout(
-        xaxis={
-            "anchor": "y",
-            "range": [-0.5, len(index) - 0.5],
-            "tickmode": "array",
-            "tickvals": thinned(len(index), 48),
-            "ticktext": shown,
-            "tickangle": -90,
-            "title": {"text": "head, by layer"},
-        },
-        yaxis={**ticks, "range": [len(names) - 0.5, -0.5], "domain": [1 - upper / height, 1], "anchor": "x"},
-        xaxis2={**ticks, "range": [-0.5, len(names) - 0.5], "domain": [0, side], "anchor": "y2", "tickangle": -45},
-        yaxis2={**ticks, "range": [len(names) - 0.5, -0.5], "domain": [0, lower / height], "anchor": "x2"},
+        xaxis=named_axis(shown, tickvals=thinned(len(index), 48), title={"text": "head, by layer"})
+        | {"anchor": "y", "range": [-0.5, len(index) - 0.5], "tickangle": -90},
+        yaxis=down | {"domain": [1 - upper / height, 1], "anchor": "x"},
+        xaxis2=across | {"domain": [0, side], "anchor": "y2", "tickangle": -45},
+        yaxis2=down | {"domain": [0, lower / height], "anchor": "x2"},
     )
-    grid_background(fig)
     return fig
 
 
@@ -145,24 +137,10 @@ def _add_scores(fig: go.Figure, heads: pd.DataFrame, rows: Any, scores: Any, mar
         for place, row in enumerate(rows)
     ]
     bar = colorbar("score, within its row", tickvals=[0, 1], ticktext=["lowest", "highest"])
-    height = fig.layout.height
-    fig.add_trace(
-        go.Heatmap(
-            z=float32(coloured[:, chosen]),
-            x=np.arange(int(chosen.sum())),
-            y=np.arange(len(rows)),
-            zmin=0,
-            zmax=1,
-            colorscale=SEQUENTIAL,
-            colorbar=bar | {"y": 1, "yanchor": "top", "len": max(120, ROW * len(rows)), "lenmode": "pixels"},
-            text=texts,
-            hovertemplate="%{text}<extra></extra>",
-            hoverongaps=False,
-            xgap=1 if chosen.sum() <= MANY else 0,
-            ygap=1,
-            name="scores",
-        )
-    )
+    bar |= {"y": 1, "yanchor": "top", "len": max(120, ROW * len(rows)), "lenmode": "pixels"}
+    gap = 1 if chosen.sum() <= MANY else 0
+    look = {"zmin": 0, "zmax": 1, "colorscale": SEQUENTIAL, "colorbar": bar}
+    add_cells(fig, coloured[:, chosen], texts, xgap=gap, name="scores", **look)
     places = np.argwhere(marked[:, chosen])
     fig.add_trace(
         go.Scatter(
@@ -180,7 +158,6 @@ def _add_scores(fig: go.Figure, heads: pd.DataFrame, rows: Any, scores: Any, mar
             showlegend=False,
         )
     )
-    fig.layout.height = height
 
 
 def _hover(name: str, row: dict[Any, Any], value: float, marked: bool) -> str:
@@ -204,29 +181,14 @@ def _add_agreement(fig: go.Figure, names: list[str], agreement: pd.DataFrame) ->
         if not math.isnan(row["jaccard"]):
             words[above, left] = f"{row['jaccard']:.2f}<br>({row['jaccard_chance']:.2f})"
         hover[above, left] = hover[left, above] = _pair(row)
-    fig.add_trace(
-        go.Heatmap(
-            z=float32(z),
-            x=np.arange(len(names)),
-            y=np.arange(len(names)),
-            xaxis="x2",
-            yaxis="y2",
-            zmin=-1,
-            zmax=1,
-            zmid=0,
-            colorscale=DIVERGING,
-            colorbar=colorbar("rank correlation") | {"y": 0, "yanchor": "bottom", "len": 180, "lenmode": "pixels"},
-            text=words.tolist(),
-            texttemplate="%{text}" if len(names) <= 14 else None,
-            textfont={"size": 12},
-            customdata=hover.tolist(),
-            hovertemplate="%{customdata}<extra></extra>",
-            hoverongaps=False,
-            xgap=1,
-            ygap=1,
-            name="agreement",
-        )
-    )
+    words_look = {
+        "text": words.tolist(),
+        "texttemplate": "%{text}" if len(names) <= 14 else None,
+        "textfont": {"size": 12},
+    }
+    words_look |= {"customdata": hover.tolist(), "hovertemplate": "%{customdata}<extra></extra>"}
+    bar = colorbar("rank correlation") | {"y": 0, "yanchor": "bottom", "len": 180, "lenmode": "pixels"}
+    add_cells(fig, z, xaxis="x2", yaxis="y2", name="agreement", colorbar=bar, **words_look, **signed_colours(1))
 
 
 def _pair(row: dict[Any, Any]) -> str:

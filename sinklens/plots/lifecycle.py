@@ -8,8 +8,9 @@ import plotly.graph_objects as go
 
 from sinklens.detectors.lifecycle import Step, steps
 from sinklens.errors import InputError
-from sinklens.plots.axes import layer_axis, light_grid
+from sinklens.plots.axes import layer_axis, light_grid, value_axis
 from sinklens.plots.draws import draws
+from sinklens.plots.marks import add_line
 from sinklens.plots.style import (
     CATEGORICAL,
     INK,
@@ -81,25 +82,17 @@ def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> 
             )
         )
     # the entry before the first block stands one step to the left of it
-    fig.add_trace(
-        go.Scatter(
-            x=[layers[0] - 1, *layers],
-            y=float32([table["before"].iloc[0], *table["after"]]),
-            name="entry after the layer",
-            mode="lines+markers",
-            line={"color": INK, "width": 2, "shape": "linear"},
-            marker={"size": 7},
-            hovertemplate="after layer %{x}<br>h = %{y:.4g}<extra></extra>",
-        )
-    )
+    numbers = [layers[0] - 1, *layers]
+    heights = [table["before"].iloc[0], *table["after"]]
+    hover = "after layer %{x}<br>h = %{y:.4g}"
+    add_line(fig, numbers, heights, "entry after the layer", INK, hover=hover, symbol="circle")
     for step, text in ((writer, "writes"), (canceller, "cancels")):
         if step is not None and abs(step.share) >= 0.1:
             fig.add_annotation(_mark(step, text))
     fig.add_hline(y=0, line={"color": MUTED, "width": 1})
-    numbers = [layers[0] - 1, *layers]
     fig.update_layout(
         xaxis=layer_axis(numbers) | light_grid() | {"range": [numbers[0] - 0.6, numbers[-1] + 0.6]},
-        yaxis={"title": {"text": "h, one entry of the residual stream"}} | light_grid(),
+        yaxis=value_axis("h, one entry of the residual stream"),
         barmode="group",
         bargap=0.3,
     )

@@ -8,11 +8,13 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, light_grid, log_axis
 from sinklens.plots.draws import CENSUS, draws
+from sinklens.plots.marks import add_line
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
     empty_figure,
     float32,
+    layer_name,
     new_figure,
     number,
     require_columns,
@@ -44,7 +46,7 @@ def massive_activations(layers: pd.DataFrame, *, absolute: float = 100.0, relati
     top, median = table["max_abs"].to_numpy(dtype=float), table["median_abs"].to_numpy(dtype=float)
     hover = []
     for record in table.to_dict("records"):
-        text = "embedding" if record["layer"] < 0 else f"layer {record['layer']}"
+        text = layer_name(record["layer"])
         if "top_token" in record:
             where = number(record.get("top_position"), ".0f")
             text += f"<br>token {where} {token_label(str(record['top_token']), 24)}"
@@ -59,25 +61,16 @@ def massive_activations(layers: pd.DataFrame, *, absolute: float = 100.0, relati
         f"Over both, ringed: {int(both.sum())}."
     )
     fig = new_figure(_TITLE, notes, height=340)
+    measured = {"symbol": "circle", "size": 6, "text": hover}
     lines = (
-        ("largest |h|", top, CATEGORICAL[1], "solid", "lines+markers"),
-        ("median |h|", median, CATEGORICAL[0], "solid", "lines+markers"),
-        (f"{relative:g} x median", relative * median, CATEGORICAL[0], "dash", "lines"),
-        (f"|h| = {absolute:g}", np.full_like(top, absolute), MUTED, "dot", "lines"),
+        ("largest |h|", top, CATEGORICAL[1], measured),
+        ("median |h|", median, CATEGORICAL[0], measured),
+        (f"{relative:g} x median", relative * median, CATEGORICAL[0], {"dash": "dash"}),
+        (f"|h| = {absolute:g}", np.full_like(top, absolute), MUTED, {"dash": "dot"}),
     )
-    for name, values, colour, dash, mode in lines:
-        fig.add_trace(
-            go.Scatter(
-                x=numbers,
-                y=float32(values),
-                name=name,
-                mode=mode,
-                line={"color": colour, "width": 2, "dash": dash},
-                marker={"size": 6},
-                text=hover if mode != "lines" else None,
-                hovertemplate=("%{text}<br>" if mode != "lines" else "") + f"{name}: %{{y:.4g}}<extra></extra>",
-            )
-        )
+    for name, values, colour, look in lines:
+        said = ("%{text}<br>" if "text" in look else "") + f"{name}: %{{y:.4g}}"
+        add_line(fig, numbers, values, name, colour, hover=said, **look)
     fig.add_trace(
         go.Scatter(
             x=np.asarray(numbers)[both],

@@ -7,19 +7,18 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.errors import InputError
-from sinklens.plots.axes import add_token_axes, grid_background, thinned
+from sinklens.plots.axes import add_token_axes, grid_background, named_axis, thinned
 from sinklens.plots.draws import draws
-from sinklens.plots.pooling import MOST_TOKENS, pooled
+from sinklens.plots.pooling import MOST_TOKENS, pooled, span_label
 from sinklens.plots.style import (
     CATEGORICAL,
-    DIVERGING,
     colorbar,
     empty_figure,
     float32,
     new_figure,
     number,
     require_columns,
-    token_label,
+    signed_colours,
     visible_text,
 )
 
@@ -75,7 +74,7 @@ def massive_map(profile: pd.DataFrame, *, layer: int | None = None, kind: Litera
         notes.append(f"Pooled: each column is the entry of largest magnitude of {cell} tokens.")
     title = f"{_TITLE}, {where}"
     labels = [tokens[i * cell] for i in range(z.shape[1])]
-    hover = [_span(tokens, i * cell, cell) for i in range(z.shape[1])]
+    hover = [span_label(tokens, i * cell, min((i + 1) * cell, len(tokens))) for i in range(z.shape[1])]
     names = [f"{channel}" for channel in channels]
     if kind == "3d":
         return _in_space(title, " ".join(notes), z, labels, hover, names)
@@ -86,10 +85,7 @@ def massive_map(profile: pd.DataFrame, *, layer: int | None = None, kind: Litera
             z=float32(z),
             x=np.arange(z.shape[1]),
             y=np.arange(len(channels)),
-            zmin=-largest or -1.0,
-            zmax=largest or 1.0,
-            zmid=0,
-            colorscale=DIVERGING,
+            **signed_colours(largest),
             colorbar=colorbar("h, one entry"),
             customdata=float32(np.abs(z) / median) if median > 0 else None,
             hoverongaps=False,
@@ -100,7 +96,7 @@ def massive_map(profile: pd.DataFrame, *, layer: int | None = None, kind: Litera
     )
     first = " (first of each column)" if cell > 1 else ""
     add_token_axes(fig, x=labels, x_hover=hover, x_title=f"token{first}")
-    fig.update_layout(yaxis=_ticks(names) | {"title": {"text": "channel"}, "range": [len(channels) - 0.5, -0.5]})
+    fig.update_layout(yaxis=named_axis(names, down=True, title={"text": "channel"}))
     grid_background(fig)
     return fig
 
@@ -127,7 +123,7 @@ def _in_space(title: str, notes: str, z: Any, labels: list[str], hover: list[str
     fig.update_layout(
         scene={
             "xaxis": along | {"title": {"text": "token"}},
-            "yaxis": _ticks(names) | {"title": {"text": "channel"}},
+            "yaxis": named_axis(names, range=None, title={"text": "channel"}),
             "zaxis": {"title": {"text": "|h|"}, "rangemode": "tozero"},
             "aspectmode": "manual",
             "aspectratio": {"x": 2.2, "y": 1.15, "z": 1.0},
@@ -149,13 +145,3 @@ def _plain(token: str) -> str:
     shown = visible_text(token)
     shown = shown if len(shown) <= 8 else f"{shown[:7]}…"
     return shown.replace("<", "⟨").replace(">", "⟩")
-
-
-def _ticks(names: list[str]) -> dict[str, Any]:
-    return {"tickmode": "array", "tickvals": [*range(len(names))], "ticktext": names}
-
-
-def _span(tokens: list[str], start: int, cell: int) -> str:
-    stop = min(start + cell, len(tokens))
-    shown = " ".join(token_label(token, 24 if cell == 1 else 10) for token in tokens[start : min(stop, start + 4)])
-    return f"{start}{f'-{stop - 1}' if stop - start > 1 else ''} {shown}{' …' if stop - start > 4 else ''}"

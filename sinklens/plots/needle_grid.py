@@ -8,18 +8,18 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.errors import InputError
-from sinklens.plots.axes import grid_background
+from sinklens.plots.axes import named_axis
 from sinklens.plots.draws import draws
+from sinklens.plots.marks import add_cells, add_words
 from sinklens.plots.style import (
-    DIVERGING,
     SEQUENTIAL,
     colorbar,
     empty_figure,
     escaped,
-    float32,
     new_figure,
     number,
     require_columns,
+    signed_colours,
 )
 
 Measure = Literal["exact", "correct", "log_prob"]
@@ -93,11 +93,11 @@ def needle_grid(grid: pd.DataFrame, *, measure: Measure = "exact", variant: str 
     else:
         change = after.z - before.z
         top = float(np.nanmax(np.abs(change))) if np.isfinite(change).any() else 0.0
-        scale = {"zmin": -(top or 1.0), "zmax": top or 1.0, "zmid": 0, "colorscale": DIVERGING}
+        bar = colorbar(f"change, {look.unit}")
         panels = [
             ("before", before.z, before.texts(look), levels | {"showscale": False}),
             (f"after: {_shortened(chosen)}", after.z, after.texts(look), levels),
-            ("difference", change, after.changes(change, look), scale | {"colorbar": colorbar(f"change, {look.unit}")}),
+            ("difference", change, after.changes(change, look), signed_colours(top) | {"colorbar": bar}),
         ]
     return _draw(panels, look, _notes(grid, before, chosen, look), lengths, depths)
 
@@ -195,54 +195,21 @@ def _widths(count: int) -> list[tuple[float, float]]:
 def _draw(panels: Any, look: _Look, notes: str, lengths: list[int], depths: list[float]) -> go.Figure:
     named = any(name for name, *_ in panels)
     fig = new_figure(look.title, notes, height=max(200, 40 * len(depths)) + 24 * named)
-    lines = {"tickmode": "array", "showgrid": False}
+    lengths_said, depths_said = [f"{length:,}" for length in lengths], [f"{depth:.0%}" for depth in depths]
     for index, ((name, z, texts, options), domain) in enumerate(zip(panels, _widths(len(panels)), strict=True)):
         suffix = "" if index == 0 else str(index + 1)
-        fig.add_trace(
-            go.Heatmap(
-                z=float32(z),
-                x=np.arange(len(lengths)),
-                y=np.arange(len(depths)),
-                text=texts,
-                hovertemplate="%{text}<extra></extra>",
-                hoverongaps=False,
-                xgap=1,
-                ygap=1,
-                xaxis=f"x{suffix}",
-                yaxis=f"y{suffix}",
-                **options,
-            )
-        )
+        add_cells(fig, z, texts, xaxis=f"x{suffix}", yaxis=f"y{suffix}", **options)
+        down = {"domain": [0, 0.93] if named else [0, 1], "anchor": f"x{suffix}", "showticklabels": index == 0}
+        title = {"title": {"text": "depth of the needle" if index == 0 else ""}}
+        across = {"domain": domain, "anchor": f"y{suffix}", "title": {"text": "prompt length (tokens)"}}
         fig.update_layout(
             {
-                f"xaxis{suffix}": lines
-                | {
-                    "domain": domain,
-                    "anchor": f"y{suffix}",
-                    "tickvals": list(range(len(lengths))),
-                    "ticktext": [f"{length:,}" for length in lengths],
-                    "title": {"text": "prompt length (tokens)"},
-                    "range": [-0.5, len(lengths) - 0.5],
-                },
-                f"yaxis{suffix}": lines
-                | {
-                    "domain": [0, 0.93] if named else [0, 1],
-                    "anchor": f"x{suffix}",
-                    "tickvals": list(range(len(depths))),
-                    "ticktext": [f"{depth:.0%}" for depth in depths],
-                    "showticklabels": index == 0,
-                    "title": {"text": "depth of the needle" if index == 0 else ""},
-                    "range": [len(depths) - 0.5, -0.5],
-                },
+                f"xaxis{suffix}": named_axis(lengths_said) | across,
+                f"yaxis{suffix}": named_axis(depths_said, down=True) | down | title,
             }
         )
         if name:
-            fig.add_annotation(
-                text=escaped(name), x=sum(domain) / 2, xref="paper", xanchor="center", y=0.94, yref="paper",
-                yanchor="bottom", showarrow=False,
-                font={"size": 13},
-            )  # fmt: skip
-    grid_background(fig)
+            add_words(fig, escaped(name), sum(domain) / 2, 0.94, xanchor="center")
     return fig
 
 

@@ -9,15 +9,7 @@ import plotly.graph_objects as go
 from sinklens.errors import InputError
 from sinklens.plots.axes import add_token_axes, grid_background, layer_axis, log_colorbar
 from sinklens.plots.draws import CENSUS, draws
-from sinklens.plots.style import (
-    SEQUENTIAL,
-    colorbar,
-    empty_figure,
-    float32,
-    layer_list,
-    new_figure,
-    require_columns,
-)
+from sinklens.plots.style import SEQUENTIAL, colorbar, empty_figure, float32, layer_list, new_figure, require_columns
 
 NormValue = Literal["resid_norm", "value_norm", "wo_value_norm", "received"]
 

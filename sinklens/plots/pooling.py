@@ -1,8 +1,11 @@
 """Fewer cells for the browser: blocks of neighbours become one cell that keeps what stands out."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+
+from sinklens.plots.style import token_label
 
 MOST_TOKENS: Final = 1000
 """Figures with one column per token pool beyond this; a browser needs seconds for much more."""
@@ -31,3 +34,14 @@ def pooled(values: Any, cell: int, axes: tuple[int, ...] = (-1,)) -> "np.ndarray
         best = np.take_along_axis(blocks, size.argmax(-1)[..., None], -1)[..., 0]
         out = np.moveaxis(best, -1, axis)
     return out
+
+
+def span_label(tokens: Sequence[str], start: int, stop: int, *, most: int = 4) -> str:
+    """Name a block of tokens in a hover: its positions and its first tokens; escaped.
+
+    >>> span_label(["a", "b", "c"], 0, 3, most=2), span_label(["a", "b"], 1, 2)
+    ('0-2 a b …', '1 b')
+    """
+    alone = stop - start == 1
+    shown = " ".join(token_label(token, 24 if alone else 10) for token in tokens[start : min(stop, start + most)])
+    return f"{start}{'' if alone else f'-{stop - 1}'} {shown}{' …' if stop - start > most else ''}"

@@ -8,14 +8,14 @@ import pandas as pd
 import plotly.colors
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import light_grid, log_axis
+from sinklens.plots.axes import light_grid, log_axis, value_axis
 from sinklens.plots.draws import CENSUS, draws
+from sinklens.plots.marks import add_line
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
     SEQUENTIAL,
     empty_figure,
-    float32,
     head_label,
     layer_list,
     new_figure,
@@ -78,38 +78,23 @@ def received_mass(
     shift, key = (1, "%{customdata}") if log_x else (0, "%{x}")
     legend = len(lines) <= _LEGEND_LAYERS
     for name, line, colour in lines:
-        fig.add_trace(
-            go.Scatter(
-                x=line.index.to_numpy() + shift,
-                y=float32(line.to_numpy()),
-                name=name,
-                mode="lines+markers" if drawn < 80 else "lines",
-                marker={"size": 4},
-                line={"color": colour, "width": 1.6},
-                showlegend=legend,
-                customdata=line.index.to_numpy() if log_x else None,
-                hovertemplate=f"{name}<br>key {key}<br>importance %{{y:.4f}}<extra></extra>",
-            )
-        )
+        x = line.index.to_numpy()
+        hover = f"{name}<br>key {key}<br>importance %{{y:.4f}}"
+        look: dict[str, Any] = {
+            "width": 1.6,
+            "symbol": "circle" if drawn < 80 else None,
+            "size": 4,
+            "showlegend": legend,
+        }
+        add_line(fig, x + shift, line, name, colour, hover=hover, customdata=x if log_x else None, **look)
     for i, (name, null) in enumerate(nulls):
-        fig.add_trace(
-            go.Scatter(
-                x=null.index.to_numpy() + shift,
-                y=float32(null.to_numpy()),
-                name=name,
-                mode="lines",
-                line={"color": "black", "width": 2, "dash": ("dash", "dot", "dashdot", "longdash")[i % 4]},
-                hovertemplate=f"{name}<br>%{{y:.4f}}<extra></extra>",
-            )
-        )
+        dash = ("dash", "dot", "dashdot", "longdash")[i % 4]
+        add_line(fig, null.index.to_numpy() + shift, null, name, "black", hover=f"{name}<br>%{{y:.4f}}", dash=dash)
     if not legend:
         _layer_colorbar(fig, sorted(int(layer) for layer in table["layer"].unique()))
     # Room on the left, so that position 0 does not lie on the axis.
     span = [-0.02 * max(drawn, 1), 1.02 * max(drawn, 1)]
-    xaxis: dict[str, Any] = {
-        "title": {"text": "key position (0-based, tokens)"},
-        "range": span,
-    } | light_grid()
+    xaxis = value_axis("key position (0-based, tokens)", range=span)
     if log_x:
         span = [-0.02 * np.log10(drawn + 2), 1.02 * np.log10(drawn + 2)]
         marks = [0, *(2**i for i in range(int(np.log2(drawn or 1)) + 1))]

@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, light_grid, log_axis
 from sinklens.plots.draws import CENSUS, draws
-from sinklens.plots.style import CATEGORICAL, empty_figure, float32, new_figure, number, require_columns
+from sinklens.plots.marks import add_line
+from sinklens.plots.style import ABOVE, CATEGORICAL, empty_figure, layer_name, new_figure, number, require_columns
 
 _TITLE: Final = "Residual norm of position 0 against the other tokens"
 
@@ -30,29 +31,20 @@ def residual_peaks(layers: pd.DataFrame) -> go.Figure:
     numbers = [int(layer) for layer in table["layer"]]
     hover = []
     for record in table.to_dict("records"):
-        text = "embedding" if record["layer"] < 0 else f"layer {record['layer']}"
+        text = layer_name(record["layer"])
         for key, name in (("resid_ratio", "ratio"), ("resid_growth", "growth at position 0")):
             if key in record:
                 text += f"<br>{name}: {number(record[key])}"
         hover.append(text)
     fig = new_figure(_TITLE, "After each layer, mean over sequences; log axis.", height=320)
     for i, (column, name) in enumerate((("resid_norm_first", "position 0"), ("resid_norm_others", "other positions"))):
-        fig.add_trace(
-            go.Scatter(
-                x=numbers,
-                y=float32(table[column]),
-                name=name,
-                mode="lines+markers",
-                line={"color": CATEGORICAL[1 - i], "width": 2},
-                marker={"symbol": ("circle", "square")[i], "size": 7},
-                text=hover,
-                hovertemplate=f"%{{text}}<br>{name}: %{{y:.4g}}<extra></extra>",
-            )
-        )
+        said = f"%{{text}}<br>{name}: %{{y:.4g}}"
+        mark = ("circle", "square")[i]
+        add_line(fig, numbers, table[column], name, CATEGORICAL[1 - i], text=hover, hover=said, symbol=mark)
     fig.update_layout(
         xaxis=layer_axis(numbers) | light_grid(),
         yaxis={"title": {"text": "L2 norm of the residual stream"}}
         | log_axis(table[["resid_norm_first", "resid_norm_others"]]),
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        legend=ABOVE,
     )
     return fig

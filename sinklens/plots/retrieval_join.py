@@ -5,7 +5,7 @@ from typing import Any, Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import light_grid
+from sinklens.plots.axes import value_axis
 from sinklens.plots.draws import draws
 from sinklens.plots.style import (
     INK,
@@ -70,9 +70,8 @@ def retrieval_join(heads: pd.DataFrame) -> go.Figure:
             showarrow=False, xanchor="right", xshift=-8, font={"size": 12, "color": INK},
         )  # fmt: skip
     fig.update_layout(
-        xaxis={"title": {"text": "sink importance on text (attention on the strongest key)"}, "range": [-0.02, 1.05]}
-        | light_grid(),
-        yaxis={"title": {"text": "retrieval score"}} | light_grid(),
+        xaxis=value_axis("sink importance on text (attention on the strongest key)", range=[-0.02, 1.05]),
+        yaxis=value_axis("retrieval score"),
     )
     return fig
 

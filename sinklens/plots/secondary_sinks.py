@@ -1,13 +1,14 @@
 """When tokens turn into the BOS's direction, and for how long they stay."""
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import layer_axis, light_grid
+from sinklens.plots.axes import layer_axis, value_axis
 from sinklens.plots.draws import CENSUS, draws
+from sinklens.plots.marks import add_line
 from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, new_figure, require_columns, token_label
 
 _TITLE: Final = "Tokens that point along the BOS: creation and lifetime"
@@ -62,18 +63,8 @@ def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -
     fig = new_figure(_TITLE, " ".join([*notes, "The area of a mark is the number of tokens."]), height=360)
     largest = int(tokens.groupby(["label", "first_layer", "life"]).size().max())
     for number, (start, end, _) in enumerate(spans):
-        fig.add_trace(
-            go.Scatter(
-                x=[start, end - 1],
-                y=[end - start, 1],
-                mode="lines",
-                name="until the BOS loses its norm",
-                legendgroup="window",
-                showlegend=number == 0,
-                line={"color": MUTED, "width": 1.5, "dash": "dash"},
-                hoverinfo="skip",
-            )
-        )
+        look: dict[str, Any] = {"width": 1.5, "dash": "dash", "legendgroup": "window", "showlegend": number == 0}
+        add_line(fig, [start, end - 1], [end - start, 1], "until the BOS loses its norm", MUTED, **look)
     for label, (name, colour, symbol) in _LABELS.items():
         rows = tokens[tokens["label"] == label]
         if rows.empty:
@@ -107,15 +98,8 @@ def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -
     if spans:
         first, last = min(start for start, _, _ in spans), max(end for _, end, _ in spans)
         layers = list(range(min(first, layers[0]), max(last, layers[-1] + 1)))
-    fig.update_layout(
-        xaxis=layer_axis(layers)
-        | light_grid()
-        | {
-            "title": {"text": "created after layer (0-based)"},
-            "range": [layers[0] - 0.6, layers[-1] + 0.6],
-        },
-        yaxis={"title": {"text": "lifetime (layers)"}, "rangemode": "tozero"} | light_grid(),
-    )
+    made = layer_axis(layers) | value_axis("created after layer (0-based)", range=[layers[0] - 0.6, layers[-1] + 0.6])
+    fig.update_layout(xaxis=made, yaxis=value_axis("lifetime (layers)", rangemode="tozero"))
     return fig
 
 

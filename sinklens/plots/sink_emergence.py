@@ -5,9 +5,9 @@ from typing import Final
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import light_grid
+from sinklens.plots.axes import light_grid, named_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.style import CATEGORICAL, GRID, empty_figure, escaped, float32, new_figure, require_columns
+from sinklens.plots.style import CATEGORICAL, empty_figure, escaped, float32, new_figure, require_columns
 
 _TITLE: Final = "What grows a sink: small decoders on Bigram-Backcopy"
 _PANELS: Final[tuple[tuple[str, tuple[tuple[str, str], ...]], ...]] = (
@@ -65,9 +65,10 @@ def sink_emergence(summary: pd.DataFrame) -> go.Figure:
         lower = panel * width + (0 if panel == 0 else 0.02)
         log = figure.startswith("output_norm")
         ticks = {"type": "log", "tickvals": [0.001, 0.01, 0.1, 1, 10, 100, 1000]} if log else {"rangemode": "tozero"}
-        domain = {"domain": [lower, (panel + 1) * width - 0.01], "anchor": f"y{axis}"}
-        fig.update_layout({f"xaxis{axis}": {"title": {"text": title}} | domain | ticks | light_grid()})
-        fig.update_layout({f"yaxis{axis}": _rows(table, conditions, proxy, labels=panel == 0) | {"anchor": f"x{axis}"}})
+        across = value_axis(title, domain=[lower, (panel + 1) * width - 0.01], anchor=f"y{axis}")
+        names = [escaped(name) + (" *" if name in proxy else "") for name in conditions]
+        rows = named_axis(names if panel == 0 else [""] * len(names), range=[len(names) - 0.4, -0.6], anchor=f"x{axis}")
+        fig.update_layout({f"xaxis{axis}": across | ticks, f"yaxis{axis}": rows | light_grid()})
     fig.update_layout(showlegend=False, width=1250, margin={"l": 190})
     return fig
 
@@ -105,16 +106,3 @@ def _add(fig: go.Figure, table: pd.DataFrame, conditions: list[str], axis: str, 
             yaxis=f"y{axis}",
         )
     )
-
-
-def _rows(table: pd.DataFrame, conditions: list[str], proxy: set[str], *, labels: bool) -> dict[str, object]:
-    """A numeric axis of conditions, first at the top."""
-    names = [escaped(name) + (" *" if name in proxy else "") for name in conditions]
-    return {
-        "tickmode": "array",
-        "tickvals": [*range(len(conditions))],
-        "ticktext": names if labels else [""] * len(conditions),
-        "range": [len(conditions) - 0.4, -0.6],
-        "showgrid": True,
-        "gridcolor": GRID,
-    }

@@ -8,20 +8,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.errors import InputError
-from sinklens.plots.axes import grid_background, layer_axis, log_colorbar
+from sinklens.plots.axes import log_colorbar
 from sinklens.plots.draws import CENSUS, draws
-from sinklens.plots.style import (
-    DIVERGING,
-    SEQUENTIAL,
-    colorbar,
-    empty_figure,
-    float32,
-    head_label,
-    layer_list,
-    new_figure,
-    number,
-    require_columns,
-)
+from sinklens.plots.head_grid import HeadGrid, draw_heads, grid_height
+from sinklens.plots.style import SEQUENTIAL, colorbar, empty_figure, new_figure, number, require_columns, signed_colours
 
 HeadValue = Literal[
     "sink_rate",
@@ -133,58 +123,21 @@ def sink_heatmap(
     look = _VALUES[value]
     if heads.empty or heads[value].isna().all():
         return empty_figure(look.title, f"Not applicable: no head of this model has a value for {value}.")
-    rows = max(n_layers or 0, int(heads["layer"].max()) + 1)
-    columns = int(heads["head"].max()) + 1
-    layer, head = heads["layer"].to_numpy(), heads["head"].to_numpy()
-    raw = np.full((rows, columns), np.nan)
-    raw[layer, head] = heads[value].to_numpy(dtype=float)
-    texts = np.full((rows, columns), "", dtype=object)
-    listed = _HOVER if hover == "all" else ()
-    for record in heads.to_dict("records"):
-        texts[record["layer"], record["head"]] = _hover_text(record, value, listed)
-
+    grid = HeadGrid(heads, n_layers)
+    raw = grid.fill(heads[value])
     z, options, clipped = _colours(raw, look)
-    measured = ~np.isnan(raw)
-    without = np.flatnonzero(~np.isin(np.arange(rows), layer)).tolist()
-    empty = int((~measured).sum()) - columns * (rows - len(np.unique(layer)))
-    notes = [look.unit]
-    if without:
-        notes.append(f"Grey rows: no attention in {layer_list(without)}, not applicable.")
-    if empty:
-        notes.append(f"Grey cells ({empty}): not applicable.")
+    notes = [look.unit, *grid.grey(raw)]
     if clipped:
         notes.append(f"Colours are clipped: {clipped} cell(s) lie beyond the ends of the colour bar.")
-
-    fig = new_figure(look.title, " ".join(notes), height=min(900, max(230, 22 * rows)))
-    fig.add_trace(
-        go.Heatmap(
-            z=float32(z),
-            x=np.arange(columns),
-            y=np.arange(rows),
-            text=texts.tolist(),
-            hovertemplate="%{text}<extra></extra>",
-            hoverongaps=False,
-            xgap=1,
-            ygap=1,
-            **options,
-        )
-    )
-    fig.update_layout(
-        xaxis={
-            "title": {"text": "head (0-based)"},
-            "range": [-0.5, columns - 0.5],
-            "dtick": max(1, -(-columns // 32)),
-            "tick0": 0,
-        },
-        yaxis=layer_axis(range(rows)) | {"range": [rows - 0.5, -0.5]},
-    )
-    grid_background(fig)
+    listed = _HOVER if hover == "all" else ()
+    fig = new_figure(look.title, " ".join(notes), height=grid_height(grid.rows))
+    draw_heads(fig, z, grid.texts(lambda record, name: _hover_text(record, name, value, listed)), **options)
     return fig
 
 
-def _hover_text(record: dict[Any, Any], value: str, listed: tuple[tuple[str, str, str], ...]) -> str:
-    lines = [f"<b>{head_label(record['layer'], record['head'])}</b>"]
-    lines += [f"{name}: {number(record[key], spec)}" for key, name, spec in listed if key in record]
+def _hover_text(record: dict[Any, Any], name: str, value: str, listed: tuple[tuple[str, str, str], ...]) -> str:
+    lines = [name]
+    lines += [f"{what}: {number(record[key], spec)}" for key, what, spec in listed if key in record]
     if value not in {key for key, _, _ in listed}:
         lines.append(f"{value}: {number(record[value])}")
     return "<br>".join(lines)
@@ -200,15 +153,7 @@ def _colours(raw: "np.ndarray[Any, np.dtype[np.float64]]", look: _Value) -> tupl
         top = float(np.nanmax(raw)) or 1.0
         return raw, {"zmin": 0, "zmax": top, "colorscale": SEQUENTIAL, "colorbar": colorbar(look.bar)}, 0
     if look.scale == "signed":
-        top = float(np.nanmax(np.abs(raw))) or 1.0
-        options = {
-            "zmin": -top,
-            "zmax": top,
-            "zmid": 0,
-            "colorscale": DIVERGING,
-            "colorbar": colorbar(look.bar),
-        }
-        return raw, options, 0
+        return raw, signed_colours(float(np.nanmax(np.abs(raw)))) | {"colorbar": colorbar(look.bar)}, 0
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log10(raw)
     finite = np.abs(logs[np.isfinite(logs)])
@@ -216,8 +161,4 @@ def _colours(raw: "np.ndarray[Any, np.dtype[np.float64]]", look: _Value) -> tupl
     bar = log_colorbar(look.bar, 10**-bound, 10**bound)
     clipped = int((np.abs(logs) > bound + 1e-6).sum())
     shown = np.where(np.isnan(logs), np.nan, np.clip(logs, -bound, bound))
-    return (
-        shown,
-        {"zmin": -bound, "zmax": bound, "zmid": 0, "colorscale": DIVERGING, "colorbar": bar},
-        clipped,
-    )
+    return shown, signed_colours(bound) | {"colorbar": bar}, clipped

@@ -5,21 +5,13 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import pandas as pd
-import plotly.colors
 import plotly.graph_objects as go
 
 from sinklens.errors import InputError
-from sinklens.plots.axes import layer_axis, light_grid
+from sinklens.plots.axes import layer_axis, light_grid, value_axis
 from sinklens.plots.draws import CENSUS, draws
-from sinklens.plots.style import (
-    CATEGORICAL,
-    INK,
-    empty_figure,
-    escaped,
-    float32,
-    new_figure,
-    require_columns,
-)
+from sinklens.plots.marks import add_band, add_line
+from sinklens.plots.style import CATEGORICAL, INK, empty_figure, escaped, faint, float32, new_figure, require_columns
 
 ShareValue = Literal["importance_first", "sink_rate_first"]
 
@@ -78,55 +70,28 @@ def sink_share(
         mean = by_layer.mean().reindex(layers)
         low, high = (by_layer.quantile(q).reindex(layers) for q in (0.25, 0.75))
         if spread:
-            _add_band(fig, low, high, colour)
-        fig.add_trace(
-            go.Scatter(
-                x=[*layers],
-                y=float32(mean),
-                name=escaped(name) or "mean over heads",
-                mode="lines+markers",
-                line={"color": colour, "width": 2},
-                marker={"size": 7, "symbol": _SYMBOLS[i % len(_SYMBOLS)]},
-                customdata=np.stack([float32(low), float32(high), float32(by_layer.count().reindex(layers))], -1),
-                hovertemplate=(f"{escaped(name)}<br>" if name else "")
-                + "layer %{x}, heads: %{customdata[2]:.0f}<br>mean %{y:.4f}"
-                + "<br>middle half %{customdata[0]:.4f} to %{customdata[1]:.4f}<extra></extra>",
-            )
+            add_band(fig, low, high, "middle half of heads", faint(colour, 0.14))
+        add_line(
+            fig,
+            [*layers],
+            mean,
+            escaped(name) or "mean over heads",
+            colour,
+            symbol=_SYMBOLS[i % len(_SYMBOLS)],
+            customdata=np.stack([float32(low), float32(high), float32(by_layer.count().reindex(layers))], -1),
+            hover=(f"{escaped(name)}<br>" if name else "")
+            + "layer %{x}, heads: %{customdata[2]:.0f}<br>mean %{y:.4f}"
+            + "<br>middle half %{customdata[0]:.4f} to %{customdata[1]:.4f}",
         )
     if value == "importance_first":
         _add_nulls(fig, drawn)
     fig.update_layout(
         xaxis=layer_axis(range(last + 1)) | light_grid() | {"range": [-0.3, last + 0.3]},
-        yaxis={"title": {"text": unit}, "range": [-0.02, 1.02]} | light_grid(),
+        yaxis=value_axis(unit, range=[-0.02, 1.02]),
         showlegend=True,
         legend={"traceorder": "normal"},  # a filled band would turn it round
     )
     return fig
-
-
-def _add_band(fig: go.Figure, low: "pd.Series[Any]", high: "pd.Series[Any]", colour: str) -> None:
-    """A filled band; it may not bridge a layer without attention."""
-    missing = low.isna()
-    for _, run in low[~missing].groupby(missing.cumsum()[~missing]):
-        for edge, values in (("high", high), ("low", low)):
-            fig.add_trace(
-                go.Scatter(
-                    x=run.index.to_numpy(dtype=int),
-                    y=float32(values[run.index]),
-                    name="middle half of heads",
-                    mode="lines",
-                    line={"width": 0},
-                    fill="tonexty" if edge == "low" else None,
-                    fillcolor=_faint(colour),
-                    hoverinfo="skip",
-                    showlegend=False,
-                )
-            )
-
-
-def _faint(colour: str) -> str:
-    red, green, blue = plotly.colors.hex_to_rgb(colour)
-    return f"rgba({red},{green},{blue},0.14)"
 
 
 def _add_nulls(fig: go.Figure, drawn: Mapping[str, pd.DataFrame]) -> None:
@@ -142,17 +107,11 @@ def _add_nulls(fig: go.Figure, drawn: Mapping[str, pd.DataFrame]) -> None:
             shared.append(([name], null))
     for i, (names, null) in enumerate(shared):
         label = "causal-uniform null" if len(shared) == 1 else f"null, {', '.join(names)}"
-        fig.add_trace(
-            go.Scatter(
-                x=null.index.to_numpy(dtype=int),
-                y=float32(null),
-                name=escaped(label),
-                mode="lines+markers" if len(null) == 1 else "lines",
-                line={"color": INK, "width": 1.6, "dash": ("dash", "dot", "dashdot", "longdash")[i % 4]},
-                marker={"symbol": "line-ew-open", "size": 14},
-                hovertemplate=f"{escaped(label)}<br>layer %{{x}}: %{{y:.4f}}<extra></extra>",
-            )
-        )
+        layers, hover = null.index.to_numpy(dtype=int), f"{escaped(label)}<br>layer %{{x}}: %{{y:.4f}}"
+        # a single layer has no line
+        look: dict[str, Any] = {"width": 1.6, "symbol": "line-ew-open" if len(null) == 1 else None, "size": 14}
+        dash = ("dash", "dot", "dashdot", "longdash")[i % 4]
+        add_line(fig, layers, null, escaped(label), INK, hover=hover, dash=dash, **look)
 
 
 def _agree(one: "pd.Series[Any]", other: "pd.Series[Any]") -> bool:

@@ -7,12 +7,22 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, light_grid, log_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, float32, new_figure, number, require_columns
+from sinklens.plots.marks import add_line
+from sinklens.plots.style import (
+    CATEGORICAL,
+    MUTED,
+    empty_figure,
+    float32,
+    layer_name,
+    new_figure,
+    number,
+    require_columns,
+)
 
 _STATES: Final = {
-    "hidden": ("hidden state after the layer", CATEGORICAL[1], "circle", "solid"),
-    "key": ("keys, mean over KV heads", CATEGORICAL[0], "square", "solid"),
-    "value": ("values, mean over KV heads", CATEGORICAL[2], "diamond", "solid"),
+    "hidden": ("hidden state after the layer", CATEGORICAL[1], "circle"),
+    "key": ("keys, mean over KV heads", CATEGORICAL[0], "square"),
+    "value": ("values, mean over KV heads", CATEGORICAL[2], "diamond"),
 }
 
 
@@ -47,25 +57,17 @@ def state_norms(norms: pd.DataFrame, *, position: int = 0) -> go.Figure:
     if zero:
         notes.append(f"{zero} ratio(s) of exactly 0 have no place on a log axis.")
     fig = new_figure(title, " ".join(notes), height=360)
-    for state, (name, colour, symbol, dash) in _STATES.items():
+    for state, (name, colour, symbol) in _STATES.items():
         rows = table[table["state"] == state]
         if rows.empty:
             continue
         means = rows.groupby("layer")[["norm", "others"]].mean()
         layers = range(int(means.index.min()), int(means.index.max()) + 1)
         means = means.reindex(layers)  # a layer without it is a gap
-        fig.add_trace(
-            go.Scatter(
-                x=[*layers],
-                y=float32(means["norm"] / means["others"]),
-                name=name,
-                mode="lines+markers",
-                line={"color": colour, "width": 2, "dash": dash},
-                marker={"size": 7, "symbol": symbol},
-                text=[_hover(layer, row) for layer, row in zip(layers, means.to_dict("records"), strict=True)],
-                hovertemplate=f"%{{text}}<br>{name}: %{{y:.4g}} times the others<extra></extra>",
-            )
-        )
+        text = [_hover(layer, row) for layer, row in zip(layers, means.to_dict("records"), strict=True)]
+        said = f"%{{text}}<br>{name}: %{{y:.4g}} times the others"
+        ratio = means["norm"] / means["others"]
+        add_line(fig, [*layers], ratio, name, colour, symbol=symbol, text=text, hover=said)
         if state != "hidden" and rows.groupby("layer").size().max() > 1:
             fig.add_trace(
                 go.Scatter(
@@ -91,5 +93,4 @@ def state_norms(norms: pd.DataFrame, *, position: int = 0) -> go.Figure:
 
 
 def _hover(layer: Any, row: dict[Any, Any]) -> str:
-    where = "embedding" if layer < 0 else f"layer {int(layer)}"
-    return f"{where}<br>norm {number(row['norm'])}, others {number(row['others'])}"
+    return f"{layer_name(int(layer))}<br>norm {number(row['norm'])}, others {number(row['others'])}"

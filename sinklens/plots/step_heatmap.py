@@ -6,18 +6,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import grid_background, log_colorbar, thinned
-from sinklens.plots.domains import ALL, one_domain
+from sinklens.plots.axes import log_colorbar, named_axis, thinned
 from sinklens.plots.draws import draws
-from sinklens.plots.style import (
-    SEQUENTIAL,
-    colorbar,
-    empty_figure,
-    float32,
-    head_label,
-    new_figure,
-    require_columns,
-)
+from sinklens.plots.dynamics import ALL, one_domain
+from sinklens.plots.marks import add_cells
+from sinklens.plots.style import SEQUENTIAL, colorbar, empty_figure, head_label, new_figure, require_columns
 
 _NAMES: Final = {
     "importance_first": "attention to position 0",
@@ -79,35 +72,11 @@ def step_heatmap(table: pd.DataFrame, value: str, *, domain: str | None = None, 
     if value in ("importance_first", "sink_rate_first"):
         options |= {"zmin": 0, "zmax": 1}
     fig = new_figure(title, " ".join(notes), height=max(200, 20 * len(drawn)))
-    fig.add_trace(
-        go.Heatmap(
-            z=float32(np.log10(z) if value in _LOG and np.nanmin(z) > 0 else z),
-            x=np.arange(len(steps)),
-            y=np.arange(len(drawn)),
-            customdata=[[f"{labels[row]}, step {step:,}: {z[row, column]:.4g}" for column, step in enumerate(steps)]
-                        for row in range(len(drawn))],
-            hovertemplate="%{customdata}<extra></extra>",
-            hoverongaps=False,
-            colorscale=SEQUENTIAL,
-            xgap=1,
-            ygap=1,
-            **options,
-        )
-    )  # fmt: skip
+    hover = [[f"{label}, step {step:,}: {cell:.4g}" for step, cell in zip(steps, row, strict=True)]
+             for label, row in zip(labels, z, strict=True)]  # fmt: skip
+    shade = np.log10(z) if value in _LOG and np.nanmin(z) > 0 else z
+    add_cells(fig, shade, hover, colorscale=SEQUENTIAL, **options)
     shown = thinned(len(steps), 16)
-    fig.update_layout(
-        xaxis={
-            "tickmode": "array",
-            "tickvals": shown,
-            "ticktext": [f"{steps[i]:,}" for i in shown],
-            "title": {"text": "training step"},
-        },
-        yaxis={
-            "tickmode": "array",
-            "tickvals": list(range(len(labels))),
-            "ticktext": labels,
-            "range": [len(labels) - 0.5, -0.5],
-        },
-    )
-    grid_background(fig)
+    across = named_axis([f"{steps[i]:,}" for i in shown], tickvals=shown, title={"text": "training step"})
+    fig.update_layout(xaxis=across | {"range": [-0.5, len(steps) - 0.5]}, yaxis=named_axis(labels, down=True))
     return fig

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+import plotly.colors
 import plotly.graph_objects as go
 
 from sinklens.errors import InputError
@@ -45,6 +46,10 @@ CONFIG: Final[dict[str, Any]] = {
 
 Turns off the mode bar's upload button (unpublished results stay here) and MathJax (a token `$x$` is text).
 """
+
+ABOVE: Final = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
+BELOW: Final = {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"}
+"""Places of a legend: over the plot area at its right, and below the axis, where a long subtitle cannot run into it."""
 
 _AXIS: Final[dict[str, Any]] = {
     "gridcolor": GRID,
@@ -135,6 +140,11 @@ def escaped(text: str) -> str:
 def head_label(layer: int, head: int) -> str:
     """Name a head the way the literature does, counted from 0: `head_label(5, 1)` is `L5H1`."""
     return f"L{layer}H{head}"
+
+
+def layer_name(layer: int) -> str:
+    """Say after what a hidden state stands: a layer, or for -1 the embedding."""
+    return "embedding" if layer < 0 else f"layer {layer}"
 
 
 def number(value: float | None, spec: str = "") -> str:
@@ -244,3 +254,14 @@ def colorbar(title: str, **options: Any) -> dict[str, Any]:
         "tickfont": {"size": 12},
         **options,
     }
+
+
+def signed_colours(top: float) -> dict[str, Any]:
+    """Return the colours of numbers with a sign: centred on 0 and symmetric, up to a magnitude (1 if that is 0)."""
+    return {"zmin": -(top or 1.0), "zmax": top or 1.0, "zmid": 0, "colorscale": DIVERGING}
+
+
+def faint(colour: str, alpha: float) -> str:
+    """Return a colour such as `#0072B2` that lets through what lies behind it."""
+    red, green, blue = plotly.colors.hex_to_rgb(colour)
+    return f"rgba({red},{green},{blue},{alpha})"

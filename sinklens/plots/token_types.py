@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.errors import InputError
-from sinklens.plots.axes import light_grid
+from sinklens.plots.axes import named_axis, value_axis
 from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.style import (
     CATEGORICAL,
@@ -94,17 +94,10 @@ def token_types(
             hoverinfo="skip",
         )
     )
+    names = [f"{_name(record)} ({record[count]:,.0f} of {record['n_tokens']:,})" for record in drawn.to_dict("records")]
     fig.update_layout(
-        xaxis={"title": {"text": "share"}, "range": [0, 1.02]} | light_grid(),
-        yaxis={
-            "tickmode": "array",
-            "tickvals": y.tolist(),
-            "ticktext": [
-                f"{_name(record)} ({record[count]:,.0f} of {record['n_tokens']:,})"
-                for record in drawn.to_dict("records")
-            ],
-            "range": [len(drawn) - 0.5, -0.5],
-        },
+        xaxis=value_axis("share", range=[0, 1.02]),
+        yaxis=named_axis(names, down=True),
         showlegend=False,
     )
     return fig

@@ -9,11 +9,12 @@ import plotly.graph_objects as go
 from sinklens.errors import InputError
 from sinklens.plots.axes import layer_axis, light_grid, log_axis
 from sinklens.plots.draws import CENSUS, draws
+from sinklens.plots.marks import add_line
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
     empty_figure,
-    float32,
+    layer_name,
     new_figure,
     number,
     require_columns,
@@ -61,29 +62,11 @@ def top_magnitudes(massive: pd.DataFrame, *, k: int = 3) -> go.Figure:
         if rows.empty:
             continue
         mean = rows.groupby("layer")["size"].mean().reindex(layers)
-        fig.add_trace(
-            go.Scatter(
-                x=layers,
-                y=float32(mean),
-                name=f"{_ORDINALS[i]} |h|",
-                mode="lines+markers",
-                line={"color": CATEGORICAL[(1, 4, 3, 6, 5)[i]], "width": 2},
-                marker={"size": 7, "symbol": _SYMBOLS[i]},
-                text=[_where(rows[rows["layer"] == layer], layer) for layer in layers],
-                hovertemplate=f"%{{text}}<br>{_ORDINALS[i]} |h|: %{{y:.4g}}<extra></extra>",
-            )
-        )
+        text = [_where(rows[rows["layer"] == layer], layer) for layer in layers]
+        hover, colour = f"%{{text}}<br>{_ORDINALS[i]} |h|: %{{y:.4g}}", CATEGORICAL[(1, 4, 3, 6, 5)[i]]
+        add_line(fig, layers, mean, f"{_ORDINALS[i]} |h|", colour, symbol=_SYMBOLS[i], text=text, hover=hover)
     median = table.drop_duplicates(["sequence", "layer"]).groupby("layer")["median"].mean().reindex(layers)
-    fig.add_trace(
-        go.Scatter(
-            x=layers,
-            y=float32(median),
-            name="median |h|",
-            mode="lines",
-            line={"color": MUTED, "width": 2, "dash": "dash"},
-            hovertemplate="layer %{x}<br>median |h|: %{y:.4g}<extra></extra>",
-        )
-    )
+    add_line(fig, layers, median, "median |h|", MUTED, dash="dash", hover="layer %{x}<br>median |h|: %{y:.4g}")
     fig.update_layout(
         xaxis=layer_axis(layers) | light_grid(),
         yaxis={"title": {"text": "|h|, one entry of the residual stream"}}
@@ -94,7 +77,7 @@ def top_magnitudes(massive: pd.DataFrame, *, k: int = 3) -> go.Figure:
 
 def _where(rows: pd.DataFrame, layer: int) -> str:
     """Layer, and the most common place of this rank."""
-    text = "embedding" if layer < 0 else f"layer {layer}"
+    text = layer_name(layer)
     if rows.empty:
         return text
     places = rows.groupby(["position", "token", "channel"], sort=False).size()

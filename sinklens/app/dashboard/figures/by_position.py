@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import light_grid, log_axis
-from sinklens.plots.style import CATEGORICAL, MUTED, TEMPLATE, empty_figure, float32, head_label, token_label
+from sinklens.plots.axes import log_axis, value_axis
+from sinklens.plots.marks import add_line
+from sinklens.plots.style import ABOVE, CATEGORICAL, MUTED, TEMPLATE, empty_figure, head_label, token_label
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,20 @@ def by_position(
     names = [token_label(token, 20) for token in tokens]
     for line, y in drawn:
         count, first = len(y), line is drawn[0][0]  # one line names the tokens: they are the same for all
-        fig.add_trace(
-            go.Scatter(
-                x=np.arange(count),
-                y=float32(y),
-                name=line.name,
-                mode="lines+markers" if count <= 96 and line.dash == "solid" else "lines",
-                marker={"size": 5},
-                line={"color": line.colour, "width": 1.8, "dash": line.dash},
-                text=[*names[:count], *[""] * (count - len(names))] if first else None,
-                yaxis="y" if line.panel == 1 else "y2",
-                hovertemplate=f"%{{x}}{' %{text}' if first else ''}<br>{line.name} %{{y:.4g}}<extra></extra>",
-            )
+        marked = count <= 96 and line.dash == "solid"
+        add_line(
+            fig,
+            np.arange(count),
+            y,
+            line.name,
+            line.colour,
+            hover=f"%{{x}}{' %{text}' if first else ''}<br>{line.name} %{{y:.4g}}",
+            width=1.8,
+            dash=line.dash,
+            symbol="circle" if marked else None,
+            size=5,
+            text=[*names[:count], *[""] * (count - len(names))] if first else None,
+            yaxis="y" if line.panel == 1 else "y2",
         )
     heights = {panel: np.concatenate([y for line, y in drawn if line.panel == panel]) for panel in panels}
     both = len(panels) == 2
@@ -77,24 +80,16 @@ def by_position(
         fig.update_layout(yaxis=upper | log_axis(heights[1]))
     if 2 in panels:
         top = float(np.nanmax(heights[2])) or 1.0
-        fig.update_layout(
-            yaxis2={
-                "title": {"text": "value norm (L2)"},
-                "domain": [0, 0.45] if both else [0, 1],
-                "range": [0, 1.06 * top],
-                "anchor": "x",
-            }
-            | light_grid()
-        )
+        lower = value_axis("value norm (L2)", range=[0, 1.06 * top], anchor="x", domain=[0, 0.45] if both else [0, 1])
+        fig.update_layout(yaxis2=lower)
     last = max(len(y) for _, y in drawn)
     fig.update_layout(
-        xaxis={
-            "title": {"text": f"key position (0-based){'; ' + note if note else ''}"},
-            "range": [-0.02 * last, 1.0 * last],
-            "anchor": "y2" if 2 in panels else "y",
-        }
-        | light_grid(),
-        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        xaxis=value_axis(
+            f"key position (0-based){'; ' + note if note else ''}",
+            range=[-0.02 * last, 1.0 * last],
+            anchor="y2" if 2 in panels else "y",
+        ),
+        legend=ABOVE,
         shapes=mark(token),
         meta={"positions": True},  # lets the page move the mark itself
     )

@@ -3,8 +3,8 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import grid_background, log_colorbar, thinned
-from sinklens.plots.style import MONO, SEQUENTIAL, TEMPLATE, colorbar, float32, token_label
+from sinklens.plots.axes import grid_background, thinned, weight_colours
+from sinklens.plots.style import MONO, TEMPLATE, float32, token_label
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 128, 84, 12, 128
 
@@ -22,13 +22,8 @@ def exact_rows(
         log: Log colours from 0.001 to 1.
         side: Pixels of the map.
     """
-    raw = float32(values)
-    rows, columns = raw.shape
-    z, options = raw, {"zmin": 0, "zmax": 1, "colorbar": colorbar("attention weight")}
-    if log:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            z = float32(np.where(np.isnan(raw), np.nan, np.maximum(np.log10(raw), -3)))
-        options = {"zmin": -3, "zmax": 0, "colorbar": log_colorbar("attention weight (log, ≥ 0.001)", 1e-3, 1.0)}
+    rows, columns = values.shape
+    z, _, options = weight_colours(values, 1e-3 if log else None)
     fig = go.Figure(
         layout={
             "template": TEMPLATE,
@@ -40,15 +35,13 @@ def exact_rows(
     fig.add_trace(
         go.Heatmap(
             z=z,
-            customdata=raw,
             x0=first_key,
             y0=first_query,
             dx=1,
             dy=1,
-            colorscale=SEQUENTIAL,
             hoverongaps=False,
             hovertemplate="query %{y}<br>key %{x}<br>weight %{customdata:.4f}<extra></extra>",
-            **options,
+            **options | {"customdata": float32(values)},
         )
     )
 

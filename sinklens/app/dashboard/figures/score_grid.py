@@ -5,17 +5,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import grid_background, layer_axis
-from sinklens.plots.style import (
-    DIVERGING,
-    SEQUENTIAL,
-    colorbar,
-    empty_figure,
-    float32,
-    head_label,
-    new_figure,
-    number,
-)
+from sinklens.plots.head_grid import draw_heads, grid_height
+from sinklens.plots.style import SEQUENTIAL, colorbar, empty_figure, head_label, new_figure, number, signed_colours
 
 
 def score_grid(
@@ -41,36 +32,13 @@ def score_grid(
     has_sign = bool(np.nanmin(array) < 0) if signed is None else signed
     options: dict[str, Any] = {"zmin": 0.0, "zmax": 1.0 if 0.05 < top <= 1 else top, "colorscale": SEQUENTIAL}
     if has_sign:
-        options = {"zmin": -top, "zmax": top, "zmid": 0, "colorscale": DIVERGING}
+        options = signed_colours(top)
     texts = [
         [f"<b>{head_label(layer, head)}</b><br>{number(array[layer, head])}" for head in range(columns)]
         for layer in range(rows)
     ]
     grey = int(np.isnan(array).sum())
     notes = " ".join(filter(None, [note, f"Grey cells ({grey}): not applicable." if grey else ""]))
-    fig = new_figure(title, notes, height=min(900, max(230, 22 * rows)))
-    fig.add_trace(
-        go.Heatmap(
-            z=float32(array),
-            x=np.arange(columns),
-            y=np.arange(rows),
-            text=texts,
-            hovertemplate="%{text}<extra></extra>",
-            hoverongaps=False,
-            xgap=1,
-            ygap=1,
-            colorbar=colorbar(unit),
-            **options,
-        )
-    )
-    fig.update_layout(
-        xaxis={
-            "title": {"text": "head (0-based)"},
-            "range": [-0.5, columns - 0.5],
-            "dtick": max(1, -(-columns // ticks)),
-            "tick0": 0,
-        },
-        yaxis=layer_axis(range(rows), limit=ticks) | {"range": [rows - 0.5, -0.5]},
-    )
-    grid_background(fig)
+    fig = new_figure(title, notes, height=grid_height(rows))
+    draw_heads(fig, array, texts, ticks=(ticks, ticks), colorbar=colorbar(unit), **options)
     return fig

@@ -3,8 +3,9 @@
 import numpy as np
 import plotly.graph_objects as go
 
-from sinklens.plots.axes import layer_axis
-from sinklens.plots.style import DIVERGING, MISSING, TEMPLATE, colorbar, escaped, float32, head_label, number
+from sinklens.plots.axes import head_axis, layer_rows
+from sinklens.plots.marks import add_cells, add_words
+from sinklens.plots.style import TEMPLATE, colorbar, escaped, head_label, number, signed_colours
 
 
 def side_by_side(first: go.Figure, second: go.Figure, names: tuple[str, str]) -> go.Figure:
@@ -27,83 +28,33 @@ def side_by_side(first: go.Figure, second: go.Figure, names: tuple[str, str]) ->
     n = 3 if same else 2
     gap = 0.055
     width = (1 - gap * (n - 1)) / n
-    fig = go.Figure(layout={"template": TEMPLATE, "plot_bgcolor": MISSING, "height": 420})
+    fig = go.Figure(layout={"template": TEMPLATE, "height": 420})
     panels = [(a, za, names[0]), (b, zb, names[1])]
+    colours = {"zmin": low, "zmax": high, "zmid": wider.zmid, "colorscale": wider.colorscale}
+    colours["colorbar"] = wider.colorbar.to_plotly_json() | _below(0, 2 * width + gap)
     for i, (trace, z, name) in enumerate(panels):
-        fig.add_trace(
-            go.Heatmap(
-                z=float32(z),
-                x=trace.x,
-                y=trace.y,
-                text=trace.text,
-                hovertemplate=f"{escaped(name)}<br>%{{text}}<extra></extra>",
-                hoverongaps=False,
-                xgap=1,
-                ygap=1,
-                zmin=low,
-                zmax=high,
-                zmid=wider.zmid,
-                colorscale=wider.colorscale,
-                showscale=i == 0,
-                colorbar=wider.colorbar.to_plotly_json() | _below(0, 2 * width + gap),
-                xaxis=f"x{i + 1}",
-                yaxis=f"y{i + 1}",
-            )
-        )
+        said = {"hovertemplate": f"{escaped(name)}<br>%{{text}}<extra></extra>", "showscale": i == 0}
+        add_cells(fig, z, trace.text, xaxis=f"x{i + 1}", yaxis=f"y{i + 1}", **said, **colours)
     titles = [*names, "difference, B − A" + (" (log10)" if logarithmic else "")]
     if same:
         change = zb - za
         top = float(np.nanmax(np.abs(change))) if np.isfinite(change).any() else 1.0
-        fig.add_trace(
-            go.Heatmap(
-                z=float32(change),
-                x=a.x,
-                y=a.y,
-                text=_differences(change, logarithmic),
-                hovertemplate="B − A<br>%{text}<extra></extra>",
-                hoverongaps=False,
-                xgap=1,
-                ygap=1,
-                zmin=-(top or 1.0),
-                zmax=top or 1.0,
-                zmid=0,
-                colorscale=DIVERGING,
-                colorbar=colorbar("B − A") | _below(2 * (width + gap), 1),
-                xaxis="x3",
-                yaxis="y3",
-            )
-        )
+        bar = colorbar("B − A") | _below(2 * (width + gap), 1)
+        said = {"hovertemplate": "B − A<br>%{text}<extra></extra>", "colorbar": bar}
+        add_cells(fig, change, _differences(change, logarithmic), xaxis="x3", yaxis="y3", **said, **signed_colours(top))
     for i in range(n):
         rows, columns = (za, zb, za)[i].shape
         start = i * (width + gap)
         axis = "" if i == 0 else str(i + 1)
         fig.update_layout(
             {
-                f"xaxis{axis}": {
-                    "domain": [start, start + width],
-                    "range": [-0.5, columns - 0.5],
-                    "anchor": f"y{axis}",
-                    "dtick": max(1, -(-columns // 16)),
-                    "tick0": 0,
-                    "showgrid": False,
-                    "title": {"text": "head", "standoff": 4},
-                },
-                f"yaxis{axis}": layer_axis(range(rows), limit=20)
-                | {"range": [rows - 0.5, -0.5], "anchor": f"x{axis}", "showgrid": False}
+                f"xaxis{axis}": head_axis(columns, limit=16, domain=[start, start + width], anchor=f"y{axis}")
+                | {"showgrid": False, "title": {"text": "head", "standoff": 4}},
+                f"yaxis{axis}": layer_rows(rows, limit=20, anchor=f"x{axis}", showgrid=False)
                 | ({} if i == 0 else {"title": {"text": ""}}),
             }
         )
-        fig.add_annotation(
-            text=f"<b>{'ABΔ'[i]}</b> {escaped(_short(titles[i]))}",
-            x=start,
-            y=1,
-            xref="paper",
-            yref="paper",
-            xanchor="left",
-            yanchor="bottom",
-            showarrow=False,
-            font={"size": 13},
-        )
+        add_words(fig, f"<b>{'ABΔ'[i]}</b> {escaped(_short(titles[i]))}", start, 1)
     fig.update_layout(margin={"l": 56, "r": 16, "t": 32, "b": 96})
     return fig
 
