@@ -165,6 +165,9 @@ class AttentionEngine:
 
         A subclass that computes the output in another way ends with :meth:`finish`.
         """
+        for edit in self.edits:
+            if hasattr(edit, "edit_call"):
+                call = edit.edit_call(call)
         value_edits: list[Any] = [edit for edit in self.edits if hasattr(edit, "edit_values")]
         if value_edits:
             # the values may be the KV cache itself, which must keep the unedited ones for the next step

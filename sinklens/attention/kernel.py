@@ -47,10 +47,16 @@ def hidden_below(*dtypes: torch.dtype) -> float:
 class Edit(Protocol):
     """Changes attention inside the engine, a block at a time and in place.
 
-    ``edit_values`` runs once per layer before everything else, ``edit_scores`` before the softmax (hidden keys hold
+    ``edit_call`` and then ``edit_values`` run once per layer before everything else, ``edit_scores`` before the softmax (hidden keys hold
     ``-inf``; writing ``-inf`` hides a key), ``edit_pattern`` after it, ``edit_output`` once per layer on the finished
     ``pattern @ value`` of all heads. An edit that defines none of them changes nothing.
     """
+
+    def edit_call(self, call: "AttentionCall") -> "AttentionCall":
+        """See queries, keys and values before anything is computed, and change them: fast path only.
+
+        Return the call, or another one with new tensors; what it holds may be the KV cache and is not changed in place.
+        """
 
     def edit_values(self, shape: AttentionShape, value: Float[Tensor, "batch kv_head k_pos d_value"]) -> None:
         """Change the value states in place; a KV cache keeps the unchanged ones and is edited anew each time.
@@ -184,13 +190,15 @@ class _Job:
         self.call, self.statistics, self.edits, self.out, self.real = call, statistics, edits, out, real
         self.rows_per_block, self.block_bytes = rows_per_block, block_bytes
         self.shape = call.shape
+        # an edit that compares the heads of a layer sees them all in one block, whatever its size
+        self.together = any(getattr(edit, "all_heads", False) for edit in edits)
         self.positions = torch.arange(self.shape.k_padded, device=self.shape.device)
         self.workspaces = threading.local()  # units run side by side, each thread on buffers of its own
 
     def units(self) -> list[tuple[int, slice]]:
         """Sequence and heads of every unit; under a mask, built once for all heads, they stay together."""
         heads, step = self.shape.heads, self.shape.heads
-        if self.call.mask is None and self.shape.device.type == "cpu":
+        if not self.together and self.call.mask is None and self.shape.device.type == "cpu":
             step = max(1, min(heads, self.block_bytes // (4 * self.rows_per_block * self.shape.k_padded)))
         ranges = [slice(head, min(head + step, heads)) for head in range(0, heads, step)]
         return [(sequence, heads) for sequence in range(self.shape.batch) for heads in ranges]
@@ -215,7 +223,7 @@ class _Job:
             else:
                 n_visible = visible.sum(-1).float()
             weight = self.real[sequence, rows] * (n_visible > 0)
-            n_heads = max(1, self.block_bytes // (4 * n_rows * n_keys))
+            n_heads = shape.heads if self.together else max(1, self.block_bytes // (4 * n_rows * n_keys))
             for first in range(heads.start, heads.stop, n_heads):
                 own = slice(first, min(first + n_heads, heads.stop))
                 scores = self._buffer("scores", own.stop - first, n_rows, n_keys)

@@ -29,3 +29,4 @@ def surveys(edits: Sequence[Any], shape: AttentionShape) -> Iterator[tuple[Any, 
 class _ScoresOnly:
     def __init__(self, edit: Any) -> None:
         self.edit_scores = edit.edit_scores
+        self.all_heads = getattr(edit, "all_heads", False)

@@ -187,12 +187,17 @@ def _encode(intervention: Intervention) -> dict[str, Any]:
         value = getattr(intervention, field.name)
         if field.name == "heads" and value != "all":
             value = [head_name(head) for head in value]
-        elif field.name == "parts":
-            value = [_encode(part) for part in value]
-        elif isinstance(value, Mapping):
-            value = dict(value)
-        content[field.name] = value
+        content[field.name] = _plain(value)
     return content
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold, interventions within it included."""
+    if isinstance(value, Intervention):
+        return _encode(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
 
 
 def _decode(content: object) -> Intervention:
@@ -204,10 +209,18 @@ def _decode(content: object) -> Intervention:
     if found is None or inspect.isabstract(found):
         known = ", ".join(sorted(Intervention._registry))
         raise InputError(f"{kind!r} is not an intervention of this sinklens, which has {known}.")
-    if isinstance(arguments.get("parts"), list):
-        arguments["parts"] = tuple(_decode(part) for part in arguments["parts"])
+    arguments = {name: _opened(value) for name, value in arguments.items()}
     try:
         return found(**arguments)
     except TypeError:
         names = ", ".join(field.name for field in fields(found))
         raise InputError(f"{kind} has the fields {names}; got {', '.join(arguments) or 'none'}.") from None
+
+
+def _opened(value: Any) -> Any:
+    """A field as the constructor takes it: what was an intervention is one again."""
+    if isinstance(value, list):
+        return [_opened(each) for each in value]
+    if isinstance(value, dict):
+        return _decode(value) if "kind" in value else {key: _opened(each) for key, each in value.items()}
+    return value

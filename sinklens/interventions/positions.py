@@ -26,6 +26,10 @@ class Positions:
         cached: Tokens before the pass, as many as the KV cache has seen.
         first_real: Left padding of each sequence, ``None`` without any.
         n_layers: Blocks of the watched model, ``None`` before :meth:`watch`.
+        kv_heads: Key-value heads of a layer, as far as the model says.
+        model: The watched model.
+        passes: Forward passes begun so far.
+        new: Tokens of the pass in hand, padding included.
         notes: What an intervention's hooks leave for its edits about the pass in hand.
     """
 
@@ -34,12 +38,18 @@ class Positions:
         self._lengths: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self.first_real: list[int] | None = None
         self.n_layers: int | None = None
+        self.kv_heads: int | None = None
+        self.model: TransformerBridge | None = None
+        self.passes = 0
+        self.new = 0
         self.notes: dict[Any, Any] = {}
 
     @contextmanager
     def watch(self, model: TransformerBridge) -> Iterator[None]:
         """Note cache length and padding at the start of every forward pass of ``model``."""
+        self.model = model
         self.n_layers = len(model.blocks)
+        self.kv_heads = getattr(model.cfg, "n_key_value_heads", None)
         root = model.original_model
         handles = [
             root.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -53,6 +63,9 @@ class Positions:
 
     def _begin(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         cache, mask = kwargs.get("past_key_values", kwargs.get("cache_params")), kwargs.get("attention_mask")
+        tokens = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+        self.passes += 1
+        self.new = 0 if tokens is None else int(tokens.shape[1])
         self.cached = 0 if cache is None else self._length(cache)
         self.first_real = None
         if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, 0].all()):

@@ -1,0 +1,108 @@
+"""Fake-quantised keys and values: what few bits do to attention, with and without exact sinks."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sinklens.attention.kernel import AttentionCall
+from sinklens.errors import InputError
+from sinklens.interventions.heads import as_index
+from sinklens.interventions.positions import Positions
+from sinklens.policies.base import Policy
+from sinklens.policies.view import View
+
+
+@dataclass(frozen=True)
+class FakeQuantKV(Policy):
+    """Rounds keys and values to a few bits, as a quantised cache would hold them, and keeps some tokens exact.
+
+    Asymmetric, per token and group of channels: ``x' = low + round((x - low) / step) step`` with
+    ``step = (high - low) / (2^bits - 1)``. ``smooth`` takes the mean key of the text away before rounding, which
+    changes no attention weight (a constant in every score of a row) but narrows the range (SageAttention). ``rotate``
+    turns keys by a Hadamard matrix before rounding and back after (RotateKV; there before the rotary embedding and over
+    groups of heads, here after it and in each head). ``protect`` keeps the first tokens exact: the sinks.
+
+    Args:
+        bits: For keys and values; 16 rounds nothing.
+        group_size: Channels that share a range; 0: all of a head.
+        smooth: Take the mean key away first.
+        rotate: Turn keys first; ``d_head`` must be a power of two.
+        protect: First tokens that stay exact.
+        what: ``"both"``, ``"keys"`` or ``"values"``.
+    """
+
+    bits: int = 4
+    group_size: int = 0
+    smooth: bool = False
+    rotate: bool = False
+    protect: int = 0
+    what: Literal["both", "keys", "values"] = "both"
+
+    name: ClassVar[str] = "fake_quant"
+    scope: ClassVar = "causal"
+    group: ClassVar = "model"
+    evicts: ClassVar[bool] = True
+    source: ClassVar[str] = "KIVI, arXiv 2402.02750; RotateKV, arXiv 2501.16383; SageAttention2, arXiv 2411.10958"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= as_index(self.bits) <= 16 or as_index(self.protect) < 0 or as_index(self.group_size) < 0:
+            raise InputError(f"Expected bits from 1 to 16 and counts from 0, got {self}.")
+        if self.what not in ("both", "keys", "values"):
+            raise InputError(f'what must be "both", "keys" or "values", got {self.what!r}.')
+
+    def change_call(self, call: AttentionCall, positions: Positions) -> AttentionCall:
+        """Round what a cache would hold."""
+        if self.bits == 16:
+            return call
+        where = positions.key_positions(call.shape)[:, None, :, None]
+        exact = where < self.protect
+        key, value = call.key.float(), call.value.float()
+        if self.what != "values":
+            mean = (key * (where >= 0)).sum(2, keepdim=True) / (where >= 0).sum(2, keepdim=True) if self.smooth else 0
+            turn = hadamard(key.shape[-1]).to(key) if self.rotate else None
+            moved = key - mean if turn is None else (key - mean) @ turn
+            rounded = quantised(moved, self.bits, self.group_size)
+            key = torch.where(exact, key, (rounded if turn is None else rounded @ turn.T) + mean)
+        if self.what != "keys":
+            value = torch.where(exact, value, quantised(value, self.bits, self.group_size))
+        return replace(call, key=key.to(call.key.dtype), value=value.to(call.value.dtype))
+
+    def keep(self, view: View) -> Bool[Tensor, "q_pos k_pos"]:
+        """Everything."""
+        return torch.ones_like(view.distance, dtype=torch.bool)
+
+
+def quantised(x: Float[Tensor, "... channel"], bits: int, group_size: int = 0) -> Float[Tensor, "... channel"]:
+    """``x`` rounded to ``2^bits`` levels between the smallest and the largest entry of each group of channels.
+
+    The error is at most half a step.
+
+    >>> quantised(torch.tensor([0.0, 0.4, 1.0]), 1)
+    tensor([0., 0., 1.])
+    """
+    size = group_size or x.shape[-1]
+    if x.shape[-1] % size:
+        raise InputError(f"group_size must divide the {x.shape[-1]} channels of a head, got {size}.")
+    groups = x.unflatten(-1, (-1, size))
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    step = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
+    return (low + ((groups - low) / step).round() * step).flatten(-2)
+
+
+def hadamard(size: int) -> Float[Tensor, "size size"]:
+    """The orthogonal Hadamard matrix of a power of two.
+
+    >>> (hadamard(2) * 2**0.5).round()
+    tensor([[ 1.,  1.],
+            [ 1., -1.]])
+    """
+    if size & (size - 1):
+        raise InputError(f"A Hadamard matrix needs a power of two, and a head has {size} channels.")
+    found = torch.ones(1, 1)
+    while len(found) < size:
+        found = torch.cat((torch.cat((found, found), 1), torch.cat((found, -found), 1)))
+    return found / size**0.5
