@@ -15,6 +15,7 @@ ROOMS = {
     "capture": 2,
     "detectors": 21,
     "interventions": 18,
+    "policies": 12,
     "evidence": 6,
     "passes": 0,
     "studies": 39,

@@ -47,9 +47,9 @@ def hidden_below(*dtypes: torch.dtype) -> float:
 class Edit(Protocol):
     """Changes attention inside the engine, a block at a time and in place.
 
-    ``edit_call`` and then ``edit_values`` run once per layer before everything else, ``edit_scores`` before the softmax (hidden keys hold
-    ``-inf``; writing ``-inf`` hides a key), ``edit_pattern`` after it, ``edit_output`` once per layer on the finished
-    ``pattern @ value`` of all heads. An edit that defines none of them changes nothing.
+    ``edit_call`` and then ``edit_values`` run once per layer before everything else, ``edit_scores`` before the softmax
+    (hidden keys hold ``-inf``; writing ``-inf`` hides a key), ``edit_pattern`` after it, ``edit_output`` once per layer
+    on the finished ``pattern @ value`` of all heads. An edit that defines none of them changes nothing.
     """
 
     def edit_call(self, call: "AttentionCall") -> "AttentionCall":

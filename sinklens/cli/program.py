@@ -13,6 +13,7 @@ from sinklens.cli.dashboard import dashboard
 from sinklens.cli.dynamics import dynamics
 from sinklens.cli.models import models
 from sinklens.cli.needle import needle
+from sinklens.cli.policies import policies
 from sinklens.cli.report import report
 from sinklens.cli.roles import roles
 from sinklens.cli.running import interrupted
@@ -48,7 +49,7 @@ def options(
 
 
 app.command(cls=ScanCommand)(scan)
-for command in (report, ablate, active_dormant, calibrate, dashboard, dynamics, needle, roles, models):
+for command in (report, ablate, active_dormant, calibrate, dashboard, dynamics, needle, policies, roles, models):
     app.command()(command)
 app.add_typer(lab, name="lab")
 

@@ -44,4 +44,5 @@ def _cut(values: Tensor, view: View, block: int) -> Float[Tensor, "... k_block i
     values = values[..., before:]
     first = int(view.keys[before]) if before < len(view.keys) else 0
     extra = -(values.shape[-1] + first) % block
-    return torch.nn.functional.pad(values, (first, extra), value=-math.inf).unflatten(-1, (-1, block))
+    parts: Tensor = torch.nn.functional.pad(values, (first, extra), value=-math.inf).unflatten(-1, (-1, block))
+    return parts

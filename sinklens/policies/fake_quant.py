@@ -90,7 +90,8 @@ def quantised(x: Float[Tensor, "... channel"], bits: int, group_size: int = 0) -
     groups = x.unflatten(-1, (-1, size))
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     step = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
-    return (low + ((groups - low) / step).round() * step).flatten(-2)
+    rounded: Tensor = (low + ((groups - low) / step).round() * step).flatten(-2)
+    return rounded
 
 
 def hadamard(size: int) -> Float[Tensor, "size size"]:
@@ -102,7 +103,8 @@ def hadamard(size: int) -> Float[Tensor, "size size"]:
     """
     if size & (size - 1):
         raise InputError(f"A Hadamard matrix needs a power of two, and a head has {size} channels.")
-    found = torch.ones(1, 1)
+    found: Tensor = torch.ones(1, 1)
     while len(found) < size:
         found = torch.cat((torch.cat((found, found), 1), torch.cat((found, -found), 1)))
-    return found / size**0.5
+    matrix: Tensor = found / size**0.5
+    return matrix

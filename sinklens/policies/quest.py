@@ -40,7 +40,8 @@ class Quest(Policy):
         extra = -key.shape[1] % self.page
         low = torch.nn.functional.pad(key, (0, 0, 0, extra), value=torch.inf).unflatten(1, (-1, self.page)).amin(2)
         high = torch.nn.functional.pad(key, (0, 0, 0, extra), value=-torch.inf).unflatten(1, (-1, self.page)).amax(2)
-        return query.clamp(min=0) @ high.transpose(-1, -2) + query.clamp(max=0) @ low.transpose(-1, -2)
+        bound: Tensor = query.clamp(min=0) @ high.transpose(-1, -2) + query.clamp(max=0) @ low.transpose(-1, -2)
+        return bound
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:
         """Pages by bound."""

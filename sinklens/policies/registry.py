@@ -18,13 +18,18 @@ def policies() -> dict[str, type[Policy]]:
     for module in pkgutil.iter_modules(importlib.import_module(_FOLDER).__path__, f"{_FOLDER}."):
         importlib.import_module(module.name)
     found: dict[str, type[Policy]] = {}
-    waiting: list[type[Policy]] = [Policy]
+    waiting: list[type[Policy]] = list(Policy.__subclasses__())
     while waiting:
         kind = waiting.pop()
         waiting += kind.__subclasses__()
         if kind.name:
             found[kind.name] = kind
     return dict(sorted(found.items()))
+
+
+def budgeted(kind: type[Policy]) -> bool:
+    """Whether a rule can be set by a number of keys."""
+    return getattr(kind.sized, "__func__", None) is not getattr(Policy.sized, "__func__", None)
 
 
 def make_policy(text: str, *, keys: int | None = None, length: int | None = None) -> Policy:

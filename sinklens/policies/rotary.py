@@ -28,8 +28,8 @@ def frequencies(model: TransformerBridge, layer: int) -> Float[Tensor, " half"]:
             if isinstance(found, Tensor) and kind.startswith(HALVES):
                 return found.float()
     raise UnsupportedArchitectureError(
-        f"Keys of {model.cfg.architecture} cannot be given other positions: that needs a rotary embedding in halves, as "
-        "Llama, Qwen, Gemma, GPT-NeoX and their kin have it."
+        f"Keys of {model.cfg.architecture} cannot be given other positions: that needs a rotary embedding in halves, "
+        "as Llama, Qwen, Gemma, GPT-NeoX and their kin have it."
     )
 
 

@@ -15,7 +15,7 @@ from sinklens.policies.view import View
 
 @dataclass(frozen=True)
 class SharedPattern(Policy):
-    """Gives the layers of a block the attention weights of the block's first layer, and lets them keep their own values.
+    """Gives the layers of a block the attention weights of its first layer, and lets them keep their own values.
 
     Nothing is dropped: the rule tells how alike layers attend. Published quality needs distillation.
 

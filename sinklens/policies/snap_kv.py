@@ -62,7 +62,8 @@ class SnapKV(Policy):
         chosen = top_keys(pooled, self.capacity - self.window, old.expand_as(votes))
         columns = view.keys - view.state["first"]
         inside = (columns >= 0) & (columns < votes.shape[-1])
-        return chosen[:, columns.clamp(0, votes.shape[-1] - 1)] & inside
+        kept: Tensor = chosen[:, columns.clamp(0, votes.shape[-1] - 1)] & inside
+        return kept
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "SnapKV":

@@ -69,7 +69,8 @@ class VerticalSlash(Policy):
             view.state["columns"], view.state["slashes"] = self._lines(view.whole, prompt)
         kept_columns, kept_slashes = view.state["columns"], view.state["slashes"]
         distance = view.distance.clamp(0, prompt - 1)
-        return kept_columns[:, None, : len(view.keys)] | kept_slashes[:, distance] | after
+        kept: Tensor = kept_columns[:, None, : len(view.keys)] | kept_slashes[:, distance] | after
+        return kept
 
     def _lines(self, view: View, prompt: int) -> tuple[Bool[Tensor, "head k_pos"], Bool[Tensor, "head distance"]]:
         start = max(0, prompt - self.voters)

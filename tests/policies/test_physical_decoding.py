@@ -1,4 +1,4 @@
-"""Rules that evict, beside a decoder that really drops keys and values: token by token, each head with lists of its own.
+"""Rules that evict, beside a decoder that really drops keys and values, token by token.
 
 The decoder shares nothing with sinklens: plain transformers, one new token a pass, no cache of its own, an attention
 function that keeps per query head a list of (position, key, value) and forgets what the rule's few lines forget.
