@@ -62,7 +62,14 @@ def test_scan_of_a_text_file(sinklens, model: Path, tmp_path: Path) -> None:  # 
 
 
 def test_help_teaches(sinklens) -> None:  # type: ignore[no-untyped-def]
-    for words in (["--help"], ["scan", "--help"], ["report", "--help"], ["models", "--help"], ["lab", "--help"]):
+    for words in (
+        ["--help"],
+        ["scan", "--help"],
+        ["report", "--help"],
+        ["models", "--help"],
+        ["policies", "--help"],
+        ["lab", "--help"],
+    ):
         status, printed, _ = sinklens(*words)
         assert status == 0 and "Usage" in printed
     status, printed, _ = sinklens("--version")

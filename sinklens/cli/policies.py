@@ -18,10 +18,13 @@ def policies(
     """
     import inspect
 
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     from sinklens.cli import printing
     from sinklens.errors import InputError
     from sinklens.policies import policies as known
-    from sinklens.policies.registry import budgeted
 
     if name is not None:
         found = known().get(name)
@@ -30,26 +33,11 @@ def policies(
         printing.say(inspect.cleandoc(found.__doc__ or ""))
         printing.say(f"\nScope: {found.scope}. Group: {found.group}. Source: {found.source}.")
         return
-    rows = [
-        [
-            kind.name,
-            kind.scope,
-            kind.group,
-            "keys" if budgeted(kind) else "own fields",
-            _gist(kind.__doc__),
-            kind.source,
-        ]
-        for kind in known().values()
-    ]
-    printing.say_table(
-        ["policy", "scope", "group", "budget", "reads", "source"],
-        rows,
-        "Policies: which earlier tokens a head may still read",
-        "scope: what a choice depends on; group: within what the kept keys are the same",
-        left=["policy", "scope", "group", "budget", "reads", "source"],
-        where="'sinklens policies NAME'",
-    )
-
-
-def _gist(text: str | None) -> str:
-    return " ".join((text or "").split("\n\n")[0].split())
+    table = Table(title="Policies: which earlier tokens a head may still read", show_lines=True)
+    for column in ("policy", "scope", "group", "what a row reads", "source"):
+        table.add_column(column, overflow="fold")
+    for kind in known().values():
+        gist = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+        table.add_row(kind.name, kind.scope, kind.group, escape(gist), escape(kind.source))
+    Console().print(table)
+    printing.say("scope: what a choice depends on; group: within what the kept keys are the same.")
