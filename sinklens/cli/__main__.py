@@ -1,6 +1,6 @@
 """`python -m sinklens.cli` is `sinklens`."""
 
-from sinklens.cli.program import main
+from sinklens.cli.start import main
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,5 @@
-"""The program: its options, its commands, and how it ends."""
+"""The program: its options and its commands."""
 
-import io
-import sys
 from typing import Annotated
 
 import typer
@@ -16,9 +14,7 @@ from sinklens.cli.needle import needle
 from sinklens.cli.policies import policies
 from sinklens.cli.report import report
 from sinklens.cli.roles import roles
-from sinklens.cli.running import interrupted
 from sinklens.cli.scan import ScanCommand, scan
-from sinklens.errors import SinkLensError
 from sinklens.lab.commands import app as lab
 
 app = typer.Typer(
@@ -44,6 +40,9 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, also after a command.", is_eager=True)
+    ] = False,
 ) -> None:
     """Options of the whole program; typer shows the app's own help instead of this line."""
 
@@ -52,20 +51,3 @@ app.command(cls=ScanCommand)(scan)
 for command in (report, ablate, active_dormant, calibrate, dashboard, dynamics, needle, policies, roles, models):
     app.command()(command)
 app.add_typer(lab, name="lab")
-
-
-def main() -> None:
-    """Entry point: sinklens' own errors and interruptions end in one sentence instead of a traceback."""
-    for printed in (sys.stdout, sys.stderr):
-        if isinstance(printed, io.TextIOWrapper):
-            printed.reconfigure(errors="replace")  # a terminal without some sign shows ? instead of ending the run
-    try:
-        app()
-    except SinkLensError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        interrupted(None)
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        raise SystemExit(141) from None

@@ -13,16 +13,17 @@ from sinklens.models.weights import BUFFERS
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTHS = ("hidden_size", "n_embd", "d_model")
+INNER = ("intermediate_size", "n_inner", "ffn_dim")
 LIMITS = {
-    **dict.fromkeys(LAYERS, 10_000),
+    **dict.fromkeys(LAYERS, 1_000),
     **dict.fromkeys(WIDTHS, 1_000_000),
     **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads", "head_dim"), 100_000),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 100_000),
-    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim"), 100_000_000),
+    **dict.fromkeys(INNER, 100_000_000),
     **dict.fromkeys(("vocab_size",), 100_000_000),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), 1_000_000_000),
 }
-"""Beyond these a config is a mistake: the largest models stay a hundred times below."""
+"""Beyond these a config is a mistake: the largest models stay well below."""
 
 MOST_PARAMETERS_PER_BYTE = 16  # of the files; even weights of one bit have but 8
 MOST_HEADER_BYTES = 100 * 2**20  # the limit of the safetensors format
@@ -50,7 +51,8 @@ def check_sizes(config: Mapping[str, Any], where: str, bytes_there: int | None =
                     "or not meant to be loaded."
                 )
         width, layers, words = _one(part, WIDTHS), _one(part, LAYERS), _one(part, ("vocab_size",))
-        least = width * (layers + words)  # a norm's gains in each layer, and the embedding
+        # the embedding, one feed-forward matrix, and in each layer a norm's gains
+        least = width * (words + _one(part, INNER) + layers)
         if bytes_there is not None and least > MOST_PARAMETERS_PER_BYTE * bytes_there:
             raise ModelLoadError(
                 f"The config of {where} asks for at least {least:,} parameters (width {width:,}, {layers:,} layers, "

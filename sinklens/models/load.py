@@ -169,6 +169,7 @@ def _stored_dtype(path: str, trust_remote_code: bool, at_revision: dict[str, Any
     return torch.float32
 
 
+@no_panics()
 def _shipped_bos(path: str, trust_remote_code: bool, at_revision: dict[str, Any]) -> tuple[int | None, bool]:
     """BOS of the tokenizer in a directory or on the hub, read anew.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
+from sinklens.models.chat_template import check_chat_template
 from sinklens.models.tokens import BosChoice, bos_prefix
 from sinklens.studies.needles.haystack import Haystack
 from sinklens.studies.needles.instance import Kind, NeedleInstance
@@ -72,6 +73,8 @@ class PromptBuilder:
             raise InputError(f'template must be "plain" or "chat", got {template!r}.')
         if template == "chat" and not getattr(self.tokenizer, "chat_template", None):
             raise InputError('This model\'s tokenizer has no chat template; use template="plain".')
+        if template == "chat":
+            check_chat_template(self.tokenizer)
         self.haystack, self.question, self.template = haystack, question, template
         self.prefix, self.bos = bos_prefix(model, bos)
         first = getattr(self.tokenizer, "bos_token", None)
@@ -187,7 +190,11 @@ class PromptBuilder:
         if self.template == "plain":
             return f"{body}{question.lead}", len(question.opening)
         messages = [{"role": "user", "content": body}]
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # whatever the template of this checkpoint does
+            said = " ".join(str(error).split())[:200]
+            raise InputError(f'The chat template of this model fails ({said}); use template="plain".') from error
         at = text.find(body)
         if at < 0:  # some templates strip the message
             at = text.find(body.strip()) - (len(body) - len(body.lstrip()))
