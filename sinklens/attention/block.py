@@ -1,6 +1,7 @@
 """One block of query rows of one layer and sequence: what every statistic and every edit gets to see."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -37,11 +38,14 @@ class AttentionShape:
 
 @dataclass
 class Block:
-    """Scores and pattern of some heads of one sequence, for query rows ``rows`` and keys ``keys``.
+    """Scores and pattern of some heads, for query rows ``rows`` and keys ``keys``.
+
+    It is of one sequence, or, for a statistic that :attr:`~sinklens.attention.Statistic.takes_batches`, of several with
+    one mask: ``sequence`` is then a slice, and every tensor but ``visible`` and ``n_visible`` has them as first axis.
 
     Attributes:
         shape: Sizes of the whole call.
-        sequence: Batch index.
+        sequence: Batch index, or a slice of several.
         heads: Query heads covered, a slice of ``range(shape.heads)``.
         rows: Query rows covered, counted within the call.
         keys: Keys covered; every key outside is hidden from all of these rows.
@@ -54,6 +58,7 @@ class Block:
         n_visible: Number of keys each row sees.
         kept_mass: Weight ``[head q_pos]`` that a learned sink logit left to the real keys, ``None`` without
             one.
+        top_score: Largest score of each row as the softmax took it, ``None`` where that is not known.
         unpadded: True when every row is known to be a real token that sees a key (weight 1).
         pattern_edited: True when rows may sum to something else: an edit changed the pattern after the
             softmax, or hid every key of a row.
@@ -62,16 +67,17 @@ class Block:
     """
 
     shape: AttentionShape
-    sequence: int
+    sequence: int | slice
     heads: slice
     rows: slice
     keys: slice
-    scores: Float[Tensor, "head q_pos k_pos"]
-    pattern: Float[Tensor, "head q_pos k_pos"]
+    scores: Float[Tensor, "*sequence head q_pos k_pos"]
+    pattern: Float[Tensor, "*sequence head q_pos k_pos"]
     visible: Bool[Tensor, "q_pos k_pos"] | None
-    weight: Float[Tensor, " q_pos"]
+    weight: Float[Tensor, "*sequence q_pos"]
     n_visible: Float[Tensor, " q_pos"]
-    kept_mass: Float[Tensor, "head q_pos"] | None = None
+    kept_mass: Float[Tensor, "*sequence head q_pos"] | None = None
+    top_score: Float[Tensor, "*sequence head q_pos"] | None = None
     unpadded: bool = False
     pattern_edited: bool = False
     scores_incomplete: bool = False
@@ -80,6 +86,18 @@ class Block:
     def first_heads(self) -> bool:
         """True once per row block: when head-independent quantities should be added."""
         return bool(self.heads.start == 0)
+
+    def by_sequence(self) -> Iterator["Block"]:
+        """The same as blocks of one sequence each."""
+        if isinstance(self.sequence, int):
+            yield self
+            return
+        for index, sequence in enumerate(range(self.sequence.start, self.sequence.stop)):
+            own = {
+                name: None if (value := getattr(self, name)) is None else value[index]
+                for name in ("scores", "pattern", "weight", "kept_mass", "top_score")
+            }
+            yield replace(self, sequence=sequence, **own)
 
     def changed(self) -> None:
         """Forget what was derived from scores and pattern; called after every edit."""
@@ -96,7 +114,7 @@ class Block:
         return keys[None] <= (rows + self.shape.offset)[:, None]
 
     @cached_property
-    def row_sum(self) -> Float[Tensor, "head q_pos"]:
+    def row_sum(self) -> Float[Tensor, "*head q_pos"]:
         """Mass that each row puts on real keys (1 without a learned sink or an edit)."""
         if self.pattern_edited:
             return self.pattern.sum(-1)
@@ -105,7 +123,7 @@ class Block:
         return torch.ones_like(self.pattern[..., 0]) * (self.n_visible > 0)
 
     @cached_property
-    def cell_max(self) -> Float[Tensor, "head q_pos k_cell"]:
+    def cell_max(self) -> Float[Tensor, "*head q_pos k_cell"]:
         """Largest weight of each row within every cell of ``shape.cell`` neighbouring keys."""
         if self.shape.cell == 1:
             return self.pattern
@@ -113,7 +131,7 @@ class Block:
         return weight
 
     @cached_property
-    def top(self) -> tuple[Float[Tensor, "head q_pos"], Int[Tensor, "head q_pos"]]:
+    def top(self) -> tuple[Float[Tensor, "*head q_pos"], Int[Tensor, "*head q_pos"]]:
         """Weight of each row's strongest key, and that key counted within this block."""
         weight, cell = self.cell_max.max(-1)
         if self.shape.cell == 1:
@@ -124,8 +142,11 @@ class Block:
         return weight, cell * self.shape.cell + inside
 
     @cached_property
-    def log_normalizer(self) -> Float[Tensor, "head q_pos"]:
+    def log_normalizer(self) -> Float[Tensor, "*head q_pos"]:
         """Log of the softmax denominator over real keys: ``s_top - log(p_top / row_sum)``."""
+        if self.top_score is not None and not self.pattern_edited:
+            highest = self.pattern.amax(-1)
+            return self.top_score - (highest if self.kept_mass is None else highest / self.kept_mass).log()
         weight, index = self.top
         if self.pattern_edited or self.kept_mass is not None:
             weight = weight / self.row_sum

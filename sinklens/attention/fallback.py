@@ -21,10 +21,11 @@ from transformer_lens.model_bridge.generalized_components.attention import Atten
 from transformer_lens.model_bridge.generalized_components.mla_attention import MLAAttentionBridge
 
 from sinklens.attention.block import AttentionShape, Block
-from sinklens.attention.kernel import Edit, hidden_below, make_shape
+from sinklens.attention.kernel import Edit, make_shape
 from sinklens.attention.masks import real_rows
 from sinklens.attention.statistics import Statistic, StatisticFactory
 from sinklens.attention.survey import surveys
+from sinklens.attention.visibility import hidden_below
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers, has_learned_sink
 

@@ -13,7 +13,6 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -24,24 +23,18 @@ from sinklens.attention.block import AttentionShape, Block
 from sinklens.attention.masks import LazyMask
 from sinklens.attention.statistics import Statistic
 from sinklens.attention.survey import surveys
+from sinklens.attention.visibility import Hidden, cut, mask_rows, visible_keys
 from sinklens.attention.workers import run_units
 from sinklens.errors import InputError, UnsupportedArchitectureError
 
 MAX_CELLS = 128
 """Display maps and the two-step argmax use at most this many cells along an axis."""
 
+ROWS_ON_CPU = 128
+"""Query rows in a block on a CPU."""
+
 WORTH_THREADS = 1 << 22
 """Scores in a call from which on a CPU's threads take heads side by side."""
-
-
-def hidden_below(*dtypes: torch.dtype) -> float:
-    """Score at or below which an additive mask has hidden the key.
-
-    Masks add the minimum of the model's dtype, sometimes before the division by sqrt(d_head). In half
-    precision that minimum is only -65504, and it may have gone on in fp32, so every dtype involved is asked
-    for.
-    """
-    return -3e4 if torch.float16 in dtypes else -1e37
 
 
 class Edit(Protocol):
@@ -153,21 +146,15 @@ def attend(
     shape = call.shape
     _check(call)
     on_cpu = shape.device.type == "cpu"
-    rows_per_block = rows_per_block or (128 if on_cpu else 512)
+    rows_per_block = rows_per_block or (ROWS_ON_CPU if on_cpu else 512)
     rows_per_block = -(-rows_per_block // shape.cell) * shape.cell  # maps pool whole cells of rows
     block_bytes = block_bytes or (1 << 20 if on_cpu else 1 << 28)
     sizes = (shape.batch, shape.q_pos, shape.heads, call.value.shape[-1])  # laid out as the architecture reads it
     out = torch.empty(sizes, dtype=call.value.dtype, device=shape.device).transpose(1, 2)
-    ones = torch.ones(shape.batch, shape.q_pos, device=shape.device)
-    real = ones if call.real is None else call.real.to(ones)
-    by_block: Sequence[Statistic] = statistics
-    # a closed form knows the scores as dot products, so an edit of scores rules it out; the pattern may be edited
-    if is_plain(call) and not any(hasattr(edit, "edit_scores") for edit in edits):
-        by_block = [s for s in statistics if not s.take_plain(call.query, call.key, call.scaling, real)]
     for look, others in surveys(edits, shape):  # writes to ``out`` too, which the pass below overwrites
-        survey = _Job(call, [look], others, out, real, rows_per_block, block_bytes)
+        survey = _Job(call, [look], others, out, rows_per_block, block_bytes)
         run_units(survey.run, survey.units(), parallel=False)
-    job = _Job(call, by_block, edits, out, real, rows_per_block, block_bytes)
+    job = _Job(call, statistics, edits, out, rows_per_block, block_bytes)
     work = shape.batch * shape.heads * shape.q_pos * shape.k_pos
     # edits may keep state of their own, so they are never run side by side
     run_units(job.run, job.units(), parallel=on_cpu and not edits and work >= WORTH_THREADS)
@@ -175,7 +162,7 @@ def attend(
 
 
 class _Job:
-    """One attention call, cut into units (some heads of one sequence) that touch disjoint data."""
+    """One attention call, cut into units (some heads of some sequences) that touch disjoint data."""
 
     def __init__(
         self,
@@ -183,63 +170,91 @@ class _Job:
         statistics: Sequence[Statistic],
         edits: Sequence[Edit],
         out: Tensor,
-        real: Float[Tensor, "batch q_pos"],
         rows_per_block: int,
         block_bytes: int,
     ) -> None:
-        self.call, self.statistics, self.edits, self.out, self.real = call, statistics, edits, out, real
+        self.call, self.statistics, self.edits, self.out = call, statistics, edits, out
         self.rows_per_block, self.block_bytes = rows_per_block, block_bytes
         self.shape = call.shape
+        self.group = self.shape.heads // call.key.shape[1]  # query heads that share one KV head
+        self.together = [s for s in statistics if getattr(s, "takes_batches", False)]
+        self.apart = [s for s in statistics if not getattr(s, "takes_batches", False)]
         # an edit that compares the heads of a layer sees them all in one block, whatever its size
-        self.together = any(getattr(edit, "all_heads", False) for edit in edits)
+        self.all_heads = any(getattr(edit, "all_heads", False) for edit in edits)
+        real = call.real
+        self.unpadded = real is None or bool(real.all())
+        ones = torch.ones(self.shape.batch, self.shape.q_pos, device=self.shape.device)
+        self.real = ones if real is None else real.to(ones)
         self.positions = torch.arange(self.shape.k_padded, device=self.shape.device)
         self.workspaces = threading.local()  # units run side by side, each thread on buffers of its own
 
-    def units(self) -> list[tuple[int, slice]]:
-        """Sequence and heads of every unit; under a mask, built once for all heads, they stay together."""
-        heads, step = self.shape.heads, self.shape.heads
-        if not self.together and self.call.mask is None and self.shape.device.type == "cpu":
-            step = max(1, min(heads, self.block_bytes // (4 * self.rows_per_block * self.shape.k_padded)))
-        ranges = [slice(head, min(head + step, heads)) for head in range(0, heads, step)]
-        return [(sequence, heads) for sequence in range(self.shape.batch) for heads in ranges]
+    def units(self) -> list[tuple[slice, slice]]:
+        """Sequences and heads of every unit; under a mask, built once for all heads, they stay together."""
+        batch, heads = self.shape.batch, self.shape.heads
+        by_head = 4 * min(self.rows_per_block, self.shape.q_pos) * self.shape.k_padded
+        n_heads, n_sequences = heads, 1
+        if self.call.mask is None and self.shape.device.type == "cpu":
+            n_heads = self._n_heads(heads, by_head)
+        if n_heads == heads and not self.edits:  # an edit sees one sequence at a time
+            n_sequences = max(1, min(batch, self.block_bytes // (heads * by_head)))
+        return [(s, h) for s in cut(slice(0, batch), n_sequences) for h in cut(slice(0, heads), n_heads)]
 
-    def run(self, unit: tuple[int, slice]) -> None:
+    def _n_heads(self, most: int, by_head: int) -> int:
+        """How many heads fit into a block: whole groups that share a KV head, or an even part of one."""
+        fit = most if self.all_heads else max(1, min(most, self.block_bytes // by_head))
+        if fit >= self.group:
+            return fit - fit % self.group
+        return max(part for part in range(1, fit + 1) if self.group % part == 0)
+
+    def run(self, unit: tuple[slice, slice]) -> None:
         """All row blocks of one unit."""
-        sequence, heads = unit
+        sequences, heads = unit
         call, shape = self.call, self.shape
-        group = shape.heads // call.key.shape[1]
-        kv_heads = slice(heads.start // group, (heads.stop - 1) // group + 1)
-        query = (
-            call.query[sequence, heads].float() * call.scaling
-        )  # q_pos d_head products, where scores have q_pos k_pos
-        key = _padded(call.key[sequence, kv_heads].float(), shape)
-        value = _padded(call.value[sequence, kv_heads].float(), shape)
+        kv_heads = slice(heads.start // self.group, (heads.stop - 1) // self.group + 1)
+        seen_by = (call.mask, call.causal, call.query.dtype, shape)
+        # q_pos d_head products, where scores have q_pos k_pos
+        query = (call.query[sequences, heads].float() * call.scaling).contiguous()
+        key = _padded(call.key[sequences, kv_heads].float(), shape).contiguous()
+        value = _padded(call.value[sequences, kv_heads].float(), shape).contiguous()
         for start in range(0, shape.q_pos, self.rows_per_block):
             rows = slice(start, min(start + self.rows_per_block, shape.q_pos))
-            visible, keys = _visible(call, sequence, rows, self.positions)
-            n_rows, n_keys = rows.stop - rows.start, keys.stop - keys.start
-            if visible is None:
-                n_visible = (self.positions[rows] + shape.offset + 1).float()
-            else:
-                n_visible = visible.sum(-1).float()
-            weight = self.real[sequence, rows] * (n_visible > 0)
-            n_heads = shape.heads if self.together else max(1, self.block_bytes // (4 * n_rows * n_keys))
-            for first in range(heads.start, heads.stop, n_heads):
-                own = slice(first, min(first + n_heads, heads.stop))
-                scores = self._buffer("scores", own.stop - first, n_rows, n_keys)
-                pattern = self._buffer("pattern", *scores.shape)
-                block = Block(shape, sequence, own, rows, keys, scores, pattern, visible, weight, n_visible)
-                block.unpadded = call.real is None and visible is None
-                # a block may begin in the middle of a group of query heads that share one KV head
-                shared = [head // group - kv_heads.start for head in range(own.start, own.stop)]
-                local = slice(own.start - heads.start, own.stop - heads.start)
-                _matmul(query[local, rows], _take(key, shared)[:, keys].transpose(-1, -2), scores)
-                _shape_scores(call, block)
-                _fill_pattern(call, block, self.edits)
-                for statistic in self.statistics:
-                    statistic.see(block)
-                result = torch.bmm(pattern, _take(value, shared)[:, keys])
-                self.out[sequence, own, rows] = result.to(self.out.dtype)
+            for own, visible, keys in visible_keys(*seen_by, sequences, rows):
+                tile = rows.start + shape.offset  # the first row's own position: all rows see all keys before it
+                hidden = Hidden(visible, rows.stop - rows.start, keys.stop - keys.start, tile, shape.device)
+                seen = self.positions[rows] + shape.offset + 1 if visible is None else visible.sum(-1)
+                n_visible = seen.float()
+                weight = self.real[own, rows] * (n_visible > 0)
+                local = slice(own.start - sequences.start, own.stop - sequences.start)
+                size = 4 * (rows.stop - rows.start) * (keys.stop - keys.start) * (own.stop - own.start)
+                for some in cut(heads, self._n_heads(heads.stop - heads.start, size)):
+                    mine = slice(some.start - heads.start, some.stop - heads.start)
+                    # a block may be a part of a group of query heads that share one KV head
+                    shared = slice(some.start // self.group, (some.stop - 1) // self.group + 1)
+                    kv = slice(shared.start - kv_heads.start, shared.stop - kv_heads.start)
+                    n_sequences, n_heads, n_rows, n_keys = (part.stop - part.start for part in (own, some, rows, keys))
+                    scores = self._buffer("scores", n_sequences, n_heads, n_rows, n_keys)
+                    pattern = self._buffer("pattern", *scores.shape)
+                    # query heads that share a KV head are one product
+                    transposed = key[local, kv, keys].flatten(0, 1).transpose(1, 2)
+                    torch.bmm(_folded(query[local, mine, rows], kv), transposed, out=_folded(scores, kv))
+                    block = Block(shape, own, some, rows, keys, scores, pattern, visible, weight, n_visible)
+                    if n_sequences == 1:
+                        block = next(block.by_sequence())
+                    block.unpadded = self.unpadded and visible is None
+                    _shape_scores(call, block, hidden)
+                    _fill_pattern(call, block, self.edits, hidden)
+                    self._show(block)
+                    result = torch.bmm(_folded(pattern, kv), value[local, kv, keys].flatten(0, 1))
+                    result = result.view(*pattern.shape[:3], -1)
+                    self.out[own, some, rows] = result.to(self.out.dtype)
+
+    def _show(self, block: Block) -> None:
+        """Each statistic takes the block whole or, if it knows only single sequences, in parts."""
+        for statistic in self.together:
+            statistic.see(block)
+        for part in block.by_sequence() if self.apart else ():
+            for statistic in self.apart:
+                statistic.see(part)
 
     def _buffer(self, name: str, *size: int) -> Tensor:
         """A reused fp32 buffer of this thread: fresh megabytes for every block would cost page faults."""
@@ -262,49 +277,9 @@ def _padded(x: Tensor, shape: AttentionShape) -> Tensor:
     return torch.nn.functional.pad(x, (0, 0, 0, extra)) if extra else x
 
 
-def _take(x: Tensor, indices: list[int]) -> Tensor:
-    """Key or value heads, one for each query head: a view for one head or neighbours, else a copy."""
-    first, last = indices[0], indices[-1]
-    if first == last:
-        return x[first : first + 1].expand(len(indices), -1, -1)
-    return x[first : last + 1] if last - first + 1 == len(indices) else x[indices]
-
-
-def _matmul(left: Tensor, right: Tensor, out: Tensor) -> None:
-    if left.shape[0] == 1:
-        torch.mm(left[0], right[0], out=out[0])
-    else:
-        torch.bmm(left, right, out=out)
-
-
-def _visible(
-    call: AttentionCall, sequence: int, rows: slice, positions: Tensor
-) -> tuple[Bool[Tensor, "q_pos k_pos"] | None, slice]:
-    """The block's mask (``None`` = plain causal) and the range of keys that any of its rows can see."""
-    shape = call.shape
-    if call.mask is None and call.causal and shape.q_pos > 1:
-        stop = rows.stop + shape.offset
-        return None, slice(0, -(-stop // shape.cell) * shape.cell)
-    if call.mask is None:
-        visible = (positions < shape.k_pos).expand(rows.stop - rows.start, -1)
-    elif isinstance(call.mask, LazyMask):
-        visible = call.mask.rows(rows.start, rows.stop)[sequence]
-    else:
-        mask = _mask_rows(call.mask, shape, sequence, rows)
-        visible = mask if mask.dtype == torch.bool else mask > hidden_below(mask.dtype, call.query.dtype)
-    visible = torch.nn.functional.pad(visible, (0, shape.k_padded - visible.shape[-1]))
-    # keys that no row of the block sees (before a window, after the diagonal) are not even multiplied
-    columns = visible.any(0).nonzero()
-    if len(columns) == 0:  # a block of padding alone still has to write its rows
-        return visible[:, : shape.cell], slice(0, shape.cell)
-    first, last = int(columns[0]), int(columns[-1])
-    keys = slice(first // shape.cell * shape.cell, (last // shape.cell + 1) * shape.cell)
-    return visible[:, keys], keys
-
-
-def _mask_rows(mask: Tensor, shape: AttentionShape, sequence: int, rows: slice) -> Tensor:
-    """Rows of a tensor mask, ``[q_pos k_pos]``; what lies beyond ``k_pos`` (an unfilled cache) is cut off."""
-    return mask.expand(shape.batch, 1, shape.q_pos, -1)[sequence, 0, rows, : shape.k_pos]
+def _folded(x: Float[Tensor, "batch head q_pos width"], kv_heads: slice) -> Float[Tensor, "kv_head rows width"]:
+    """Query heads that share a KV head below each other, as rows of one matrix."""
+    return x.reshape(x.shape[0] * (kv_heads.stop - kv_heads.start), -1, x.shape[-1])
 
 
 def _check(call: AttentionCall) -> None:
@@ -327,7 +302,7 @@ def _check(call: AttentionCall) -> None:
         raise InputError(f"Expected real positions [{batch} {q_pos}], got {tuple(call.real.shape)}.")
 
 
-def _shape_scores(call: AttentionCall, block: Block) -> None:
+def _shape_scores(call: AttentionCall, block: Block, hidden: Hidden) -> None:
     """Soft cap, bias and the mask (``-inf`` at hidden keys)."""
     scores = block.scores
     if call.soft_cap is not None:
@@ -339,56 +314,42 @@ def _shape_scores(call: AttentionCall, block: Block) -> None:
         scores += bias[..., block.keys]
     if isinstance(call.mask, Tensor) and call.mask.dtype != torch.bool:
         # not only hidden or visible: some architectures put a finite bias into their mask
-        additive = _mask_rows(call.mask, block.shape, block.sequence, block.rows).float()
+        additive = mask_rows(call.mask, block.shape, block.sequence, block.rows).float()
         additive = torch.nn.functional.pad(additive, (0, block.shape.k_padded - additive.shape[-1]))
-        scores += additive[:, block.keys]
-    _hide(block, -math.inf)
+        scores += additive[..., None, :, block.keys]
+    hidden.clear(scores)
+    hidden.lower(scores)
 
 
-def _hide(block: Block, fill: float) -> None:
-    """Write ``fill`` at the hidden keys; for a plain causal block only its diagonal tile has any."""
-    if block.visible is not None:
-        block.scores.masked_fill_(~block.visible, fill)
-        return
-    own = block.rows.start + block.shape.offset  # the first row's own position: all keys before it are seen by all rows
-    tile = block.scores[..., own:]
-    tile.masked_fill_(_above_diagonal(tile.shape[-2], tile.shape[-1], tile.device), fill)
-
-
-@lru_cache(maxsize=64)
-def _above_diagonal(rows: int, keys: int, device: torch.device) -> Bool[Tensor, "q_pos k_pos"]:
-    """Keys after each row's own, within the tile that starts at the first row's own position."""
-    return torch.ones(rows, keys, dtype=torch.bool, device=device).triu(1)
-
-
-def _fill_pattern(call: AttentionCall, block: Block, edits: Sequence[Edit]) -> None:
+def _fill_pattern(call: AttentionCall, block: Block, edits: Sequence[Edit], hidden: Hidden) -> None:
     """Edits on scores, softmax, learned sink, edits on the pattern; hidden scores end as 0."""
     score_edits: list[Any] = [e for e in edits if hasattr(e, "edit_scores")]
     pattern_edits: list[Any] = [e for e in edits if hasattr(e, "edit_pattern")]
     for edit in score_edits:
         edit.edit_scores(block)
         block.changed()
+    block.top_score = block.scores.amax(-1)
     if call.sink_logits is None:
         torch.softmax(block.scores, -1, out=block.pattern)
     else:
         # the sink takes part in the softmax and has no column in the pattern, so the softmax is written out
         sink = call.sink_logits[block.heads].float()[:, None]
-        top = torch.maximum(block.scores.amax(-1), sink)
+        top = torch.maximum(block.top_score, sink)
         torch.exp(block.scores - top[..., None], out=block.pattern)
         sink_weight = torch.exp(sink - top)
         kept = block.pattern.sum(-1)
         block.pattern /= (kept + sink_weight)[..., None]
         block.kept_mass = kept / (kept + sink_weight)  # 1 - the sink's share would lose digits
     if score_edits:  # edits may hide keys, and then different ones for every head
-        hidden = block.scores == -math.inf
-        block.scores_incomplete = not torch.equal(hidden, (~block.visible_keys).expand_as(hidden))
-        block.pattern_edited = bool(hidden.all(-1).any())  # the softmax of nothing is no distribution
-        block.pattern.masked_fill_(hidden, 0)
-        block.scores.masked_fill_(hidden, 0)
+        unseen = block.scores == -math.inf
+        block.scores_incomplete = not torch.equal(unseen, (~block.visible_keys).expand_as(unseen))
+        block.pattern_edited = bool(unseen.all(-1).any())  # the softmax of nothing is no distribution
+        block.pattern.masked_fill_(unseen, 0)
+        block.scores.masked_fill_(unseen, 0)
     else:
-        _hide(block, 0)  # statistics multiply pattern and scores, and 0 times -inf is NaN
+        hidden.clear(block.scores)  # statistics multiply pattern and scores, and 0 times -inf is NaN
     if block.visible is not None:  # a row without any visible key came out of the softmax as NaN
-        block.pattern.masked_fill_((block.n_visible == 0)[:, None], 0)
+        hidden.clear(block.pattern)
     for edit in pattern_edits:
         edit.edit_pattern(block)
         block.pattern_edited = True

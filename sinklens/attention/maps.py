@@ -33,8 +33,10 @@ class PooledMap(Statistic):
         index, cell = self.sequences.index(block.sequence), self.shape.cell
         rows = slice(block.rows.start // cell, -(-block.rows.stop // cell))
         keys = slice(block.keys.start // cell, block.keys.stop // cell)
-        weights = block.cell_max if block.unpadded else block.cell_max * (block.weight > 0)[:, None]
-        self.maps[index, block.heads, rows, keys] = _pool_rows(weights, cell)
+        weights = block.pattern if block.unpadded else block.pattern * (block.weight > 0)[:, None]
+        # rows first: they are pooled by whole vectors, and a ``cell``-th of the entries is left for the keys
+        pooled = _pool_rows(weights, cell)
+        self.maps[index, block.heads, rows, keys] = pooled.unflatten(-1, (-1, cell)).amax(-1)
         if block.first_heads:
             self.seen[index, rows, keys] = self._visible_cells(block)
 

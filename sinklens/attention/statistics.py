@@ -11,7 +11,7 @@ queries.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,6 +24,8 @@ class Statistic(ABC):
     """What is summed up about attention while the model runs; subclasses list their accumulators in ``_sums``."""
 
     _sums: tuple[str, ...] = ()
+    takes_batches: ClassVar[bool] = False
+    """Whether :meth:`update` takes blocks of several sequences; else it gets one sequence at a time."""
 
     def __init__(self, shape: AttentionShape) -> None:
         self.shape = shape
@@ -34,19 +36,6 @@ class Statistic(ABC):
         if block.first_heads:
             self._row_weight[block.sequence, block.rows] = block.weight
         self.update(block)
-
-    def take_plain(
-        self,
-        query: Float[Tensor, "batch head q_pos d_head"],
-        key: Float[Tensor, "batch kv_head k_pos d_head"],
-        scaling: float,
-        row_weight: Float[Tensor, "batch q_pos"],
-    ) -> bool:
-        """Take the whole call at once when a closed form exists, and say so; blocks are then not shown.
-
-        Asked only when scores are ``scaling q . k`` and nothing else, under a full causal mask.
-        """
-        return False
 
     @abstractmethod
     def update(self, block: Block) -> None:
@@ -78,6 +67,7 @@ class ReceivedMass(Statistic):
     """
 
     _sums = ("mass", "queries", "null_mass")
+    takes_batches = True
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
@@ -87,11 +77,8 @@ class ReceivedMass(Statistic):
 
     def update(self, block: Block) -> None:
         """Add ``w @ pattern`` to the keys of the block."""
-        mass = self.mass[block.sequence, block.heads, block.keys]
-        if mass.shape[0] == 1:
-            mass[0].addmv_(block.pattern[0].T, block.weight)
-        else:
-            mass += block.weight @ block.pattern
+        received = block.pattern.sum(-2) if block.unpadded else _weighted(block.weight, block.pattern)
+        self.mass[block.sequence, block.heads, block.keys] += received
         if block.first_heads:
             uniform = block.weight / block.n_visible.clamp(min=1)
             self.queries[block.sequence, block.keys] += block.spread(block.weight)
@@ -113,6 +100,7 @@ class Entropy(Statistic):
     """
 
     _sums = ("entropy", "null")
+    takes_batches = True
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
@@ -146,6 +134,7 @@ class Distance(Statistic):
     """
 
     _sums = ("distance",)
+    takes_batches = True
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
@@ -175,6 +164,7 @@ class TopKey(Statistic):
     """The strongest key of each query and its weight (the first one on exact ties)."""
 
     _sums = ("weight", "index")
+    takes_batches = True
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
@@ -197,6 +187,7 @@ class KeySetMass(Statistic):
     """How much attention each query gives to named sets of keys (BOS, special tokens, given positions)."""
 
     _sums = ("sets_mass",)
+    takes_batches = True
 
     def __init__(self, shape: AttentionShape, sets: Mapping[str, Bool[Tensor, "batch k_pos"]]) -> None:
         super().__init__(shape)
@@ -210,7 +201,8 @@ class KeySetMass(Statistic):
         """Set the masses of the block's rows."""
         for index in range(len(self.names)):
             inside = self._members[index, block.sequence, block.keys]
-            self.sets_mass[index, block.sequence, block.heads, block.rows] = block.pattern @ inside
+            mass = (block.pattern @ inside[..., None, :, None]).squeeze(-1)
+            self.sets_mass[index, block.sequence, block.heads, block.rows] = mass
 
     def compute(self) -> dict[str, Tensor]:
         """``mass_<name>`` per head and query."""
@@ -221,6 +213,7 @@ class MissingMass(Statistic):
     """How much attention reaches no key, because a learned sink logit or an edit keeps it: ``1 - sum_j A_ij``."""
 
     _sums = ("missing",)
+    takes_batches = True
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
@@ -246,39 +239,13 @@ class DeltaLogit(Statistic):
     """
 
     _sums = ("total", "count")
+    takes_batches = True
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
-        self.total = shape.zeros(shape.batch, shape.heads, shape.k_padded)
+        wide = torch.float32 if shape.device.type == "mps" else torch.float64  # one number joins many blocks
+        self.total = shape.zeros(shape.batch, shape.heads, shape.k_padded).to(wide)
         self.count = shape.zeros(shape.batch, shape.k_padded)
-
-    def take_plain(
-        self,
-        query: Float[Tensor, "batch head q_pos d_head"],
-        key: Float[Tensor, "batch kv_head k_pos d_head"],
-        scaling: float,
-        row_weight: Float[Tensor, "batch q_pos"],
-    ) -> bool:
-        """Closed form in O(pos d_head): sums of dot products are dot products with cumulative sums (fp64)."""
-        if query.device.type == "mps":  # has no fp64
-            return False
-        k_pos, offset = self.shape.k_pos, self.shape.offset
-        visible = torch.arange(offset + 1, k_pos + 1, device=query.device).double()
-        others = (visible - 1).clamp(min=1)
-        first_row = (torch.arange(k_pos, device=query.device) - offset).clamp(min=0)  # that sees key k
-        group = query.shape[1] // key.shape[1]
-        for sequence in range(query.shape[0]):
-            weight = row_weight[sequence].double() * (visible > 1)
-            self.count[sequence, :k_pos] += _from_here_on(weight)[first_row].float()
-            self._row_weight[sequence] = row_weight[sequence]
-            for head in range(query.shape[1]):
-                q = query[sequence, head].double() * scaling
-                k = key[sequence, head // group].double()
-                row_sums = torch.linalg.vecdot(q, k.cumsum(0)[offset:])
-                column = _from_here_on(q * (weight * visible / others)[:, None])[first_row]
-                mean = _from_here_on(row_sums * weight / others)[first_row]
-                self.total[sequence, head, :k_pos] += (torch.linalg.vecdot(k, column) - mean).float()
-        return True
 
     def update(self, block: Block) -> None:
         """Add ``sum_i n_i/(n_i-1) s_ik - sum_i (sum_j s_ij)/(n_i-1)`` to the keys of the block."""
@@ -287,8 +254,8 @@ class DeltaLogit(Statistic):
             return
         weight = block.weight * (block.n_visible > 1)
         others = (block.n_visible - 1).clamp(min=1)
-        column = (weight * block.n_visible / others) @ block.scores
-        row_sums = block.scores.sum(-1) * (weight / others)
+        column = _weighted(weight * block.n_visible / others, block.scores)
+        row_sums = block.scores.sum(-1) * (weight / others)[..., None, :]
         self.total[block.sequence, block.heads, block.keys] += column - block.spread(row_sums)
         if block.first_heads:
             self.count[block.sequence, block.keys] += block.spread(weight)
@@ -296,10 +263,10 @@ class DeltaLogit(Statistic):
     def compute(self) -> dict[str, Tensor]:
         """``delta_logit`` per key, NaN for keys that no such query sees."""
         width = self.shape.k_pos
-        value = self.total / self.count[:, None]
+        value = (self.total / self.count[:, None]).float()
         return {"delta_logit": value.masked_fill(self.count[:, None] == 0, math.nan)[..., :width]}
 
 
-def _from_here_on(x: Tensor) -> Tensor:
-    """Sum of each row and all rows after it."""
-    return x.flip(0).cumsum(0).flip(0)
+def _weighted(weight: Float[Tensor, "*batch q_pos"], rows: Float[Tensor, "*batch head q_pos k_pos"]) -> Tensor:
+    """Weighted sum of the rows of every head."""
+    return (weight[..., None, None, :] @ rows).squeeze(-2)
