@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -93,7 +94,7 @@ class Block:
             yield self
             return
         for index, sequence in enumerate(range(self.sequence.start, self.sequence.stop)):
-            own = {
+            own: dict[str, Any] = {
                 name: None if (value := getattr(self, name)) is None else value[index]
                 for name in ("scores", "pattern", "weight", "kept_mass", "top_score")
             }

@@ -54,19 +54,19 @@ def plan_memory(model: TransformerBridge, n_sequences: int, length: int, batch_s
     sizes = [1 << power for power in range(6)] if batch_size is None else [batch_size]
     sizes = [size for size in sizes if size == 1 or batch_size is not None or size * length <= 16384]
     budget = free_memory(model) // 2
-    chosen = _estimate(model, sizes[0], length)
+    weights = sum(p.numel() * p.element_size() for p in model.original_model.parameters())
+    chosen = _estimate(model, weights, sizes[0], length)
     for size in sizes[1:]:
-        candidate = _estimate(model, size, length)
+        candidate = _estimate(model, weights, size, length)
         if candidate.extra <= budget and size < 2 * n_sequences:
             chosen = candidate
     if batch_size is None and chosen.batch_size > n_sequences:
-        chosen = _estimate(model, n_sequences, length)
+        chosen = _estimate(model, weights, n_sequences, length)
     return chosen
 
 
-def _estimate(model: TransformerBridge, batch: int, length: int) -> MemoryPlan:
+def _estimate(model: TransformerBridge, weights: int, batch: int, length: int) -> MemoryPlan:
     cfg = model.cfg
-    weights = sum(p.numel() * p.element_size() for p in model.original_model.parameters())
     item = next(model.parameters()).element_size()
     tokens = batch * length
     d_mlp = getattr(cfg, "d_mlp", None) or 4 * cfg.d_model

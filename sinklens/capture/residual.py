@@ -35,35 +35,40 @@ def residual_norms(
     real = real.to(residual.device)
     d_model = residual.shape[-1]
     norm = torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32).masked_fill(~real, math.nan)
-    tops, medians, maxima = [], [], torch.full_like(norm, math.nan)
-    for sequence in range(residual.shape[0]):
-        hidden = residual[sequence].float()
-        if not bool(real[sequence].all()):
-            hidden = hidden[real[sequence]]
-        magnitude = hidden.abs()
-        token_max = magnitude.amax(-1)
-        maxima[sequence, real[sequence]] = token_max
-        # the k largest entries lie in the k tokens with the largest maxima: no need to sort all of them
-        tokens = token_max.topk(min(k, len(token_max))).indices
-        largest = magnitude[tokens].flatten().topk(min(k, len(tokens) * d_model)).indices
-        position, channel = tokens[largest // d_model], largest % d_model
-        missing = (0, k - len(largest))
-        values = pad(hidden[position, channel], missing, value=math.nan)
-        tops.append((values, pad(position, missing, value=-1), pad(channel, missing, value=-1)))
-        medians.append(_lower_median(magnitude))
-    # positions count among real tokens; with right padding that is the position itself
-    value, positions, channels = (torch.stack(column) for column in zip(*tops, strict=True))
-    return ResidualNorms(norm, maxima, torch.stack(medians), value, positions, channels)
+    magnitude = residual.detach().float().abs()
+    token_max = magnitude.amax(-1).masked_fill(~real, -1)
+    # the k largest entries lie in the k tokens with the largest maxima: no need to sort all of them
+    n_tokens = min(k, residual.shape[1])
+    tokens = token_max.topk(n_tokens, dim=1).indices  # NaN counts as largest
+    candidates = _rows_at(magnitude, tokens).masked_fill(~real.gather(1, tokens)[..., None], -1).flatten(1)
+    largest = candidates.topk(min(k, candidates.shape[1]), dim=1)
+    channel, position = largest.indices % d_model, tokens.gather(1, largest.indices // d_model)
+    value = residual[torch.arange(len(residual), device=real.device)[:, None], position, channel].float()
+    none = largest.values < 0
+    missing = (0, k - none.shape[1])
+    value, position, channel = (
+        pad(column.masked_fill(none, fill), missing, value=fill)
+        for column, fill in ((value, math.nan), (position, -1), (channel, -1))
+    )
+    whole = bool(real.all())
+    medians = torch.stack([_lower_median(m if whole else m[r]) for m, r in zip(magnitude, real, strict=True)])
+    medians = medians.to(norm).masked_fill(token_max.isnan().any(1), math.nan)
+    return ResidualNorms(norm, token_max.masked_fill(~real, math.nan), medians, value, position, channel)
+
+
+def _rows_at(x: Tensor, rows: Tensor) -> Tensor:
+    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _lower_median(values: Tensor) -> Tensor:
     """Median of all entries, the lower middle one for an even count, as torch.median; NaN for no entries.
 
-    May reorder ``values``: on a CPU numpy's selection in place is ten times faster than torch's and needs no copy.
+    May reorder ``values``: on a CPU numpy's selection in place is ten times faster than torch's and needs no copy, but
+    takes NaN for large.
     """
-    if values.device.type != "cpu" or values.numel() == 0 or bool(values.isnan().any()):
+    if values.device.type != "cpu" or values.numel() == 0:
         return values.flatten().median()
-    flat = values.detach().numpy().reshape(-1)
+    flat = values.numpy().reshape(-1)
     middle = (flat.size - 1) // 2
     flat.partition(middle)
     return torch.tensor(float(flat[middle]))

@@ -134,11 +134,9 @@ class _Part:
 def _flag(part: _Part, record: LayerRecord) -> None:
     if record.hidden is None or record.residual is None:
         return
-    token_max = record.residual.token_max.to(record.hidden.device)
-    for row, length in enumerate(record.batch.lengths.tolist()):
-        bounds = (ABSOLUTE, RATIO * float(record.residual.median[row]))
-        for flags, bound in zip((part.absolute, part.relative), bounds, strict=True):
-            flags[row, :length] |= specific_tokens(record.hidden[row, :length], token_max[row, :length], bound).cpu()
+    token_max, medians = record.residual.token_max.to(record.hidden.device), record.residual.median.tolist()
+    for flags, bounds in ((part.absolute, ABSOLUTE), (part.relative, [RATIO * median for median in medians])):
+        flags |= specific_tokens(record.hidden, token_max, bounds).cpu()
 
 
 def drained_heads(

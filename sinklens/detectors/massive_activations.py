@@ -111,8 +111,8 @@ class MassiveActivationDetector(Detector):
     def __init__(self, absolute: float = ABSOLUTE, ratio: float = RATIO, presence: float = PRESENCE) -> None:
         self.absolute, self.ratio, self.presence = absolute, ratio, presence
         self._presence = ChannelPresence(absolute, ratio)
-        self._entries: list[pd.DataFrame] = []
-        self._summaries: list[pd.DataFrame] = []
+        self._entries: list[dict[str, np.ndarray]] = []  # columns: frames made for every layer would take longer
+        self._summaries: list[dict[str, np.ndarray]] = []
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer; -1 is the embedding output."""
@@ -129,36 +129,30 @@ class MassiveActivationDetector(Detector):
         ratio = value.abs() / median[:, None].where(median[:, None] > 0, torch.nan)
         places = zip(sequence.ravel().tolist(), position.ravel().tolist(), strict=True)
         tokens = [record.batch.tokens[s - record.first_sequence][p] if p >= 0 else "" for s, p in places]
-        frame = pd.DataFrame(
-            {
-                "sequence": sequence.ravel().numpy(),
-                "layer": record.layer,
-                "position": position.ravel().numpy(),
-                "token": tokens,
-                "channel": r.top_channel.cpu().ravel().numpy(),
-                "value": value.ravel().numpy(),
-                "median": median.repeat_interleave(k).numpy(),
-                "ratio": ratio.ravel().numpy(),
-            }
-        )
-        frame["absolute"] = frame["value"].abs() > self.absolute
-        frame["relative"] = frame["value"].abs() > self.ratio * frame["median"]
-        self._entries.append(frame[frame["position"] >= 0])
+        columns = {
+            "sequence": sequence.ravel().numpy(),
+            "layer": np.full(batch * k, record.layer),
+            "position": position.ravel().numpy(),
+            "token": np.array(tokens, dtype=object),
+            "channel": r.top_channel.cpu().ravel().numpy(),
+            "value": value.ravel().numpy(),
+            "median": median.repeat_interleave(k).numpy(),
+            "ratio": ratio.ravel().numpy(),
+        }
+        there = columns["position"] >= 0
+        self._entries.append({name: values[there] for name, values in columns.items()})
         token_max = r.token_max.cpu().nan_to_num()
         self._summaries.append(
-            pd.DataFrame(
-                {
-                    "layer": record.layer,
-                    "sequence": np.arange(batch) + record.first_sequence,
-                    "max_abs": value[:, 0].abs().numpy(),
-                    "median_abs": median.numpy(),
-                    "top_position": position[:, 0].numpy(),
-                    "top_token": frame["token"].iloc[::k].to_numpy(),
-                    "top_channel": r.top_channel.cpu()[:, 0].numpy(),
-                    "n_massive_absolute": (token_max > self.absolute).sum(1).numpy(),
-                    "n_massive_ratio": (token_max > self.ratio * median[:, None]).sum(1).numpy(),
-                }
-            )
+            {
+                "layer": np.full(batch, record.layer),
+                "max_abs": value[:, 0].abs().numpy(),
+                "median_abs": median.numpy(),
+                "top_position": position[:, 0].numpy(),
+                "top_token": columns["token"][::k],
+                "top_channel": r.top_channel.cpu()[:, 0].numpy(),
+                "n_massive_absolute": (token_max > self.absolute).sum(1).numpy(),
+                "n_massive_ratio": (token_max > self.ratio * median[:, None]).sum(1).numpy(),
+            }
         )
 
     def merge(self, other: Self) -> None:
@@ -174,31 +168,26 @@ class MassiveActivationDetector(Detector):
         if not self._entries:
             empty = (COLUMNS, LAYER_COLUMNS, CHANNEL_COLUMNS, EPISODE_COLUMNS)
             return dict(zip(TABLES, (pd.DataFrame(columns=[*columns]) for columns in empty), strict=True))
-        table = pd.concat(self._entries, ignore_index=True)
+        table = _frame(self._entries)
+        table["absolute"] = table["value"].abs() > self.absolute
+        table["relative"] = table["value"].abs() > self.ratio * table["median"]
         table = table.sort_values(["sequence", "layer"], kind="stable", ignore_index=True)
-        summary = pd.concat(self._summaries, ignore_index=True)
-        rows = []
-        for layer, group in summary.groupby("layer"):
-            places = group.groupby(["top_position", "top_token", "top_channel"]).size()
-            position, token, channel = places.index[int(places.argmax())]
-            largest, median = group["max_abs"].mean(), group["median_abs"].mean()
-            rows.append(
-                {
-                    "layer": layer,
-                    "max_abs": largest,
-                    "median_abs": median,
-                    "max_over_median": (group["max_abs"] / group["median_abs"].replace(0, np.nan)).mean(),
-                    "top_position": position,
-                    "top_token": token,
-                    "top_channel": channel,
-                    "n_massive_absolute": group["n_massive_absolute"].mean(),
-                    "n_massive_ratio": group["n_massive_ratio"].mean(),
-                }
-            )
+        summary = _frame(self._summaries)
+        summary["max_over_median"] = summary["max_abs"] / summary["median_abs"].replace(0, np.nan)
+        means = ["max_abs", "median_abs", "max_over_median", "n_massive_absolute", "n_massive_ratio"]
+        layers = summary.groupby("layer", as_index=False)[means].mean()
+        place = ["top_position", "top_token", "top_channel"]
+        counts = summary.groupby(["layer", *place]).size().rename("count").reset_index()
+        common = counts.loc[counts.groupby("layer")["count"].idxmax(), ["layer", *place]]
+        layers = layers.merge(common, on="layer")[[*LAYER_COLUMNS]]
         channels = self._presence.channels()
-        found = (table, pd.DataFrame(rows), channels, episodes(channels, self.presence))
+        found = (table, layers, channels, episodes(channels, self.presence))
         return dict(zip(TABLES, found, strict=True))
 
     def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
         """Which channels are massive, after which blocks."""
         return describe_massive(tables["layers"], tables["massive_episodes"]) if "massive_episodes" in tables else []
+
+
+def _frame(parts: list[dict[str, np.ndarray]]) -> pd.DataFrame:
+    return pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})

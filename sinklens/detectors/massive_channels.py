@@ -1,7 +1,8 @@
 """Which channels hold massive activations after which blocks: presence by layer, and the episodes it makes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -109,21 +110,24 @@ class ChannelPresence:
 
     def _rows(self, layer: int) -> Iterator[tuple[Any, ...]]:
         sequences, longer, tokens = self.counts[layer]
+        others = self.others[layer].numpy()
         for c, criterion in enumerate(CRITERIA):
-            met = self.sums[layer][c, 1, 1]
-            share = (met / tokens).tolist() if tokens else [math.nan] * met.shape[0]
             for b, bucket in enumerate(BUCKETS):
-                n_sequences, n_tokens, value, size, peak = self.sums[layer][c, b]
+                sums = self.sums[layer][c, b].numpy()
+                channels = sums[0].nonzero()[0]
+                n_sequences, n_tokens, value, size, peak = sums[:, channels]
+                met = self.sums[layer][c, 1, 1].numpy()[channels]
                 # beside position 0 stand all later tokens; beside massive later tokens, those that are not
-                rest = tokens - met if bucket == "others" else torch.full_like(met, tokens)
-                usual = self.others[layer] - (size if bucket == "others" else 0)
-                contrast = (size / n_tokens) / (usual / rest)
-                for channel in n_sequences.nonzero().flatten().tolist():
-                    ratio = float(contrast[channel]) if rest[channel] > 0 else math.nan
+                rest = tokens - met if bucket == "others" else np.full_like(met, tokens)
+                usual = others[channels] - (size if bucket == "others" else 0)
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    contrast = np.where(rest > 0, (size / n_tokens) / (usual / rest), math.nan)
+                    share = met / tokens if tokens else np.full_like(met, math.nan)
+                n_of = longer if bucket == "others" else sequences
+                for at, channel in enumerate(channels.tolist()):
                     yield (
-                        layer, criterion, bucket, channel, int(n_sequences[channel]),
-                        longer if bucket == "others" else sequences, int(n_tokens[channel]), share[channel],
-                        float(value[channel] / n_tokens[channel]), float(peak[channel]), ratio,
+                        layer, criterion, bucket, channel, int(n_sequences[at]), n_of, int(n_tokens[at]),
+                        float(share[at]), float(value[at] / n_tokens[at]), float(peak[at]), float(contrast[at]),
                     )  # fmt: skip
 
 
@@ -141,18 +145,20 @@ def fp32_bound(bound: float) -> float:
 
 
 def specific_tokens(
-    states: Float[Tensor, "pos d_model"], largest: Float[Tensor, " pos"], bound: float
-) -> Bool[Tensor, " pos"]:
-    """Which tokens have an entry above ``bound`` that is also more than ten times its channel's median over the tokens.
+    states: Float[Tensor, "*batch pos d_model"],
+    largest: Float[Tensor, "*batch pos"],
+    bounds: float | Sequence[float],
+) -> Bool[Tensor, "*batch pos"]:
+    """Which tokens have an entry above a bound that is also more than ten times its channel's median over the tokens.
 
     A channel that is large at every token marks none of them.
 
     Args:
-        states: One sequence's residual stream.
-        largest: The largest magnitude of each token; one at or below the bound is not looked at.
-        bound: On ``|h|``, strict.
+        states: The residual stream of one sequence, or of several.
+        largest: The largest magnitude of each token; one at or below the bound is not looked at. NaN at padding.
+        bounds: On ``|h|``, strict; of each sequence, or of all.
 
-    Cost: O(pos) for each channel with an entry above ``bound``.
+    Cost: O(pos) for each channel with an entry above the bound.
 
     Example:
         >>> h = torch.ones(5, 3)
@@ -160,14 +166,22 @@ def specific_tokens(
         >>> specific_tokens(h, h.amax(1), 100.0).nonzero().tolist()
         [[2]]
     """
-    bound = fp32_bound(bound)
-    found = largest > bound
-    places = found.nonzero().flatten()
-    if len(places):
-        large = states[places].float().abs()
-        columns = (large > bound).any(0).nonzero().flatten()
-        usual = states[:, columns].float().abs().median(0).values
-        found[places] = ((large[:, columns] > bound) & (large[:, columns] > CONTRAST * usual)).any(1)
+    if states.ndim == 2:
+        return specific_tokens(states[None], largest[None], bounds)[0]
+    given = [bounds] * len(states) if isinstance(bounds, float) else bounds
+    above = torch.tensor([fp32_bound(bound) for bound in given], device=states.device)
+    found = largest > above[:, None]
+    rows, places = found.nonzero(as_tuple=True)
+    if not len(rows):
+        return found
+    large = states[rows, places].float().abs()
+    token, channel = (large > above[rows, None]).nonzero(as_tuple=True)
+    columns, of = torch.stack([rows[token], channel]).unique(dim=1, return_inverse=True)
+    everyone = states[columns[0], :, columns[1]].float().abs().masked_fill(largest[columns[0]].isnan(), math.nan)
+    usual = everyone.nanmedian(1).values[of]
+    marked = torch.zeros(len(rows), dtype=torch.bool, device=states.device)
+    marked[token[large[token, channel] > CONTRAST * usual]] = True
+    found[rows, places] = marked
     return found
 
 
@@ -197,26 +211,38 @@ def episodes(channels: pd.DataFrame, presence: float = PRESENCE) -> pd.DataFrame
         raise InputError(f"presence must be above 0 and at most 1, got {presence!r}.")
     blocks = channels[channels["layer"] >= 0]
     here = blocks[blocks["n_sequences"] >= presence * blocks["n_of"]]
-    rows = []
-    group: Any  # the key of a group, untyped in pandas
-    for group, members in here.groupby(["criterion", "bucket", "channel"], sort=True):
-        criterion, bucket, channel = group
-        kind = members.sort_values("layer")
-        run = (kind["layer"].diff() != 1).cumsum()
-        for number, (_, part) in enumerate(kind.groupby(run)):
-            top = part.sort_values(["peak", "layer"], ascending=[False, True]).iloc[0]
-            share, contrast = part["token_share"].max(), part["contrast"].median()
-            rows.append(
-                (
-                    criterion, bucket, int(channel), number, int(part["layer"].min()), int(part["layer"].max()),
-                    int(part["n_sequences"].max()), int(part["n_sequences"].min()), int(part["n_of"].max()),
-                    float(top["peak"]), int(top["layer"]), float(top["value"]), float(share), float(contrast),
-                    bool(share >= EVERYWHERE and not (bucket == "start" and contrast >= CONTRAST)),
-                )
-            )  # fmt: skip
+    here = here.sort_values(["criterion", "bucket", "channel", "layer"])
+    of = {name: here[name].to_numpy() for name in CHANNEL_COLUMNS}
+    kind = [*zip(of["criterion"], of["bucket"], of["channel"].tolist(), strict=True)]
+    starts = [
+        row for row in range(len(kind))
+        if not row or kind[row] != kind[row - 1] or of["layer"][row] != of["layer"][row - 1] + 1
+    ]  # fmt: skip
+    rows: list[tuple[Any, ...]] = []
+    for start, stop in pairwise([*starts, len(kind)]):
+        again = bool(rows) and rows[-1][:3] == kind[start]
+        part = {name: values[start:stop] for name, values in of.items()}
+        top = int(part["peak"].argmax())  # the first block of the largest
+        share, contrast = (
+            _over_known(reduce, part[name]) for reduce, name in ((np.max, "token_share"), (np.median, "contrast"))
+        )
+        everywhere = share >= EVERYWHERE and not (kind[start][1] == "start" and contrast >= CONTRAST)
+        rows.append(
+            (
+                *kind[start], rows[-1][3] + 1 if again else 0, int(part["layer"][0]), int(part["layer"][-1]),
+                int(part["n_sequences"].max()), int(part["n_sequences"].min()), int(part["n_of"].max()),
+                float(part["peak"][top]), int(part["layer"][top]), float(part["value"][top]), share, contrast,
+                everywhere,
+            )
+        )  # fmt: skip
     found = pd.DataFrame(rows, columns=[*EPISODE_COLUMNS]).astype({"everywhere": bool})
     # by size of the kind's largest episode; its episodes stay together, in the order of the blocks
     keys = ["criterion", "bucket", "channel"]
     found["size"] = found.groupby(keys)["peak"].transform("max")
     ordered = found.sort_values(["criterion", "size", *keys[1:], "episode"], ascending=[True, False, True, True, True])
     return ordered.drop(columns="size").reset_index(drop=True)
+
+
+def _over_known(reduce: Callable[[np.ndarray], Any], values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(reduce(known)) if len(known) else math.nan
