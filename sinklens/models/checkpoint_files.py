@@ -93,8 +93,6 @@ def _check_index(index: Path) -> None:
             raise ModelLoadError(
                 f"The list of weight files {index} leads out of its directory, to {file}; nothing is read from there."
             )
-        if not (index.parent / file).is_file():
-            raise ModelLoadError(f"The list of weight files {index} names {file}, which is not there.")
 
 
 def _refuse_integers(file: Path, dtypes: Iterator[tuple[str, str]]) -> None:

@@ -54,7 +54,9 @@ def _check_directory(path: Path) -> None:
     try:
         config = read_json(path / "config.json")
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{path / 'config.json'} cannot be read: {' '.join(str(error).split())[:200]}.") from error
+        raise ModelLoadError(
+            f"{path / 'config.json'} is not a valid JSON file: {' '.join(str(error).split())[:200]}."
+        ) from error
     if not isinstance(config, dict):
         raise ModelLoadError(f"{path / 'config.json'} is no config: expected an object, got a {type(config).__name__}.")
     refuse_other_kinds(config, str(path))

@@ -22,7 +22,7 @@ def readable(path: Path) -> Path:
     kinds = ((stat.S_ISDIR, "directory"), (stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"))
     if not stat.S_ISREG(found.st_mode):
         kind = next((kind for is_kind, kind in kinds if is_kind(found.st_mode)), "device")
-        raise InputError(f"{path} is a {kind}, expected a file; write what it holds into one.")
+        raise InputError(f"Cannot read {path}: it is a {kind}, expected a file; write what it holds into one.")
     if found.st_size > MOST_BYTES:
         raise InputError(f"{path} has {found.st_size:,} bytes, more than the {MOST_BYTES:,} that are read; cut it.")
     return path

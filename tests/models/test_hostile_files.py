@@ -63,7 +63,7 @@ def test_what_is_no_file_is_named_and_nothing_waits(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # a read would wait for a writer for ever
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     for name, kind in (("pipe", "named pipe"), ("link", "named pipe"), ("", "directory")):
-        with pytest.raises(InputError, match=f"is a {kind}, expected a file"):
+        with pytest.raises(InputError, match=f"it is a {kind}, expected a file"):
             read_text(str(tmp_path / name))
     (tmp_path / "text").write_text("abc")
     (tmp_path / "good").symlink_to(tmp_path / "text")
