@@ -99,7 +99,8 @@ def _tell(error: Exception) -> None:
     if isinstance(error, SinkLensError):
         sentence = str(error)
     else:
-        _LOG.error("A part of the page failed", exc_info=error)
+        _LOG.error("A part of the page failed: %s: %s", type(error).__name__, str(error)[:200])
+        _LOG.debug("It failed here", exc_info=error)
         sentence = (
             f"Something failed here: {type(error).__name__}: {str(error)[:200]}. The rest of the page still works."
         )

@@ -1,5 +1,6 @@
 """What is on the screen, as one value that goes into the page's address and comes back from it."""
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Self
 from urllib.parse import parse_qs, urlencode
@@ -12,6 +13,25 @@ HOW: Final = ("zero", "uniform", "mean")
 COLOURS: Final = ("head", "all")
 GAMMA: Final = (0.01, 100.0)
 _LONGEST: Final = 400
+
+
+def gamma_of(exponent: object) -> float:
+    """The factor that a slider from ``log10`` of its ends stands for, with four digits.
+
+    >>> gamma_of(-1), gamma_of(None)
+    (0.1, 1.0)
+
+    Raises:
+        InputError: No number, or one beyond the slider's ends.
+    """
+    try:
+        power = 0.0 if exponent is None or exponent == "" else float(exponent)  # type: ignore[arg-type]
+        gamma = float(f"{10**power:.4g}")
+    except (TypeError, ValueError, OverflowError):
+        gamma = math.nan
+    if not GAMMA[0] <= gamma <= GAMMA[1]:
+        raise InputError(f"gamma lies between {GAMMA[0]:g} and {GAMMA[1]:g}, got 10 to the power {str(exponent)[:20]}.")
+    return gamma
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,7 @@ region='', table='', method='none', heads='', keys='0', gamma=1.0, how='zero')
             gamma = float(given.get("gamma", 1.0))
             if GAMMA[0] <= gamma <= GAMMA[1]:
                 values["gamma"] = gamma
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
         return cls(**values)
 

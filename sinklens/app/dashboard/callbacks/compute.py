@@ -9,6 +9,7 @@ from dash import Dash, Input, Output, State, no_update
 from sinklens.app.dashboard.bench import Arrival, Bench
 from sinklens.app.dashboard.compute import MAX_CHARACTERS
 from sinklens.app.dashboard.state import State as Shown
+from sinklens.app.dashboard.state import gamma_of
 from sinklens.errors import InputError
 from sinklens.models.tokens import BosChoice
 
@@ -69,9 +70,9 @@ def register(app: Dash, bench: Bench) -> None:
         Input("method", "value"),
         Input("gamma", "value"),
     )
-    def controls(method: str | None, gamma: float | None) -> tuple[bool, bool, bool, bool, str]:
+    def controls(method: str | None, gamma: object) -> tuple[bool, bool, bool, bool, str]:
         scale, ablate = method == "scale", method == "ablate"
-        return not (scale or ablate), not scale, not scale, not ablate, f"{10 ** float(gamma or 0):.3g}"
+        return not (scale or ablate), not scale, not scale, not ablate, f"{gamma_of(gamma):.3g}"
 
 
 def watched(bench: Bench, before: dict[str, Any] | None) -> tuple[Any, ...]:

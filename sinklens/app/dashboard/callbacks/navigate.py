@@ -11,6 +11,7 @@ from sinklens.app.dashboard.bench import Bench
 from sinklens.app.dashboard.census_run import CensusRun
 from sinklens.app.dashboard.run import Run
 from sinklens.app.dashboard.state import State as Shown
+from sinklens.app.dashboard.state import gamma_of
 from sinklens.errors import SinkLensError
 
 CONTROLS = (
@@ -100,7 +101,7 @@ def _control(state: Shown, name: str, value: Any) -> Shown:
     if name == "log":
         return state.change(log=bool(value))
     if name == "gamma":
-        return state.change(gamma=float(f"{10 ** float(value or 0):.4g}"))
+        return state.change(gamma=gamma_of(value))
     if name == "run":
         return state.change(run=value or "", token=None, sequence=0, table="")
     if name in ("sequence", "token"):
