@@ -62,9 +62,9 @@ def at_most(figure: str, holds: float, fails: float) -> Test:
 
 def claim(
     key: str,
-    kind: Kind,
     source: str,
     *,
+    kind: Kind = "phenomena",
     says: str,
     reported: str,
     figures: Mapping[str, str],

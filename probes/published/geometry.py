@@ -21,7 +21,6 @@ ANAND = "Anand et al. 2026, arXiv 2510.22603"
 
 @claim(
     "secondary-sinks",
-    "phenomena",
     WONG,
     says="In middle layers some tokens take the BOS's direction for a while and become sinks.",
     reported="Qwen3-4B-Base: three such tokens in one prompt, in blocks 16 to 33 of 36, none in the others [code]",
@@ -41,7 +40,6 @@ def secondary_sinks(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "later-sinks-point-along-the-first",
-    "phenomena",
     ANAND,
     says="Tokens that become sinks later in the text have hidden states along the BOS's.",
     reported="high cosine similarity (figure) [T]",
@@ -70,7 +68,6 @@ def later_sinks_point_along_the_first(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "compression-valley",
-    "phenomena",
     QUEIPO,
     says="In middle layers the representation matrix is nearly of rank 1: its entropy falls to almost nothing.",
     reported="Llama3-8B: 0.02 bits = 0.014 nats [T]",
@@ -89,7 +86,6 @@ def compression_valley(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "first-token-makes-the-valley",
-    "phenomena",
     QUEIPO,
     says="It is the first token's length that makes the valley; the other tokens' states are not compressed.",
     reported="from the inequality sigma_1^2 >= |x_0|^2 + ... [T, rederived]; no figure without row 0",
@@ -115,7 +111,6 @@ def _correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 @claim(
     "bos-norm-and-entropy",
-    "phenomena",
     QUEIPO,
     says="Where the first token's norm grows, entropy falls, and the other way round.",
     reported="r = -0.9 +- 0.18 over layers [T]",
@@ -133,7 +128,6 @@ def bos_norm_and_entropy(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "bos-norm-and-sinks",
-    "phenomena",
     QUEIPO,
     says="Layers that follow a longer first state have more sinks.",
     reported="r = 0.58 +- 0.25 over layers [T]",
@@ -163,7 +157,6 @@ def _without_write(subject: Subject, block: int) -> Iterator[None]:
 
 @claim(
     "one-write-makes-sinks-and-valley",
-    "phenomena",
     QUEIPO,
     says="Taking the early MLP's write to the first token away removes the valley and the sinks together.",
     reported="Llama3-8B, MLP of layer 0: entropy 0.02 -> 0.4 to 0.5 bits, sink rate 0.85 to 1 -> 0 [T]",
@@ -199,7 +192,6 @@ def one_write_makes_both(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "bos-is-needed-where-it-was-always-there",
-    "phenomena",
     BARBERO,
     says="A model that always saw a BOS in training breaks without it.",
     reported="Gemma-7B without BOS: HellaSwag 80.61 -> 27.35, ARC-e 80.77 -> 28.49 [T]",
@@ -219,7 +211,6 @@ def bos_is_needed(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "sinks-slow-mixing",
-    "phenomena",
     BARBERO,
     says="Sinks keep a change of one token from spreading over the later ones.",
     reported="Gemma 7B: perturbations spread less with the BOS than without (figure) [T]",

@@ -62,8 +62,8 @@ def _copies(subject: Subject) -> np.ndarray:
 
 @claim(
     "retrieval-heads-are-few",
-    "heads",
     WU,
+    kind="heads",
     says="Fewer than 5 % of heads retrieve (score of at least 0.1).",
     reported="LLaMA-2-7B-80K 3.2 %, Mistral-7B 4.2 %, Mixtral 6.2 %, Yi-6B 5.2 % [calc from the released scores]",
     figures={
@@ -85,8 +85,8 @@ def retrieval_heads_are_few(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "most-heads-never-retrieve",
-    "heads",
     WU,
+    kind="heads",
     says="About half of the heads or more never copy a token of the answer.",
     reported="score exactly 0: 49.4 % (Yi-6B) to 73.2 % (LLaMA-2-13B) of heads [calc]",
     figures={
@@ -142,8 +142,8 @@ def _mean_of_random(found: dict[str, np.ndarray], end: str = "") -> np.ndarray:
 
 @claim(
     "masking-retrieval-heads-kills-the-needle",
-    "heads",
     WU,
+    kind="heads",
     says="Masking the top 5 % of retrieval heads (uniform attention) breaks needle tests; random heads do not.",
     reported="needle score below 50 for all models at K = 50 (about 5 %) [paper]",
     figures={
@@ -165,8 +165,8 @@ def masking_kills_the_needle(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "masking-retrieval-heads-spares-prose",
-    "heads",
     HUA,
+    kind="heads",
     says="The same masking hardly hurts tasks that need no retrieval.",
     reported="1.3B model, top 5 % masked: HellaSwag .572 -> .549 (random .552), GSM8K .182 -> .007 (random .127) "
     "[paper]",
@@ -185,8 +185,8 @@ def masking_spares_prose(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "few-heads-need-the-whole-cache",
-    "heads",
     RAZOR,
+    kind="heads",
     says="15 % of KV heads (14 % by induction, 1 % by echo) need the whole cache; the others can do with sinks, a "
     "window and one token that stands for the rest.",
     reported="compressing the 15 % costs 16 % accuracy, the other 85 % compressed the same way 1.5 % [2nd, table 1]",
@@ -223,8 +223,8 @@ def few_need_the_cache(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "active-in-one-domain-dormant-in-another",
-    "heads",
     GUO,
+    kind="heads",
     says="A head can be active on one kind of text and rest on the sink on another.",
     reported="Llama-2-7B L16H25: active on GitHub, dormant on Wikipedia (figure) [paper]",
     figures={
@@ -267,8 +267,8 @@ def _removal(subject: Subject, key: str, order: np.ndarray, share: float) -> dic
 
 @claim(
     "resting-heads-can-go",
-    "heads",
     GUO,
+    kind="heads",
     says="A head that rests on the sink does nothing: taking it away leaves the loss as it was.",
     reported="one-layer model: bigram loss 2.2299 -> 2.2299 without attention, copies 5.5e-6 -> 7.69 [pt]",
     figures={
@@ -286,8 +286,8 @@ def resting_heads_can_go(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "quiet-heads-can-go",
-    "heads",
     SANDOVAL,
+    kind="heads",
     says="More than 12 % of heads write so little, next to the others of their layer, that they can be zeroed.",
     reported="over 12 % of heads dormant by the norm of their output [T]",
     figures={

@@ -51,7 +51,6 @@ def _need_massive(subject: Subject, seen: Observed | None = None) -> Observed:
 
 @claim(
     "massive-activations-exist",
-    "phenomena",
     SUN,
     says="A few entries of the residual stream are larger than 100 and than 1,000 times the median.",
     reported="LLaMA2-7B: in 50 of 50 texts; OLMo-2-7B: in none [logs, Owen et al.]",
@@ -71,7 +70,6 @@ def massive_activations_exist(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "largest-activation",
-    "phenomena",
     QIU,
     says="Without output gates the largest activation is in the thousands.",
     reported="15B-A2B: 1053 without gates, 94 with them [T]",
@@ -92,7 +90,6 @@ def largest_activation(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "few-massive-entries",
-    "phenomena",
     SUN,
     says="They are at most four in a layer.",
     reported="at most 4 scalars [T]; LLaMA2-7B two channels, Llama-3.2-1B four [logs]",
@@ -109,7 +106,6 @@ def few_massive_entries(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "fixed-channels",
-    "phenomena",
     SUN,
     says="They sit in the same channels in every text, each with its own sign.",
     reported="LLaMA2-7B: channels 2533 and 1415 in 50 of 50 texts [logs]",
@@ -143,7 +139,6 @@ def fixed_channels(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "first-token-and-delimiters",
-    "phenomena",
     SUN,
     says="They sit at the first token and at delimiters (the first full stop or line break).",
     reported='LLaMA2-7B: position 0 and the first "." or "\\n" [logs]',
@@ -179,7 +174,6 @@ def _delimiter(token: str) -> bool:
 
 @claim(
     "from-early-to-late-layers",
-    "phenomena",
     SUN,
     says="They appear within the first layers, stay, and are gone after the last.",
     reported="LLaMA2-7B: after blocks 1 to 29 of 32 [logs]",
@@ -232,7 +226,6 @@ def _stand_ins(subject: Subject, batch: TokenBatch, rules: Sequence[MassiveRule]
 
 @claim(
     "zeroing-destroys",
-    "phenomena",
     SUN,
     says="Setting the massive activations to zero destroys the model; as many entries of median size do nothing.",
     reported="LLaMA2-7B, WikiText perplexity 5.12 -> 8115, +7.4 nats [logs, Owen et al.]",
@@ -247,7 +240,6 @@ def zeroing_destroys(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "mean-is-harmless",
-    "phenomena",
     SUN,
     says="Setting them to their mean changes nothing: they say nothing about the text.",
     reported="LLaMA2-7B, WikiText perplexity 5.12 -> 5.13, +0.002 nats [logs, Owen et al.]",
@@ -262,7 +254,6 @@ def mean_is_harmless(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "zeroing-is-harmless",
-    "phenomena",
     OWEN,
     says="Not all massive activations matter: in some models setting them to zero costs nothing (against Sun et al.).",
     reported="GPT-2 30.22 -> 30.21; Gemma-3-1B 9.79 -> 10.21 (+0.04 nats); Gemma-3-4B 6.88 -> 172 [logs]",
@@ -277,7 +268,6 @@ def zeroing_is_harmless(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "gone-without-bos",
-    "phenomena",
     OWEN,
     says="Whether there is a BOS decides whether there are massive activations: Gemma models have none without it.",
     reported="Gemma-7B: none without BOS, blocks 0 to 27 with it [logs]",
@@ -301,7 +291,6 @@ def gone_without_bos(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "one-block-writes-one-block-clears",
-    "phenomena",
     SPIKE,
     says="One step-up block writes the spike and one step-down block takes it away.",
     reported="Llama2-7B: step-up after a few blocks, step-down at half-block 62 of 64 [T]",
@@ -324,7 +313,6 @@ def one_block_writes(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "any-first-token-spikes",
-    "phenomena",
     SPIKE,
     says="Nearly every vocabulary item spikes when it stands first.",
     reported="more than 98 % of the vocabulary [T]",
@@ -363,7 +351,6 @@ def _zeroed(weight: torch.Tensor, row: int, column: int) -> Iterator[None]:
 
 @claim(
     "super-weight",
-    "phenomena",
     SUPER,
     says="One number in an early down-projection makes the massive activation; setting it to zero ruins the model.",
     reported="Llama-7B, WikiText perplexity 5.67 -> 1211, +5.4 nats [T]",

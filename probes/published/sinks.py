@@ -29,7 +29,6 @@ def uniform_rate(subject: Subject) -> Interval:
 
 @claim(
     "sink-at-first-token",
-    "phenomena",
     GU,
     says="Attention sinks on the first token exist in every auto-regressive language model.",
     reported="LLaMA2-7B 92.47 %, LLaMA3-8B 99.02 %, Mistral-7B 97.49 %, GPT2-XL 77.00 % of heads [T, table]",
@@ -44,7 +43,6 @@ def sink_at_first_token(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "sink-on-random-tokens",
-    "phenomena",
     GU,
     says="Texts of random tokens have the sink too.",
     reported="random / natural: LLaMA2-7B 90.13 / 92.47 %, GPT2-XL 70.29 / 77.00 %, Mistral-7B 75.21 / 97.49 % [T]",
@@ -77,7 +75,6 @@ def repeated(subject: Subject) -> Any:
 
 @claim(
     "no-sink-on-repeated-token",
-    "phenomena",
     GU,
     says="With rotary positions a text that repeats one token has no sink.",
     reported="0.00 % in Mistral-7B, LLaMA2-7B, LLaMA2-13B and LLaMA3-8B; GPT2-XL (learned positions) 62.28 % [T]",
@@ -93,7 +90,6 @@ def no_sink_on_repeated_token(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "repeated-tokens-share-one-state",
-    "phenomena",
     GU,
     says="Then all hidden states are the same at every position, so no key can stand out (propositions 1 to 4).",
     reported="equal exactly, by induction over layers [T, appendix C.1]",
@@ -112,7 +108,6 @@ def repeated_tokens_share_one_state(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "no-sink-before-training",
-    "phenomena",
     GU,
     says="Sinks emerge with training; an untrained model has none.",
     reported="60M model: emergence between 1k and 2k steps [T]",
@@ -134,7 +129,6 @@ def no_sink_before_training(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "sink-without-bos",
-    "phenomena",
     GU,
     says="The sink is at the first position, whatever stands there: a BOS is not needed.",
     reported="own 60M model without any BOS 18.18 %; a fixed token at position 1, 2 or 3 draws it there (74.11, 69.03, "
@@ -198,7 +192,6 @@ def _head_first(states: torch.Tensor, length: int) -> torch.Tensor:
 
 @claim(
     "sink-key-is-small",
-    "phenomena",
     GU,
     says="The key of the sink has a small norm.",
     reported="smaller than the other keys' (figure) [T, section 3.1]",
@@ -213,7 +206,6 @@ def sink_key_is_small(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "sink-key-lies-along-queries",
-    "phenomena",
     GU,
     says="It is the angle that makes the sink: queries point along the first key.",
     reported="cos(q, k_1) far above the others' (figure) [T, section 3.1]",
@@ -235,7 +227,6 @@ def sink_key_lies_along_queries(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "value-drain",
-    "phenomena",
     "Guo et al. 2024, arXiv 2410.13835",
     says="The value state of the sink is drained: heads that rest on it write next to nothing.",
     reported="one layer trained 100k steps: |W_O v| of the BOS 0.47, at the start 5.20 [pt, shipped files]",
@@ -259,7 +250,6 @@ def value_drain(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "residual-peak",
-    "phenomena",
     GU,
     says="The first token's hidden state grows far longer than the others'.",
     reported="LLaMA2-7B about 1000 against 200, Pythia-1B 1800 against 400 [T, read off plots, +-20 %]",
@@ -282,7 +272,6 @@ def residual_peak(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "fewer-strong-sinks-in-small-models",
-    "phenomena",
     BARBERO,
     says="Sinks grow with model size: at eps 0.8 fewer heads sink than in Llama 3.1 8B.",
     reported="8B 45.97 %, 70B 73.49 %, 405B 78.29 % of heads at eps 0.8, T=64 [T]",
@@ -300,7 +289,6 @@ def fewer_strong_sinks(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "mean-attention-to-first-token",
-    "phenomena",
     QIU,
     says="Without output gates about half of all attention goes to the first token.",
     reported="15B-A2B without gates: F-Attn 0.467, with gates 0.048 [T]; their length is not stated",
@@ -319,7 +307,6 @@ def mean_attention_to_first_token(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "surplus-finds-another-token",
-    "phenomena",
     "Xiao et al. 2024 (StreamingLLM), arXiv 2309.17453",
     says="Softmax has surplus attention to dump on initial tokens: hide the first and another one takes it.",
     reported="stated, no figure [T]",
@@ -355,7 +342,6 @@ def later_sinks(subject: Subject) -> np.ndarray:
 
 @claim(
     "sinks-at-later-tokens",
-    "phenomena",
     ACT,
     says="Sinks occur at later tokens too, not only at the first.",
     reported="stated in the abstract; no share given [abstract]",

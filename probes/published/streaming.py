@@ -40,7 +40,6 @@ def _rise(subject: Subject, sinks: int) -> np.ndarray:
 
 @claim(
     "window-without-sinks-collapses",
-    "phenomena",
     XIAO,
     says="Attention to a window alone collapses as soon as the first tokens leave it.",
     reported="perplexity with / without 4 sinks: Llama-2-13B 5.40 / 5158; Falcon-7B 12.12 / 17.90 (+0.39 nats); "
@@ -64,7 +63,6 @@ def window_collapses(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "four-sinks-recover",
-    "phenomena",
     XIAO,
     says="Keeping the first four tokens recovers almost all of it.",
     reported="Llama-2-13B 5158.07 -> 5.40 with 4 + 1020 tokens [T, table 1]",
@@ -89,7 +87,6 @@ def four_sinks_recover(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "one-sink-is-not-enough",
-    "phenomena",
     XIAO,
     says="Models trained without a dedicated sink token need several initial tokens, not one.",
     reported="1 / 4 sinks: Llama-2-7B 11.88 / 9.59 (0.21 nats); but Falcon-7B 12.12 / 12.12, MPT-7B 14.99 / 14.99 "
@@ -105,7 +102,6 @@ def one_is_not_enough(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "position-not-meaning",
-    "phenomena",
     XIAO,
     says="It is the position that counts, not what stands there: four line breaks serve as well.",
     reported="Llama-2-13B: 5.40 with its own first four tokens, 5.60 with line breaks (+0.04 nats) [T, table 1]",
@@ -138,7 +134,6 @@ def position_not_meaning(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "bigger-cache-is-not-always-better",
-    "phenomena",
     XIAO,
     says="A bigger cache does not always lower perplexity.",
     reported="Falcon-7B with 4 sinks and 252 / 508 / 1020 / 2044 recent: 13.61, 12.84, 12.34, 12.84 [T, table 6]",
@@ -157,7 +152,6 @@ def bigger_cache(subject: Subject) -> dict[str, Interval]:
 
 @claim(
     "half-of-attention-on-the-first-token",
-    "phenomena",
     XIAO,
     says="In all but the two bottom layers the last token gives more than half of its attention to the first.",
     reported="Llama-2-7B: above 50 % except in the bottom 2 layers, 4096th query, 256 texts [T]",

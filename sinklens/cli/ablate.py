@@ -3,91 +3,78 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from sinklens.cli import options
 from sinklens.cli.ablate_work import asked_groups, asked_metrics, asked_ways, print_sweep, run_sweep
 from sinklens.cli.running import DryRun, working
 from sinklens.cli.values import numbers
 
-HEADS, WAYS = "Which heads", "What is done to them"
+in_heads, in_ways = options.panel("Which heads"), options.panel("What is done to them")
 
 
 def ablate(
     model: options.Model,
     heads: Annotated[
         str | None,
-        typer.Option(
+        in_heads(
             metavar="all|none|L5H1,...",
             help="Heads, each changed by itself. Default: all; none with --group or a --ranking file.",
-            rich_help_panel=HEADS,
         ),
     ] = None,
     group: Annotated[
         list[str] | None,
-        typer.Option(
+        in_heads(
             metavar="NAME=L5H1,...|FILE[:ROLE]",
             help="Heads changed together, or those with a role (default: NAME) in a head-roles.json of sinklens roles; "
             "repeat for more.",
-            rich_help_panel=HEADS,
         ),
     ] = None,
     ranking: Annotated[
         str | None,
-        typer.Option(
+        in_heads(
             metavar="own|FILE[:COLUMN]",
             help="Change the first k heads together, for several k: by this sweep's own per-head result, or by a table "
             "with layer, head and a score (a list of names; head-roles.json; the --out of a scan, of roles or of "
             "another sweep). :-COLUMN = lowest first.",
-            rich_help_panel=HEADS,
         ),
     ] = None,
     top: Annotated[
-        str | None,
-        typer.Option(metavar="K,...", help="Those k. Default: 1,2,4,... to half of all heads.", rich_help_panel=HEADS),
+        str | None, in_heads(metavar="K,...", help="Those k. Default: 1,2,4,... to half of all heads.")
     ] = None,
     controls: Annotated[
         int,
-        typer.Option(
+        in_heads(
             metavar="N",
             help="Random sets of the same size and layers, for every group, top k and head named with --heads.",
-            rich_help_panel=HEADS,
         ),
     ] = 10,
     how: Annotated[
         list[str] | None,
-        typer.Option(
+        in_ways(
             metavar="zero|mean|resample|uniform",
             help="Output 0; its mean over the texts; its output on another of the texts; even attention. Repeat or "
             "join with commas. Default: zero.",
-            rich_help_panel=WAYS,
         ),
     ] = None,
     gamma: Annotated[
-        list[float] | None,
-        typer.Option(metavar="G", help="Scale attention to position 0 by G (ZeroTuning).", rich_help_panel=WAYS),
+        list[float] | None, in_ways(metavar="G", help="Scale attention to position 0 by G (ZeroTuning).")
     ] = None,
     intervention: options.Interventions = None,
     approx: Annotated[
         bool,
-        typer.Option(
+        in_ways(
             "--approx",
             help="Estimate single heads by attribution patching (one forward, one backward) and say how well that "
             "ranks them.",
-            rich_help_panel=WAYS,
         ),
     ] = False,
-    sample: Annotated[
-        int, typer.Option(metavar="N", help="Heads run exactly beside --approx.", rich_help_panel=WAYS)
-    ] = 16,
+    sample: Annotated[int, in_ways(metavar="N", help="Heads run exactly beside --approx.")] = 16,
     text: options.TextFiles = None,
     answers: Annotated[
         Path | None,
-        typer.Option(
+        options.in_texts(
             metavar="CSV",
             help="Right and wrong answers for logit differences: columns correct and wrong (one token each), text or "
             "sequence, position (default: the last token).",
-            rich_help_panel=options.TEXTS,
         ),
     ] = None,
     bos: options.Bos = "auto",
@@ -95,28 +82,24 @@ def ablate(
     max_sequences: options.MaxSequences = 100,
     metric: Annotated[
         str,
-        typer.Option(
+        options.in_running(
             metavar="A,B,...",
             help="Shown, of loss, kl, top1, logit_diff; the first one orders the heads, by size. All are saved.",
-            rich_help_panel=options.RUNNING,
         ),
     ] = "loss,kl,top1",
     out: options.Out = None,
     restart: options.Restart = False,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run",
-            help="Print the plan and how long it takes (a few seconds of it are run); save nothing.",
-            rich_help_panel=options.RUNNING,
+        options.in_running(
+            "--dry-run", help="Print the plan and how long it takes (a few seconds of it are run); save nothing."
         ),
     ] = False,
     executor: Annotated[
         str,
-        typer.Option(
+        options.in_running(
             metavar="serial|processes:N|tcp://HOST:PORT",
             help="This process, N local ones (with --device cuda:{i} a GPU each), or the scheduler of a Dask cluster.",
-            rich_help_panel=options.RUNNING,
         ),
     ] = "serial",
     batch_size: options.BatchSize = None,

@@ -3,90 +3,71 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from sinklens.cli import options
 from sinklens.cli.calibrate_report import print_calibration, save_calibration
 from sinklens.cli.running import load_model, working
 from sinklens.cli.values import numbers, pairs
 from sinklens.errors import InputError
 
-PROMPTS, METHOD = "Prompts", "What is chosen"
+in_prompts, in_method = options.panel("Prompts"), options.panel("What is chosen")
 
 
 def calibrate(
     model: options.ModelOrDefault = "tiny-llama",
     data: Annotated[
         Path | None,
-        typer.Option(
+        in_prompts(
             metavar="CSV",
             help="Labelled texts: columns text and label. Without it: which of four words comes next in Shakespeare.",
-            rich_help_panel=PROMPTS,
         ),
     ] = None,
-    text_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Column with the texts.", rich_help_panel=PROMPTS)
-    ] = "text",
-    label_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Column with the labels.", rich_help_panel=PROMPTS)
-    ] = "label",
+    text_column: Annotated[str, in_prompts(metavar="NAME", help="Column with the texts.")] = "text",
+    label_column: Annotated[str, in_prompts(metavar="NAME", help="Column with the labels.")] = "label",
     template: Annotated[
         str,
-        typer.Option(
+        in_prompts(
             metavar="TEXT",
             help="What the model reads; {text} is where the text goes, \\n a line break. The answer is its next token.",
-            rich_help_panel=PROMPTS,
         ),
     ] = "{text}",
     answer: Annotated[
         list[str] | None,
-        typer.Option(
+        in_prompts(
             metavar="LABEL=TOKEN|TOKEN",
             help="Tokens that count as a label, as in 'pos= good| great'; repeat for more labels. Default: the label "
             "with a space before it, and without.",
-            rich_help_panel=PROMPTS,
         ),
     ] = None,
     max_prompts: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Use at most this many, drawn with the seed.", rich_help_panel=PROMPTS),
+        int | None, in_prompts(metavar="N", help="Use at most this many, drawn with the seed.")
     ] = None,
     method: Annotated[
         str,
-        typer.Option(
+        in_method(
             metavar="gamma|act|FILE.json",
             help="gamma: heads and factor of attention to position 0 (ZeroTuning). act: heads whose later sinks are "
             "weakened (ACT). A file: heads of that intervention, as its to_json() wrote it.",
-            rich_help_panel=METHOD,
         ),
     ] = "gamma",
     gammas: Annotated[
-        str | None,
-        typer.Option(metavar="G,...", help="Factors to try with gamma. Default: 0.1 to 4.", rich_help_panel=METHOD),
+        str | None, in_method(metavar="G,...", help="Factors to try with gamma. Default: 0.1 to 4.")
     ] = None,
     per: Annotated[
         str,
-        typer.Option(
+        in_method(
             metavar="head|index",
             help="With gamma: try every head, or one head index in all layers at a time (fewer runs).",
-            rich_help_panel=METHOD,
         ),
     ] = "head",
-    heads: Annotated[
-        str | None,
-        typer.Option(metavar="L5H1,...", help="Candidates. Default: all heads.", rich_help_panel=METHOD),
-    ] = None,
+    heads: Annotated[str | None, in_method(metavar="L5H1,...", help="Candidates. Default: all heads.")] = None,
     objective: Annotated[
         str,
-        typer.Option(
+        in_method(
             metavar="accuracy|entropy",
             help="Better means more right answers, or a surer next token (needs no labels to choose).",
-            rich_help_panel=METHOD,
         ),
     ] = "accuracy",
-    share: Annotated[
-        float, typer.Option(help="Of the prompts that are chosen on; the rest is reported on.", rich_help_panel=METHOD)
-    ] = 0.5,
+    share: Annotated[float, in_method(help="Of the prompts that are chosen on; the rest is reported on.")] = 0.5,
     controls: options.Controls = 10,
     bos: options.Bos = "auto",
     out: options.Out = None,

@@ -1,10 +1,7 @@
 """What `sinklens calibrate` saves and prints."""
 
-import warnings
 from pathlib import Path
 from typing import Any
-
-import typer
 
 from sinklens.cli import printing
 
@@ -12,13 +9,8 @@ from sinklens.cli import printing
 def save_calibration(result: Any, out: Path) -> list[str]:
     """Figure and report; the lines that say where they are."""
     from sinklens.plots import calibration as calibration_figure
-    from sinklens.plots import save_figure
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        save_figure(calibration_figure(result.summary()), out / "calibration.png", result.summary(), width=900)
-    for warning in caught:  # no browser, no picture
-        typer.echo(f"Note: {warning.message}", err=True)
+    printing.save_picture(calibration_figure(result.summary()), out / "calibration.png", result.summary(), width=900)
     return [f"Report: {result.report(out / 'report.html')}", f"Tables: {out}"]
 
 

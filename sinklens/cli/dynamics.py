@@ -1,6 +1,5 @@
 """`sinklens dynamics`."""
 
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,15 +100,11 @@ def dynamics(
 
 
 def _save(result: Any, out: Path) -> list[str]:
+    from sinklens.cli import printing
     from sinklens.plots import dynamics as dynamics_figure
-    from sinklens.plots import save_figure
 
     figure = dynamics_figure(result.to_dataframe(), result.heads())
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        save_figure(figure, out / "dynamics.png", result, width=1250)
-    for warning in caught:  # no browser, no picture
-        typer.echo(f"Note: {warning.message}", err=True)
+    printing.save_picture(figure, out / "dynamics.png", result, width=1250)
     report = result.report(out / "report.html")
     return [f"Report: {report}", f"Figure: {out / 'dynamics.html'}", f"Tables: {out}"]
 

@@ -2,8 +2,6 @@
 
 from typing import Annotated, Any
 
-import typer
-
 from sinklens.cli import options
 from sinklens.cli.needle_report import print_needles
 from sinklens.cli.needle_work import Work, check_ablation, own_question, save_needles
@@ -12,7 +10,7 @@ from sinklens.cli.texts import read_text
 from sinklens.cli.values import interventions, numbers
 from sinklens.errors import InputError
 
-NEEDLE, CHANGES = "Needles", "Before and after a change"
+in_needles, in_changes = options.panel("Needles"), options.panel("Before and after a change")
 MORE = 24
 """Tokens decoded beyond the longest answer: a chat model begins with words of the question."""
 
@@ -21,112 +19,79 @@ def needle(
     model: options.Model,
     kind: Annotated[
         str,
-        typer.Option(
+        in_needles(
             metavar="random|passkey|json|natural",
             help="Random tokens after a key (any model); words after 'the third passkey to the vault'; a sentence "
             "under a random JSON key; a sentence with a question.",
-            rich_help_panel=NEEDLE,
         ),
     ] = "random",
     lengths: Annotated[
         str | None,
-        typer.Option(
+        in_needles(
             metavar="N,...",
             help="Prompt lengths in tokens. Default: the longest that fits (at most 2,048), and 1/2, 1/4, 1/8 of it.",
-            rich_help_panel=NEEDLE,
         ),
     ] = None,
     depths: Annotated[
-        str,
-        typer.Option(
-            metavar="D,...", help="Where in the haystack, 0 = its start, 1 = its end.", rich_help_panel=NEEDLE
-        ),
+        str, in_needles(metavar="D,...", help="Where in the haystack, 0 = its start, 1 = its end.")
     ] = "0,0.25,0.5,0.75,1",
-    repeats: Annotated[
-        int, typer.Option(metavar="N", help="Prompts of each length and depth.", rich_help_panel=NEEDLE)
-    ] = 10,
-    size: Annotated[
-        int,
-        typer.Option(metavar="K", help="Tokens of a random needle, words of a passkey.", rich_help_panel=NEEDLE),
-    ] = 8,
-    shots: Annotated[
-        int,
-        typer.Option(metavar="N", help="Entries shown again before the question, for json.", rich_help_panel=NEEDLE),
-    ] = 3,
+    repeats: Annotated[int, in_needles(metavar="N", help="Prompts of each length and depth.")] = 10,
+    size: Annotated[int, in_needles(metavar="K", help="Tokens of a random needle, words of a passkey.")] = 8,
+    shots: Annotated[int, in_needles(metavar="N", help="Entries shown again before the question, for json.")] = 3,
     text: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|-", help="The haystack. Default: an excerpt of Shakespeare.", rich_help_panel=NEEDLE
-        ),
+        str | None, in_needles(metavar="FILE|-", help="The haystack. Default: an excerpt of Shakespeare.")
     ] = None,
     own: Annotated[
-        str | None,
-        typer.Option(
-            "--needle",
-            metavar="SENTENCE",
-            help="A natural needle of your own; needs the next two.",
-            rich_help_panel=NEEDLE,
-        ),
+        str | None, in_needles("--needle", metavar="SENTENCE", help="A natural needle of your own; needs the next two.")
     ] = None,
-    question: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What is asked about it.", rich_help_panel=NEEDLE)
-    ] = None,
-    answer: Annotated[
-        str | None,
-        typer.Option(metavar="WORDS", help="The answer, as it stands in the needle.", rich_help_panel=NEEDLE),
-    ] = None,
+    question: Annotated[str | None, in_needles(metavar="TEXT", help="What is asked about it.")] = None,
+    answer: Annotated[str | None, in_needles(metavar="WORDS", help="The answer, as it stands in the needle.")] = None,
     chat: Annotated[
         bool | None,
-        typer.Option(
+        in_needles(
             "--chat/--no-chat",
             help="The tokenizer's chat template, or plain text. Default: chat where there is a template.",
-            rich_help_panel=NEEDLE,
         ),
     ] = None,
     sentence: Annotated[
         bool | None,
-        typer.Option(
+        in_needles(
             "--sentence/--words",
             help="For natural: the complete sentence is the answer, as chat models give it, or its last words after "
             "'Answer:'. Default: the sentence in a chat.",
-            rich_help_panel=NEEDLE,
         ),
     ] = None,
     keep: Annotated[
         str | None,
-        typer.Option(
+        in_needles(
             metavar="exact|contained|share|rouge|all",
             help="Prompts that count as answered for the heads' scores. Default: rouge where text is decoded, exact "
             "for random tokens, else share. All are counted.",
-            rich_help_panel=NEEDLE,
         ),
     ] = None,
     ablate: Annotated[
         str | None,
-        typer.Option(
+        in_changes(
             metavar="L1H0,...|top:K",
             help="Run everything again with these heads ablated; top:K takes the K strongest retrieval heads found.",
-            rich_help_panel=CHANGES,
         ),
     ] = None,
     how: Annotated[
         str,
-        typer.Option(
+        in_changes(
             metavar="zero,mean,uniform",
             help="Output 0, the head's mean output, or even attention (what papers on retrieval heads call masking): "
             "some of these, side by side.",
-            rich_help_panel=CHANGES,
         ),
     ] = "zero,mean,uniform",
     controls: options.Controls = 10,
     intervention: options.Interventions = None,
     generate: Annotated[
         int | None,
-        typer.Option(
+        options.in_running(
             metavar="N",
             help="Decode N tokens of every prompt, to read what the model says; 0 = none. Default: 24 more than the "
             "longest answer has for needles in text, none for random tokens.",
-            rich_help_panel=options.RUNNING,
         ),
     ] = None,
     bos: options.Bos = "auto",

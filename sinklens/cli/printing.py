@@ -1,7 +1,9 @@
 """What commands print: a line about model and texts, sentences, tables, notes, and where everything was saved."""
 
 import os
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -56,6 +58,17 @@ def say_saved(lines: Iterable[str], seconds: float | None = None) -> None:
     found = list(lines) or ["Nothing was saved; add --out DIR for tables, figure and report."]
     for line in found + ([] if seconds is None else [f"Took {seconds:.1f} s."]):
         typer.echo(line)
+
+
+def save_picture(figure: Any, path: Path, table: Any, *, width: int) -> None:
+    """Save a figure with its table; without a browser there is no picture, which is said on standard error."""
+    from sinklens.plots import save_figure
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        save_figure(figure, path, table, width=width)
+    for warning in caught:
+        typer.echo(f"Note: {warning.message}", err=True)
 
 
 def say_table(

@@ -2,8 +2,6 @@
 
 from typing import Annotated, Any
 
-import typer
-
 from sinklens.cli import options
 from sinklens.cli.roles_work import measure_roles, print_roles, save_roles
 from sinklens.cli.running import working
@@ -11,54 +9,46 @@ from sinklens.cli.texts import read_text
 from sinklens.cli.values import names
 from sinklens.errors import InputError
 
-MEASURED, COMPARED = "What is measured", "What is compared"
+in_measured, in_compared = options.panel("What is measured"), options.panel("What is compared")
 
 
 def roles(
     model: options.ModelOrNone = None,
     scores: Annotated[
         str | None,
-        typer.Option(
+        in_measured(
             metavar="A,B,...",
             help="Some of retrieval,pattern,sinks,text,task_kv (the default: all of these) and the slow ones: "
             "streaming,importance,active_dormant. 'all' = every one, 'none' = only files.",
-            rich_help_panel=MEASURED,
         ),
     ] = None,
     given: Annotated[
         list[str] | None,
-        typer.Option(
+        in_compared(
             "--import",
             metavar="[NAME=]FILE",
             help="Scores of this model that others published: Retrieval_Head's head_score .json, DuoAttention's "
             "full_attention_heads.tsv, or a head-roles.json of sinklens. Repeat for more; without a MODEL only files "
             "are compared.",
-            rich_help_panel=COMPARED,
         ),
     ] = None,
     query_heads: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Query heads of a layer, where only gates of KV heads are given and no model.",
-            rich_help_panel=COMPARED,
-        ),
+        in_compared(metavar="N", help="Query heads of a layer, where only gates of KV heads are given and no model."),
     ] = None,
     top: Annotated[
         int | None,
-        typer.Option(
+        in_compared(
             metavar="K",
             help="Compare the K highest of every two scores. Default: as many as the smaller labelled set has.",
-            rich_help_panel=COMPARED,
         ),
     ] = None,
     causal: Annotated[
         str | None,
-        typer.Option(
+        in_compared(
             metavar="SCORE[:K]",
             help="Also mask the K highest heads by this score (default: its labelled heads) and 10 random sets of as "
             "many others, in three ways, on needles and on plain text. For example retrieval.",
-            rich_help_panel=COMPARED,
         ),
     ] = None,
     text: options.TextFiles = None,
@@ -66,11 +56,7 @@ def roles(
     max_tokens: options.MaxTokens = None,
     max_sequences: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Use at most this many sequences. Default: what each criterion takes.",
-            rich_help_panel=options.TEXTS,
-        ),
+        options.in_texts(metavar="N", help="Use at most this many sequences. Default: what each criterion takes."),
     ] = None,
     out: options.Out = None,
     restart: options.Restart = False,

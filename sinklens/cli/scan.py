@@ -43,10 +43,7 @@ def scan(
     batch_size: options.BatchSize = None,
     device: options.Device = "auto",
     dtype: options.Dtype = None,
-    device_map: Annotated[
-        str | None,
-        typer.Option(help="Spread the model over GPUs: auto or balanced.", rich_help_panel=options.RUNNING),
-    ] = None,
+    device_map: Annotated[str | None, options.in_running(help="Spread the model over GPUs: auto or balanced.")] = None,
     seed: options.Seed = 0,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:

@@ -59,23 +59,18 @@ def train_bb_command(
     weights. The folder is a Hugging Face model (README.md, recipe.json and measured.json tell what it is),
     ready for `sinklens scan my-bb`.
     """
+    given = locals()
     from rich.console import Console
 
     from sinklens.lab.report import print_report
     from sinklens.lab.running import shown
+    from sinklens.lab.settings import BackcopySettings
     from sinklens.lab.training import train_bb
 
     with shown(out) as progress:
         folder = train_bb(
-            layers,
-            out,
-            d_model=d_model,
-            seq_len=seq_len,
-            batch=batch,
-            steps=steps,
-            lr=lr,
-            seed=seed,
-            optimizer=optimizer,
+            out=out,
+            **options.settings_of(BackcopySettings, given),
             device=device,
             checkpoint_every=checkpoint_every,
             resume=not restart,
@@ -142,6 +137,7 @@ def train_lm_command(
     weights and the same curve. The folder is a Hugging Face model (README.md, recipe.json and measured.json
     tell what it is), ready for `sinklens scan my-lm`.
     """
+    given = locals()
     from rich.console import Console
 
     from sinklens.lab.language.report import print_language_report
@@ -156,24 +152,7 @@ def train_lm_command(
             device=device,
             checkpoint_every=checkpoint_every,
             resume=not restart,
-            steps=steps,
-            lr=lr,
-            weight_decay=weight_decay,
-            layers=layers,
-            heads=heads,
-            d_model=d_model,
-            d_mlp=d_mlp,
-            rope_base=rope_base,
-            vocab=vocab,
-            seq_len=seq_len,
-            batch=batch,
-            long_len=long_len,
-            long_every=long_every,
-            long_from=long_from,
-            held_out=held_out,
-            series=series,
-            measure_every=measure_every,
-            seed=seed,
+            **options.settings_of(LanguageSettings, given, "data"),
             progress=progress,
         )
     print_language_report(folder, Console())

@@ -1,7 +1,9 @@
-"""Options that every training command of the lab has."""
+"""Options that every training command of the lab has, and the settings that they make."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,3 +27,8 @@ Restart = Annotated[
         "--restart", help="Begin anew, instead of going on from the checkpoint or leaving a finished model as it is."
     ),
 ]
+
+
+def settings_of(kind: type, given: Mapping[str, Any], *but: str) -> dict[str, Any]:
+    """The options of a command (its ``locals()``) that are settings of a training: those called like a field."""
+    return {field.name: given[field.name] for field in fields(kind) if field.name in given and field.name not in but}

@@ -1,6 +1,7 @@
 """Train a Bigram-Backcopy model, and go on where an interrupted training stopped."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,17 +23,11 @@ def train_bb(
     layers: int,
     out: str | Path,
     *,
-    d_model: int = 64,
-    seq_len: int = 64,
-    batch: int = 64,
-    steps: int | None = None,
-    lr: float | None = None,
-    seed: int = 0,
-    optimizer: str = "adamw",
     device: str = "auto",
     checkpoint_every: int = 200,
     resume: bool = True,
     progress: Progress = SILENT,
+    **settings: Any,
 ) -> Path:
     """Train a Bigram-Backcopy model and write it as a Hugging Face directory.
 
@@ -46,18 +41,13 @@ def train_bb(
     Args:
         layers: number of layers, one head each.
         out: the target folder; new, empty, or one that this function wrote to before.
-        d_model: width; the MLP is four times as wide.
-        seq_len: positions of a sequence, and the model's context.
-        batch: sequences per step.
-        steps: optimiser steps; 2,000 for one layer and 4,000 for more if None.
-        lr: constant learning rate; by layers and optimiser if None, see `BackcopySettings.choose`.
-        seed: of the initial weights and of the data.
-        optimizer: "adamw" or "sgd".
         device: "auto" (CUDA if there is one), "cpu" or "cuda". The data is drawn on the CPU, alike for all
             devices.
         checkpoint_every: steps between two checkpoints.
         resume: go on from a checkpoint, and leave a finished training; if False, start anew and replace both.
         progress: told how it goes on.
+        **settings: other fields of `BackcopySettings`; learning rate and steps follow from the layers and the optimiser
+            where they are left out or None, see `BackcopySettings.choose`.
 
     Returns:
         The folder.
@@ -68,25 +58,16 @@ def train_bb(
         ResultError: if the checkpoint or the finished model in `out` has other settings or is damaged, or the
             folder cannot be written.
     """
-    settings = BackcopySettings.choose(
-        layers,
-        d_model=d_model,
-        seq_len=seq_len,
-        batch=batch,
-        steps=steps,
-        lr=lr,
-        seed=seed,
-        optimizer=optimizer,
-    )
+    chosen = BackcopySettings.choose(layers, **settings)
     target, place, finished = work_in(
-        out, TASK, settings.to_dict(), device=device, checkpoint_every=checkpoint_every, resume=resume
+        out, TASK, chosen.to_dict(), device=device, checkpoint_every=checkpoint_every, resume=resume
     )
     if finished:
         return target
-    model, seconds = train(settings, target / STATE, place, checkpoint_every, progress)
+    model, seconds = train(chosen, target / STATE, place, checkpoint_every, progress)
     move(model, torch.device("cpu"))
-    measured = measure(model, settings.task, initial=build_model(settings))
-    publish(target, model, settings, measured, seconds=seconds, device=place.type)
+    measured = measure(model, chosen.task, initial=build_model(chosen))
+    publish(target, model, chosen, measured, seconds=seconds, device=place.type)
     forget(target)
     return target
 

@@ -63,10 +63,12 @@ def train_induction_command(
     The folder is a Hugging Face model (README.md, recipe.json and measured.json tell what it is), ready for
     `sinklens scan my-induction`.
     """
+    given = locals()
     from rich.console import Console
 
     from sinklens.lab.induction.report import print_induction_report
     from sinklens.lab.induction.run import train_induction
+    from sinklens.lab.induction.settings import InductionSettings
     from sinklens.lab.running import shown
 
     with shown(out) as progress:
@@ -76,22 +78,7 @@ def train_induction_command(
             device=device,
             checkpoint_every=checkpoint_every,
             resume=not restart,
-            steps=steps,
-            lr=lr,
-            weight_decay=weight_decay,
-            heads=heads,
-            kv_heads=kv_heads,
-            d_model=d_model,
-            n_words=n_words,
-            value_len=value_len,
-            shortest=shortest,
-            short_longest=short_longest,
-            longest=longest,
-            short_share=short_share,
-            tokens=tokens,
-            new_weight=new_weight,
-            rope_base=rope_base,
-            seed=seed,
+            **options.settings_of(InductionSettings, given),
             progress=progress,
         )
     print_induction_report(folder, Console())

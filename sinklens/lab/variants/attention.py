@@ -7,10 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sinklens.lab.variants.catalogue import Variant
-from sinklens.lab.variants.element_gate import element_gate
-from sinklens.lab.variants.head_gate import head_gate
 from sinklens.lab.variants.inputs import AttentionInputs
-from sinklens.lab.variants.kv_bias import kv_bias
+from sinklens.lab.variants.outputs import element_gate, head_gate, kv_bias
 from sinklens.lab.variants.positions import rotate
 
 

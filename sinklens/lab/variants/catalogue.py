@@ -8,18 +8,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sinklens.errors import InputError
-from sinklens.lab.variants.clipped_softmax import clipped_softmax
-from sinklens.lab.variants.elu_linear import elu_linear
 from sinklens.lab.variants.inputs import AttentionInputs
-from sinklens.lab.variants.k_bias import k_bias
-from sinklens.lab.variants.power_softmax import power_softmax
-from sinklens.lab.variants.relu import relu
-from sinklens.lab.variants.sigmoid import sigmoid
-from sinklens.lab.variants.sigmoid_normalised import sigmoid_normalised
-from sinklens.lab.variants.sink_logit import sink_logit
-from sinklens.lab.variants.softmax import softmax
-from sinklens.lab.variants.softmax_off_by_one import softmax_off_by_one
-from sinklens.lab.variants.softplus_reweighted import softplus_reweighted
+from sinklens.lab.variants.weights import (
+    clipped_softmax,
+    elu_linear,
+    k_bias,
+    power_softmax,
+    relu,
+    sigmoid,
+    sigmoid_normalised,
+    sink_logit,
+    softmax,
+    softmax_off_by_one,
+    softplus_reweighted,
+)
 
 RowSum = Literal["one", "at most one", "free"]
 Learned = Literal["sink_logit", "bias_key", "bias_value", "head_gate", "element_gate"]

@@ -69,6 +69,7 @@ def train_variant_command(
     The folder holds weights, recipe and figures of the lab's own decoder, not a Hugging Face model:
     sinklens.lab.variants.load_variant reads it.
     """
+    given = locals()
     from rich.console import Console
 
     from sinklens.lab.running import shown
@@ -76,33 +77,9 @@ def train_variant_command(
     from sinklens.lab.variants.report import print_variant
     from sinklens.lab.variants.settings import VariantSettings
 
-    settings = VariantSettings(
-        attention=attention,
-        task=task,  # type: ignore[arg-type]  # an unknown name is refused with those that would do
-        bos=bos,
-        triggers=triggers,
-        layers=layers,
-        heads=heads,
-        d_model=d_model,
-        mlp=mlp,
-        norm=norm,  # type: ignore[arg-type]
-        positions=positions,  # type: ignore[arg-type]
-        window=window,
-        prefix=prefix,
-        seq_len=seq_len,
-        batch=batch,
-        steps=steps,
-        lr=lr,
-        optimizer=optimizer,  # type: ignore[arg-type]
-        seed=seed,
-    )
+    settings = VariantSettings(**options.settings_of(VariantSettings, given))
     with shown(out) as progress:
         folder = train_variant(
             out, settings, device=device, checkpoint_every=checkpoint_every, resume=not restart, progress=progress
         )
     print_variant(folder, Console())
-
-
-app = typer.Typer(no_args_is_help=True, help="Attention variants.")
-app.command("variants")(variants_command)
-app.command("train")(train_variant_command)

@@ -11,23 +11,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sinklens.lab.variants.catalogue import VARIANTS
-from sinklens.lab.variants.clipped_softmax import clipped_softmax
-from sinklens.lab.variants.element_gate import element_gate
-from sinklens.lab.variants.elu_linear import elu_linear
-from sinklens.lab.variants.head_gate import head_gate
 from sinklens.lab.variants.inputs import AttentionInputs
-from sinklens.lab.variants.k_bias import k_bias
-from sinklens.lab.variants.kv_bias import kv_bias
+from sinklens.lab.variants.outputs import element_gate, head_gate, kv_bias
 from sinklens.lab.variants.positions import alibi, rotate, visible_keys
-from sinklens.lab.variants.power_softmax import power_softmax
 from sinklens.lab.variants.proxy import proxy
-from sinklens.lab.variants.relu import relu
-from sinklens.lab.variants.sigmoid import sigmoid
-from sinklens.lab.variants.sigmoid_normalised import sigmoid_normalised
-from sinklens.lab.variants.sink_logit import sink_logit
-from sinklens.lab.variants.softmax import softmax
-from sinklens.lab.variants.softmax_off_by_one import softmax_off_by_one
-from sinklens.lab.variants.softplus_reweighted import softplus_reweighted
+from sinklens.lab.variants.weights import (
+    clipped_softmax,
+    elu_linear,
+    k_bias,
+    power_softmax,
+    relu,
+    sigmoid,
+    sigmoid_normalised,
+    sink_logit,
+    softmax,
+    softmax_off_by_one,
+    softplus_reweighted,
+)
 
 POS, D_HEAD, HEADS = 7, 6, 2
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}

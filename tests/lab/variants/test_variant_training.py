@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from sinklens.errors import InputError, ResultError
 from sinklens.lab.checkpoint import Checkpoint
+from sinklens.lab.commands import app
 from sinklens.lab.tasks import Needle
 from sinklens.lab.variants import training
 from sinklens.lab.variants.catalogue import VARIANTS
-from sinklens.lab.variants.commands import app, train_variant_command
+from sinklens.lab.variants.commands import train_variant_command
 from sinklens.lab.variants.publish import load_variant, train_variant
 from sinklens.lab.variants.settings import VariantSettings
 from sinklens.lab.variants.training import build_decoder, scored_loss, train_decoder
@@ -169,7 +170,7 @@ def test_the_commands_list_and_train(tmp_path: Path) -> None:
     assert listed.exit_code == 0 and all(name in listed.output for name in VARIANTS)
     options = ["--attention", "sigmoid", "--d-model", "8", "--seq-len", "12", "--batch-size", "4", "--steps", "2"]
     options += ["--device", "cpu", "--out", str(tmp_path / "s")]
-    trained = CliRunner().invoke(app, ["train", *options], env={"COLUMNS": "200"})
+    trained = CliRunner().invoke(app, ["train", "variant", *options], env={"COLUMNS": "200"})
     assert trained.exit_code == 0, trained.output
     assert "proxy scores" in trained.output and "weight used on position 0" in trained.output
     assert load_variant(tmp_path / "s")[1].attention == "sigmoid"
