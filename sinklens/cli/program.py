@@ -12,6 +12,7 @@ from sinklens.cli.dynamics import dynamics
 from sinklens.cli.models import models
 from sinklens.cli.needle import needle
 from sinklens.cli.policies import policies
+from sinklens.cli.policy import app as policy
 from sinklens.cli.report import report
 from sinklens.cli.roles import roles
 from sinklens.cli.scan import ScanCommand, scan
@@ -50,4 +51,5 @@ def options(
 app.command(cls=ScanCommand)(scan)
 for command in (report, ablate, active_dormant, calibrate, dashboard, dynamics, needle, policies, roles, models):
     app.command()(command)
+app.add_typer(policy, name="policy")
 app.add_typer(lab, name="lab")

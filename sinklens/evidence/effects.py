@@ -113,6 +113,7 @@ class Reference:
         logits: The clean model's, ``[batch pos d_vocab]``.
         batch: The tokens they belong to.
         answers: For the logit differences.
+        among: Rows that may count at all, ``[batch pos]``; default: all.
 
     Attributes:
         clean: ``[batch]`` each: ``"loss"``, ``"logit_diff"`` and ``"n_tokens"``, the number of predicted tokens.
@@ -128,7 +129,11 @@ class Reference:
 
     @torch.no_grad()
     def __init__(
-        self, logits: Float[Tensor, "batch pos d_vocab"], batch: TokenBatch, answers: Answers | None = None
+        self,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        batch: TokenBatch,
+        answers: Answers | None = None,
+        among: Bool[Tensor, "batch pos"] | None = None,
     ) -> None:
         if logits.ndim != 3 or logits.shape[:2] != batch.ids.shape:
             raise InputError(
@@ -138,7 +143,8 @@ class Reference:
             answers.check(batch, logits.shape[-1])
         device = logits.device
         self._shape = logits.shape
-        self._counted = predicted_rows(batch).to(device)
+        counted = predicted_rows(batch)
+        self._counted = (counted if among is None else counted & among.to(counted.device)).to(device)
         self._rows = self._counted.flatten().nonzero().flatten()
         self._targets = batch.ids.to(device).flatten()[self._rows + 1]
         self._n_tokens = self._counted.sum(1)

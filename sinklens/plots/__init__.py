@@ -30,6 +30,7 @@ from sinklens.plots.massive_table import massive_table
 from sinklens.plots.needle_grid import needle_grid
 from sinklens.plots.norms_by_token import norms_by_token
 from sinklens.plots.notebook import use_in_notebook
+from sinklens.plots.policy_costs import policy_costs
 from sinklens.plots.received_mass import received_mass
 from sinklens.plots.residual_peaks import residual_peaks
 from sinklens.plots.retrieval_join import retrieval_join
@@ -66,6 +67,7 @@ __all__ = [
     "massive_table",
     "needle_grid",
     "norms_by_token",
+    "policy_costs",
     "received_mass",
     "residual_peaks",
     "retrieval_join",

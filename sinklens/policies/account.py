@@ -16,10 +16,10 @@ FIRST = 4
 class Account:
     """What a policy kept, row by row, in every layer and head.
 
-    Every row gives, per head: ``kept`` (keys it may read), ``mass`` (their share of the attention that the row would
-    have paid without the rule, given what earlier layers already lost), ``first_mass`` and ``first_kept`` (the share of
-    the first four tokens before, and what of it is kept); and per KV head ``held``: keys that any of its query heads
-    reads, which is what a cache has to hold for this row.
+    Every row gives, per head: ``kept`` (keys it may read), ``density`` (their share of the keys in sight), ``mass``
+    (their share of the attention that the row would have paid without the rule, given what earlier layers already
+    lost), ``first_mass`` and ``first_kept`` (the share of the first four tokens before, and what of it is kept); and
+    per KV head ``held``: keys that any of its query heads reads, which is what a cache has to hold for this row.
     """
 
     def __init__(self) -> None:
@@ -40,6 +40,7 @@ class Account:
         real = (rows >= 0).cpu().numpy()
         found = {
             "kept": entries,
+            "density": entries / view.visible.sum(-1).clamp(min=1),
             "mass": (pattern * kept).sum(-1),
             "first_mass": pattern[..., first].sum(-1),
             "first_kept": (pattern * kept)[..., first].sum(-1),
@@ -49,8 +50,8 @@ class Account:
         self._rows.append((view.layer, view.sequence, rows.cpu().numpy()[real], arrays))
 
     def by_head(self, first_row: int = 0) -> pd.DataFrame:
-        """Means over the rows from a position on: columns layer, head, kept, mass, first_mass, first_kept, rows."""
-        return self._means(("kept", "mass", "first_mass", "first_kept"), "head", first_row)
+        """Means over the rows from a position on: columns layer, head, kept, density, mass ..., rows."""
+        return self._means(("kept", "density", "mass", "first_mass", "first_kept"), "head", first_row)
 
     def by_kv_head(self, first_row: int = 0) -> pd.DataFrame:
         """What a cache holds: columns layer, kv_head, held (mean keys a row), peak (most keys of any row), rows."""

@@ -30,6 +30,8 @@ from sinklens.studies.needles.make import make_needles
 from sinklens.studies.needles.needle_set import NeedleSet
 from sinklens.studies.needles.result import NeedleResult
 from sinklens.studies.needles.retrieval_scores import retrieval_scores
+from sinklens.studies.policies.result import PolicyComparison
+from sinklens.studies.policies.run import compare_policies
 from sinklens.studies.streaming_split.check import check_split
 from sinklens.studies.streaming_split.check_result import SplitCheck
 from sinklens.studies.streaming_split.razor_split import razor_split
@@ -47,6 +49,7 @@ __all__ = [
     "GateSettings",
     "NeedleResult",
     "NeedleSet",
+    "PolicyComparison",
     "Roles",
     "SplitCheck",
     "StreamingGates",
@@ -55,6 +58,7 @@ __all__ = [
     "check_split",
     "choose_gamma",
     "classification_task",
+    "compare_policies",
     "copying_scores",
     "filter_heads",
     "find_active_dormant",

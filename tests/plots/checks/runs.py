@@ -157,3 +157,24 @@ def calibration(data: st.DataObject) -> go.Figure:
     if len(names) > 2:
         same(named(fig, "random heads").x, table.iloc[2:][[*rates]].to_numpy().ravel())
     return fig
+
+
+@shows("policy_costs")
+def policy_costs(data: st.DataObject) -> go.Figure:
+    n = data.draw(st.integers(1, 6))
+    table = pd.DataFrame({"policy": [f"p{i}" for i in range(n)], "rule": [f"<r{i // 2}>" for i in range(n)]})
+    table["scope"] = [data.draw(st.sampled_from(["causal", "global"])) for _ in range(n)]
+    table["group"], table["mass"] = "head", column(data, n, 0, 1)
+    table["kept"], table["delta_loss"] = column(data, n, 1, 50), column(data, n, -1, 2)
+    table["delta_loss_low"], table["delta_loss_high"] = table["delta_loss"] - 0.5, table["delta_loss"] + 0.25
+    fig = plots.policy_costs(table)
+    drawn = table[table["kept"].notna() & table["delta_loss"].notna()]
+    assert len(fig.data) == drawn["rule"].nunique()
+    for trace, (rule, rows) in zip(fig.data, drawn.groupby("rule", sort=False), strict=True):
+        rows = rows.sort_values("kept")
+        same(trace.x, rows["kept"])
+        same(trace.y, rows["delta_loss"])
+        same(trace.error_y.array, rows["delta_loss_high"] - rows["delta_loss"], rtol=1e-3)
+        assert trace.name == f"{rule} ({rows['scope'].iloc[0]}, head)"
+        assert trace.marker.symbol.endswith("-open") == (rows["scope"].iloc[0] == "global")
+    return fig

@@ -1,0 +1,66 @@
+"""What policies cost beside what they read: one line a rule, one mark a budget."""
+
+from typing import Any, Final
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from sinklens.plots.draws import draws
+from sinklens.plots.style import empty_figure, new_figure, number, require_columns
+
+_TITLE: Final = "What each rule costs at the keys it really reads"
+_COLOURS: Final = ("#4053d3", "#b51d14", "#00beff", "#ddb310", "#fb49b0", "#00b25d", "#666666")
+_SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
+
+
+@draws("sinklens-policies", needs={"summary": ("policy",)})
+def policy_costs(summary: pd.DataFrame) -> go.Figure:
+    """Draw every policy by the keys that its heads really read for a row, and by the loss that this costs.
+
+    Rules that are run at several budgets are joined by a line; bars are 95 % intervals over texts. The legend says what
+    a choice depends on (scope) and within what the kept keys are the same (group). Rules of scope "global" know the
+    future: their marks are open, and their loss means nothing.
+
+    Args:
+        summary: A comparison, or its table `summary`: `policy`, `rule`, `scope`, `group`, `kept`, `delta_loss` with
+            `delta_loss_low` and `delta_loss_high`, `mass`.
+
+    Raises:
+        InputError: A missing column.
+    """
+    require_columns(summary, ("policy", "rule", "scope", "group", "kept", "delta_loss", "mass"), "policy_costs")
+    table = summary[summary["kept"].notna() & summary["delta_loss"].notna()]
+    if table.empty:
+        return empty_figure(_TITLE, "Not applicable: no policy has both a number of keys and a loss.")
+    fig = new_figure(
+        _TITLE, "Rows after the prompt; keys a head reads for a row, mean over heads, layers and rows.", height=460
+    )
+    fig.add_hline(y=0, line={"width": 1, "dash": "dot", "color": "#888"})
+    for at, (rule, rows) in enumerate(table.groupby("rule", sort=False)):
+        rows = rows.sort_values("kept")
+        first, colour = rows.iloc[0], _COLOURS[at % len(_COLOURS)]
+        symbol = _SYMBOLS[(at // len(_COLOURS) + at) % len(_SYMBOLS)]
+        errors: dict[str, Any] = {}
+        if "delta_loss_low" in rows:
+            up, down = rows["delta_loss_high"] - rows["delta_loss"], rows["delta_loss"] - rows["delta_loss_low"]
+            errors = {"type": "data", "array": up, "arrayminus": down, "width": 3, "thickness": 1}
+        fig.add_scatter(
+            x=rows["kept"],
+            y=rows["delta_loss"].astype("float32"),
+            error_y=errors or None,
+            mode="lines+markers",
+            name=f"{rule} ({first['scope']}, {first['group']})",
+            line={"color": colour, "width": 1.5},
+            marker={"symbol": f"{symbol}-open" if first["scope"] == "global" else symbol, "size": 9, "color": colour},
+            hovertext=[_hover(row) for row in rows.to_dict("records")],
+            hoverinfo="text",
+        )
+    fig.update_xaxes(title="keys read for a row (mean)", type="log")
+    fig.update_yaxes(title="Δ loss against full attention (nats per token)")
+    fig.update_layout(legend={"title": {"text": "rule (scope, group)"}}, showlegend=True)
+    return fig
+
+
+def _hover(row: dict[Any, Any]) -> str:
+    kept, mass, cost = number(row["kept"], ".1f"), number(row["mass"], ".3f"), number(row["delta_loss"], "+.3f")
+    return f"<b>{row['policy']}</b><br>{kept} keys a row, {mass} of the attention<br>Δ loss {cost} nats"

@@ -1,0 +1,142 @@
+"""Policies side by side on one model: what each read, what it kept of the attention, and what that cost."""
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sinklens.evidence.bootstrap import paired_interval
+from sinklens.results.result import Result
+
+FORMAT = "sinklens-policies"
+WORK = "comparison of policies"
+ENOUGH = 0.1
+"""Share of the attention from which the first four tokens are worth a sentence."""
+MASSES = ("mass", "mass_post_hoc", "first_mass", "first_kept")
+MEASURES = ("delta_loss", "kl", "top1_agreement")
+
+
+@dataclass(frozen=True)
+class PolicyComparison(
+    Result,
+    format=FORMAT,
+    title="Comparison of policies",
+    newest=1,
+    needs=("summary", "sequences", "heads"),
+    header=("policies", "settings"),
+):
+    """What policies read, kept and cost on the same rows of the same texts.
+
+    ``summary``, one row per policy in the order given: ``policy``, ``rule`` (its name), ``budget`` (keys asked for,
+    missing where the fields were given), ``scope``, ``group``, ``kept`` (mean keys that a head reads for a row: the
+    realised budget), ``density`` (of those it could see), ``held`` and ``peak`` (keys that a cache holds per KV head,
+    mean and largest), ``mib`` (of such caches, keys and values of all layers), ``loss`` in nats per token,
+    ``delta_loss`` against full attention, ``kl`` and ``top1_agreement``, each with ``_low`` and ``_high`` (bootstrap
+    over texts), ``mass`` (share of the attention kept, while the rule acts in all layers), ``mass_post_hoc`` (of the
+    unchanged model's attention), ``first_mass`` and ``first_kept`` (share of the first four tokens, and what stays).
+
+    ``sequences``: loss, KL and agreement of every policy and text. ``heads``: what every head kept under every policy.
+
+    Attributes:
+        meta: Model, tokens, policies as JSON, definitions, settings.
+        tables: By name.
+    """
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """One row per policy, see the class."""
+        return self.tables["summary"].copy()
+
+    @property
+    def verdict(self) -> list[str]:
+        """Which rule costs least, which most, and whether the kept attention tells."""
+        return comparison_sentences(self.tables["summary"])
+
+
+def summarise_policies(
+    sequences: pd.DataFrame, heads: pd.DataFrame, caches: pd.DataFrame, claims: pd.DataFrame, seed: int
+) -> pd.DataFrame:
+    """The table ``summary`` from what was measured by sequence, head and KV head.
+
+    Args:
+        sequences: Rows by policy and sequence.
+        heads: Rows by policy, layer and head.
+        caches: Rows by policy, layer and KV head: held, peak, bytes_per_key.
+        claims: Rows by policy: rule, budget, scope, group.
+        seed: Of the bootstrap.
+    """
+    rows = []
+    for claim in claims.to_dict("records"):
+        name = claim["policy"]
+        own, by_head = sequences[sequences["policy"] == name], heads[heads["policy"] == name]
+        cache = caches[caches["policy"] == name]
+        row = claim | {"n_sequences": len(own), "n_tokens": int(own["n_tokens"].sum())}
+        row |= {column: float(by_head[column].mean()) for column in ("kept", "density")}
+        row |= {"held": float(cache["held"].mean()), "peak": float(cache["peak"].max())}
+        row["mib"] = float((cache["held"] * cache["bytes_per_key"]).sum()) / 2**20
+        row |= {column: float(own[column].mean()) for column in ("clean_loss", "loss")}
+        for column in MEASURES:
+            interval = paired_interval(own[column].to_numpy(dtype=np.float64), seed=seed)
+            row |= {column: interval.value, f"{column}_low": interval.low, f"{column}_high": interval.high}
+        row |= {
+            column: float(by_head[column].mean()) for column in ("mass", "mass_post_hoc", "first_mass", "first_kept")
+        }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def comparison_sentences(summary: pd.DataFrame) -> list[str]:
+    """What a comparison says, recomputable from its summary.
+
+    Rules are ranked among those of one budget. Rules that read everything, and those of scope "global", which know what
+    comes later, are not ranked.
+    """
+    fair = summary[(summary["scope"] != "global") & (summary["density"] < 1 - 1e-9)]
+    if fair.empty:
+        return ["No policy that drops keys without looking ahead was compared, so there is nothing to rank."]
+    found = []
+    for budget, rows in fair.groupby("budget", sort=True, dropna=False):
+        where = f"At a budget of {budget:.0f} keys: " if isinstance(budget, float) and budget == budget else ""
+        found += _ranked(rows.to_dict("records"), where)
+    first = fair[fair["first_mass"] > ENOUGH]
+    drops = first[first["first_kept"] < 0.5 * first["first_mass"]]
+    if not drops.empty:
+        found.append(
+            f"The first four tokens hold {drops['first_mass'].max():.0%} of the attention at most under "
+            f"{', '.join(drops['policy'])}, which read less than half of that."
+        )
+    leaks = summary[summary["scope"] == "global"]
+    if not leaks.empty:
+        found.append(f"{', '.join(leaks['policy'])} chose by what comes later; the loss there means nothing.")
+    return found
+
+
+def _ranked(rows: list[dict[Hashable, Any]], where: str) -> list[str]:
+    best, worst = min(rows, key=_cost), max(rows, key=_cost)
+    most = max(rows, key=lambda row: float(row["mass"]))
+    if len(rows) == 1:
+        return [f"{where}{best['policy']} costs {_change(best)} and reads {best['kept']:.3g} keys a row."]
+    found = [
+        f"{where}{best['policy']} costs least of {len(rows)} rules, {_change(best)} with {best['kept']:.3g} keys a "
+        f"row; {worst['policy']} costs most, {_change(worst)} with {worst['kept']:.3g}."
+    ]
+    if most is not best:
+        found.append(
+            f"{where}kept attention does not rank the loss: {most['policy']} keeps the most, {most['mass']:.1%}, and "
+            f"costs {_change(most)}, while {best['policy']} keeps {best['mass']:.1%}."
+        )
+    return found
+
+
+def _cost(row: dict[Hashable, Any]) -> float:
+    return float(row["delta_loss"])
+
+
+def _change(row: dict[Hashable, Any]) -> str:
+    change = f"{row['delta_loss']:+.3f} nats a token"
+    if math.isnan(row["delta_loss_low"]):
+        return change
+    return f"{change} [{row['delta_loss_low']:+.3f}, {row['delta_loss_high']:+.3f}]"

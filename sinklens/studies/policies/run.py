@@ -1,0 +1,290 @@
+"""Compares policies on one model: a pass of full attention, one that only looks, and one under each rule."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sinklens.attention import AttentionEngine, plan_for
+from sinklens.errors import InputError
+from sinklens.evidence.effects import Reference
+from sinklens.interventions.base import Composition
+from sinklens.models.as_bridge import AnyModel, as_bridge
+from sinklens.models.tokens import BosChoice, Ids, TokenBatch
+from sinklens.models.torch_state import usual_torch
+from sinklens.passes.batches import equal_lengths
+from sinklens.passes.sequences import choose_sequences
+from sinklens.policies import Account, Policy, make_policy
+from sinklens.policies.registry import budgeted
+from sinklens.results import RunFolder
+from sinklens.results.progress import SILENT, Progress
+from sinklens.results.provenance import header
+from sinklens.studies.policies.result import FORMAT, WORK, PolicyComparison, summarise_policies
+
+METRICS = {
+    "kept": "keys that a head reads for a row, mean over rows from the prompt's end on",
+    "mass": "share of the attention that a row would pay to the kept keys without the rule in this layer",
+    "mass_post_hoc": "the same on the unchanged model",
+    "held": "keys that any query head of a KV head reads for a row",
+    "delta_loss": "mean -log p of the next token under the rule minus with full attention, in nats, the same rows",
+    "kl": "mean KL(full || rule) over the same rows, in nats",
+    "top1_agreement": "share of those rows where the likeliest token stays the likeliest",
+}
+
+
+@usual_torch()
+@torch.no_grad()
+def compare_policies(
+    model: AnyModel,
+    policies: Mapping[str, Policy] | Sequence[str],
+    texts: str | Sequence[str] | None = None,
+    *,
+    tokens: TokenBatch | Ids | None = None,
+    budgets: Sequence[float] = (),
+    prompt: int | None = None,
+    allow_leak: bool = False,
+    bos: BosChoice = "auto",
+    max_tokens: int | None = None,
+    max_sequences: int | None = 20,
+    out: str | Path | None = None,
+    restart: bool = False,
+    batch_size: int = 4,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> PolicyComparison:
+    """What each rule reads, what it keeps of the attention, and what that costs, on the same rows of the same texts.
+
+    ::
+
+        found = compare_policies(model, ["sink_window", "h2o", "tova"], texts, budgets=[0.1, 0.2])
+        found.verdict
+
+    Only rows from the prompt's end on are counted, for every rule, because some choose by what the whole prompt looks
+    at.
+
+    Args:
+        model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
+        policies: By label, or texts for :func:`~sinklens.policies.make_policy`.
+        texts: One or several texts, a sequence each; default: a built-in corpus that fits the model.
+        tokens: Instead of texts: a :class:`TokenBatch`, a tokenizer's output, or ids.
+        budgets: Keys a row, or below 1 a share of the longest sequence, for policies given as text without fields; each
+            of those runs at every budget.
+        prompt: Tokens of each text that are its prompt; default: half of the shortest.
+        allow_leak: Run rules of scope "global" as well; their loss means nothing and is marked.
+        bos: As for :func:`sinklens.scan`, like ``max_tokens`` and ``max_sequences``.
+        max_tokens: Longest sequence; default: the model's context.
+        max_sequences: Draw at most this many sequences from all over the texts.
+        out: Directory for the work and the result; a killed comparison goes on there.
+        restart: Throw away what ``out`` holds of another or an unfinished comparison.
+        batch_size: Sequences in one forward pass.
+        seed: Of corpus and bootstrap.
+        progress: Told in forward passes of one sequence.
+
+    Raises:
+        InputError: No policy, two of one label, a rule that leaks, or a prompt as long as a text.
+        ResultError: ``out`` holds something else.
+
+    Cost: for every batch a clean pass, one in which all rules only look, and one pass for each rule.
+    """
+    bridge = as_bridge(model)
+    batch, source = choose_sequences(
+        bridge, texts, tokens, bos=bos, max_tokens=max_tokens, max_sequences=max_sequences, seed=seed
+    )
+    prompt = max(1, int(batch.lengths.min()) // 2) if prompt is None else prompt
+    if not 1 <= prompt < int(batch.lengths.min()) - 1:
+        raise InputError(f"prompt must leave tokens to predict in texts of {int(batch.lengths.min())}, got {prompt}.")
+    labelled = _labelled(policies, budgets, int(batch.lengths.max()), prompt)
+    named = {label: policy for label, (policy, _) in labelled.items()}
+    leaks = [label for label, policy in named.items() if policy.scope == "global"]
+    if leaks and not allow_leak:
+        raise InputError(
+            f"{', '.join(leaks)} chooses by what comes later in the text, so its loss would mean nothing; leave it "
+            "out, or run it marked with allow_leak=True (--allow-leak)."
+        )
+    for policy in named.values():
+        policy.check(bridge)
+    run = _Run(bridge, batch, named, prompt, batch_size, progress)
+    described = {label: json.loads(policy.to_json())["intervention"] for label, policy in named.items()}
+    spec = {
+        "model": header(bridge, batch)["model"],
+        "tokens": header(bridge, batch)["tokens"],
+        "policies": described,
+        "prompt": prompt,
+        "batch_size": batch_size,
+    }
+    parts = _kept(run, spec, out, restart)
+    tables = {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
+    order = {label: at for at, label in enumerate(named)}
+    by_order = tables["sequences"].sort_values(["policy", "sequence"], key=lambda c: c.map(order).fillna(c))
+    tables["sequences"] = by_order.reset_index(drop=True)
+    tables["heads"] = _pooled(tables["heads"], ["policy", "layer", "head"])
+    tables["caches"] = _pooled(tables["caches"], ["policy", "layer", "kv_head"])
+    claims = pd.DataFrame(
+        [
+            {
+                "policy": label,
+                "rule": policy.name or label,
+                "budget": keys,
+                "scope": policy.scope,
+                "group": policy.group,
+            }
+            for label, (policy, keys) in labelled.items()
+        ]
+    )
+    summary = summarise_policies(tables["sequences"], tables["heads"], tables["caches"], claims, seed)
+    meta = {
+        **header(bridge, batch),
+        "source": source,
+        "policies": described,
+        "metrics": {name: {"version": 1, "definition": text} for name, text in METRICS.items()},
+        "settings": {"prompt": prompt, "budgets": [*budgets], "seed": seed, "batch_size": batch_size},
+    }
+    result = PolicyComparison(meta, {"summary": summary, **tables})
+    if out is not None:
+        folder = RunFolder(Path(out), FORMAT, WORK)
+        with folder.locked():
+            folder.begin(spec)
+            folder.complete(result)
+    return result
+
+
+def _labelled(
+    policies: Mapping[str, Policy] | Sequence[str], budgets: Sequence[float], length: int, prompt: int
+) -> dict[str, tuple[Policy, float]]:
+    """Policies by label, told where the prompt ends, each with the budget in keys that it was made for (or NaN)."""
+    found: dict[str, tuple[Policy, float]] = {}
+    if isinstance(policies, Mapping):
+        found = {str(label): (policy, math.nan) for label, policy in policies.items()}
+    else:
+        for text in [policies] if isinstance(policies, str) else policies:
+            own = ":" in text or not budgets or not budgeted(type(make_policy(text)))
+            for keys in [None] if own else [_keys(budget, length) for budget in budgets]:
+                policy = make_policy(text, keys=keys, length=length)
+                if keys is not None and policy == make_policy(text):
+                    keys = None  # a rule that is the same at any budget, such as full attention
+                label = text if keys is None else f"{text} {keys}"
+                if label in found and found[label][0] != policy:
+                    raise InputError(f"Two policies are called {label!r}; give each once.")
+                found[label] = (policy, math.nan if keys is None else float(keys))
+    if not found or not all(isinstance(policy, Policy) for policy, _ in found.values()):
+        raise InputError(f"Expected policies by label, or names such as ['h2o', 'tova'], got {policies!r}.")
+    return {label: (replace(rule, prompt=rule.prompt or prompt), keys) for label, (rule, keys) in found.items()}
+
+
+def _keys(budget: float, length: int) -> int:
+    if not budget > 0:
+        raise InputError(f"A budget is a number of keys, or a share of the text below 1; got {budget!r}.")
+    return max(1, round(budget * length)) if budget < 1 else int(budget)
+
+
+def _kept(run: "_Run", spec: dict[str, Any], out: str | Path | None, restart: bool) -> list[dict[str, pd.DataFrame]]:
+    """What every batch gave: measured, or found in the folder."""
+    batches = [*equal_lengths(run.batch, run.batch_size)]
+    run.progress.begin(
+        "Comparing policies",
+        len(run.batch) * (2 + len(run.policies)),
+        f"{len(run.policies)} policies on {len(run.batch)} sequences, {2 + len(run.policies)} passes each.",
+    )
+    if out is None:
+        return [run.measure(indices) for indices in batches]
+    folder, parts = RunFolder(Path(out), FORMAT, WORK), []
+    with folder.locked():
+        kept = folder.begin(spec, restart)
+        folder.note(kept)
+        for number, indices in enumerate(batches):
+            part = folder.load(f"{number:05d}")
+            if part is None:
+                found = run.measure(indices)
+                folder.save(f"{number:05d}", found)
+            else:
+                found = part.tables
+                run.progress.skip(len(indices) * (2 + len(run.policies)))
+            parts.append(found)
+    return parts
+
+
+def _pooled(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Means over all batches, every row of a text counting once; ``peak`` is the largest."""
+    rows = table["rows"]
+    means = [name for name in table.columns if name not in (*by, "rows", "peak")]
+    sums = table[means].mul(rows, axis=0).assign(rows=rows)
+    grouped = pd.concat([table[by], sums], axis=1).groupby(by, sort=False, as_index=False).sum()
+    grouped[means] = grouped[means].div(grouped["rows"], axis=0)
+    if "peak" in table:
+        grouped["peak"] = table.groupby(by, sort=False)["peak"].max().to_numpy()
+    return grouped
+
+
+class _Run:
+    def __init__(
+        self,
+        bridge: Any,
+        batch: TokenBatch,
+        policies: Mapping[str, Policy],
+        prompt: int,
+        batch_size: int,
+        progress: Progress,
+    ) -> None:
+        self.bridge, self.batch, self.policies, self.prompt = bridge, batch, policies, prompt
+        self.batch_size, self.progress = batch_size, progress
+        self.path = plan_for(bridge).path
+
+    def measure(self, indices: list[int]) -> dict[str, pd.DataFrame]:
+        """Sequences, heads and caches of every policy on some sequences of one length."""
+        part = self.batch.rows(indices)
+        ids = part.ids.to(next(self.bridge.parameters()).device)
+        among = (torch.arange(ids.shape[1]) >= self.prompt).expand(len(part), -1)
+        with AttentionEngine(self.bridge, path=self.path):
+            reference = Reference(self.bridge(ids), part, among=among)
+        self.progress.advance(len(indices))
+        looks = {label: Account() for label in self.policies}
+        looking = [policy.counted(looks[label], only_look=True) for label, policy in self.policies.items()]
+        with Composition(tuple(looking))(self.bridge):
+            self.bridge(ids)
+        self.progress.advance(len(indices))
+        tables: dict[str, list[pd.DataFrame]] = {"sequences": [], "heads": [], "caches": []}
+        for label, policy in self.policies.items():
+            account = Account()
+            with policy.counted(account)(self.bridge):
+                changed = reference.compare(self.bridge(ids))
+            tables["sequences"].append(self._sequences(label, indices, reference.clean, changed))
+            tables["heads"].append(self._heads(label, account, looks[label]))
+            tables["caches"].append(self._caches(label, account))
+            self.progress.advance(len(indices))
+        return {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()}
+
+    def _sequences(
+        self, label: str, indices: list[int], clean: Mapping[str, Tensor], changed: Mapping[str, Tensor]
+    ) -> pd.DataFrame:
+        loss, before = (values.double().cpu().numpy() for values in (changed["loss"][0], clean["loss"]))
+        return pd.DataFrame(
+            {
+                "policy": label,
+                "sequence": indices,
+                "n_tokens": clean["n_tokens"].cpu().numpy(),
+                "clean_loss": before,
+                "loss": loss,
+                "delta_loss": loss - before,
+                "kl": changed["kl"][0].double().cpu().numpy(),
+                "top1_agreement": changed["top1_agreement"][0].double().cpu().numpy(),
+            }
+        )
+
+    def _heads(self, label: str, account: Account, look: Account) -> pd.DataFrame:
+        found = account.by_head(self.prompt)
+        found.insert(0, "policy", label)
+        found["mass_post_hoc"] = look.by_head(self.prompt)["mass"]
+        return found
+
+    def _caches(self, label: str, account: Account) -> pd.DataFrame:
+        found = account.by_kv_head(self.prompt)
+        found.insert(0, "policy", label)
+        size = next(self.bridge.parameters()).element_size()
+        found["bytes_per_key"] = 2 * int(self.bridge.cfg.d_head) * size
+        return found

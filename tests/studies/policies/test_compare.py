@@ -1,0 +1,175 @@
+"""Policies side by side: numbers against a loop by hand, the same after a kill, sentences against their table."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import sinklens
+from sinklens.attention import AttentionEngine
+from sinklens.errors import InputError, ResultError
+from sinklens.policies import Account
+from sinklens.policies.h2o import H2O
+from sinklens.policies.sink_window import SinkWindow
+from sinklens.results.progress import Silent
+from sinklens.studies import PolicyComparison, compare_policies
+from sinklens.studies.policies.result import comparison_sentences
+
+IDS = torch.randint(4, 500, (3, 24), generator=torch.Generator().manual_seed(0))
+RULES = {"window": SinkWindow(1, 5), "h2o": H2O(3, 3)}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return sinklens.load("tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def found(model: Any) -> PolicyComparison:
+    return compare_policies(model, RULES, tokens=IDS, prompt=10)
+
+
+@torch.no_grad()
+def test_losses_and_masses_are_those_of_a_loop_by_hand(model: Any, found: PolicyComparison) -> None:
+    rows, target = slice(10, 23), IDS[:, 11:]
+    with AttentionEngine(model):
+        full = model(IDS).log_softmax(-1)[:, rows]
+    for name, rule in RULES.items():
+        account = Account()
+        with rule.counted(account)(model):
+            changed = model(IDS).log_softmax(-1)[:, rows]
+        loss = -changed.gather(-1, target[..., None])[..., 0].mean(-1)
+        clean = -full.gather(-1, target[..., None])[..., 0].mean(-1)
+        kl = (full.exp() * (full - changed)).sum(-1).mean(-1)
+        same = (full.argmax(-1) == changed.argmax(-1)).float().mean(-1)
+        own = found.tables["sequences"].query("policy == @name").sort_values("sequence")
+        for column, expected in [("delta_loss", loss - clean), ("kl", kl), ("top1_agreement", same)]:
+            np.testing.assert_allclose(own[column], expected.numpy(), atol=2e-5)
+        summary = found.summary.set_index("policy").loc[name]
+        assert summary["delta_loss"] == pytest.approx(float((loss - clean).mean()), abs=2e-5)
+        heads = account.by_head(10)
+        assert summary["kept"] == pytest.approx(float(heads["kept"].mean()), abs=1e-6)
+        assert summary["mass"] == pytest.approx(float(heads["mass"].mean()), abs=1e-6)
+        caches = account.by_kv_head(10)
+        key = 2 * int(model.cfg.d_head) * 4
+        assert summary["mib"] == pytest.approx(float(caches["held"].sum()) * key / 2**20, rel=1e-6)
+    assert set(found.summary["kept"].round(6)) == {6.0, 7.0}
+
+
+def test_budgets_make_a_row_each_and_full_attention_only_one(model: Any) -> None:
+    found = compare_policies(model, ["full", "tova"], tokens=IDS, prompt=10, budgets=[0.25, 12])
+    assert [*found.summary["policy"]] == ["full", "tova 6", "tova 12"]
+    assert [*found.summary["budget"].fillna(0)] == [0, 6, 12]
+    np.testing.assert_allclose(found.summary["kept"][1:], [6, (11 + 13 * 12) / 14])  # row 10 sees 11 keys
+    full = found.summary.iloc[0]
+    assert full["delta_loss"] == 0 and full["density"] == 1 and full["mass"] == pytest.approx(1)
+
+
+def test_rules_that_look_ahead_are_refused_unless_allowed(model: Any) -> None:
+    with pytest.raises(InputError, match="h2o_global chooses by what comes later"):
+        compare_policies(model, ["h2o_global"], tokens=IDS)
+    found = compare_policies(model, ["h2o_global", "tova"], tokens=IDS, prompt=10, budgets=[8], allow_leak=True)
+    assert found.verdict[-1] == "h2o_global 8 chose by what comes later; the loss there means nothing."
+    for wrong, told in [({}, "Expected policies"), ({"a": 3}, "Expected policies"), (["nix"], "Unknown policy")]:
+        with pytest.raises(InputError, match=told):
+            compare_policies(model, wrong, tokens=IDS)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="prompt must leave"):
+        compare_policies(model, ["full"], tokens=IDS, prompt=24)
+
+
+class Stop(Silent):
+    """Ends the work after some advances."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def advance(self, work: float = 1.0, note: str = "") -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def test_a_killed_comparison_goes_on_and_gives_the_same(model: Any, found: PolicyComparison, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"tokens": IDS, "prompt": 10, "batch_size": 1, "out": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        compare_policies(model, RULES, progress=Stop(6), **options)
+    with pytest.raises(ResultError, match="another comparison of policies"):
+        compare_policies(model, {"h2o": H2O(2, 2)}, **options)
+    counted: list[float] = []
+
+    class Skips(Silent):
+        def skip(self, work: float) -> None:
+            counted.append(work)
+
+    again = compare_policies(model, RULES, progress=Skips(), **options)
+    assert counted == [4]  # one finished batch: two passes, and one for each rule
+    loaded = sinklens.open(tmp_path / "run")
+    assert isinstance(loaded, PolicyComparison)
+    for name, table in again.tables.items():
+        pd.testing.assert_frame_equal(loaded.to_dataframe(name), table, check_dtype=False)
+    numbers = [column for column in found.summary if pd.api.types.is_numeric_dtype(found.summary[column])]
+    np.testing.assert_allclose(again.summary[numbers], found.summary[numbers], atol=1e-5, equal_nan=True)
+    assert loaded.report(tmp_path / "report.html").stat().st_size > 10_000
+
+
+def made_up(seed: int) -> pd.DataFrame:
+    draw = np.random.default_rng(seed)
+    n = int(draw.integers(1, 9))
+    table = pd.DataFrame({"policy": [f"rule{i}" for i in range(n)], "budget": draw.choice([8.0, 16.0, math.nan], n)})
+    table["scope"] = draw.choice(["causal", "prompt", "global"], n, p=[0.6, 0.2, 0.2])
+    table["density"] = draw.choice([0.2, 0.5, 1.0], n)
+    table["kept"], table["delta_loss"] = draw.uniform(2, 30, n), draw.normal(0, 1, n)
+    table["delta_loss_low"] = draw.choice([-2.0, math.nan], n)
+    table["delta_loss_high"] = 2.0
+    table["mass"], table["first_mass"] = draw.uniform(0, 1, n), draw.uniform(0, 0.6, n)
+    table["first_kept"] = table["first_mass"] * draw.choice([0.0, 0.4, 1.0], n)
+    return table
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_every_sentence_is_recomputed_from_the_table(seed: int) -> None:
+    table = made_up(seed)
+    expected: list[str] = []
+    rows = [row for row in table.to_dict("records") if row["scope"] != "global" and row["density"] < 1]
+
+    def cost(row: dict[str, Any]) -> str:
+        words = f"{row['delta_loss']:+.3f} nats a token"
+        return words if math.isnan(row["delta_loss_low"]) else f"{words} [{row['delta_loss_low']:+.3f}, +2.000]"
+
+    if not rows:
+        expected = ["No policy that drops keys without looking ahead was compared, so there is nothing to rank."]
+        assert comparison_sentences(table) == expected
+        return
+    for budget in (8.0, 16.0, None):
+        own = [row for row in rows if (math.isnan(row["budget"]) if budget is None else row["budget"] == budget)]
+        own.sort(key=lambda row: row["delta_loss"])
+        where = "" if budget is None else f"At a budget of {budget:.0f} keys: "
+        if len(own) == 1:
+            expected.append(
+                f"{where}{own[0]['policy']} costs {cost(own[0])} and reads {own[0]['kept']:.3g} keys a row."
+            )
+        elif own:
+            best, worst, most = own[0], own[-1], max(own, key=lambda row: row["mass"])
+            expected.append(
+                f"{where}{best['policy']} costs least of {len(own)} rules, {cost(best)} with {best['kept']:.3g} keys a "
+                f"row; {worst['policy']} costs most, {cost(worst)} with {worst['kept']:.3g}."
+            )
+            if most is not best:
+                expected.append(
+                    f"{where}kept attention does not rank the loss: {most['policy']} keeps the most, "
+                    f"{most['mass']:.1%}, and costs {cost(most)}, while {best['policy']} keeps {best['mass']:.1%}."
+                )
+    poor = [row for row in rows if row["first_mass"] > 0.1 and row["first_kept"] < row["first_mass"] / 2]
+    if poor:
+        expected.append(
+            f"The first four tokens hold {max(row['first_mass'] for row in poor):.0%} of the attention at most under "
+            f"{', '.join(row['policy'] for row in poor)}, which read less than half of that."
+        )
+    leaks = [row["policy"] for row in table.to_dict("records") if row["scope"] == "global"]
+    if leaks:
+        expected.append(f"{', '.join(leaks)} chose by what comes later; the loss there means nothing.")
+    assert comparison_sentences(table) == expected
