@@ -117,7 +117,7 @@ def find_roles(
                 parts[name] = _measure(model, name, mine, folder, share)
             except ResultError:
                 raise  # the folder: going on would cost the results of the others
-            except Exception as error:
+            except (SinkLensError, RuntimeError, MemoryError) as error:  # what a model or a machine cannot do
                 kind = "" if isinstance(error, SinkLensError) else f"{type(error).__name__}: "
                 notes.append(f"The criterion {name} gave no scores: {kind}{error}")
                 warnings.warn(notes[-1], stacklevel=2)

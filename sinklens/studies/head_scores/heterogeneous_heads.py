@@ -28,6 +28,7 @@ from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.batches import equal_lengths
 from sinklens.passes.sequences import choose_sequences
+from sinklens.results.progress import SILENT, Progress
 from sinklens.results.provenance import header
 
 FORMS = {"semantic": heterogeneity.RAW, "written": heterogeneity.WRITTEN}
@@ -49,6 +50,7 @@ def heterogeneous_heads(
     max_sequences: int | None = 32,
     batch_size: int = 8,
     seed: int = 0,
+    progress: Progress = SILENT,
 ) -> HeadScores:
     """Find the heads whose mean output differs most from that of the other heads of their layer (Task-KV).
 
@@ -77,6 +79,7 @@ def heterogeneous_heads(
         max_sequences: Draw at most this many sequences from all over the texts; None: 100, and all of given tokens.
         batch_size: Sequences in one forward pass.
         seed: Which sequences are drawn.
+        progress: Told after each forward pass, in sequences.
 
     Returns:
         Columns ``layer``, ``head``, ``kv_head``; ``semantic_offset`` and ``written_offset``; for each form
@@ -105,6 +108,7 @@ def heterogeneous_heads(
         for place, layer in enumerate(layers)
     }
     distances = {name: np.full((len(layers), kv_heads, len(batch)), np.nan) for name in FORMS}
+    progress.begin("Comparing heads' outputs", len(batch))
     for indices in equal_lengths(batch, batch_size):
         watcher = _Watcher(model, batch.rows(indices), group)
         edits: list[Any] = [watcher]
@@ -112,6 +116,7 @@ def heterogeneous_heads(
             model(batch.rows(indices).ids.to(next(model.parameters()).device))
         for (name, layer), found in watcher.found.items():
             distances[name][layers.index(layer)][:, indices] = found.T
+        progress.advance(len(indices))
     rows = []
     for place, layer in enumerate(layers):
         labels = {name: _labels(distances[name][place], counts[layer]) for name in FORMS}

@@ -1,5 +1,6 @@
 """The main job: what runs, what a failure leaves, and going on after an interruption."""
 
+import inspect
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ from sinklens import Census, load
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError, ResultError, UnsupportedArchitectureError
 from sinklens.models.builtin import builtin_models
+from sinklens.results.progress import SILENT
 from sinklens.studies import Roles, find_roles
 from sinklens.studies.active_dormant.run import find_active_dormant
 from sinklens.studies.head_roles import run as module
@@ -70,6 +72,20 @@ def test_dormant_is_the_label_of_guo(bb3: TransformerBridge) -> None:
     named = Roles.of({"active_dormant": scores}).roles
     assert len(named["dormant"]) == (table["label"] == "dormant").sum()
     assert len(named["needed"]) == (table["by_ablation"] == "active").sum() > 0
+
+
+def test_every_criterion_takes_what_it_is_given(bb3: TransformerBridge) -> None:
+    """A criterion whose call does not fit would only leave a note among others."""
+    for criterion in CRITERIA.values():
+        words = dict.fromkeys(("texts", "bos", "max_tokens", "max_sequences")) if criterion.on_texts else {}
+        inspect.signature(criterion.measure).bind(bb3, **words, seed=0, progress=SILENT)
+
+
+def test_a_fault_in_the_code_is_no_missing_score(bb3: TransformerBridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(monkeypatch, "sinks", "pattern")
+    counted.fails["pattern"] = TypeError("an unexpected argument")
+    with pytest.raises(TypeError, match="an unexpected argument"):
+        find_roles(bb3, scores=["sinks", "pattern"], **SMALL)
 
 
 def test_a_failure_leaves_nan_and_a_warning(bb3: TransformerBridge, monkeypatch: pytest.MonkeyPatch) -> None:
