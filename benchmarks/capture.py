@@ -34,14 +34,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sinklens.capture import capture
 from sinklens.capture.run import standard_statistics
-from sinklens.detectors import (
-    AttentionSummaryDetector,
-    MassiveActivationDetector,
-    ResidualPeakDetector,
-    SinkDetector,
-    ValueDrainDetector,
-)
+from sinklens.detectors.attention_summary import AttentionSummaryDetector
 from sinklens.detectors.extreme_tokens import ExtremeTokenDetector
+from sinklens.detectors.massive_activations import MassiveActivationDetector
+from sinklens.detectors.residual_peaks import ResidualPeakDetector
+from sinklens.detectors.sinks import SinkDetector
+from sinklens.detectors.value_drains import ValueDrainDetector
 from sinklens.models import load
 from sinklens.models.tokens import TokenBatch, tokenize
 from sinklens.studies.census.joins import Example

@@ -26,10 +26,7 @@ from gallery_page import html_page, markdown
 
 import sinklens
 from sinklens import plots
-from sinklens.capture import capture
-from sinklens.detectors.channel_profile import ChannelProfileDetector
-from sinklens.detectors.lifecycle import trace_entries
-from sinklens.detectors.state_norms import measure_state_norms
+from sinklens.detectors import measure
 from sinklens.errors import SinkLensError
 from sinklens.interventions import SlidingWindow
 from sinklens.models.tokens import TokenBatch
@@ -78,20 +75,19 @@ class Runs:
     @cached_property
     def norms(self) -> pd.DataFrame:
         """Norms of states at position 0 against the others."""
-        return measure_state_norms(self.model, self.batch).to_dataframe()
+        return measure(self.model, self.batch, "state_norms").tables["state_norms"]
 
     @cached_property
     def channels(self) -> pd.DataFrame:
         """The strongest channels of the first sequence."""
-        detector = ChannelProfileDetector()
-        capture(self.model, self.batch.rows([0]), [detector], statistics=lambda rows, start: [])
-        return detector.compute().to_dataframe()
+        return measure(self.model, self.batch.rows([0]), "channel_profile").tables["channel_profile"]
 
     @cached_property
     def traced(self) -> pd.DataFrame:
         """Contributions to the largest entry of the residual stream."""
         best = strongest_activations(self.census.massive_activations.to_dataframe(), 1).iloc[0]
-        return trace_entries(self.model, self.batch, [(int(best["position"]), int(best["channel"]))]).to_dataframe()
+        entries = [(int(best["position"]), int(best["channel"]))]
+        return measure(self.model, self.batch, "lifecycle", entries=entries).tables["lifecycle"]
 
     @cached_property
     def sweep(self) -> pd.DataFrame:

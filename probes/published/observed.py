@@ -10,10 +10,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.capture import capture
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors import SecondarySinkDetector
 from sinklens.detectors.compression import matrix_entropy
 from sinklens.detectors.massive_activations import ABSOLUTE, RATIO
 from sinklens.detectors.massive_channels import CONTRAST, fp32_bound
+from sinklens.detectors.secondary_sinks import SecondarySinkDetector
 from sinklens.interventions import Intervention
 from sinklens.models import TokenBatch
 

@@ -16,10 +16,10 @@ class ScanCommand(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Fill in the help of ``--detectors`` and print."""
-        from sinklens.detectors.registry import all_detectors, default_detectors
+        from sinklens.detectors.registry import all_detectors, asked_for, default_detectors
 
         usual, known = default_detectors(), all_detectors()
-        others = ", ".join(name for name in known if name not in usual)
+        others = ", ".join(name for name, kind in known.items() if name not in usual and not asked_for(kind))
         option: Any = next(each for each in self.params if each.name == "detectors")
         option.help = f"Some of {', '.join(usual)} (the default: all of these), {others}."
         super().format_help(ctx, formatter)

@@ -208,10 +208,11 @@ def every_query(batch: TokenBatch) -> dict[str, Bool[Tensor, "batch pos"]]:
 
 @register
 class ActiveDormantDetector(Detector):
-    """Sink mass and output norm by token class, sequence by sequence; the zero-out test is an experiment's.
+    """How much each head attends to the sink and how much it writes, by kind of text or token.
 
-    Takes ``mass_sink`` (from :class:`~sinklens.attention.KeySetMass` over ``keys``) where it was measured, else
-    ``mass_bos`` in sequences whose only BOS is at position 0.
+    Nearly all on the sink and little written: the head rests there; whether it matters is for zeroing it to say. Takes
+    ``mass_sink`` (from :class:`~sinklens.attention.KeySetMass` over ``keys``) where it was measured, else ``mass_bos``
+    in sequences whose only BOS is at position 0.
 
     Tables: ``active_dormant``, one row per head, domain and class, means over the sequences that have such queries:
     ``mass`` with its ``null``, ``norm``, ``norm_ratio``, ``own_ratio`` (see the metrics), ``n_sequences``,

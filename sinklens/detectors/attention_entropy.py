@@ -1,7 +1,5 @@
 """How spread out a head's attention is, as a share of the most that its mask allows."""
 
-from typing import Self
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,8 +8,8 @@ from sinklens.attention import Entropy, StatisticFactory
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.attention_summary import ENTROPY
 from sinklens.detectors.base import Metric
-from sinklens.detectors.head_means import HeadMeans, visible_keys
-from sinklens.detectors.head_scores import HeadScores
+from sinklens.detectors.head_means import HeadMeansDetector, visible_keys
+from sinklens.detectors.registry import register
 from sinklens.models.tokens import TokenBatch
 
 METRIC = Metric(
@@ -36,11 +34,18 @@ def normalised_entropy(pattern: Float[Tensor, "*batch head q_pos k_pos"]) -> Flo
     return mean
 
 
-class EntropyDetector:
-    """Entropy of every head in nats and as a share of the most there is, streamed."""
+@register
+class EntropyDetector(HeadMeansDetector):
+    """How many tokens a head spreads its attention over: 0 where it looks at one alone, high where at all alike.
+
+    Scores ``entropy`` (nats) and ``normalised_entropy`` (share of the most that the mask allows, 0 to 1).
+    """
+
+    name = "attention_entropy"
+    metrics = (ENTROPY, METRIC)
 
     def __init__(self) -> None:
-        self._means = HeadMeans()
+        super().__init__("entropy", "entropy_null", "normalised_entropy")
 
     def statistics(self, batch: TokenBatch) -> list[StatisticFactory]:
         """What the pass has to measure."""
@@ -54,14 +59,3 @@ class EntropyDetector:
         most = visible.log()[:, None]
         share = (entropy.double() / most).masked_fill(most == 0, torch.nan)
         self._means.add(record, {"entropy": entropy, "entropy_null": most, "normalised_entropy": share})
-
-    def merge(self, other: Self) -> None:
-        """Add what another detector saw of other sequences."""
-        self._means.merge(other._means)
-
-    def compute(self) -> HeadScores:
-        """``layer, head, kv_head``, ``entropy`` with its null, and ``normalised_entropy``."""
-        frame = self._means.table()
-        if not len(frame):
-            frame = frame.reindex(columns=["layer", "head", "kv_head", "entropy", "normalised_entropy"])
-        return HeadScores(frame, {"entropy": ENTROPY, "normalised_entropy": METRIC})

@@ -58,10 +58,14 @@ COLUMNS = {
 
 @register
 class AttentionSummaryDetector(Detector):
-    """Means over queries and sequences of the per-query statistics. Cost: a few numbers per head.
+    """Over how many tokens each head spreads its attention, how far back they lie, and how much rests on the BOS.
+
+    A low entropy means few tokens, a high distance far ones, a high ``missing_mass`` that much falls on no token.
 
     Table ``attention_summary``: one row per head with means over all real queries; NaN where a quantity is not
     applicable. In a census with sinks its columns stand in ``heads``.
+
+    Cost: a few numbers per head.
     """
 
     name = "attention_summary"

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import pandas as pd
 import torch
@@ -13,6 +13,9 @@ from sinklens.attention import StatisticFactory
 from sinklens.capture.record import LayerRecord
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
+
+SHARED: Final[Mapping[str, tuple[str, ...]]] = {"layers": ("layer",), "head_scores": ("layer", "head", "kv_head")}
+"""Tables that several detectors give, by the columns that tell rows apart: their other columns are joined."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Detector(ABC):
         needs: Fields of a record without which it cannot work (``"hidden"``, ``"keys"``, ``"outputs"``, ``"halves"``):
             a model that cannot give one is refused.
         wants: Fields that it uses where the model has them.
-        beside: Names of detectors that run with it, because a table joins what they find.
+        beside: Names of detectors that a scan runs with it, because a table of the census joins what they find.
         by_default: Whether a scan runs it without being asked.
         rank: Where its sentences and tables come among those of the others, smallest first.
     """
@@ -91,12 +94,25 @@ class Detector(ABC):
         """
         raise InputError(f"{type(self).__name__} defines no merge(): measure all sequences with one of them.")
 
+    def check_settings(self, other: Self) -> None:
+        """Refuse to merge with a detector whose settings, the attributes without an underscore, are others.
+
+        Raises:
+            InputError: Naming the first that differs.
+        """
+        for name, mine in vars(self).items():
+            theirs = getattr(other, name)
+            if not name.startswith("_") and mine != theirs:
+                raise InputError(
+                    f"Two detectors {self.name!r} with different {name} cannot be merged: {mine!r} and {theirs!r}."
+                )
+
     @abstractmethod
     def tables(self) -> dict[str, pd.DataFrame]:
         """What was found so far, by the names that the tables have in a result.
 
-        One table may be called ``"layers"``: it has a column ``layer`` with one row for each, and its other columns are
-        joined with those of the other detectors.
+        Two tables are shared: ``"layers"`` has one row per ``layer``, ``"head_scores"`` one per ``layer``, ``head`` and
+        ``kv_head``; their other columns are joined with those of the other detectors.
         """
 
     def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:

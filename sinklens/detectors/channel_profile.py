@@ -1,6 +1,5 @@
 """One sequence's residual stream, token by channel, for the few channels that grow largest in each layer."""
 
-from dataclasses import dataclass
 from typing import Self
 
 import pandas as pd
@@ -9,28 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sinklens.capture.record import LayerRecord
+from sinklens.detectors.base import Detector
+from sinklens.detectors.registry import register
 from sinklens.errors import InputError
 
 COLUMNS = ("sequence", "layer", "position", "token", "channel", "value", "median")
-
-
-@dataclass(frozen=True)
-class ChannelProfile:
-    """Entries of the strongest channels of one sequence.
-
-    Attributes:
-        table: One row per layer, channel and position: ``value`` is the signed entry of the residual stream after the
-            block (-1: before the first), ``median`` the layer's median ``|h|`` over all tokens and channels of the
-            sequence. Channels of a layer come by the size of their largest entry, largest first.
-        d_model: How many channels there are in all.
-    """
-
-    table: pd.DataFrame
-    d_model: int
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The table."""
-        return self.table
 
 
 def strongest_channels(hidden: Float[Tensor, "pos d_model"], k: int) -> Int[Tensor, " k"]:
@@ -43,8 +25,13 @@ def strongest_channels(hidden: Float[Tensor, "pos d_model"], k: int) -> Int[Tens
     return hidden.abs().amax(0).topk(min(k, hidden.shape[-1])).indices
 
 
-class ChannelProfileDetector:
-    """Keeps ``k`` channels per layer of one sequence: O(layers pos k) numbers.
+@register
+class ChannelProfileDetector(Detector):
+    """One sequence, token by token, in the few channels where its residual stream is largest: a spike is massive.
+
+    Table ``channel_profile``, one row per layer, channel and position: ``value`` is the signed entry of the residual
+    stream after the block (-1: before the first), ``median`` the layer's median ``|h|`` over all tokens and channels of
+    the sequence. Channels of a layer come by the size of their largest entry, largest first.
 
     Args:
         sequence: Which sequence of the run, from 0.
@@ -52,8 +39,11 @@ class ChannelProfileDetector:
 
     Raises:
         InputError: A negative sequence or fewer than one channel.
+
+    Cost: O(layers pos k) numbers.
     """
 
+    name = "channel_profile"
     needs = ("hidden",)
 
     def __init__(self, sequence: int = 0, k: int = 8) -> None:
@@ -61,7 +51,6 @@ class ChannelProfileDetector:
             raise InputError(f"Expected a sequence from 0 on and at least one channel, got {sequence} and {k}.")
         self.sequence, self.k = sequence, k
         self._frames: dict[int, pd.DataFrame] = {}
-        self._d_model = 0
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer of one batch; only the chosen sequence is looked at."""
@@ -70,7 +59,6 @@ class ChannelProfileDetector:
             return
         length = int(record.batch.lengths[row])
         hidden = record.hidden[row, :length].detach().float()
-        self._d_model = hidden.shape[-1]
         channels = strongest_channels(hidden, self.k)
         kept = hidden[:, channels].T.cpu()
         # torch.median is the lower middle, as everywhere here
@@ -87,18 +75,12 @@ class ChannelProfileDetector:
         )
 
     def merge(self, other: Self) -> None:
-        """Take the chosen sequence from another detector, if that one saw it.
-
-        Raises:
-            InputError: It kept another sequence or another number of channels.
-        """
-        if (self.sequence, self.k) != (other.sequence, other.k):
-            raise InputError("Channel profiles of different sequences or sizes cannot be merged.")
+        """Take the chosen sequence from another detector, if that one saw it."""
+        self.check_settings(other)
         self._frames = {**other._frames, **self._frames}
-        self._d_model = self._d_model or other._d_model
 
-    def compute(self) -> ChannelProfile:
+    def tables(self) -> dict[str, pd.DataFrame]:
         """All layers, in order; an empty table when the sequence was never seen."""
         frames = [self._frames[layer] for layer in sorted(self._frames)]
-        table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*COLUMNS])
-        return ChannelProfile(table, self._d_model)
+        empty = pd.DataFrame(columns=[*COLUMNS])
+        return {"channel_profile": pd.concat(frames, ignore_index=True) if frames else empty}

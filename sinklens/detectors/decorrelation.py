@@ -67,12 +67,14 @@ def _others(real: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
 
 @register
 class DecorrelationDetector(Detector):
-    """Streaming version of :func:`decorrelation_loss`. Cost: O(pos d_model) per layer; a few numbers are kept.
+    """How much the residual states of all tokens point along the first token's: 1 in the same direction, 0 unrelated.
 
     Table ``decorrelation``, one row per layer (-1 = before the first block): ``bos_cosine`` and ``bos_cosine_sq``
     (means over all tokens but the first of each sequence), ``null`` = 1 / d_model for the square, ``in_loss`` (whether
     the layer enters the loss), ``n_tokens``. The loss is the mean of
     ``bos_cosine_sq`` over the layers in the loss; a model of one block has none.
+
+    Cost: O(pos d_model) per layer; a few numbers are kept.
     """
 
     name = "decorrelation"

@@ -4,7 +4,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,8 +13,8 @@ from torch import Tensor
 from sinklens.attention import Entropy, KeySetMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import Metric
-from sinklens.detectors.head_means import HeadMeans, visible_keys
-from sinklens.detectors.head_scores import HeadScores
+from sinklens.detectors.head_means import HeadMeansDetector, visible_keys
+from sinklens.detectors.registry import register
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
 
@@ -105,16 +105,22 @@ def delimiter_score(
     return mean.masked_fill(~delimiters.any(1)[:, None], math.nan)
 
 
-class DelimiterDetector:
-    """:func:`delimiter_score` of every head, streamed; the mean is over the queries of sequences with delimiters.
+@register
+class DelimiterDetector(HeadMeansDetector):
+    """How much each head attends to punctuation and line ends: 1 where it looks nowhere else, 0 where never there.
+
+    Score ``delimiter_mass``, see :func:`delimiter_score`, over the queries of sequences that have delimiters.
 
     Args:
         kinds: What counts as a delimiter, see :func:`delimiter_mask`.
     """
 
+    name = "delimiter_mass"
+    metrics = (METRIC,)
+
     def __init__(self, kinds: Sequence[DelimiterKind] = KINDS) -> None:
+        super().__init__()
         self.kinds = tuple(kinds)
-        self._means = HeadMeans()
 
     def statistics(self, batch: TokenBatch) -> list[StatisticFactory]:
         """What the pass has to measure."""
@@ -130,14 +136,3 @@ class DelimiterDetector:
         queries[:, 0] = False
         null = uniform_share(members, visible)[:, None]
         self._means.add(record, {"delimiter_mass": mass, "delimiter_mass_null": null}, queries.cpu())
-
-    def merge(self, other: Self) -> None:
-        """Add what another detector with the same settings saw."""
-        self._means.merge(other._means)
-
-    def compute(self) -> HeadScores:
-        """``layer, head, kv_head``, ``delimiter_mass`` and its null, spread and number of sequences."""
-        frame = self._means.table()
-        if not len(frame):
-            frame = frame.reindex(columns=["layer", "head", "kv_head", "delimiter_mass", "delimiter_mass_null"])
-        return HeadScores(frame, {"delimiter_mass": METRIC}, {"delimiters": list(self.kinds)})

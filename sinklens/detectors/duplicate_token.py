@@ -4,9 +4,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sinklens.detectors.base import Metric
+from sinklens.detectors.registry import register
 from sinklens.detectors.repeats import Repeats
-from sinklens.detectors.target_means import TargetDetector, mean_on_targets
-from sinklens.models.tokens import TokenBatch
+from sinklens.detectors.target_means import RepeatDetector, mean_on_targets
 
 METRIC = Metric(
     "duplicate_token",
@@ -34,15 +34,16 @@ def duplicate_token_score(
     return mean_on_targets(pattern, targets.expand(*pattern.shape[:-3], -1, -1))
 
 
-class DuplicateTokenDetector(TargetDetector):
-    """:func:`duplicate_token_score` of every head, streamed."""
+@register
+class DuplicateTokenDetector(RepeatDetector):
+    """How much each head attends to where its own token stood before: 1 where it looks nowhere else.
 
-    metric = METRIC
+    Score ``duplicate_token``, see :func:`duplicate_token_score`.
+    """
 
-    def __init__(self, repeats: Repeats) -> None:
-        super().__init__()
-        self.repeats = repeats
+    name = "duplicate_token"
+    metrics = (METRIC,)
 
-    def targets(self, batch: TokenBatch) -> Int[Tensor, "batch q_pos 1"]:
+    def copies(self) -> Int[Tensor, "q_pos 1"]:
         """The copy in the first block, for the queries of the second."""
-        return self.repeats.of_batch(self.repeats.second_block(), batch)
+        return self.repeats.second_block()

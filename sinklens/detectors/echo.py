@@ -6,9 +6,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sinklens.detectors.base import Metric
+from sinklens.detectors.registry import register
 from sinklens.detectors.repeats import Repeats
-from sinklens.detectors.target_means import TargetDetector, mean_on_targets
-from sinklens.models.tokens import TokenBatch
+from sinklens.detectors.target_means import RepeatDetector, mean_on_targets
 
 _WHERE = (
     "On K random tokens repeated R times (positions counted without the prefix): mean over all queries i >= K of the "
@@ -25,12 +25,11 @@ _SOURCE = (
 ECHO = Metric("echo", 1, _WHERE + "of A[i, j]" + _REST, _SOURCE)
 RAZOR_INDUCTION = Metric("razor_induction", 1, _WHERE + "of A[i, j+1]" + _REST, _SOURCE)
 
-Kind = Literal["echo", "razor_induction"]
-_METRICS: dict[Kind, Metric] = {"echo": ECHO, "razor_induction": RAZOR_INDUCTION}
-
 
 def echo_score(
-    pattern: Float[Tensor, "*batch head q_pos k_pos"], repeats: Repeats, kind: Kind = "echo"
+    pattern: Float[Tensor, "*batch head q_pos k_pos"],
+    repeats: Repeats,
+    kind: Literal["echo", "razor_induction"] = "echo",
 ) -> Float[Tensor, "*batch head"]:
     """Mean over the queries after the first block of the attention on all earlier copies, or on what followed them.
 
@@ -49,14 +48,31 @@ def echo_score(
     return mean_on_targets(pattern, targets.expand(*pattern.shape[:-3], -1, -1))
 
 
-class EchoDetector(TargetDetector):
-    """:func:`echo_score` of every head, streamed; one detector for each kind."""
+@register
+class EchoDetector(RepeatDetector):
+    """How much each head attends to all earlier copies of its own token together: 1 where it looks nowhere else.
 
-    def __init__(self, repeats: Repeats, kind: Kind = "echo") -> None:
-        super().__init__()
-        self.repeats, self.metric = repeats, _METRICS[kind]
+    Score ``echo``, see :func:`echo_score`.
+    """
 
-    def targets(self, batch: TokenBatch) -> Int[Tensor, "batch q_pos m"]:
-        """All earlier copies, or the token after each."""
-        shift = int(self.metric is RAZOR_INDUCTION)
-        return self.repeats.of_batch(self.repeats.copies(shift), batch)
+    name = "echo"
+    metrics = (ECHO,)
+
+    def copies(self) -> Int[Tensor, "q_pos m"]:
+        """All earlier copies."""
+        return self.repeats.copies()
+
+
+@register
+class RazorInductionDetector(RepeatDetector):
+    """How much each head attends to all tokens that followed its own before: 1 where it looks nowhere else.
+
+    Score ``razor_induction``, see :func:`echo_score`.
+    """
+
+    name = "razor_induction"
+    metrics = (RAZOR_INDUCTION,)
+
+    def copies(self) -> Int[Tensor, "q_pos m"]:
+        """The token after each earlier copy."""
+        return self.repeats.copies(1)

@@ -29,7 +29,7 @@ COLUMNS = (
 
 @register
 class ExtremeTokenDetector(Detector):
-    """Per token: for how many heads it is a sink, its mean importance, its residual peak, whether it is massive.
+    """Every token of the texts: for how many heads it is a sink, how long its residual state is, whether it is massive.
 
     A token is massive where an entry meets the criterion and is above ten times its channel's median over the tokens of
     the sequence: a channel that is large at every token would flag them all.

@@ -1,7 +1,7 @@
-"""Means over queries of what is measured per head and query, kept apart by sequence so that their spread is known."""
+"""Scores of heads that are means over queries, kept apart by sequence so that their spread is known."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.capture.record import LayerRecord
+from sinklens.detectors.base import Detector
 
 NULL = "_null"
 SPREAD = "_sd"
@@ -22,10 +23,14 @@ class HeadMeans:
     NaN is "not applicable" and counts nowhere. A name that ends in ``_null`` (what uniform attention would score) is a
     reference and has no spread of its own.
 
+    Args:
+        names: The quantities, for a table without rows.
+
     Cost: two numbers per head, quantity and sequence.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self._names = names
         self._parts: dict[int, list[tuple[int, int, dict[str, Tensor]]]] = {}
 
     def add(
@@ -69,20 +74,6 @@ class HeadMeans:
         for layer, parts in other._parts.items():
             self._parts.setdefault(layer, []).extend(parts)
 
-    def by_sequence(self) -> pd.DataFrame:
-        """One row per head and sequence: ``layer, head, kv_head, sequence`` and the mean over queries of each name."""
-        frames = []
-        for layer, parts in sorted(self._parts.items()):
-            for first, kv_heads, sums in sorted(parts, key=lambda part: part[0]):
-                sequences, heads = next(iter(sums.values())).shape[1:]
-                frame = _rows(layer, heads, kv_heads, sequences)
-                frame["sequence"] = np.repeat(np.arange(sequences), heads) + first
-                for name, (total, count) in sums.items():
-                    frame[name] = _ratio(total, count).flatten().numpy()
-                frames.append(frame)
-        empty = pd.DataFrame(columns=["layer", "head", "kv_head", "sequence"])
-        return pd.concat(frames, ignore_index=True) if frames else empty
-
     def table(self) -> pd.DataFrame:
         """One row per head: ``layer, head, kv_head``, each name's mean over all queries, spread and sequences.
 
@@ -94,7 +85,8 @@ class HeadMeans:
             ordered = [sums for _, _, sums in sorted(parts, key=lambda part: part[0])]
             kv_heads = parts[0][1]
             heads = next(iter(ordered[0].values())).shape[-1]
-            frame = _rows(layer, heads, kv_heads, 1)
+            head = np.arange(heads)
+            frame = pd.DataFrame({"layer": layer, "head": head, "kv_head": head * kv_heads // heads})
             for name in ordered[0]:
                 total, count = torch.cat([sums[name] for sums in ordered], 1)  # [sequence head] each
                 frame[name] = _ratio(total.sum(0), count.sum(0)).numpy()
@@ -106,18 +98,40 @@ class HeadMeans:
                 frame[name + SPREAD] = spread.masked_fill(n < 2, math.nan).numpy()
                 frame[f"{name}_n"] = n.numpy()
             frames.append(frame)
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["layer", "head", "kv_head"])
+        if frames:
+            return pd.concat(frames, ignore_index=True)
+        ends = [("",) if name.endswith(NULL) else ("", SPREAD, "_n") for name in self._names]
+        columns = [name + end for name, each in zip(self._names, ends, strict=True) for end in each]
+        return pd.DataFrame(columns=["layer", "head", "kv_head", *columns])
+
+
+class HeadMeansDetector(Detector):
+    """Base of the detectors that score heads by means over queries; their columns meet in the table ``head_scores``.
+
+    One row per head: ``layer, head, kv_head`` and for each score its mean over all queries, ``<score>_null`` (what
+    uniform attention would score) where it has one, ``<score>_sd`` over sequences and ``<score>_n``, their number.
+
+    Args:
+        names: What :meth:`update` adds; default: the detector's name and its null.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self._means = HeadMeans(names or (self.name, self.name + NULL))
+
+    def merge(self, other: Self) -> None:
+        """Add what another detector with the same settings saw of other sequences."""
+        self.check_settings(other)
+        self._means.merge(other._means)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The table ``head_scores``."""
+        return {"head_scores": self._means.table()}
 
 
 def visible_keys(record: LayerRecord) -> Float[Tensor, "batch q_pos"] | None:
     """How many keys each query sees, from the null of its entropy; ``None`` where that was not measured."""
     null = record.attention.get("entropy_null")
     return None if null is None else null.double().exp().round()
-
-
-def _rows(layer: int, heads: int, kv_heads: int, copies: int) -> pd.DataFrame:
-    head = np.tile(np.arange(heads), copies)
-    return pd.DataFrame({"layer": layer, "head": head, "kv_head": head * kv_heads // heads})
 
 
 def _ratio(total: Tensor, count: Tensor) -> Tensor:

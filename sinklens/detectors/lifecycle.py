@@ -2,21 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import StatisticFactory
-from sinklens.capture import capture
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Metric
+from sinklens.detectors.base import Detector, Metric
+from sinklens.detectors.registry import register
 from sinklens.errors import InputError, UnsupportedArchitectureError
-from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 METRIC = Metric(
     "entry_contribution",
@@ -46,22 +42,6 @@ class Step(NamedTuple):
     part: str
     value: float
     share: float
-
-
-@dataclass(frozen=True)
-class Lifecycle:
-    """Contributions to some entries of the residual stream.
-
-    Attributes:
-        table: One row per sequence, entry and layer: ``before, attention, mlp, after``. A half that a block does not
-            have (no MLP in a state-space block) is NaN.
-    """
-
-    table: pd.DataFrame
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The table."""
-        return self.table
 
 
 def steps(entry: pd.DataFrame) -> tuple[Step | None, Step | None]:
@@ -104,31 +84,51 @@ def _share(step: Step) -> float:
     return step.share
 
 
-class LifecycleDetector:
-    """Reads the entries ``(position, channel)`` in every block. Cost: O(entries) numbers per layer and sequence.
+@register
+class LifecycleDetector(Detector):
+    """Which block writes a huge entry of the residual stream and which takes it away: large where a half adds much.
+
+    Table ``lifecycle``, one row per sequence, entry and layer: ``before, attention, mlp, after``. A half that a block
+    does not have (no MLP in a state-space block) is NaN. :func:`steps` names the writer and the canceller.
 
     Args:
-        entries: Token positions and channels, from 0; a sequence that does not reach a position is left out there.
+        entries: Token positions and channels, from 0, such as those of ``plots.massive_table.strongest_activations``; a
+            sequence that does not reach a position is left out there.
+
+    Raises:
+        InputError: No entries, or a negative number.
+
+    Cost: O(entries) numbers per layer and sequence.
+
+    Example::
+
+        traced = measure(model, batch, "lifecycle", entries=[(0, 447)]).tables["lifecycle"]
+        writer, canceller = steps(traced)
     """
 
+    name = "lifecycle"
+    metrics = (METRIC,)
     needs = ("hidden", "halves")
 
     def __init__(self, entries: Sequence[tuple[int, int]]) -> None:
         self.entries = tuple(entries)
+        if not entries or min(min(entry) for entry in entries) < 0:
+            raise InputError(f"Expected at least one entry (position, channel), both from 0; got {list(entries)}.")
         self._rows: list[tuple[Any, ...]] = []
-
-    def statistics(self, batch: TokenBatch) -> list[StatisticFactory]:
-        """Attention is not looked at."""
-        return []
+        self._longest = 0
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer of one batch.
 
         Raises:
-            UnsupportedArchitectureError: The halves of the block do not add up to its output.
+            InputError: There is no such channel.
+            UnsupportedArchitectureError: The halves of the block do not add up to its output (a scaled or gated
+                residual).
         """
         if record.halves is None or record.hidden is None:
             return
+        self._longest = max(self._longest, int(record.batch.lengths.max()))
+        self._refuse(record.hidden.shape[-1], 1, "channel")
         parts = record.halves | {"after": record.hidden}
         self._check(record, parts)
         names = ("before", *PARTS, "after")
@@ -137,6 +137,11 @@ class LifecycleDetector:
                 numbers = (float(parts[name][row, position, channel]) if name in parts else math.nan for name in names)
                 place = (record.first_sequence + row, record.layer, position, record.batch.tokens[row][position])
                 self._rows.append((*place, channel, *numbers))
+
+    def _refuse(self, limit: int, place: int, what: str) -> None:
+        for entry in self.entries:
+            if entry[place] >= limit:
+                raise InputError(f"There is no entry {entry}: expected a {what} below {limit}.")
 
     def _check(self, record: LayerRecord, parts: dict[str, Tensor]) -> None:
         """Every entry of every token adds up, to the rounding of the model's own sums."""
@@ -154,53 +159,18 @@ class LifecycleDetector:
             )
 
     def merge(self, other: Self) -> None:
-        """Add what another detector saw of other sequences.
+        """Add what another detector of the same entries saw of other sequences."""
+        self.check_settings(other)
+        self._rows += other._rows
+        self._longest = max(self._longest, other._longest)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The table, by sequence, entry and layer.
 
         Raises:
-            InputError: It looked at other entries.
+            InputError: No sequence reaches the position of an entry.
         """
-        if self.entries != other.entries:
-            raise InputError("Contributions to different entries cannot be merged.")
-        self._rows += other._rows
-
-    def compute(self) -> Lifecycle:
-        """The table, by sequence, entry and layer."""
+        if self._longest:
+            self._refuse(self._longest, 0, "position")
         table = pd.DataFrame(self._rows, columns=[*COLUMNS])
-        return Lifecycle(table.sort_values(["sequence", "position", "channel", "layer"], ignore_index=True))
-
-
-def trace_entries(
-    model: TransformerBridge, batch: TokenBatch | Ids, entries: Sequence[tuple[int, int]], *, batch_size: int = 8
-) -> Lifecycle:
-    """Read what every half-block adds to some entries of the residual stream, for all sequences, in one pass.
-
-    Args:
-        model: The bridge; it is the same afterwards.
-        batch: Tokens.
-        entries: Token positions and channels, from 0, such as those of ``plots.massive_table.strongest_activations``.
-        batch_size: Sequences per forward pass.
-
-    Raises:
-        InputError: No entries, or one that does not exist.
-        UnsupportedArchitectureError: A block whose halves do not add up to its output (a scaled or gated residual).
-
-    Cost: one forward pass; no T x T tensor on the fast path.
-
-    Example::
-
-        traced = trace_entries(model, batch, [(0, 447)])
-        writer, canceller = steps(traced.table)
-    """
-    batch = as_batch(model, batch)
-    longest, d_model = int(batch.lengths.max()), int(model.cfg.d_model)
-    if not entries:
-        raise InputError("trace_entries needs at least one entry (position, channel); see strongest_activations.")
-    for position, channel in entries:
-        if not (0 <= position < longest and 0 <= channel < d_model):
-            raise InputError(
-                f"There is no entry ({position}, {channel}): expected a position below {longest} and a channel below "
-                f"{d_model}, both from 0."
-            )
-    detector = LifecycleDetector(entries)
-    capture(model, batch, [detector], batch_size=batch_size)
-    return detector.compute()
+        return {"lifecycle": table.sort_values(["sequence", "position", "channel", "layer"], ignore_index=True)}

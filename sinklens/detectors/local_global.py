@@ -1,8 +1,7 @@
 """Local and global heads by mean attention distance, and what the two kinds say about each token: WAAD and FAI."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -19,8 +18,8 @@ from sinklens.attention.windowed_distance import WindowedDistance
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.attention_summary import DISTANCE
 from sinklens.detectors.base import Metric
-from sinklens.detectors.head_means import HeadMeans, visible_keys
-from sinklens.detectors.head_scores import HeadScores
+from sinklens.detectors.head_means import HeadMeansDetector, visible_keys
+from sinklens.detectors.registry import register
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
 
@@ -138,27 +137,14 @@ def span_labels(distance: Sequence[float], share: float = SHARE) -> list[str]:
     return [str(label) for label in labels]
 
 
-@dataclass(frozen=True)
-class LocalGlobal:
-    """How far heads look, and what that says about tokens.
+@register
+class LocalGlobalDetector(HeadMeansDetector):
+    """How far back each head looks, in tokens, and which heads look least far (local) and farthest (global).
 
-    Attributes:
-        heads: Scores ``distance``, ``distance_without_sink`` and ``windowed_distance`` with their nulls, and the labels
-            ``span`` and ``span_without_sink``: ``"local"``, ``"global"`` or ``""``.
-        tokens: One row per token, if it was asked for: ``sequence, position``, ``waad`` (mean windowed distance over
-            local heads at this query) and ``fai`` (mean future influence over global heads of this key), else empty.
-    """
-
-    heads: HeadScores
-    tokens: pd.DataFrame = field(repr=False)
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The heads' table."""
-        return self.heads.to_dataframe()
-
-
-class LocalGlobalDetector:
-    """Distances of every head, the split into local and global heads, and WAAD and FAI by token.
+    Scores ``distance``, ``distance_without_sink`` and ``windowed_distance``, and the labels ``span`` and
+    ``span_without_sink``: ``"local"``, ``"global"`` or ``""``. If asked for, a table ``local_global_tokens`` with one
+    row per token: ``sequence, position``, ``waad`` (mean windowed distance over local heads at this query) and ``fai``
+    (mean future influence over global heads of this key).
 
     Args:
         sinks: Positions that count as sinks.
@@ -175,6 +161,9 @@ class LocalGlobalDetector:
     Source: Li et al. 2025, arXiv 2510.13554.
     """
 
+    name = "local_global"
+    metrics = (DISTANCE, WITHOUT_SINK, WAAD, FAI)
+
     def __init__(
         self,
         *,
@@ -188,9 +177,10 @@ class LocalGlobalDetector:
         queries: Queries | None = None,
     ) -> None:
         span_labels([], share)
+        scores = ("distance", "distance_without_sink", "windowed_distance")
+        super().__init__(*(name + end for name in scores for end in ("", "_null")))
         self.sinks, self.exclude_sinks, self.share, self.by_token = tuple(sinks), exclude_sinks, share, by_token
         self.window, self.low, self.high, self.queries = window, low, high, queries
-        self._means = HeadMeans()
         self._tokens: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}  # sequence, layer -> WAAD, FAI [head pos]
 
     def statistics(self, batch: TokenBatch) -> list[StatisticFactory]:
@@ -230,27 +220,24 @@ class LocalGlobalDetector:
 
     def merge(self, other: Self) -> None:
         """Add what another detector with the same settings saw of other sequences."""
-        self._means.merge(other._means)
+        super().merge(other)
         for sequence, layers in other._tokens.items():
             self._tokens.setdefault(sequence, {}).update(layers)
 
-    def compute(self) -> LocalGlobal:
+    def tables(self) -> dict[str, pd.DataFrame]:
         """Both tables."""
         frame = self._means.table()
-        if not len(frame):
-            names = ("distance", "distance_without_sink", "windowed_distance")
-            frame = frame.reindex(columns=["layer", "head", "kv_head", *names, *(f"{name}_null" for name in names)])
         frame["span"] = span_labels(frame["distance"].tolist(), self.share)
         frame["span_without_sink"] = span_labels(frame["distance_without_sink"].tolist(), self.share)
-        meta: dict[str, Any] = {
-            "share": self.share,
-            "sinks": list(self.sinks),
-            "exclude_sinks": self.exclude_sinks,
-            "window": self.window,
-            "warnings": _warnings(frame, self.share),
-        }
-        metrics = {metric.name: metric for metric in (DISTANCE, WITHOUT_SINK, WAAD)}
-        return LocalGlobal(HeadScores(frame, metrics, meta), self._by_token(frame))
+        tokens = {"local_global_tokens": self._by_token(frame)} if self.by_token else {}
+        return {"head_scores": frame, **tokens}
+
+    def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
+        """That there are too few heads for the share to name any."""
+        count = tables["head_scores"]["distance"].notna().sum() if "head_scores" in tables else 0
+        if count and round(self.share * count) == 0:
+            return [f"{self.share:.0%} of {count} heads rounds to 0: no head is called local or global."]
+        return []
 
     def _by_token(self, frame: pd.DataFrame) -> pd.DataFrame:
         label = "span_without_sink" if self.exclude_sinks else "span"
@@ -266,14 +253,5 @@ class LocalGlobalDetector:
                 rows = [layers[layer][place][heads] for layer, heads in sets[kind].items() if layer in layers]
                 curves[name] = torch.cat(rows).double().mean(0).numpy() if rows else np.full(length, math.nan)
             frames.append(pd.DataFrame({"sequence": sequence, "position": np.arange(length), **curves}))
-        return (
-            pd.concat(frames, ignore_index=True)
-            if frames
-            else pd.DataFrame(columns=["sequence", "position", "waad", "fai"])
-        )
-
-
-def _warnings(frame: pd.DataFrame, share: float) -> list[str]:
-    if len(frame) and round(share * len(frame)) == 0:
-        return [f"{share:.0%} of {len(frame)} heads rounds to 0: no head is called local or global."]
-    return []
+        empty = pd.DataFrame(columns=["sequence", "position", "waad", "fai"])
+        return pd.concat(frames, ignore_index=True) if frames else empty

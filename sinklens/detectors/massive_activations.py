@@ -84,7 +84,7 @@ def massive_masks(hidden: Any, absolute: float = ABSOLUTE, ratio: float = RATIO)
 
 @register
 class MassiveActivationDetector(Detector):
-    """Collects the top entries that the capture kept per layer and sequence, and counts all massive ones by channel.
+    """Entries of the residual stream that are huge beside the typical one: how large, at which token, in which channel.
 
     Tables: ``massive``, the top entries per sequence and layer: ``sequence, layer, position, token, channel, value,
     median, ratio, absolute, relative``. ``layers``: ``max_abs`` and ``median_abs`` (means over sequences),
@@ -157,8 +157,7 @@ class MassiveActivationDetector(Detector):
 
     def merge(self, other: Self) -> None:
         """Add what another detector saw of other sequences."""
-        if (self.absolute, self.ratio, self.presence) != (other.absolute, other.ratio, other.presence):
-            raise InputError("Massive-activation detectors with different bounds cannot be merged.")
+        self.check_settings(other)
         self._presence.merge(other._presence)
         self._entries += other._entries
         self._summaries += other._summaries

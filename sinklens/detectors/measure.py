@@ -1,5 +1,7 @@
 """One pass with some detectors: what a scan and every measurement of your own are made of."""
 
+import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +10,7 @@ import pandas as pd
 
 from sinklens.capture.memory import plan_memory
 from sinklens.capture.run import Consumer, Opener, capture
-from sinklens.detectors.base import Detector, Metric
+from sinklens.detectors.base import SHARED, Detector, Metric
 from sinklens.detectors.registry import choose_detectors, metrics_of
 from sinklens.errors import InputError, ResultError
 from sinklens.models.as_bridge import AnyModel, as_bridge
@@ -22,16 +24,39 @@ class Measurement:
 
     Attributes:
         detectors: Those that ran, in the order of their ranks.
-        tables: All their tables by name; ``"layers"`` joins what they say about each layer.
+        tables: All their tables by name; ``"layers"`` and ``"head_scores"`` join what they say about each layer and
+            each head.
+        sequences: Numbers of the sequences that were measured.
     """
 
     detectors: tuple[Detector, ...]
     tables: dict[str, pd.DataFrame] = field(repr=False)
+    sequences: Sequence[int] = field(repr=False)
 
     @property
     def metrics(self) -> dict[str, Metric]:
         """Definitions behind the tables, by name."""
         return {metric.name: metric for metric in metrics_of(self.detectors)}
+
+    @property
+    def verdict(self) -> list[str]:
+        """What the detectors say of these tables; most speak of a finished census and are silent here."""
+        return [sentence for each in self.detectors for sentence in each.verdict(self.tables, {})]
+
+    def merge(self, other: "Measurement") -> "Measurement":
+        """Both together, as if all sequences had been measured at once.
+
+        Raises:
+            InputError: Other detectors ran, one of them cannot be merged, or both measured a sequence.
+        """
+        if [each.name for each in self.detectors] != [each.name for each in other.detectors]:
+            raise InputError("Only measurements with the same detectors can be merged.")
+        if twice := {*self.sequences} & {*other.sequences}:
+            raise InputError(f"Both measured sequence {min(twice)}; number those of the second with first_sequence=.")
+        detectors = copy.deepcopy(self.detectors)
+        for mine, theirs in zip(detectors, other.detectors, strict=True):
+            mine.merge(theirs)
+        return Measurement(detectors, tables_of(detectors), (*self.sequences, *other.sequences))
 
     def to_dataframe(self, name: str) -> pd.DataFrame:
         """One table.
@@ -60,7 +85,7 @@ def measure(
 
     ::
 
-        found = measure("tiny-llama", tokenize(model, texts), ["sinks", KeyNormPeak()])
+        found = measure(model, tokenize(model, texts), ["previous_token", "state_norms", KeyNormPeak()], position=0)
         found.tables["key_norms"]
 
     Args:
@@ -75,13 +100,21 @@ def measure(
         options: Settings for the named detectors that take them, such as ``eps=0.4``.
 
     Raises:
-        InputError: An unknown detector, two that give one table, or tokens that cannot be measured.
+        InputError: An unknown detector, one without what its constructor asks for, an option that none of them takes,
+            two that give one table, or tokens that cannot be measured.
         UnsupportedArchitectureError: A detector needs what this model cannot give.
 
     Cost: one forward pass, its attention about twice as slow as fused attention; memory O(tokens) on the fast path.
     """
     bridge = as_bridge(model)
-    chosen = choose_detectors(detectors, **options)
+    given = [detectors] if isinstance(detectors, str | Detector) else list(detectors)
+    chosen = choose_detectors(given, **options)
+    taken = {name for each in chosen if each.name in given for name in inspect.signature(type(each)).parameters}
+    if unknown := options.keys() - taken:
+        raise InputError(
+            f"No named detector of this pass takes {', '.join(sorted(unknown))}; they take "
+            f"{', '.join(sorted(taken)) or 'no options'}."
+        )
     rows = as_batch(bridge, batch)
     capture(
         bridge,
@@ -92,14 +125,14 @@ def measure(
         intervention=intervention,
         progress=progress,
     )
-    return Measurement(tuple(chosen), tables_of(chosen))
+    return Measurement(tuple(chosen), tables_of(chosen), range(first_sequence, first_sequence + len(rows)))
 
 
 def tables_of(detectors: Sequence[Detector]) -> dict[str, pd.DataFrame]:
-    """All tables by name; the columns of those called ``"layers"`` stand side by side.
+    """All tables by name; the columns of those that are :data:`~sinklens.detectors.base.SHARED` stand side by side.
 
     Raises:
-        InputError: Two detectors give a table, or a column of ``"layers"``, of one name; or something else than frames.
+        InputError: Two detectors give a table, or a column of a shared one, of one name; or something else than frames.
     """
     tables: dict[str, pd.DataFrame] = {}
     for detector in detectors:
@@ -110,11 +143,12 @@ def tables_of(detectors: Sequence[Detector]) -> dict[str, pd.DataFrame]:
             if name not in tables:
                 tables[name] = frame
                 continue
-            both = sorted({*tables[name].columns, "layer"} & {*frame.columns} - {"layer"})
-            if name != "layers" or both:
+            keys = SHARED.get(name, ())
+            both = sorted({*tables[name].columns} & {*frame.columns} - {*keys})
+            if not keys or both:
                 raise InputError(
-                    f"{detector.name} gives a table {name!r}{f' with {both}' if name == 'layers' else ''} that another "
-                    "detector of this pass gives, too; give it another name."
+                    f"{detector.name} gives a table {name!r}{f' with {both}' if keys else ''} that another detector of "
+                    "this pass gives, too; give it another name."
                 )
-            tables[name] = tables[name].merge(frame, on="layer", how="outer")
+            tables[name] = tables[name].merge(frame, on=list(keys), how="outer", validate="one_to_one")
     return tables

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sinklens.detectors.base import Metric
+from sinklens.detectors.registry import register
 from sinklens.detectors.target_means import TargetDetector, mean_on_targets
 from sinklens.models.tokens import TokenBatch
 
@@ -40,10 +41,15 @@ def previous_token_score(pattern: Float[Tensor, "*batch head q_pos k_pos"]) -> F
     return mean_on_targets(pattern, before.expand(*pattern.shape[:-3], -1, -1))
 
 
+@register
 class PreviousTokenDetector(TargetDetector):
-    """:func:`previous_token_score` of every head, streamed."""
+    """How much each head attends to the token just before: 1 where it looks nowhere else, 0 where never there.
 
-    metric = METRIC
+    Score ``previous_token``, see :func:`previous_token_score`.
+    """
+
+    name = "previous_token"
+    metrics = (METRIC,)
 
     def targets(self, batch: TokenBatch) -> Int[Tensor, "batch q_pos 1"]:
         """Key i-1 for every real query i >= 1."""

@@ -60,27 +60,36 @@ def default_detectors() -> tuple[str, ...]:
     return tuple(name for name, kind in built_in_detectors().items() if kind.by_default)
 
 
+def asked_for(kind: type[Detector]) -> list[str]:
+    """What a detector cannot be made without: the parameters of its constructor that have no default."""
+    parameters = inspect.signature(kind).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
 def metrics_of(detectors: Sequence[Detector | type[Detector]]) -> tuple[Metric, ...]:
     """The definitions behind their tables, each once."""
     return tuple(dict.fromkeys(metric for detector in detectors for metric in detector.metrics))
 
 
-def choose_detectors(wanted: str | Detector | Sequence[str | Detector], **options: Any) -> list[Detector]:
-    """Detectors to run: names are made into objects, and what they run beside is added.
+def choose_detectors(
+    wanted: str | Detector | Sequence[str | Detector], *, joined: bool = False, **options: Any
+) -> list[Detector]:
+    """Detectors to run: names are made into objects.
 
     Args:
         wanted: Names, or detectors of your own (copies of them run); one or several.
+        joined: Whether to add those that stand beside one of them in a table of the census.
         options: Settings such as ``eps``, for each named detector whose constructor takes them.
 
     Returns:
         In the order of their ranks.
 
     Raises:
-        InputError: None, an unknown name (with the names that are near), something that is no detector, or two with one
-            name.
+        InputError: None, an unknown name (with the names that are near), one without what it asks for, something that
+            is no detector, or two with one name.
 
     Example:
-        >>> [detector.name for detector in choose_detectors("sinks")]
+        >>> [detector.name for detector in choose_detectors("sinks", joined=True)]
         ['sinks', 'visible_sinks', 'attention_summary']
     """
     given: list[Any] = [wanted] if isinstance(wanted, str | Detector) else list(wanted)
@@ -103,11 +112,16 @@ def choose_detectors(wanted: str | Detector | Sequence[str | Detector], **option
             raise InputError(f"Two detectors are called {each.name!r}; give one of them another name.")
         chosen[each.name] = copy.deepcopy(each)  # a second run must not add to the first
     asked: list[Detector | type[Detector]] = [*chosen.values(), *(known[name] for name in names)]
-    beside = [name for each in asked for name in each.beside]
+    beside = [name for each in asked for name in each.beside if joined]
     for name in (*names, *beside):
         if name not in chosen:
-            taken = inspect.signature(known[name]).parameters
-            chosen[name] = known[name](**{key: value for key, value in options.items() if key in taken})
+            kind, taken = known[name], inspect.signature(known[name]).parameters
+            if lacking := [each for each in asked_for(kind) if each not in options]:
+                raise InputError(
+                    f"The detector {name!r} needs {' and '.join(lacking)}, which no default can stand for; pass "
+                    f"{kind.__name__}({', '.join(f'{each}=...' for each in lacking)}) instead of its name."
+                )
+            chosen[name] = kind(**{key: value for key, value in options.items() if key in taken})
     return sorted(chosen.values(), key=lambda each: each.rank)
 
 

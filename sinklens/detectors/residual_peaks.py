@@ -58,7 +58,7 @@ def peak_ratio(norms: Any, position: int = 0) -> Float[Tensor, "*layer"]:
 
 @register
 class ResidualPeakDetector(Detector):
-    """Mean residual norm of every layer and position, and the tokens that stand out. Cost: O(batch pos) per layer.
+    """How long the residual state of each token is beside the others' of its text: 1 as long, from 3 on a peak.
 
     Tables: ``layers`` (-1 = before the first block): ``resid_norm_first`` (position 0), ``resid_norm_others``,
     ``resid_ratio``, ``resid_growth`` (absolute change at position 0 against the layer before), ``peak_position``
@@ -69,6 +69,8 @@ class ResidualPeakDetector(Detector):
     tokens stand out, one row per layer, position and token string: ``n_largest`` sequences where it has the largest
     norm, ``n_peaks`` where it is a peak, of ``n_of`` sequences with at least 3 tokens; ``peak_ratio``, the mean over
     both kinds. Tokens that are neither in any sequence are left out.
+
+    Cost: O(batch pos) per layer.
     """
 
     name = "residual_peaks"
@@ -84,8 +86,9 @@ class ResidualPeakDetector(Detector):
         """Take one layer; -1 is the embedding output."""
         if record.residual is None:
             return
-        real = record.real.to(record.residual.norm.device)
-        norm = record.residual.norm.double().masked_fill(~real, 0)
+        lengths = record.residual.norm.double()
+        real = record.real.to(lengths.device)
+        norm = lengths.masked_fill(~real, 0)
         self._sums.add(record.layer, "norm", norm.sum(0))
         self._sums.add(record.layer, "count", real.double().sum(0))
         others = real.clone()
@@ -93,12 +96,11 @@ class ResidualPeakDetector(Detector):
         enough = others.any(1)
         mean = norm[:, 1:].sum(1) / others.sum(1).clamp(min=1)
         self._sums.add(record.layer, "others", torch.stack([mean[enough].sum(), enough.double().sum()]))
-        self._stand_out(record)
+        self._stand_out(record, lengths.cpu())
 
-    def _stand_out(self, record: LayerRecord) -> None:
+    def _stand_out(self, record: LayerRecord, norm: Float[Tensor, "batch pos"]) -> None:
         """Count the largest token and the peaks of every sequence that is long enough and has no NaN."""
-        assert record.residual is not None
-        norm, real = record.residual.norm.double().cpu(), record.real.cpu()
+        real = record.real.cpu()
         ratio = norm / norm.masked_fill(~real, math.nan).nanmedian(1, keepdim=True).values
         judged = (real.sum(1) >= SHORTEST) & (ratio.isfinite() | ~real).all(1)
         ratio = ratio.masked_fill(~real | ~judged[:, None], -math.inf)

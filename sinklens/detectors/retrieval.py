@@ -1,7 +1,9 @@
 """Retrieval heads: heads whose strongest key is the token that the model is about to copy from a needle."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -9,8 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sinklens.detectors.base import Metric
+from sinklens.attention import StatisticFactory, TopKey
+from sinklens.capture.record import LayerRecord
+from sinklens.detectors.base import Detector, Metric
+from sinklens.detectors.registry import register
 from sinklens.errors import InputError
+from sinklens.models.tokens import TokenBatch
 
 SOURCE = "Wu et al. 2025 (ICLR), Retrieval Head Mechanistically Explains Long-Context Factuality, arXiv 2404.15574"
 
@@ -49,6 +55,10 @@ METRICS = (RETRIEVAL, EVENT, FREQUENCY, UNFILTERED)
 RETRIEVAL_HEAD, STRONG = 0.1, 0.5
 """From these scores on a head is a retrieval head, and a strong one (the paper's lines)."""
 
+COLUMNS = (
+    "layer", "head", "retrieval", "retrieval_event", "retrieval_null", "activation_frequency", "retrieval_band",
+    "retrieval_sd", "retrieval_unfiltered", "retrieval_event_unfiltered", "n_kept", "n_instances",
+)  # fmt: skip
 BANDS = ("0", "0-0.1", "0.1-0.5", ">=0.5")
 
 
@@ -206,96 +216,116 @@ def similarity(left: pd.DataFrame, right: pd.DataFrame, score: str = "retrieval"
     return float(np.corrcoef(a, b)[0, 1])
 
 
-@dataclass
-class _Sums:
-    """Sums over some instances, fp64."""
+class Answer(NamedTuple):
+    """What the model makes of one prompt.
 
-    n: int = 0
-    null: float = 0.0
-    by_head: dict[str, Float[Tensor, "layer head"]] = field(default_factory=dict)
-
-    def add(self, n: int, null: float, by_head: dict[str, Tensor]) -> None:
-        self.n += n
-        self.null += null
-        for name, value in by_head.items():
-            self.by_head[name] = self.by_head.get(name, torch.zeros((), dtype=torch.float64)) + value.double()
-
-
-class RetrievalDetector:
-    """Mean scores over instances, with and without those that the model does not answer.
-
-    Args:
-        layers: Block index of each row of the scores (blocks without attention have none).
+    Attributes:
+        span: First position of the answer's copy in the prompt, and one past its last.
+        produced: Tokens that the model produces after the prompt.
+        answered: Whether it answers the question; others count in the unfiltered scores alone.
     """
 
-    def __init__(self, layers: list[int]) -> None:
-        self.layers = layers
-        self._kept, self._all = _Sums(), _Sums()
+    span: tuple[int, int]
+    produced: Int[Tensor, " step"]
+    answered: bool = True
 
-    def update(self, scores: CopyScores, success: bool) -> None:
+
+@register
+class RetrievalDetector(Detector):
+    """How often a head looks at the very token in the context that the model copies next: 0 never, 1 at all of them.
+
+    A sequence is a prompt and what the model produced after it but for the last token, so that its last rows are the
+    queries that predict those tokens. Where the model's answers are not known yet, see
+    :func:`~sinklens.studies.needles.retrieval_scores.retrieval_scores`, which hands them to :meth:`add`.
+
+    Table ``retrieval``, one row per head: ``layer, head, retrieval`` (set form), ``retrieval_event``,
+    ``retrieval_null``, ``activation_frequency``, ``retrieval_band``, ``retrieval_sd`` (of the set form over kept
+    instances), ``retrieval_unfiltered``, ``retrieval_event_unfiltered``, ``n_kept``, ``n_instances``. Filtered scores
+    are NaN while no instance was answered.
+
+    Args:
+        answers: One for each sequence of the pass.
+
+    Cost: twelve numbers per head.
+    """
+
+    name = "retrieval"
+    metrics = METRICS
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        self._answers = answers
+        self._sums: dict[int, Float[Tensor, "2 6 head"]] = {}  # of all instances, and of those that were answered
+
+    def statistics(self, batch: TokenBatch) -> list[StatisticFactory]:
+        """The strongest key of every query."""
+        return [TopKey]
+
+    def update(self, record: LayerRecord) -> None:
+        """Take one layer; layers without attention are left out.
+
+        Raises:
+            InputError: A sequence without an answer, or whose answer is longer than it.
+        """
+        if "top_key" not in record.attention:
+            return
+        last = record.first_sequence + len(record.batch)
+        if last > len(self._answers):
+            raise InputError(f"Retrieval scores need an answer for each sequence: {len(self._answers)} for {last}.")
+        for row, length in enumerate(record.batch.lengths.tolist()):
+            span, produced, answered = self._answers[record.first_sequence + row]
+            start = length - len(produced)
+            if start < 0:
+                raise InputError(f"An answer of {len(produced)} tokens does not end a sequence of {length}.")
+            top = record.attention["top_key"][None, row, :, start:length]
+            ids = record.batch.ids[row, : start + 1]
+            self.add([record.layer], copy_scores(top, produced, ids, span), answered)
+
+    def add(self, layers: Sequence[int], scores: CopyScores, answered: bool) -> None:
         """Take one instance.
 
         Args:
+            layers: Block index of each row of the scores.
             scores: From :func:`copy_scores`.
-            success: Whether the model answered it; others count only in the unfiltered scores.
+            answered: See :class:`Answer`.
 
         Raises:
             InputError: Scores of another number of layers.
         """
-        if len(scores.event) != len(self.layers):
-            raise InputError(f"Expected scores of {len(self.layers)} layers, got {len(scores.event)}.")
-        active = (scores.event > 0).double()
-        squared = scores.set.double() ** 2
-        by_head = {"event": scores.event, "set": scores.set, "active": active, "squared": squared}
-        for sums in [self._all, self._kept] if success else [self._all]:
-            sums.add(1, scores.null, by_head)
+        if len(scores.event) != len(layers):
+            raise InputError(f"Expected scores of {len(layers)} layers, got {len(scores.event)}.")
+        event, unique = scores.event.double(), scores.set.double()
+        one = torch.ones_like(event)
+        numbers = torch.stack([event, unique, unique**2, (event > 0).double(), scores.null * one, one], 1)
+        both = torch.stack([numbers, answered * numbers], 1)
+        self._add(dict(zip(layers, both, strict=True)))
 
-    def merge(self, other: "RetrievalDetector") -> None:
+    def merge(self, other: Self) -> None:
         """Add what another detector saw of other instances.
 
         Raises:
             InputError: It saw a model with other layers.
         """
-        if self.layers != other.layers:
-            raise InputError(f"Detectors of layers {self.layers} and {other.layers} cannot be merged.")
-        for mine, theirs in ((self._kept, other._kept), (self._all, other._all)):
-            mine.add(theirs.n, theirs.null, theirs.by_head)
+        if self._sums and other._sums and self._sums.keys() != other._sums.keys():
+            raise InputError(f"Detectors of layers {[*self._sums]} and {[*other._sums]} cannot be merged.")
+        self._add(other._sums)
 
-    def compute(self) -> pd.DataFrame:
-        """One row per head; filtered scores are NaN while no instance was answered.
+    def _add(self, sums: Mapping[int, Tensor]) -> None:
+        self._sums |= {layer: self._sums[layer] + new if layer in self._sums else new for layer, new in sums.items()}
 
-        Columns: layer, head, retrieval (set form), retrieval_event, retrieval_null, activation_frequency,
-        retrieval_band, retrieval_sd (of the set form over kept instances), retrieval_unfiltered,
-        retrieval_event_unfiltered, n_kept, n_instances. Empty before the first instance.
-        """
-        kept, every = self._kept, self._all
-        columns = ["layer", "head", "retrieval", "retrieval_event", "retrieval_null", "activation_frequency"]
-        columns += ["retrieval_band", "retrieval_sd", "retrieval_unfiltered", "retrieval_event_unfiltered"]
-        if not every.n:
-            return pd.DataFrame(columns=[*columns, "n_kept", "n_instances"])
-        n_layers, n_heads = every.by_head["set"].shape
-        nothing = torch.full((n_layers, n_heads), math.nan, dtype=torch.float64)
-
-        def mean(sums: _Sums, name: str) -> Tensor:
-            return sums.by_head[name] / sums.n if sums.n else nothing
-
-        retrieval = mean(kept, "set")
-        variance = (mean(kept, "squared") - retrieval**2).clamp(min=0) * kept.n / max(kept.n - 1, 1)
-        values = {
-            "retrieval": retrieval,
-            "retrieval_event": mean(kept, "event"),
-            "retrieval_null": nothing.clone().fill_(kept.null / kept.n if kept.n else math.nan),
-            "activation_frequency": mean(kept, "active"),
-            "retrieval_sd": variance.sqrt() if kept.n > 1 else nothing,
-            "retrieval_unfiltered": mean(every, "set"),
-            "retrieval_event_unfiltered": mean(every, "event"),
-        }
-        frame = pd.DataFrame(
-            {
-                "layer": torch.tensor(self.layers).repeat_interleave(n_heads).numpy(),
-                "head": torch.arange(n_heads).repeat(n_layers).numpy(),
-                **{name: value.flatten().numpy() for name, value in values.items()},
-            }
-        )
-        frame["retrieval_band"] = pd.Series([band(score) for score in frame["retrieval"]], dtype="str")
-        return frame[columns].assign(n_kept=kept.n, n_instances=every.n)
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The table."""
+        frames = []
+        for layer, sums in sorted(self._sums.items()):
+            (event, unique, squared, active, null, _), (event_all, unique_all, *_) = (sums / sums[:, -1:]).flip(0)
+            n_all, n_kept = (int(each) for each in sums[:, -1, 0])
+            spread = ((squared - unique**2).clamp(min=0) * n_kept / (n_kept - 1 or math.nan)).sqrt()
+            scores = (unique, event, null, active, spread, unique_all, event_all)
+            names = [name for name in COLUMNS[2:-2] if name != "retrieval_band"]
+            found = {name: score.numpy() for name, score in zip(names, scores, strict=True)}
+            frames.append(pd.DataFrame({"layer": layer, "head": range(len(event)), **found}))
+            frames[-1] = frames[-1].assign(n_kept=n_kept, n_instances=n_all)
+        if not frames:
+            return {"retrieval": pd.DataFrame(columns=[*COLUMNS])}
+        table = pd.concat(frames, ignore_index=True)
+        table["retrieval_band"] = pd.Series([band(score) for score in table["retrieval"]], dtype="str")
+        return {"retrieval": table[[*COLUMNS]]}

@@ -114,7 +114,7 @@ def lifetime_label(life: int, window: int) -> Literal["secondary", "bos_sink", "
 
 @register
 class SecondarySinkDetector(Detector):
-    """Collects tokens aligned with the BOS, and its norm, layer by layer; the window is known at the end.
+    """Tokens whose residual state comes to point where the BOS's does, for how many blocks, and who attends to them.
 
     Tables: ``secondary_sinks``, one row per token that is aligned after at least one block of the window:
     ``first_layer``, ``last_layer``, ``life`` (number of such blocks, not necessarily in a row) and its ``share`` of the
@@ -161,7 +161,6 @@ class SecondarySinkDetector(Detector):
     ) -> None:
         if not 0 < cosine < 1 or candidates < 1:
             raise InputError(f"Expected cosine between 0 and 1 and at least 1 candidate, got {cosine}, {candidates}.")
-        self.settings = (cosine, absolute, large, candidates, eps, min_queries)
         self.cosine, self.absolute, self.large, self.candidates = cosine, absolute, large, candidates
         self.eps, self.min_queries = eps, min_queries
         self._norms: list[_Columns] = []
@@ -217,8 +216,7 @@ class SecondarySinkDetector(Detector):
 
     def merge(self, other: Self) -> None:
         """Add what a detector with the same settings saw of other sequences."""
-        if self.settings != other.settings:
-            raise InputError("Secondary-sink detectors with different settings cannot be merged.")
+        self.check_settings(other)
         self._norms += other._norms
         self._aligned += other._aligned
 

@@ -145,7 +145,7 @@ def shortest_length(eps: float = EPS) -> int:
 
 @register
 class SinkDetector(Detector):
-    """Streaming version of :func:`importance` and :func:`sink_rate` for every key position, without patterns.
+    """How much attention each token gets from all tokens after it, by head: near 1 where they look at it alone.
 
     Tables: ``sinks``, one row per layer, head and position: ``importance`` and ``sink_rate`` (means over sequences that
     reach the position), ``null``, ``ratio`` = importance / null, ``delta_logit`` (mean pre-softmax margin of the key
@@ -217,9 +217,7 @@ class SinkDetector(Detector):
 
     def merge(self, other: Self) -> None:
         """Add what a detector with the same thresholds saw of other sequences."""
-        mine, theirs = ((d.thresholds, d.min_queries, d.min_share) for d in (self, other))
-        if mine != theirs:
-            raise InputError("Sink detectors with different eps, min_queries or min_share cannot be merged.")
+        self.check_settings(other)
         self._sums.merge(other._sums)
 
     def tables(self) -> dict[str, pd.DataFrame]:

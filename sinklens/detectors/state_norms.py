@@ -1,22 +1,17 @@
 """Norms of keys, values and residual states: one position (the sink) against the other tokens."""
 
 import math
-from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import StatisticFactory
-from sinklens.capture import capture
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import LayerSums, Metric
+from sinklens.detectors.base import Detector, LayerSums, Metric
+from sinklens.detectors.registry import register
 from sinklens.errors import InputError
-from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
 METRIC = Metric(
     "state_norm_ratio",
@@ -31,36 +26,26 @@ STATES = ("hidden", "key", "value")
 COLUMNS = ("layer", "state", "kv_head", "norm", "others", "ratio", "n_sequences")
 
 
-@dataclass(frozen=True)
-class StateNorms:
-    """Norms at one position against the others, by layer.
+@register
+class StateNormDetector(Detector):
+    """How long the vectors of one token (the sink) are beside the other tokens': 1 as long, 10 ten times as long.
 
-    Attributes:
-        table: One row per layer and state: ``state`` ("hidden", "key", "value"), ``kv_head`` (missing for hidden),
-            ``norm`` at the position, ``others`` (mean norm elsewhere), ``ratio``, ``n_sequences``. Layer -1 is the
-            embedding's output. What a layer does not have (keys without attention, or where only the bridge's hooks
-            measure it) has no row.
-        position: The position.
-    """
-
-    table: pd.DataFrame
-    position: int
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """The table."""
-        return self.table
-
-
-class StateNormDetector:
-    """Accumulates norms at ``position`` and the others' mean. Cost: O(kv_heads) numbers per layer.
+    Table ``state_norms``, one row per layer and state: ``state`` ("hidden", "key", "value"), ``kv_head`` (missing for
+    hidden), ``norm`` at the position, ``others`` (mean norm elsewhere), ``ratio``, ``n_sequences``. Layer -1 is the
+    embedding's output. What a layer does not have (keys without attention, or where only the bridge's hooks measure it)
+    has no row.
 
     Args:
         position: The position held against the others; shorter sequences, and sequences of one token, are left out.
 
     Raises:
         InputError: A negative position.
+
+    Cost: O(kv_heads) numbers per layer.
     """
 
+    name = "state_norms"
+    metrics = (METRIC,)
     wants = ("keys",)
 
     def __init__(self, position: int = 0) -> None:
@@ -68,10 +53,6 @@ class StateNormDetector:
             raise InputError(f"Positions count from 0; got {position}.")
         self.position = position
         self._sums = LayerSums()
-
-    def statistics(self, batch: TokenBatch) -> list[StatisticFactory]:
-        """Attention is not looked at."""
-        return []
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer of one batch."""
@@ -88,29 +69,29 @@ class StateNormDetector:
                 self._sums.add(record.layer, f"{state} {name}", value)
 
     def merge(self, other: Self) -> None:
-        """Add what another detector saw of other sequences.
-
-        Raises:
-            InputError: It looked at another position.
-        """
-        if self.position != other.position:
-            raise InputError(f"Norms at positions {self.position} and {other.position} cannot be merged.")
+        """Add what another detector of the same position saw of other sequences."""
+        self.check_settings(other)
         self._sums.merge(other._sums)
 
-    def compute(self) -> StateNorms:
-        """The table, in the order of layers."""
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The table, in the order of layers.
+
+        Raises:
+            InputError: No sequence reaches the position and has another token.
+        """
         rows: list[tuple[Any, ...]] = []
         for layer, sums in sorted(self._sums.layers.items()):
             for state in STATES:
                 if f"{state} own" not in sums:
                     continue
                 count = int(sums[f"{state} count"].item())
-                own, others = (sums[f"{state} {name}"].numpy() / (count or np.nan) for name in ("own", "others"))
+                if not count:
+                    raise InputError(f"No sequence has position {self.position} and another token to hold it against.")
+                own, others = (sums[f"{state} {name}"].numpy() / count for name in ("own", "others"))
                 for index, (norm, rest) in enumerate(zip(own.tolist(), others.tolist(), strict=True)):
                     kv_head = pd.NA if state == "hidden" else index
                     rows.append((layer, state, kv_head, norm, rest, norm / rest if rest > 0 else math.nan, count))
-        table = pd.DataFrame(rows, columns=[*COLUMNS]).astype({"kv_head": "Int64"})
-        return StateNorms(table, self.position)
+        return {"state_norms": pd.DataFrame(rows, columns=[*COLUMNS]).astype({"kv_head": "Int64"})}
 
 
 def against_others(
@@ -131,27 +112,3 @@ def against_others(
     filled = norms.double().nan_to_num()
     mean = (filled * others[:, None]).sum(-1) / others.sum(1).clamp(min=1)[:, None]
     return filled[counted, :, position].sum(0), mean[counted].sum(0), counted.double().sum(0, keepdim=True)
-
-
-def measure_state_norms(
-    model: TransformerBridge, batch: TokenBatch | Ids, *, position: int = 0, batch_size: int = 8
-) -> StateNorms:
-    """Norms of hidden states, keys and values at ``position`` against the other tokens, in one forward pass.
-
-    Args:
-        model: The bridge; it is the same afterwards.
-        batch: Tokens.
-        position: The sink, counted from 0.
-        batch_size: Sequences per pass.
-
-    Raises:
-        InputError: No sequence reaches ``position`` and has another token.
-
-    Cost: one forward pass, without T x T tensors on the fast path.
-    """
-    batch = as_batch(model, batch)
-    if int(batch.lengths.max()) < max(2, position + 1):
-        raise InputError(f"No sequence has position {position} and another token to hold it against.")
-    detector = StateNormDetector(position)
-    capture(model, batch, [detector], batch_size=batch_size)
-    return detector.compute()

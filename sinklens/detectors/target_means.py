@@ -1,18 +1,16 @@
 """What all stripe scores share: the mean attention that queries give to the keys a pattern names for them."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from functools import partial
-from typing import Self
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sinklens.attention import StatisticFactory, TargetMass
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Metric
-from sinklens.detectors.head_means import NULL, HeadMeans
-from sinklens.detectors.head_scores import HeadScores
+from sinklens.detectors.head_means import NULL, HeadMeansDetector
+from sinklens.detectors.repeats import Repeats
 from sinklens.models.tokens import TokenBatch
 
 
@@ -37,17 +35,12 @@ def mean_on_targets(
     return mean
 
 
-class TargetDetector(ABC):
-    """Mean attention on a query's targets, per head: base of the detectors of stripes.
+class TargetDetector(HeadMeansDetector):
+    """Mean attention on the keys that are named for each query: base of the detectors of stripes.
 
-    Takes ``target_<name>`` from :class:`~sinklens.attention.TargetMass` with the targets that :meth:`targets` gives,
-    ``<name>`` being the name of the metric. Each query counts once, whatever sequence it stands in.
+    Takes ``target_<name>`` from :class:`~sinklens.attention.TargetMass` with the targets that :meth:`targets` gives.
+    Each query counts once, whatever sequence it stands in.
     """
-
-    metric: Metric
-
-    def __init__(self) -> None:
-        self._means = HeadMeans()
 
     @abstractmethod
     def targets(self, batch: TokenBatch) -> Int[Tensor, "batch q_pos m"]:
@@ -55,23 +48,30 @@ class TargetDetector(ABC):
 
     def statistics(self, batch: TokenBatch) -> list[StatisticFactory]:
         """What the pass has to measure."""
-        return [partial(TargetMass, targets={self.metric.name: self.targets(batch)})]
+        return [partial(TargetMass, targets={self.name: self.targets(batch)})]
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer; layers without attention, or without these targets, are left out."""
-        name = self.metric.name
-        mass, null = record.attention.get(f"target_{name}"), record.attention.get(f"target_{name}{NULL}")
+        mass, null = (record.attention.get(f"target_{self.name}{end}") for end in ("", NULL))
         if mass is not None and null is not None:
-            self._means.add(record, {name: mass, name + NULL: null[:, None]})
+            self._means.add(record, {self.name: mass, self.name + NULL: null[:, None]})
 
-    def merge(self, other: Self) -> None:
-        """Add what another detector with the same settings saw."""
-        self._means.merge(other._means)
 
-    def compute(self) -> HeadScores:
-        """``layer, head, kv_head``, the score, ``<score>_null``, ``<score>_sd`` over sequences, ``<score>_n``."""
-        frame = self._means.table()
-        name = self.metric.name
-        if not len(frame):
-            frame = frame.reindex(columns=["layer", "head", "kv_head", name, name + NULL])
-        return HeadScores(frame, {name: self.metric})
+class RepeatDetector(TargetDetector):
+    """Base of the detectors that read repeated random tokens, see :func:`~sinklens.passes.repeated_tokens`.
+
+    Args:
+        repeats: Where the copies lie; all sequences must lie so.
+    """
+
+    def __init__(self, repeats: Repeats) -> None:
+        super().__init__()
+        self.repeats = repeats
+
+    @abstractmethod
+    def copies(self) -> Int[Tensor, "q_pos m"]:
+        """The keys of every query of one sequence."""
+
+    def targets(self, batch: TokenBatch) -> Int[Tensor, "batch q_pos m"]:
+        """The same for all of them."""
+        return self.repeats.of_batch(self.copies(), batch)

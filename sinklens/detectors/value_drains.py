@@ -61,10 +61,12 @@ def drain_ratio(norms: Any, position: int = 0) -> Float[Tensor, "*head"]:
 
 @register
 class ValueDrainDetector(Detector):
-    """Accumulates norms and the other tokens' mean norms for every position. Cost: O(heads pos) per layer.
+    """How long each token's value state is beside the others': 1 as long, near 0 where attending to it adds nothing.
 
     Table ``value_drains``, one row per layer, query head and position: ``kv_head``, ``value_norm`` (mean ``|v|``),
     ``drain`` (before W_O), ``output_norm`` (mean ``|W_O v|``), ``drain_wo`` (after W_O), ``n_sequences``.
+
+    Cost: O(heads pos) per layer.
     """
 
     name = "value_drains"

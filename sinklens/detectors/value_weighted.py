@@ -1,7 +1,6 @@
 """Attention weighted by how much the attended value writes: mass is not influence."""
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,8 +9,8 @@ from torch import Tensor
 from sinklens.attention import ReceivedMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import Metric
-from sinklens.detectors.head_means import HeadMeans
-from sinklens.detectors.head_scores import HeadScores
+from sinklens.detectors.head_means import NULL, HeadMeansDetector
+from sinklens.detectors.registry import register
 from sinklens.models.tokens import TokenBatch
 
 SHARE = Metric(
@@ -67,16 +66,23 @@ def weighted_share(
     return (weighted * keys[..., None, :]).sum(-1) / weighted.sum(-1)
 
 
-class ValueWeightedDetector:
-    """Share of each head's attention, and of what it writes, that comes from the sink positions.
+@register
+class ValueWeightedDetector(HeadMeansDetector):
+    """How much of each head's attention, and of what it writes, comes from the sink: 0 for nothing, 1 for all.
+
+    Scores ``sink_share`` (attention) and ``value_weighted_sink_share`` (attention times the size of what it writes): a
+    head with a high first and a low second one rests.
 
     Args:
         sinks: Positions of the sinks.
     """
 
+    name = "value_weighted"
+    metrics = (SHARE, WEIGHTED)
+
     def __init__(self, sinks: Sequence[int] = (0,)) -> None:
+        super().__init__(*(name + end for name in (SHARE.name, WEIGHTED.name) for end in ("", NULL)))
         self.sinks = tuple(sinks)
-        self._means = HeadMeans()
 
     def statistics(self, batch: TokenBatch) -> list[StatisticFactory]:
         """What the pass has to measure."""
@@ -102,15 +108,3 @@ class ValueWeightedDetector:
             "value_weighted_sink_share_null": weighted_share(uniform, norms, keys),
         }
         self._means.add_sequences(record, values)
-
-    def merge(self, other: Self) -> None:
-        """Add what another detector with the same settings saw."""
-        self._means.merge(other._means)
-
-    def compute(self) -> HeadScores:
-        """``layer, head, kv_head`` and both shares with null, spread and number of sequences."""
-        frame = self._means.table()
-        metrics = {metric.name: metric for metric in (SHARE, WEIGHTED)}
-        if not len(frame):
-            frame = frame.reindex(columns=["layer", "head", "kv_head", *metrics])
-        return HeadScores(frame, metrics, {"sinks": list(self.sinks)})

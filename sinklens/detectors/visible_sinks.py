@@ -63,12 +63,14 @@ def importance_visible(pattern: Any, visible: Any) -> Float[Tensor, "*batch head
 
 @register
 class VisibleSinkDetector(Detector):
-    """Streaming form of :func:`importance_visible` with its rate, null and ceiling. Cost: O(heads pos) per layer.
+    """How much attention each token gets from the tokens whose window shows it: near 1 where they look at it alone.
 
     Tables: ``sinks_visible``, one row per layer, head and position: means over the sequences that reach it.
     ``sink_heads_visible``, one row per head: its strongest key among those that at least ``min_queries`` queries see
     and an eighth of the sequence follows, in at least half of the sequences. A layer whose window is shorter than
     ``min_queries`` has none.
+
+    Cost: O(heads pos) per layer.
     """
 
     name = "visible_sinks"
@@ -111,9 +113,7 @@ class VisibleSinkDetector(Detector):
 
     def merge(self, other: Self) -> None:
         """Add what a detector with the same settings saw of other sequences."""
-        mine, theirs = ((d.eps, d.min_queries, d.min_share) for d in (self, other))
-        if mine != theirs:
-            raise InputError("Detectors with different eps, min_queries or min_share cannot be merged.")
+        self.check_settings(other)
         self._sums.merge(other._sums)
 
     def tables(self) -> dict[str, pd.DataFrame]:

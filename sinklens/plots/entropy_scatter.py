@@ -15,8 +15,8 @@ _TITLE: Final = "Entropy of attention against the sink's key norm"
 
 @draws(
     CENSUS,
-    needs={"heads": ("layer", "head"), "norms": ("state", "layer", "kv_head")},
-    made_by={"norms": "norms=measure_state_norms(model, tokens)"},
+    needs={"heads": ("layer", "head"), "state_norms": ("state", "layer", "kv_head")},
+    made_by={"state_norms": 'measure(model, tokens, "state_norms")'},
 )
 def entropy_scatter(heads: pd.DataFrame, norms: pd.DataFrame, *, position: int = 0) -> go.Figure:
     """Draw every head by the entropy of its attention and how long the sink's key is beside the others'.
@@ -29,7 +29,7 @@ def entropy_scatter(heads: pd.DataFrame, norms: pd.DataFrame, *, position: int =
     Args:
         heads: A census, or its heads table: `layer`, `head`, `kv_head`, `entropy`, `is_sink`; `entropy_null` gives the
             vertical line when present.
-        norms: What `measure_state_norms(model, tokens)` gives; no census holds it.
+        norms: The table `state_norms` of `measure(model, tokens, "state_norms")`, or of a scan with that detector.
         position: Position of the sink that `norms` was measured at.
 
     Raises:

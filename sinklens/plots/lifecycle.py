@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from sinklens.detectors.lifecycle import Step, steps
 from sinklens.errors import InputError
 from sinklens.plots.axes import layer_axis, light_grid, value_axis
-from sinklens.plots.draws import draws
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.marks import add_line
 from sinklens.plots.style import (
     CATEGORICAL,
@@ -29,8 +29,9 @@ _PARTS: Final = (("attention", "attention adds", CATEGORICAL[0]), ("mlp", "MLP a
 
 
 @draws(
-    needs={"traced": ("sequence", "layer", "position", "channel")},
-    made_by={"traced": "trace_entries(model, tokens, [(position, channel)])"},
+    CENSUS,
+    needs={"lifecycle": ("sequence", "layer", "position", "channel")},
+    made_by={"lifecycle": 'measure(model, tokens, "lifecycle", entries=[(position, channel)])'},
 )
 def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> go.Figure:
     """Draw what attention and MLP of every block add to one entry, and the entry before and after each block.
@@ -41,7 +42,7 @@ def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> 
     mixes tokens) has no such bar.
 
     Args:
-        traced: What `trace_entries(model, tokens, [(position, channel)])` gives; no census holds it.
+        traced: What `measure(model, tokens, "lifecycle", entries=[(position, channel)])` gives.
         entry: Position and channel drawn; needed when the table has several.
 
     Raises:

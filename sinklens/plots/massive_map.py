@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.errors import InputError
 from sinklens.plots.axes import add_token_axes, grid_background, named_axis, thinned
-from sinklens.plots.draws import draws
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.pooling import MOST_TOKENS, pooled, span_label
 from sinklens.plots.style import (
     CATEGORICAL,
@@ -27,8 +27,9 @@ _COLUMNS: Final = ("layer", "position", "token", "channel", "value", "median")
 
 
 @draws(
-    needs={"channels": ("layer", "channel", "position")},
-    made_by={"channels": "capture(model, tokens, [ChannelProfileDetector()])"},
+    CENSUS,
+    needs={"channel_profile": ("layer", "channel", "position")},
+    made_by={"channel_profile": 'measure(model, tokens, "channel_profile")'},
 )
 def massive_map(profile: pd.DataFrame, *, layer: int | None = None, kind: Literal["2d", "3d"] = "2d") -> go.Figure:
     """Draw the entries of the strongest channels of one layer for every token of a sequence.
@@ -39,7 +40,7 @@ def massive_map(profile: pd.DataFrame, *, layer: int | None = None, kind: Litera
     1,000 tokens neighbours are pooled to the entry of largest magnitude, and the subtitle says so.
 
     Args:
-        profile: What a `ChannelProfileDetector` gives, with one sequence; no census holds it. Columns `layer`,
+        profile: What `measure(model, tokens, "channel_profile")` gives, or a scan with that detector. Columns `layer`,
             `position`, `token`, `channel`, `value` (signed), `median` (of |h| in the layer).
         layer: Which layer, -1 for the embedding; by default the one with the largest entry.
         kind: "2d" or "3d".

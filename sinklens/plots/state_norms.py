@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, light_grid, log_axis
-from sinklens.plots.draws import draws
+from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.marks import add_line
 from sinklens.plots.style import (
     CATEGORICAL,
@@ -26,7 +26,11 @@ _STATES: Final = {
 }
 
 
-@draws(needs={"norms": ("state", "layer", "kv_head")}, made_by={"norms": "measure_state_norms(model, tokens)"})
+@draws(
+    CENSUS,
+    needs={"state_norms": ("state", "layer", "kv_head")},
+    made_by={"state_norms": 'measure(model, tokens, "state_norms")'},
+)
 def state_norms(norms: pd.DataFrame, *, position: int = 0) -> go.Figure:
     """Draw how much longer the sink's states are than the other tokens', as a ratio on a log axis, by layer.
 
@@ -35,8 +39,8 @@ def state_norms(norms: pd.DataFrame, *, position: int = 0) -> go.Figure:
     heads. A layer without attention has neither.
 
     Args:
-        norms: What `measure_state_norms(model, tokens)` gives; no census holds it. Columns `layer`, `state`, `kv_head`,
-            `norm`, `others`, `ratio`.
+        norms: What `measure(model, tokens, "state_norms")` gives, or a scan with that detector. Columns `layer`,
+            `state`, `kv_head`, `norm`, `others`, `ratio`.
         position: Position of the sink, for the title.
 
     Raises:

@@ -200,4 +200,4 @@ def test_what_a_detector_declares_is_measured(make: Any, zoo: Path) -> None:
     """Without being told, ``capture`` once gave these detectors nothing, and they answered with no rows."""
     bridge, detector = boot("llama", zoo), make()
     capture(bridge, tokenize(bridge, random_ids(2, 24)), [detector])
-    assert len(detector.compute().to_dataframe()) == 2 * HEADS
+    assert len(detector.tables()["head_scores"]) == 2 * HEADS

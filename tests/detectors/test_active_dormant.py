@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sinklens.detectors import ActiveDormantDetector
 from sinklens.detectors.active_dormant import (
+    ActiveDormantDetector,
     Thresholds,
     agreement,
     head_label,

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sinklens.capture import LayerRecord, capture
-from sinklens.detectors import METRICS, AttentionSummaryDetector
+from sinklens.detectors import METRICS
+from sinklens.detectors.attention_summary import AttentionSummaryDetector
 from sinklens.models.tokens import tokenize
 from tests import oracle
 from tests.detectors.records import (

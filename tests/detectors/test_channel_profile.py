@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sinklens.capture import capture
+from sinklens.detectors import measure
 from sinklens.detectors.channel_profile import ChannelProfileDetector
 from sinklens.errors import InputError
 from sinklens.models.tokens import tokenize
@@ -19,16 +19,14 @@ def test_entries_are_those_of_the_residual_stream(sequence: int, zoo: Path) -> N
     bridge = boot("llama", zoo)
     ids = random_ids(3, 20)
     rows = [ids[0].tolist(), ids[1, :9].tolist(), ids[2].tolist()]
-    detector = ChannelProfileDetector(sequence, k=3)
     batch = tokenize(bridge, rows)
-    capture(bridge, batch, [detector], batch_size=2)
-    result = detector.compute()
+    found = measure(bridge, batch, "channel_profile", sequence=sequence, k=3, batch_size=2).tables["channel_profile"]
     _, cache = bridge.run_with_cache(torch.tensor([rows[sequence]]))
     hooks = {-1: "blocks.0.hook_in", 0: "blocks.0.hook_out", 1: "blocks.1.hook_out"}
-    assert result.d_model == bridge.cfg.d_model and set(result.table["layer"]) == set(hooks)
+    assert set(found["layer"]) == set(hooks)
     for layer, hook in hooks.items():
         hidden = cache[hook][0]
-        table = result.table[result.table["layer"] == layer]
+        table = found[found["layer"] == layer]
         largest = hidden.abs().max(0).values
         chosen = table["channel"].drop_duplicates().tolist()
         assert chosen == largest.argsort(descending=True)[:3].tolist()
@@ -48,7 +46,7 @@ def test_other_sequences_and_merging_change_nothing() -> None:
             for record in records:
                 detectors[index >= cut].update(record)
         detectors[0].merge(detectors[1])
-        return detectors[0].compute().table
+        return detectors[0].tables()["channel_profile"]
 
     whole = measured((3,), 1)
     pd.testing.assert_frame_equal(whole, measured((1, 1, 1), 1))
@@ -58,10 +56,10 @@ def test_other_sequences_and_merging_change_nothing() -> None:
 
 def test_more_channels_than_there_are_and_none_seen() -> None:
     detector = ChannelProfileDetector(0, 100)
-    assert detector.compute().to_dataframe().empty
+    assert detector.tables()["channel_profile"].empty
     for record in passes(random_texts((4,)), (1,))[0]:
         detector.update(record)
-    assert detector.compute().table["channel"].nunique() == D_MODEL == detector.compute().d_model
+    assert detector.tables()["channel_profile"]["channel"].nunique() == D_MODEL
 
 
 def test_wrong_input_is_explained() -> None:

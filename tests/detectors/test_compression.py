@@ -10,8 +10,13 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.capture import LayerRecord, capture
-from sinklens.detectors import CompressionDetector
-from sinklens.detectors.compression import anisotropy, compression_inequality, matrix_entropy, spectrum
+from sinklens.detectors.compression import (
+    CompressionDetector,
+    anisotropy,
+    compression_inequality,
+    matrix_entropy,
+    spectrum,
+)
 from sinklens.errors import InputError
 from sinklens.models.builtin import builtin_models
 from sinklens.models.load import load

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from sinklens.capture import capture
-from sinklens.detectors import DecorrelationDetector
 from sinklens.detectors.bos_similarity import bos_cosine
-from sinklens.detectors.decorrelation import decorrelation_loss
+from sinklens.detectors.decorrelation import DecorrelationDetector, decorrelation_loss
 from sinklens.errors import InputError
 from sinklens.models.load import load
 from sinklens.passes.corpus import builtin_corpus

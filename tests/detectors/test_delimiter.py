@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinklens.capture import capture
-from sinklens.detectors import DelimiterDetector
-from sinklens.detectors.delimiter import delimiter_mask, delimiter_score, uniform_share
+from sinklens.detectors.delimiter import DelimiterDetector, delimiter_mask, delimiter_score, uniform_share
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch, tokenize
 from tests import oracle
@@ -82,9 +81,9 @@ def test_streamed_equals_a_loop(name: str, batch_size: int, zoo: Path) -> None:
     rows = [ids, ids[:12], [BOS, 70, 71, 72, 73]]  # the last without a delimiter
     batch, detector = tokenize(model, rows), DelimiterDetector()
     capture(model, batch, [detector], batch_size=batch_size, statistics=lambda rows, start: detector.statistics(rows))
-    result = detector.compute()
-    assert result.meta["delimiters"] == ["punctuation", "newline"]
-    table = result.frame.set_index(["layer", "head"])
+    result = detector.tables()["head_scores"]
+    assert detector.kinds == ("punctuation", "newline")
+    table = result.set_index(["layer", "head"])
     masks = [[char in ",.;\n" for char in tokens] for tokens in batch.tokens]
     assert [sum(mask) for mask in masks] == [5, 3, 0]
     mass: dict[tuple[int, int], list[float]] = {}
@@ -113,9 +112,9 @@ def test_streamed_equals_a_loop(name: str, batch_size: int, zoo: Path) -> None:
             first_sequence=first,
         )
     halves[0].merge(halves[1])
-    merged = halves[0].compute().frame
-    np.testing.assert_allclose(merged["delimiter_mass"], result.frame["delimiter_mass"], atol=1e-6)
+    merged = halves[0].tables()["head_scores"]
+    np.testing.assert_allclose(merged["delimiter_mass"], result["delimiter_mass"], atol=1e-6)
 
 
 def test_nothing_seen_is_an_empty_table() -> None:
-    assert DelimiterDetector().compute().frame.empty
+    assert DelimiterDetector().tables()["head_scores"].empty

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.capture import capture
-from sinklens.detectors.lifecycle import LifecycleDetector, steps, trace_entries
+from sinklens.detectors import measure
+from sinklens.detectors.lifecycle import LifecycleDetector, steps
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.tokens import tokenize
 from tests.attention.test_engine import unchanged
@@ -26,11 +28,15 @@ def rows() -> list[list[int]]:
     return [ids[0].tolist(), ids[1, :11].tolist(), ids[2].tolist()]
 
 
+def traced(bridge: TransformerBridge, entries: list[tuple[int, int]], **options: Any) -> pd.DataFrame:
+    return measure(bridge, tokenize(bridge, rows()), "lifecycle", entries=entries, **options).tables["lifecycle"]
+
+
 @pytest.mark.parametrize("name", [*FAMILIES])
 def test_parts_add_up_in_every_family(name: str, zoo: Path) -> None:
     bridge = boot(name, zoo)
     with unchanged(bridge):
-        table = trace_entries(bridge, tokenize(bridge, rows()), ENTRIES, batch_size=2).table
+        table = traced(bridge, ENTRIES, batch_size=2)
     layers = len(bridge.blocks)
     assert len(table) == layers * (3 + 2)  # the second text does not reach position 13
     assert not table[["before", "after"]].isna().any(axis=None)
@@ -47,7 +53,7 @@ def test_parts_add_up_in_every_family(name: str, zoo: Path) -> None:
 def test_numbers_are_those_of_run_with_cache(name: str, zoo: Path) -> None:
     """Sequential, parallel and post-norm blocks; the naive way keeps every activation."""
     bridge = boot(name, zoo)
-    table = trace_entries(bridge, tokenize(bridge, rows()), ENTRIES).table
+    table = traced(bridge, ENTRIES)
     for sequence, row in enumerate(rows()):
         _, cache = bridge.run_with_cache(torch.tensor([row]))
         found = table[table["sequence"] == sequence]
@@ -62,7 +68,7 @@ def test_numbers_are_those_of_run_with_cache(name: str, zoo: Path) -> None:
 def test_a_post_norm_is_part_of_what_is_added(zoo: Path) -> None:
     """In Gemma-2 a norm follows both halves: the raw output of attention is not what is added."""
     bridge = boot("gemma2", zoo)
-    table = trace_entries(bridge, tokenize(bridge, rows()[:1]), [(0, 3)]).table
+    table = traced(bridge, [(0, 3)])
     _, cache = bridge.run_with_cache(torch.tensor(rows()[:1]))
     raw, added = (float(cache[f"blocks.0.{name}"][0, 0, 3]) for name in ("attn.hook_out", "ln1_post.hook_out"))
     assert table["attention"].iloc[0] == pytest.approx(added, abs=1e-5) and abs(raw - added) > 1e-3
@@ -81,14 +87,14 @@ def test_a_planted_activation_is_traced_to_who_writes_and_who_cancels_it(zoo: Pa
         ("blocks.2.hook_attn_out", partial(plant, amount=-480.0)),
     ]
     with bridge.hooks(fwd_hooks=hooks):
-        table = trace_entries(bridge, tokenize(bridge, rows()), [(0, 7)]).table
+        table = traced(bridge, [(0, 7)])
     for _, entry in table.groupby("sequence"):
         writer, canceller = steps(entry)
         assert writer is not None and canceller is not None
         assert (writer.layer, writer.part) == (0, "mlp") and writer.value == pytest.approx(500, abs=30)
         assert (canceller.layer, canceller.part) == (2, "attention") and canceller.value == pytest.approx(-480, abs=30)
         assert canceller.share == pytest.approx(-0.96, abs=0.1)
-    quiet = trace_entries(bridge, tokenize(bridge, rows()), [(0, 7)]).table
+    quiet = traced(bridge, [(0, 7)])
     assert quiet["after"].abs().max() < 50
 
 
@@ -101,7 +107,7 @@ def test_what_does_not_add_up_is_refused(zoo: Path) -> None:
                 bridge.hooks(fwd_hooks=[("blocks.1.hook_out", change)]),
                 pytest.raises(UnsupportedArchitectureError, match="attention and MLP add in block 1"),
             ):
-                trace_entries(bridge, tokenize(bridge, rows()), ENTRIES)
+                traced(bridge, ENTRIES)
 
 
 def test_half_precision_is_rounded_not_refused(zoo: Path) -> None:
@@ -118,15 +124,13 @@ def test_half_precision_is_rounded_not_refused(zoo: Path) -> None:
                 detector.update(replace(record, hidden=total, halves=rounded))
 
     capture(bridge, tokenize(bridge, rows()), [Halved()])
-    assert len(detector.compute().table) == 3 * 2
+    assert len(detector.tables()["lifecycle"]) == 3 * 2
 
 
 def test_merging_joins_sequences(zoo: Path) -> None:
     bridge = boot("llama", zoo)
-    whole = trace_entries(bridge, tokenize(bridge, rows()), ENTRIES, batch_size=1).table
-    pd.testing.assert_frame_equal(
-        whole, trace_entries(bridge, tokenize(bridge, rows()), ENTRIES, batch_size=3).table, rtol=1e-4, atol=1e-5
-    )
+    whole = traced(bridge, ENTRIES, batch_size=1)
+    pd.testing.assert_frame_equal(whole, traced(bridge, ENTRIES, batch_size=3), rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="different entries"):
         LifecycleDetector([(0, 1)]).merge(LifecycleDetector([(0, 2)]))
 
@@ -138,7 +142,7 @@ def test_merging_joins_sequences(zoo: Path) -> None:
 def test_wrong_input_is_explained(entries: list[tuple[int, int]], message: str, zoo: Path) -> None:
     bridge = boot("llama", zoo)
     with pytest.raises(InputError, match=message):
-        trace_entries(bridge, tokenize(bridge, rows()), entries)
+        traced(bridge, entries)
 
 
 # ------------------------------------------------------------------ writer and canceller

@@ -12,9 +12,14 @@ from torch import Tensor
 from sinklens.attention import AttentionCall
 from sinklens.attention.kernel import attend
 from sinklens.capture import LayerRecord, capture
-from sinklens.detectors import LocalGlobalDetector
 from sinklens.detectors.attention_entropy import EntropyDetector, normalised_entropy
-from sinklens.detectors.local_global import LocalGlobal, future_influence, mean_distance, span_labels, windowed_distance
+from sinklens.detectors.local_global import (
+    LocalGlobalDetector,
+    future_influence,
+    mean_distance,
+    span_labels,
+    windowed_distance,
+)
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch, tokenize
 from tests import oracle
@@ -59,7 +64,7 @@ def test_a_query_that_sees_one_key_has_no_share_of_an_entropy() -> None:
     detector = EntropyDetector()
     attention = {"entropy": entropy, "entropy_null": torch.tensor([[0.0, math.log(2)]])}
     detector.update(LayerRecord(0, batch, 0, "fast", attention))
-    assert detector.compute().frame["normalised_entropy"].item() == pytest.approx(0.5 / math.log(2))
+    assert detector.tables()["head_scores"]["normalised_entropy"].item() == pytest.approx(0.5 / math.log(2))
 
 
 def test_labels_by_rank() -> None:
@@ -107,18 +112,18 @@ def back(length: int, steps: int) -> list[int]:
 def test_a_sink_head_is_global_unless_sinks_are_left_out() -> None:
     length = 61
     keys = [back(length, step) for step in (1, 2, 20, 25, 3, 28, 10, 12, 14, 15)]  # head 0 is the sink head
-    found: dict[bool, LocalGlobal] = {}
+    found: dict[bool, dict[str, pd.DataFrame]] = {}
     for exclude in (False, True):
         detector = LocalGlobalDetector(by_token=True, exclude_sinks=exclude)
         planted(keys, detector, sink=0.9)
-        found[exclude] = detector.compute()
-    frame = found[True].to_dataframe()
+        found[exclude] = detector.tables()
+    frame = found[True]["head_scores"]
     assert frame["span"].tolist()[0] == "global" and frame["span_without_sink"].tolist()[0] == "local"
     assert frame["distance"].tolist()[0] > 25
     assert frame["distance_without_sink"].tolist()[0] == pytest.approx(59 / 60, abs=1e-3)  # query 1 attends to itself
     assert set(frame.index[frame["span_without_sink"] == "global"]) == {2, 3, 5}
     # with the sink head among the global ones, the future influence is mostly the sink's
-    with_sink, without = found[False].tokens, found[True].tokens
+    with_sink, without = (found[exclude]["local_global_tokens"] for exclude in (False, True))
     assert with_sink["fai"][0] == pytest.approx((0.9 + without["fai"][0] * 2) / 3, abs=0.25)
     assert with_sink["fai"][0] > 0.5 and with_sink["fai"][0] > without["fai"][0]
     assert with_sink["fai"].isna().sum() == 10 and with_sink["fai"][-10:].isna().all()
@@ -130,7 +135,7 @@ def test_waad_and_fai_by_hand() -> None:
     length = 61
     detector = LocalGlobalDetector(by_token=True, share=0.5)
     planted([back(length, 4), back(length, 20)], detector)
-    tokens = detector.compute().tokens
+    tokens = detector.tables()["local_global_tokens"]
     assert tokens["waad"].tolist()[4:] == pytest.approx([4.0] * 57, abs=1e-4)
     queries = [min(s + 50, 60) - (s + 10) + 1 for s in range(11, 30)]  # of which one attends to s
     assert tokens["fai"].tolist()[11:30] == pytest.approx([1 / n for n in queries], abs=1e-4)
@@ -145,23 +150,25 @@ def test_only_the_response_counts_when_asked() -> None:
 
     detector = LocalGlobalDetector(by_token=True, share=0.5, queries=response)
     planted([back(61, 4), back(61, 45)], detector)
-    found = detector.compute()
-    assert found.to_dataframe()["distance"].tolist() == pytest.approx(
-        [4, np.mean([min(i, 45) for i in range(40, 61)])], abs=1e-3
-    )
-    assert found.tokens["waad"].isna().tolist() == [True] * 40 + [False] * 21
-    assert found.tokens["fai"][15] == pytest.approx(1 / 21, abs=1e-4)  # query 60, of the queries 40 to 60
+    heads, tokens = detector.tables().values()
+    assert heads["distance"].tolist() == pytest.approx([4, np.mean([min(i, 45) for i in range(40, 61)])], abs=1e-3)
+    assert tokens["waad"].isna().tolist() == [True] * 40 + [False] * 21
+    assert tokens["fai"][15] == pytest.approx(1 / 21, abs=1e-4)  # query 60, of the queries 40 to 60
 
 
 def test_nothing_seen_is_empty() -> None:
-    found = LocalGlobalDetector(by_token=True).compute()
-    assert found.to_dataframe().empty and found.tokens.empty and EntropyDetector().compute().frame.empty
+    found = LocalGlobalDetector(by_token=True).tables() | {"entropy": EntropyDetector().tables()["head_scores"]}
+    assert len(found) == 3 and all(frame.empty for frame in found.values())
+    assert [*LocalGlobalDetector().tables()] == ["head_scores"]
 
 
 def test_few_heads_are_said() -> None:
     detector = LocalGlobalDetector()
     planted([back(20, 1)], detector)
-    assert "rounds to 0" in detector.compute().heads.meta["warnings"][0]
+    assert detector.verdict(detector.tables(), {}) == ["30% of 1 heads rounds to 0: no head is called local or global."]
+    enough = LocalGlobalDetector(share=0.5)
+    planted([back(20, 1), back(20, 5)], enough)
+    assert enough.verdict(enough.tables(), {}) == [] == detector.verdict({}, {})
 
 
 # ------------------------------------------------------------------ from models
@@ -188,8 +195,8 @@ def test_streamed_equals_loops(name: str, sizes: tuple[int, ...], zoo: Path) -> 
     for spans, entropy in parts[1:]:
         parts[0][0].merge(spans)
         parts[0][1].merge(entropy)
-    result, spread = parts[0][0].compute(), parts[0][1].compute().frame
-    table = result.to_dataframe()
+    spread = parts[0][1].tables()["head_scores"]
+    table, by_token = parts[0][0].tables().values()
     collected: dict[tuple[int, int], list[list[float]]] = {}
     curves: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
     for sequence, row in enumerate(rows):
@@ -225,7 +232,7 @@ def test_streamed_equals_loops(name: str, sizes: tuple[int, ...], zoo: Path) -> 
     np.testing.assert_allclose(table[names], expected[:, :6], atol=1e-4)
     np.testing.assert_allclose(spread[["entropy", "entropy_null", "normalised_entropy"]], expected[:, 6:], atol=1e-4)
     for sequence, row in enumerate(rows):
-        tokens = result.tokens[result.tokens["sequence"] == sequence]
+        tokens = by_token[by_token["sequence"] == sequence]
         assert len(tokens) == len(row)
         for column, kind, place in (("waad", "local", 0), ("fai", "global", 1)):
             chosen = table[table["span"] == kind]

@@ -17,8 +17,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from sinklens.capture import LayerRecord, capture
-from sinklens.detectors import MassiveActivationDetector, SinkDetector
-from sinklens.detectors.massive_activations import massive_masks
+from sinklens.detectors.massive_activations import MassiveActivationDetector, massive_masks
+from sinklens.detectors.sinks import SinkDetector
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch, tokenize
 from tests.detectors.records import D_MODEL, WINDOWS, Text, collate, passes, random_texts
@@ -245,7 +245,7 @@ def test_bounds_are_settings_and_must_agree_to_merge() -> None:
     assert detect([collate(texts)])["massive"]["absolute"].sum() == 0
     assert detect([collate(texts)], MassiveActivationDetector(absolute=50))["massive"]["absolute"].sum() == 1
     for other in (MassiveActivationDetector(absolute=50), MassiveActivationDetector(ratio=10)):
-        with pytest.raises(InputError, match="different bounds cannot be merged"):
+        with pytest.raises(InputError, match=r"with different .* cannot be merged"):
             MassiveActivationDetector().merge(other)
 
 

@@ -13,7 +13,8 @@ from sinklens import Census, scan
 from sinklens.capture import capture
 from sinklens.capture.record import LayerRecord
 from sinklens.cli.program import app
-from sinklens.detectors import METRICS, Detector, Metric, SinkDetector, measure, register
+from sinklens.detectors import METRICS, Detector, Metric, measure, register
+from sinklens.detectors.sinks import SinkDetector
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.load import load
 from sinklens.models.tokens import tokenize
@@ -181,4 +182,4 @@ def test_lists_derive_from_the_registry() -> None:
         "sinks", "value_drains", "residual_peaks", "massive_activations", "secondary_sinks", "decorrelation",
     )  # fmt: skip
     assert list(METRICS) == list(dict.fromkeys(metric for kind in kinds.values() for metric in kind.metrics))
-    assert all(kind().name == name and (kind.__doc__ or "").strip() for name, kind in kinds.items())
+    assert all(kind.name == name and (kind.__doc__ or "").strip() for name, kind in kinds.items())

@@ -6,7 +6,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from sinklens.capture import LayerRecord, capture
-from sinklens.detectors import SinkDetector
+from sinklens.detectors.sinks import SinkDetector
 from sinklens.models.builtin import builtin_models
 from sinklens.models.load import load
 from sinklens.models.tokens import TokenBatch, tokenize

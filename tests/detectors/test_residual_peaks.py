@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from sinklens.capture import LayerRecord, capture
-from sinklens.detectors import ResidualPeakDetector
-from sinklens.detectors.residual_peaks import peak_ratio
+from sinklens.detectors.residual_peaks import ResidualPeakDetector, peak_ratio
 from sinklens.errors import InputError
 from sinklens.models.tokens import tokenize
 from tests.detectors.records import WINDOWS, Text, collate, passes, random_texts

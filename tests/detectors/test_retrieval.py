@@ -116,11 +116,11 @@ def scores_of(seed: int, layers: int = 2, heads: int = 3) -> CopyScores:
 
 
 def test_filter_discards_instances_and_does_not_count_them_as_zero() -> None:
-    detector = RetrievalDetector([0, 2])
+    detector = RetrievalDetector([])
     kept, lost = scores_of(1), scores_of(2)
-    detector.update(kept, success=True)
-    detector.update(lost, success=False)
-    frame = detector.compute()
+    detector.add([0, 2], kept, True)
+    detector.add([0, 2], lost, False)
+    frame = detector.tables()["retrieval"]
     assert frame["layer"].tolist() == [0, 0, 0, 2, 2, 2]
     assert torch.allclose(torch.tensor(frame["retrieval"].to_numpy()), kept.set.double().flatten())
     assert torch.allclose(torch.tensor(frame["retrieval_event"].to_numpy()), kept.event.double().flatten())
@@ -133,10 +133,10 @@ def test_filter_discards_instances_and_does_not_count_them_as_zero() -> None:
 
 
 def test_nothing_answered_is_not_applicable() -> None:
-    detector = RetrievalDetector([0, 1])
-    assert len(detector.compute()) == 0
-    detector.update(scores_of(3), success=False)
-    frame = detector.compute()
+    detector = RetrievalDetector([])
+    assert len(detector.tables()["retrieval"]) == 0
+    detector.add([0, 1], scores_of(3), False)
+    frame = detector.tables()["retrieval"]
     filtered = frame[["retrieval", "retrieval_event", "retrieval_null", "activation_frequency", "retrieval_band"]]
     assert filtered.isna().all().all()
     assert frame["retrieval_unfiltered"].notna().all()
@@ -144,30 +144,33 @@ def test_nothing_answered_is_not_applicable() -> None:
 
 @given(st.lists(st.booleans(), min_size=2, max_size=8), st.integers(1, 7))
 def test_merging_and_order_change_nothing(successes: list[bool], cut: int) -> None:
-    parts = [RetrievalDetector([0, 1]), RetrievalDetector([0, 1])]
-    whole = RetrievalDetector([0, 1])
+    parts = [RetrievalDetector([]), RetrievalDetector([])]
+    whole = RetrievalDetector([])
     for number, success in enumerate(successes):
-        parts[number >= cut].update(scores_of(number), success)
+        parts[number >= cut].add([0, 1], scores_of(number), success)
     for number, success in reversed(list(enumerate(successes))):
-        whole.update(scores_of(number), success)
+        whole.add([0, 1], scores_of(number), success)
     parts[0].merge(parts[1])
-    pd.testing.assert_frame_equal(parts[0].compute(), whole.compute())
+    pd.testing.assert_frame_equal(parts[0].tables()["retrieval"], whole.tables()["retrieval"])
 
 
 def test_standard_deviation_and_frequency_over_instances() -> None:
-    detector = RetrievalDetector([0])
+    detector = RetrievalDetector([])
     for value in (0.0, 0.5, 1.0):
-        detector.update(CopyScores(torch.tensor([[value]]), torch.tensor([[value]]), 0.0), success=True)
-    row = detector.compute().iloc[0]
+        detector.add([0], CopyScores(torch.tensor([[value]]), torch.tensor([[value]]), 0.0), True)
+    row = detector.tables()["retrieval"].iloc[0]
     assert (row["retrieval"], row["retrieval_sd"]) == (pytest.approx(0.5), pytest.approx(0.5))
     assert row["activation_frequency"] == pytest.approx(2 / 3)
 
 
 def test_detectors_of_other_models_are_refused() -> None:
     with pytest.raises(InputError, match="2 layers"):
-        RetrievalDetector([0, 1]).update(scores_of(0, layers=3), success=True)
+        RetrievalDetector([]).add([0, 1], scores_of(0, layers=3), True)
+    one, other = RetrievalDetector([]), RetrievalDetector([])
+    one.add([0, 1], scores_of(0), True)
+    other.add([0, 2], scores_of(0), True)
     with pytest.raises(InputError, match="cannot be merged"):
-        RetrievalDetector([0, 1]).merge(RetrievalDetector([0, 2]))
+        one.merge(other)
 
 
 def test_bands_have_the_papers_edges() -> None:
@@ -194,7 +197,7 @@ def test_similarity_is_pearson_over_heads_in_any_order() -> None:
 
 
 def test_definitions_name_their_columns() -> None:
-    detector = RetrievalDetector([0])
-    detector.update(scores_of(0, layers=1), success=True)
-    assert {metric.name for metric in METRICS} <= set(detector.compute().columns)
+    detector = RetrievalDetector([])
+    detector.add([0], scores_of(0, layers=1), True)
+    assert {metric.name for metric in METRICS} <= set(detector.tables()["retrieval"].columns)
     assert all(metric.version == 1 and "2404.15574" in metric.source for metric in METRICS)

@@ -2,15 +2,18 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
 from sinklens.capture import capture
-from sinklens.detectors.state_norms import STATES, StateNormDetector, against_others, measure_state_norms
+from sinklens.detectors import measure
+from sinklens.detectors.state_norms import STATES, StateNormDetector, against_others
 from sinklens.errors import InputError
 from sinklens.interventions import ScaleKeys
 from sinklens.models.tokens import tokenize
@@ -26,6 +29,10 @@ ROTATED = ("llama", "gpt2", "qwen3", "gemma2", "gpt_neox", "phi")
 
 def rows() -> list[list[int]]:
     return [ids[:length].tolist() for ids, length in zip(random_ids(3, 24), LENGTHS, strict=True)]
+
+
+def norms_of(bridge: TransformerBridge, **options: Any) -> pd.DataFrame:
+    return measure(bridge, tokenize(bridge, rows()), "state_norms", **options).tables["state_norms"]
 
 
 def naive(norms: list[Tensor], position: int) -> tuple[float, float]:
@@ -51,7 +58,7 @@ def one(table: pd.DataFrame, layer: int, state: str, head: int | None = None) ->
 def test_keys_values_and_states_are_those_of_hugging_face(name: str, position: int, zoo: Path) -> None:
     bridge, hf = boot(name, zoo), boot_hf(name, zoo)
     with unchanged(bridge):
-        table = measure_state_norms(bridge, tokenize(bridge, rows()), position=position, batch_size=2).table
+        table = norms_of(bridge, position=position, batch_size=2)
     caches = [DynamicCache() for _ in rows()]  # without the config it keeps all keys of a sliding layer too
     for row, cache in zip(rows(), caches, strict=True):
         hf(torch.tensor([row]), past_key_values=cache, use_cache=True)
@@ -76,13 +83,13 @@ def test_keys_values_and_states_are_those_of_hugging_face(name: str, position: i
 @pytest.mark.parametrize(("name", "states"), [("falcon", {"hidden", "value"}), ("mamba", {"hidden"})])
 def test_what_cannot_be_seen_has_no_row(name: str, states: set[str], zoo: Path) -> None:
     bridge = boot(name, zoo)
-    table = measure_state_norms(bridge, tokenize(bridge, rows())).table
+    table = norms_of(bridge)
     assert set(table["state"]) == states and table["kv_head"].isna().equals(table["state"] == "hidden")
 
 
 def test_a_hybrid_has_keys_where_it_has_attention(zoo: Path) -> None:
     bridge = boot("qwen3_next", zoo)
-    table = measure_state_norms(bridge, tokenize(bridge, rows())).table
+    table = norms_of(bridge)
     assert set(table.loc[table["state"] == "key", "layer"]) == set(FAMILIES["qwen3_next"].attention_layers)
 
 
@@ -95,7 +102,7 @@ def test_passes_and_merging_change_nothing() -> None:
             for record in records:
                 detectors[index >= cut].update(record)
         detectors[0].merge(detectors[1])
-        return detectors[0].compute().table
+        return detectors[0].tables()["state_norms"]
 
     whole = measured((5,), 1)
     pd.testing.assert_frame_equal(whole, measured((2, 2, 1), 1))
@@ -122,16 +129,16 @@ def test_others_that_are_all_zero_have_no_ratio() -> None:
     detector = StateNormDetector()
     for record in passes(texts, (1,))[0]:
         detector.update(record)
-    assert math.isnan(one(detector.compute().table, -1, "hidden")["ratio"])
+    assert math.isnan(one(detector.tables()["state_norms"], -1, "hidden")["ratio"])
 
 
 def test_wrong_input_is_explained(zoo: Path) -> None:
     bridge = boot("llama", zoo)
     with pytest.raises(InputError, match="No sequence has position 24"):
-        measure_state_norms(bridge, tokenize(bridge, rows()), position=24)
+        norms_of(bridge, position=24)
     with pytest.raises(InputError, match="count from 0"):
         StateNormDetector(-1)
-    with pytest.raises(InputError, match="positions 0 and 1"):
+    with pytest.raises(InputError, match="position cannot be merged: 0 and 1"):
         StateNormDetector(0).merge(StateNormDetector(1))
 
 
@@ -140,5 +147,5 @@ def test_keys_are_known_under_an_intervention_too(zoo: Path) -> None:
     plain, changed = StateNormDetector(), StateNormDetector()
     capture(bridge, tokenize(bridge, rows()), [plain])
     capture(bridge, tokenize(bridge, rows()), [changed], intervention=ScaleKeys(0, 1.0))
-    pd.testing.assert_frame_equal(plain.compute().table, changed.compute().table, rtol=1e-4)
-    assert "key" in set(changed.compute().table["state"])
+    pd.testing.assert_frame_equal(plain.tables()["state_norms"], changed.tables()["state_norms"], rtol=1e-4)
+    assert "key" in set(changed.tables()["state_norms"]["state"])

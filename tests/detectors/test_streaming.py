@@ -11,19 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinklens.capture import capture
-from sinklens.detectors import (
-    ActiveDormantDetector,
-    AttentionSummaryDetector,
-    CompressionDetector,
-    DecorrelationDetector,
-    Detector,
-    MassiveActivationDetector,
-    ResidualPeakDetector,
-    SecondarySinkDetector,
-    SinkDetector,
-    ValueDrainDetector,
-    VisibleSinkDetector,
-)
+from sinklens.detectors import Detector
+from sinklens.detectors.active_dormant import ActiveDormantDetector
+from sinklens.detectors.attention_summary import AttentionSummaryDetector
+from sinklens.detectors.compression import CompressionDetector
+from sinklens.detectors.decorrelation import DecorrelationDetector
+from sinklens.detectors.massive_activations import MassiveActivationDetector
+from sinklens.detectors.residual_peaks import ResidualPeakDetector
+from sinklens.detectors.secondary_sinks import SecondarySinkDetector
+from sinklens.detectors.sinks import SinkDetector
+from sinklens.detectors.value_drains import ValueDrainDetector
+from sinklens.detectors.visible_sinks import VisibleSinkDetector
 from sinklens.models.tokens import tokenize
 from tests.detectors.records import collate, random_texts
 from tests.families import boot, random_ids

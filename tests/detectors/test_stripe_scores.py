@@ -15,7 +15,7 @@ from sinklens.attention import TargetMass
 from sinklens.capture import LayerRecord, capture
 from sinklens.capture.record import ValueNorms
 from sinklens.detectors.duplicate_token import DuplicateTokenDetector, duplicate_token_score
-from sinklens.detectors.echo import EchoDetector, echo_score
+from sinklens.detectors.echo import EchoDetector, RazorInductionDetector, echo_score
 from sinklens.detectors.head_means import HeadMeans
 from sinklens.detectors.induction import InductionDetector, induction_score
 from sinklens.detectors.previous_token import PreviousTokenDetector, previous_token_score
@@ -50,7 +50,7 @@ def detectors(repeats: Repeats) -> list[TargetDetector]:
         DuplicateTokenDetector(repeats),
         InductionDetector(repeats),
         EchoDetector(repeats),
-        EchoDetector(repeats, "razor_induction"),
+        RazorInductionDetector(repeats),
     ]
 
 
@@ -147,7 +147,7 @@ def probe_batch(model: object, probe: Repeats, sequences: int) -> TokenBatch:
 
 def measure(model: object, batch: TokenBatch, found: list[TargetDetector], batch_size: int) -> None:
     def statistics(rows: TokenBatch, start: int) -> list[object]:
-        targets = {d.metric.name: d.targets(rows) for d in found}
+        targets = {d.name: d.targets(rows) for d in found}
         return [lambda shape: TargetMass(shape, targets)]
 
     capture(model, batch, found, batch_size=batch_size, statistics=statistics)  # type: ignore[arg-type]
@@ -163,10 +163,9 @@ def test_streamed_scores_equal_loops_over_whole_patterns(name: str, batch_size: 
     measure(model, batch, found, batch_size)
     layers = [layer for layer in oracle.full_patterns(model, batch.ids) if layer is not None]
     for detector, (metric, target) in zip(found, stripes.targets_of(probe).items(), strict=True):
-        assert detector.metric.name == metric
-        result = detector.compute()
-        table = result.frame
-        assert list(result.metrics) == [metric] and set(table["layer"]) == {layer.layer for layer in layers}
+        assert [detector.name] == [metric.name for metric in detector.metrics] == [metric]
+        table = detector.tables()["head_scores"]
+        assert set(table["layer"]) == {layer.layer for layer in layers}
         for layer in layers:
             rows = table[table["layer"] == layer.layer]
             by_sequence = np.stack([stripes.naive(pattern, target) for pattern in layer.pattern])
@@ -194,7 +193,7 @@ def test_batches_padding_and_merging_change_nothing(zoo: Path) -> None:
             capture(model, batch, [part], batch_size=size, statistics=statistics, first_sequence=group[0])  # type: ignore[arg-type]
         for other in reversed(parts[1:]):
             parts[0].merge(other)
-        tables.append(parts[0].compute().frame)
+        tables.append(parts[0].tables()["head_scores"])
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0], rtol=0, atol=1e-6)
     naive = []  # every query once, whatever sequence it stands in
@@ -225,17 +224,15 @@ def test_means_leave_out_what_does_not_apply(zoo: Path) -> None:
         table["x_sd"].tolist()[1]
     )
     assert table["x_n"].tolist() == [2, 0] and table["kv_head"].tolist() == [0, 0] and "x_null_sd" not in table
-    assert means.by_sequence()["sequence"].tolist() == [4, 4, 5, 5]
-    assert means.by_sequence()["x"].tolist()[::2] == [2.5, 5.0]
     alone = HeadMeans()
     alone.add(record(0, batch.rows([0]), 0), {"x": value[:1]})
     assert alone.table()["x_sd"].isna().all() and alone.table()["kv_head"].tolist() == [0, 1]
-    assert HeadMeans().table().empty and HeadMeans().by_sequence().empty
+    assert HeadMeans().table().empty
 
 
 def test_nothing_seen_is_an_empty_table() -> None:
-    found = InductionDetector(Repeats(3)).compute()
-    assert found.frame.empty and found.scores == ["induction"]
+    found = InductionDetector(Repeats(3)).tables()["head_scores"]
+    assert found.empty and [*found][3:] == ["induction", "induction_sd", "induction_n", "induction_null"]
 
 
 # ------------------------------------------------------------------ Razor's choice

@@ -12,8 +12,7 @@ import torch
 
 from sinklens.capture import LayerRecord, capture
 from sinklens.capture.record import ValueNorms
-from sinklens.detectors import ValueDrainDetector
-from sinklens.detectors.value_drains import drain_ratio
+from sinklens.detectors.value_drains import ValueDrainDetector, drain_ratio
 from sinklens.errors import InputError
 from sinklens.models.tokens import tokenize
 from tests import oracle

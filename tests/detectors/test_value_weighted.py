@@ -10,8 +10,7 @@ import torch
 
 from sinklens.capture import capture
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors import ValueWeightedDetector
-from sinklens.detectors.value_weighted import value_weighted, weighted_share
+from sinklens.detectors.value_weighted import ValueWeightedDetector, value_weighted, weighted_share
 from sinklens.models.tokens import tokenize
 from tests import oracle
 from tests.detectors.stripes import one_key
@@ -46,7 +45,7 @@ def test_streamed_equals_loops(name: str, batch_size: int, zoo: Path) -> None:
     capture(
         model, tokenize(model, rows), [detector], batch_size=batch_size, statistics=lambda b, s: detector.statistics(b)
     )
-    table = detector.compute().frame.set_index(["layer", "head"])
+    table = detector.tables()["head_scores"].set_index(["layer", "head"])
     shares: dict[tuple[int, int], list[list[float]]] = {}
     for row in rows:
         ids = torch.tensor([row])
@@ -76,6 +75,6 @@ def test_what_cannot_be_read_is_missing(zoo: Path) -> None:
         assert record.layer < 0 or record.values is not None
         values = None if record.values is None else replace(record.values, output=None)
         detector.update(replace(record, values=values))
-    frame = detector.compute().frame
+    frame = detector.tables()["head_scores"]
     assert frame["value_weighted_sink_share"].isna().all() and frame["sink_share"].notna().all()
-    assert math.isfinite(frame["sink_share"].max()) and ValueWeightedDetector().compute().frame.empty
+    assert math.isfinite(frame["sink_share"].max()) and ValueWeightedDetector().tables()["head_scores"].empty

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from sinklens.capture import capture
-from sinklens.detectors import VisibleSinkDetector
-from sinklens.detectors.visible_sinks import importance_visible
+from sinklens.detectors.visible_sinks import VisibleSinkDetector, importance_visible
 from sinklens.errors import InputError
 from sinklens.models.tokens import tokenize
 from tests import oracle

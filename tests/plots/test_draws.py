@@ -146,10 +146,10 @@ def test_what_a_result_cannot_draw_says_which_call_makes_it(census: Census) -> N
     for draw, message in (
         (plots.compression, r'draws the table compression, .*scan\(model, detectors=\[..., "compression"\]\) makes it'),
         (plots.domain_differences, r"scan\(model, \{name: texts, ...\}\) makes it"),
-        (plots.state_norms, r"measure_state_norms\(model, tokens\) makes it"),
-        (plots.lifecycle, r"trace_entries\(model, tokens, \[\(position, channel\)\]\) makes it"),
-        (plots.massive_map, r"ChannelProfileDetector\(\)\]\) makes it"),
-        (plots.entropy_scatter, r"draws the table norms, .*norms=measure_state_norms\(model, tokens\) makes it"),
+        (plots.state_norms, r'measure\(model, tokens, "state_norms"\) makes it'),
+        (plots.lifecycle, r"entries=\[\(position, channel\)\]\) makes it"),
+        (plots.massive_map, r'measure\(model, tokens, "channel_profile"\) makes it'),
+        (plots.entropy_scatter, r'the table state_norms, .*measure\(model, tokens, "state_norms"\) makes it'),
         (
             plots.needle_grid,
             "draws the table grid, but this result has sinks, heads.*; a result of the kind sinklens-needles has it",

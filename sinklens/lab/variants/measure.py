@@ -9,7 +9,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sinklens.detectors import ResidualPeakDetector, SinkDetector, ValueDrainDetector
+from sinklens.detectors.residual_peaks import ResidualPeakDetector
+from sinklens.detectors.sinks import SinkDetector
+from sinklens.detectors.value_drains import ValueDrainDetector
 from sinklens.errors import InputError
 from sinklens.lab.streams import stream
 from sinklens.lab.tasks import Backcopy

@@ -161,7 +161,7 @@ def sweep(
         stack.callback(run.executor.close)
         if folder is not None:
             stack.enter_context(folder.locked())
-            finished = run.begin(restart)
+            finished = run.begin(folder, restart)
             if finished is not None:
                 return finished
         run.plan(lambda: make_ablations(asked, model, chosen, reference), batch_size)

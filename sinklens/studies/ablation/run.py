@@ -68,23 +68,22 @@ class SweepRun:
         if folder is not None:
             folder.warn = self._note
 
-    def begin(self, restart: bool) -> Sweep | None:
+    def begin(self, folder: RunFolder, restart: bool) -> Sweep | None:
         """Look at what the folder holds; a finished sweep of the same description is returned.
 
         Raises:
             ResultError: Another sweep, or a damaged one.
         """
-        assert self.folder is not None
-        self.folder.check()
-        if restart or not self.folder.finished:
-            self.kept = self.folder.begin(self.spec, restart)
+        folder.check()
+        if restart or not folder.finished:
+            self.kept = folder.begin(self.spec, restart)
             return None
         try:
-            finished = Sweep.load(self.folder.directory)
+            finished = Sweep.load(folder.directory)
         except ResultError as error:
             raise ResultError(f"{error} {ANEW}") from error
-        self.folder.begin(self.spec, held=finished.meta["spec"])
-        self.folder.tidy()
+        folder.begin(self.spec, held=finished.meta["spec"])
+        folder.tidy()
         return finished
 
     def plan(self, make: Callable[[], dict[str, Intervention]], batch_size: int | None) -> None:

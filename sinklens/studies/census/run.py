@@ -115,7 +115,7 @@ def scan(
     """
     _check_eps(eps)
     given = [detectors] if isinstance(detectors, str | Detector) else list(detectors)
-    chosen = choose_detectors(given, eps=eps)
+    chosen = choose_detectors(given, joined=True, eps=eps)
     started = time.perf_counter()
     model = as_bridge(model, tokenizer=tokenizer)
     notes: list[str] = []

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from sinklens.detectors.base import Detector
-from sinklens.detectors.registry import built_in_detectors
+from sinklens.detectors.registry import asked_for, built_in_detectors
 from sinklens.studies.census.domains_verdict import describe_domains
 from sinklens.studies.effects.sinks_after_verdict import describe_sinks_after
 
@@ -24,7 +24,8 @@ def describe(
         settings: Of the run.
         detectors: Those that ran; default: all built-in ones, each of which is silent without its table.
     """
-    speaking = [kind() for kind in built_in_detectors().values()] if detectors is None else detectors
+    kinds = built_in_detectors().values()
+    speaking = [kind() for kind in kinds if not asked_for(kind)] if detectors is None else detectors
     sentences = [sentence for detector in speaking for sentence in detector.verdict(tables, settings)]
     if "sinks_after" in tables:
         sentences += describe_sinks_after(tables["sinks_after"])

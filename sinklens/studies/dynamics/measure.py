@@ -1,8 +1,8 @@
 """What one checkpoint shows: sink, logit margin, value drain, residual peak and loss, by head, layer and domain."""
 
-import copy
 import math
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,8 @@ from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention.turns import turn
-from sinklens.capture import capture
 from sinklens.capture.memory import plan_memory
-from sinklens.detectors import MassiveActivationDetector, ResidualPeakDetector, SinkDetector, ValueDrainDetector
-from sinklens.detectors.measure import tables_of
+from sinklens.detectors.measure import Measurement, measure
 from sinklens.detectors.sinks import SINK_HEAD_RATE, SINK_HEAD_RATIO
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.effects import token_losses
@@ -26,6 +24,7 @@ from sinklens.studies.ablation.layout import choose_layout
 from sinklens.studies.census.domains import Domains
 
 ALL = "all"
+DETECTORS = ("sinks", "value_drains", "residual_peaks", "massive_activations")
 HEAD_COLUMNS = (
     "domain", "layer", "head", "importance_first", "null_first", "sink_rate_first", "is_sink_first", "delta_logit",
     "value_norm", "drain", "output_norm", "drain_wo",
@@ -90,33 +89,28 @@ def measure_checkpoint(
     length = int(domains.batch.lengths.max())
     size = batch_size or plan_memory(model, len(domains.batch), length).batch_size
     progress.begin("Measuring a checkpoint", len(domains.batch))
-    wanted = [SinkDetector(eps), ValueDrainDetector(), ResidualPeakDetector(), MassiveActivationDetector()]
-    together = copy.deepcopy(wanted)
-    measured: dict[str, Mapping[str, pd.DataFrame]] = {}
+    measured: dict[str, Measurement] = {}
     for name in domains.names:
         index = [number for number, of in enumerate(domains.of) if of == name]
-        own: list[Any] = copy.deepcopy(wanted)
-        capture(
+        measured[name] = measure(
             model,
             domains.batch.rows(index),
-            own,
+            DETECTORS,
             batch_size=size,
             first_sequence=index[0],
             progress=Share(progress, 0.7 * len(index)),
+            eps=eps,
         )
-        for whole, part in zip(together, own, strict=True):
-            whole.merge(part)
-        measured[name] = tables_of(own)
     losses = sequence_losses(model, domains.batch, batch_size)
     progress.advance(0.3 * len(domains.batch))
     if len(measured) > 1:
-        measured = {ALL: tables_of(together)} | measured
+        measured = {ALL: reduce(Measurement.merge, measured.values())} | measured
     of = np.array(domains.of, dtype=object)
     heads, layers = [], []
     steps: list[dict[str, Any]] = []
     for name, each in measured.items():
-        by_head = _heads(each)
-        by_layer = _layers(each["layers"], by_head)
+        by_head = _heads(each.tables)
+        by_layer = _layers(each.tables["layers"], by_head)
         lost = losses if name == ALL else losses[of == name]
         row = _summary(by_head, by_layer) | _loss(lost, int(model.cfg.d_vocab), seed)
         steps.append({"domain": name, **row})

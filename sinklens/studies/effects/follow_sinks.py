@@ -8,8 +8,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import ReceivedMass
 from sinklens.capture import capture
-from sinklens.detectors import SinkDetector
-from sinklens.detectors.sinks import EPS, SINK_HEAD_RATE, SINK_HEAD_RATIO, shortest_length
+from sinklens.detectors.sinks import EPS, SINK_HEAD_RATE, SINK_HEAD_RATIO, SinkDetector, shortest_length
 from sinklens.errors import InputError
 from sinklens.interventions import MaskKeys
 from sinklens.models.tokens import TokenBatch

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from sinklens.attention import ReceivedMass, Statistic
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors import SinkDetector
-from sinklens.detectors.sinks import EPS, SINK_HEAD_RATE, SINK_HEAD_RATIO, shortest_length
+from sinklens.detectors.sinks import EPS, SINK_HEAD_RATE, SINK_HEAD_RATIO, SinkDetector, shortest_length
 from sinklens.models.tokens import TokenBatch
 
 COLUMNS: Final = (

@@ -5,15 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.capture import capture
-from sinklens.capture.memory import plan_memory
-from sinklens.detectors.duplicate_token import DuplicateTokenDetector
-from sinklens.detectors.echo import EchoDetector
 from sinklens.detectors.head_scores import HeadScores
-from sinklens.detectors.induction import InductionDetector
-from sinklens.detectors.previous_token import PreviousTokenDetector
+from sinklens.detectors.measure import measure
 from sinklens.detectors.razor_selection import ECHO_SHARE, INDUCTION_SHARE, razor_selection
-from sinklens.detectors.target_means import TargetDetector
 from sinklens.errors import UnsupportedArchitectureError
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import attention_layers
@@ -23,6 +17,7 @@ from sinklens.passes.repeated_tokens import repeated_tokens
 from sinklens.results.progress import SILENT, Progress
 from sinklens.results.provenance import header
 
+DETECTORS = ("previous_token", "duplicate_token", "induction", "echo", "razor_induction")
 BLOCK, REPEATS, SEQUENCES = 64, 4, 8
 
 
@@ -88,27 +83,16 @@ def pattern_scores(
     probe = repeated_tokens(
         model, block=block, repeats=repeats, n_sequences=n_sequences, seed=seed, distinct=distinct, bos=bos
     )
-    detectors: list[TargetDetector] = [
-        PreviousTokenDetector(),
-        DuplicateTokenDetector(probe.repeats),
-        InductionDetector(probe.repeats),
-        EchoDetector(probe.repeats, "echo"),
-        EchoDetector(probe.repeats, "razor_induction"),
-    ]
-
-    capture(
+    found = measure(
         model,
         probe.batch,
-        detectors,
-        batch_size=plan_memory(model, n_sequences, probe.repeats.length, batch_size).batch_size,
+        DETECTORS,
+        batch_size=batch_size,
         intervention=intervention,
         progress=progress,
+        repeats=probe.repeats,
     )
-    found = [detector.compute() for detector in detectors]
-    frame, metrics = found[0].to_dataframe(), dict(found[0].metrics)
-    for other in found[1:]:
-        frame = frame.merge(other.frame, on=["layer", "head", "kv_head"], how="left", validate="one_to_one")
-        metrics |= other.metrics
+    frame, metrics = found.tables["head_scores"], found.metrics
     frame["n_sequences"] = frame["previous_token_n"]
     frame = frame.drop(columns=[f"{name}_n" for name in metrics])
     selection = razor_selection(frame, induction_share=induction_share, echo_share=echo_share)

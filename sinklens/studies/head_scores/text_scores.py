@@ -4,14 +4,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sinklens.capture import capture
-from sinklens.capture.memory import plan_memory
-from sinklens.detectors.attention_entropy import EntropyDetector
-from sinklens.detectors.delimiter import KINDS, DelimiterDetector, DelimiterKind
+from sinklens.detectors.delimiter import KINDS, DelimiterKind
 from sinklens.detectors.head_scores import HeadScores
-from sinklens.detectors.local_global import SHARE, WINDOW, LocalGlobalDetector
-from sinklens.detectors.previous_token import PreviousTokenDetector
-from sinklens.detectors.value_weighted import ValueWeightedDetector
+from sinklens.detectors.local_global import SHARE, WINDOW
+from sinklens.detectors.measure import measure
 from sinklens.errors import UnsupportedArchitectureError
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import attention_layers
@@ -22,6 +18,7 @@ from sinklens.passes.sequences import choose_sequences
 from sinklens.results.progress import SILENT, Progress
 from sinklens.results.provenance import header
 
+DETECTORS = ("attention_entropy", "local_global", "previous_token", "delimiter_mass", "value_weighted")
 KEYS = ["layer", "head", "kv_head"]
 
 
@@ -90,28 +87,23 @@ def text_scores(
     model = as_bridge(model, tokenizer=tokenizer)
     if not attention_layers(model):
         raise UnsupportedArchitectureError(f"{model.cfg.architecture} has no attention heads to score.")
-    spans = LocalGlobalDetector(sinks=sinks, window=window, share=share)
-    entropy, before, marks = EntropyDetector(), PreviousTokenDetector(), DelimiterDetector(delimiters)
-    resting = ValueWeightedDetector(sinks)
     batch, source = choose_sequences(
         model, texts, tokens, bos, max_tokens, split, seed, source, max_sequences, attention_mask
     )
-
-    detectors = (entropy, spans, before, marks, resting)
-    capture(
+    found = measure(
         model,
         batch,
-        detectors,
-        batch_size=plan_memory(model, len(batch), batch.ids.shape[1], batch_size).batch_size,
+        DETECTORS,
+        batch_size=batch_size,
         intervention=intervention,
         progress=progress,
+        kinds=delimiters,
+        sinks=sinks,
+        window=window,
+        share=share,
     )
-    split_up = spans.compute()
-    found = [entropy.compute(), split_up.heads, before.compute(), marks.compute(), resting.compute()]
-    frame, metrics = found[0].to_dataframe(), dict(found[0].metrics)
-    for other in found[1:]:
-        frame = frame.merge(other.frame, on=KEYS, how="left", validate="one_to_one")
-        metrics |= other.metrics
+    frame = found.tables["head_scores"]
+    metrics = {name: metric for name, metric in found.metrics.items() if name in frame}
     labels = ["span", "span_without_sink"]
     frame["n_sequences"] = frame["entropy_n"]
     kept = [f"{name}{end}" for name in metrics for end in ("", "_null", "_sd") if f"{name}{end}" in frame]
@@ -128,7 +120,7 @@ def text_scores(
             "seed": seed,
         },
         "intervention": None if intervention is None else json.loads(intervention.to_json()),
-        "warnings": [*split_up.heads.meta["warnings"], *_warnings(batch, frame)],
+        "warnings": [*found.verdict, *_warnings(batch, frame)],
     }
     return HeadScores(frame[[*KEYS, *kept, *labels, "n_sequences"]], metrics, meta)
 

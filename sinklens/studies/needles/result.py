@@ -135,7 +135,7 @@ class NeedleResult(
         shape = self.meta["heads"]
         if shape is None:
             raise InputError("This result was made without strongest keys (keys=False); it knows nothing about heads.")
-        detector = RetrievalDetector(shape["layers"])
+        detector = RetrievalDetector([])
         row_of = {layer: row for row, layer in enumerate(shape["layers"])}
         instances = self.tables["instances"]
         copies = dict(list(self.tables["copies"].groupby("instance")))
@@ -147,8 +147,8 @@ class NeedleResult(
                 where = ([row_of[layer] for layer in mine["layer"]], mine["head"].tolist())
                 event[where] = torch.tensor(mine["event"].to_numpy(copy=True))
                 unique[where] = torch.tensor(mine["set"].to_numpy(copy=True))
-            detector.update(CopyScores(event, unique, record["null"]), answered(record, keep))
-        frame = detector.compute()
+            detector.add(shape["layers"], CopyScores(event, unique, record["null"]), answered(record, keep))
+        frame = detector.tables()["retrieval"]
         kept = int(frame["n_kept"].iloc[0])
         warnings = [] if kept else [self._none_kept(keep)]
         meta = {name: self.meta[name] for name in ("model", "tokens", "needles", "settings")}

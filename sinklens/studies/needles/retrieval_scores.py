@@ -8,7 +8,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.detectors.head_scores import HeadScores
-from sinklens.detectors.retrieval import METRICS, RetrievalDetector, copy_scores
+from sinklens.detectors.retrieval import METRICS, CopyScores, RetrievalDetector, copy_scores
 from sinklens.errors import InputError
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import attention_layers
@@ -17,6 +17,7 @@ from sinklens.results.progress import SILENT, Progress
 from sinklens.results.provenance import header
 from sinklens.studies.needles.answers import DECODED, RULES, Keep, answered, check_keep, contains
 from sinklens.studies.needles.decode import MAX_STEPS, decode_needle, recall_of, written
+from sinklens.studies.needles.instance import NeedleInstance
 from sinklens.studies.needles.make import make_needles
 from sinklens.studies.needles.needle_set import NeedleSet
 from sinklens.studies.needles.outcome import Outcome
@@ -57,8 +58,9 @@ def retrieval_scores(
         progress: Told how it goes on, in prompts.
 
     Returns:
-        One row per head of every block with attention; see :meth:`RetrievalDetector.compute` for the columns. Scores
-        are NaN, with a warning in ``meta``, when no prompt is kept.
+        One row per head of every block with attention; for the columns see
+        :class:`~sinklens.detectors.retrieval.RetrievalDetector`. Scores are NaN, with a warning in ``meta``, when no
+        prompt is kept.
 
     Raises:
         InputError: An unknown word, a filter of decoded text without decoding, or prompts that do not fit the model.
@@ -73,7 +75,7 @@ def retrieval_scores(
         raise InputError(f'keep="{keep}" judges the decoded text; it needs procedure="decode".')
     needles = make_needles(model) if needles is None else needles
     progress.begin("Reading needles", len(needles))
-    detector = RetrievalDetector(sorted(attention_layers(model)))
+    detector, layers = RetrievalDetector([]), sorted(attention_layers(model))
     if procedure == "teacher":
 
         def deliver(found: Mapping[int, Outcome]) -> None:
@@ -81,7 +83,7 @@ def retrieval_scores(
                 each = needles.instances[number]
                 correct = outcome.correct(each.answer)
                 row = {"exact": bool(correct.all()), "correct": float(correct.double().mean())}
-                add(detector, each.ids, each.span, outcome, answered(row, keep))
+                detector.add(layers, _scores(each, outcome), answered(row, keep))
             progress.advance(len(found))
 
         run_needles(model, needles.instances, deliver, intervention=intervention, share=share, max_tokens=max_tokens)
@@ -95,7 +97,7 @@ def retrieval_scores(
             if keep in DECODED:
                 row["rouge1"] = recall_of(model, each, produced)
                 row["contained"] = contains(written(model, produced), each.answer_text or written(model, each.answer))
-            add(detector, each.ids, each.span, outcome, answered(row, keep))
+            detector.add(layers, _scores(each, outcome), answered(row, keep))
             progress.advance()
     settings = {
         "keep": keep,
@@ -103,16 +105,13 @@ def retrieval_scores(
         "intervention": None if intervention is None else str(intervention),
         "share": share,
     }
-    return head_scores(model, needles, detector.compute(), settings)
+    return head_scores(model, needles, detector.tables()["retrieval"], settings)
 
 
-def add(
-    detector: RetrievalDetector, ids: tuple[int, ...], span: tuple[int, int], outcome: Outcome, success: bool
-) -> None:
-    """Hand one outcome to the detector."""
+def _scores(needle: NeedleInstance, outcome: Outcome) -> CopyScores:
     if outcome.top_key is None:
         raise InputError("The outcome holds no strongest keys; run the needles with keys=True.")
-    detector.update(copy_scores(outcome.top_key, outcome.produced, torch.tensor(ids), span), success)
+    return copy_scores(outcome.top_key, outcome.produced, torch.tensor(needle.ids), needle.span)
 
 
 def head_scores(

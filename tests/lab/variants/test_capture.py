@@ -9,7 +9,10 @@ from transformers import OPTForCausalLM
 
 import sinklens
 from sinklens.capture import LayerRecord, capture
-from sinklens.detectors import MassiveActivationDetector, ResidualPeakDetector, SinkDetector, ValueDrainDetector
+from sinklens.detectors.massive_activations import MassiveActivationDetector
+from sinklens.detectors.residual_peaks import ResidualPeakDetector
+from sinklens.detectors.sinks import SinkDetector
+from sinklens.detectors.value_drains import ValueDrainDetector
 from sinklens.errors import InputError
 from sinklens.lab.gates import measure
 from sinklens.lab.streams import stream

@@ -10,7 +10,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens import Census, scan
 from sinklens.capture import capture
-from sinklens.detectors import CompressionDetector, DecorrelationDetector, SecondarySinkDetector
+from sinklens.detectors.compression import CompressionDetector
+from sinklens.detectors.decorrelation import DecorrelationDetector
+from sinklens.detectors.secondary_sinks import SecondarySinkDetector
 from sinklens.errors import InputError, ResultError
 from sinklens.models.load import load
 from sinklens.passes.corpus import builtin_corpus

@@ -10,7 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens import tokenize
 from sinklens.capture import capture
-from sinklens.detectors import AttentionSummaryDetector
+from sinklens.detectors.attention_summary import AttentionSummaryDetector
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions import AblateHeads
 from sinklens.studies import text_scores
