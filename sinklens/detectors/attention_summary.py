@@ -38,12 +38,6 @@ GATE = Metric(
     "lets the head stay silent without a sink. NaN in models without output gates.",
     "Qiu et al. 2025, gated attention; read from the query projection of Qwen3-Next and kin",
 )
-DELTA_LOGIT = Metric(
-    "delta_logit",
-    1,
-    "Mean over queries i that see key k and another key of s_ik - mean_{j != k} s_ij, with pre-softmax scores s.",
-    "Guo et al. 2024, arXiv 2410.13835; j = i is kept here",
-)
 
 COLUMNS = {
     "entropy": "entropy",
@@ -69,7 +63,7 @@ class AttentionSummaryDetector(Detector):
     """
 
     name = "attention_summary"
-    metrics = (ENTROPY, DISTANCE, MISSING, GATE, DELTA_LOGIT)
+    metrics = (ENTROPY, DISTANCE, MISSING, GATE)
     rank = 70
 
     def __init__(self) -> None:

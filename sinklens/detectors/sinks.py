@@ -42,6 +42,13 @@ METRIC = Metric(
     "sequence and then averaged. Null: alpha_k if every query attended uniformly to the keys its layer's mask shows.",
     "Gu et al. 2025, arXiv 2410.10781, section 3; null added here",
 )
+DELTA_LOGIT = Metric(
+    "delta_logit",
+    1,
+    "Mean over queries i that see key k and another key of s_ik - mean_{j != k} s_ij, with pre-softmax scores s "
+    "(logits).",
+    "Guo et al. 2024, arXiv 2410.13835; j = i is kept here",
+)
 
 
 def importance(pattern: Any) -> Float[Tensor, "*batch head k_pos"]:
@@ -165,7 +172,7 @@ class SinkDetector(Detector):
     """
 
     name = "sinks"
-    metrics = (METRIC,)
+    metrics = (METRIC, DELTA_LOGIT)
     beside = ("visible_sinks", "attention_summary")
     by_default = True
     rank = 10

@@ -15,6 +15,12 @@ from sinklens.results.table import Table
 
 FORMAT = "sinklens-census"
 _ABSENT = {"domains": "its texts had no domains", "sinks_after": "it was made without an intervention"}
+_TABLES = {"massive_activations": "massive", "residual_peaks": "residual_norms"}
+"""Attributes that are called otherwise than their table."""
+
+
+class NoTable(ResultError, AttributeError):
+    """A table that a census does not have."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,9 @@ class Census(
 
     Attributes:
         meta: Model, tokens with BOS provenance, metric definitions and versions, settings, warnings, verdict.
-        tables: All tables by name; the properties below wrap them.
+        tables: All tables by name. Each is an attribute too: ``census.heads.to_dataframe()``. Among them: ``heads``
+            (per head: strongest key, sink rate, drain, entropy, masses), ``sinks`` (per layer, head and key position),
+            ``layers`` (per layer, -1 = embedding), ``tokens`` and ``token_types``; the detectors' docstrings say more.
         arrays: The cells of the :attr:`maps`.
     """
 
@@ -96,92 +104,23 @@ class Census(
         """The cells of the maps."""
         return [*meta["maps"]]
 
-    def _table(self, name: str) -> Table:
-        if name not in self.tables:
+    def __getattr__(self, name: str) -> Table:
+        """One of the tables, those of detectors of your own included.
+
+        Raises:
+            ResultError: The census has none of this name; the sentence says with which detectors it was made.
+        """
+        if name.startswith("_") or "tables" not in self.__dict__:
+            raise AttributeError(name)
+        table = _TABLES.get(name, name)
+        if table not in self.tables:
             chosen = ", ".join(self.meta["settings"]["detectors"])
-            why = _ABSENT.get(name, f"it was made with the detectors {chosen}")
-            raise ResultError(f"This census has no table {name!r}: {why}.")
-        return Table(name, self.tables[name])
+            why = _ABSENT.get(table, f"it was made with the detectors {chosen}")
+            raise NoTable(f"This census has no table {table!r}: {why}.")
+        return Table(table, self.tables[table])
 
-    @property
-    def sinks(self) -> Table:
-        """Per layer, head and key position: importance, sink_rate, null, ratio."""
-        return self._table("sinks")
-
-    @property
-    def heads(self) -> Table:
-        """Per head: strongest key, sink rate, drain, entropy, masses."""
-        return self._table("heads")
-
-    @property
-    def layers(self) -> Table:
-        """Per layer (-1 = embedding): sink rate, residual norms, largest entries."""
-        return self._table("layers")
-
-    @property
-    def tokens(self) -> Table:
-        """Per token: for how many heads it is a sink, whether it is massive or special."""
-        return self._table("tokens")
-
-    @property
-    def token_types(self) -> Table:
-        """Sinks, massive activations and drains by token string and class, first or later in the sequence."""
-        return self._table("token_types")
-
-    @property
-    def value_drains(self) -> Table:
-        """Per layer, head and position: value norms and drain ratios before and after W_O."""
-        return self._table("value_drains")
-
-    @property
-    def massive_activations(self) -> Table:
-        """Largest residual entries per sequence and layer."""
-        return self._table("massive")
-
-    @property
-    def massive_episodes(self) -> Table:
-        """When each massive channel lives: runs of blocks, number of sequences, size, token-specific or everywhere."""
-        return self._table("massive_episodes")
-
-    @property
-    def massive_channels(self) -> Table:
-        """All massive entries counted per layer, criterion, place (position 0, others) and channel."""
-        return self._table("massive_channels")
-
-    @property
-    def residual_peaks(self) -> Table:
-        """Residual norm by layer and position."""
-        return self._table("residual_norms")
-
-    @property
-    def peaks(self) -> Table:
-        """Which tokens stand out by residual norm, per layer and position, and in how many sequences."""
-        return self._table("peaks")
-
-    @property
-    def domains(self) -> Table:
-        """Per head and domain: importance, sink rate and mass of position 0, and how they differ between domains."""
-        return self._table("domains")
-
-    @property
-    def sinks_after(self) -> Table:
-        """Sink heads by position before and under the intervention (of a scan with one)."""
-        return self._table("sinks_after")
-
-    @property
-    def secondary_sinks(self) -> Table:
-        """Tokens that point along the BOS in some layers: creation layer, lifetime, attention received, label."""
-        return self._table("secondary_sinks")
-
-    @property
-    def decorrelation(self) -> Table:
-        """Per layer: how much the other tokens' residual states point along position 0's."""
-        return self._table("decorrelation")
-
-    @property
-    def compression(self) -> Table:
-        """Per layer: matrix entropy and anisotropy with and without row 0 (made on request)."""
-        return self._table("compression")
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.tables, *_TABLES})
 
     def short_tables(self) -> dict[str, pd.DataFrame]:
         """The strongest heads."""

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.detectors import attention_summary, massive_activations, residual_peaks, sinks, value_drains
+from sinklens.detectors.registry import built_in_detectors, metrics_of
 from sinklens.detectors.sinks import SINK_HEAD_RATE, SINK_HEAD_RATIO
 from sinklens.errors import InputError, ModelLoadError, ResultError
 from sinklens.models.load import load
@@ -23,14 +23,12 @@ from sinklens.results.progress import Progress, Share
 from sinklens.results.provenance import header
 from sinklens.results.run_folder import ANEW
 from sinklens.studies.census.domains import Domains
-from sinklens.studies.dynamics.measure import measure_checkpoint
+from sinklens.studies.dynamics.measure import DETECTORS, measure_checkpoint
 from sinklens.studies.dynamics.result import FORMAT, PARTS, WORK, Dynamics
 from sinklens.studies.dynamics.series import Checkpoint, Series
 from sinklens.studies.dynamics.stamp import stamp
 
-METRICS = (
-    sinks.METRIC, attention_summary.DELTA_LOGIT, value_drains.METRIC, residual_peaks.METRIC, massive_activations.METRIC,
-)  # fmt: skip
+METRICS = metrics_of([built_in_detectors()[name] for name in DETECTORS])
 Tables = dict[str, pd.DataFrame]
 
 
