@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens import plots, scan
 from sinklens.capture import capture
 from sinklens.capture.needs import FIELDS
 from sinklens.detectors import Detector, measure
@@ -106,6 +107,17 @@ def test_scores_of_heads_stand_side_by_side(model: TransformerBridge, batch: Tok
     pd.testing.assert_frame_equal(found.tables["head_scores"][[*expected]], expected)
     with pytest.raises(InputError, match="same detectors"):
         found.merge(alone)
+
+
+def test_a_scan_with_more_detectors_keeps_and_draws_their_tables(model: TransformerBridge, batch: TokenBatch) -> None:
+    census = scan(model, tokens=batch, detectors=["sinks", "state_norms", "channel_profile"], maps=0)
+    alone = measure(model, batch, ["state_norms", "channel_profile"])
+    for name, frame in alone.tables.items():
+        pd.testing.assert_frame_equal(census.tables[name], frame, rtol=1e-5)
+    assert {"state_norms", "massive_map", "entropy_scatter"} <= {*dir(census.plot)} and "lifecycle" not in dir(
+        census.plot
+    )
+    assert census.plot.state_norms().to_json() == plots.state_norms(alone).to_json()
 
 
 def test_retrieval_scores_of_given_answers_are_those_of_the_needles() -> None:

@@ -1,5 +1,6 @@
 """The detector contract: a class of your own in a measurement, a scan, a saved census and the command line."""
 
+import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from sinklens.capture.record import LayerRecord
 from sinklens.cli.program import app
 from sinklens.detectors import METRICS, Detector, Metric, measure, register
 from sinklens.detectors.sinks import SinkDetector
-from sinklens.errors import InputError, UnsupportedArchitectureError
+from sinklens.errors import InputError, ResultError, UnsupportedArchitectureError
 from sinklens.models.load import load
 from sinklens.models.tokens import tokenize
 from tests import families
@@ -107,6 +108,11 @@ def test_a_detector_of_your_own_goes_through_a_scan_and_is_saved_with_it(
     again = Census.load(census.save(tmp_path / "saved"))
     pd.testing.assert_frame_equal(again.tables["key_norms"], table)
     assert again.verdict == census.verdict
+    pd.testing.assert_frame_equal(again.key_norms.to_dataframe(), table)  # every table is an attribute
+    assert "key_norms" in dir(again) and {"sinks", "heads", "massive_activations"} <= {*dir(copy.deepcopy(again))}
+    with pytest.raises(ResultError, match="no table 'massive': it was made with the detectors key_norm_peak, sinks"):
+        _ = again.massive_activations
+    assert not hasattr(again, "no_such_table")
     pd.testing.assert_frame_equal(measure(bb3, batch, mine).to_dataframe("key_norms"), table, rtol=1e-5)
 
 
