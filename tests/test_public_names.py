@@ -13,7 +13,7 @@ ROOMS = {
     "results": 3,
     "attention": 18,
     "capture": 2,
-    "detectors": 21,
+    "detectors": 7,
     "interventions": 18,
     "policies": 12,
     "evidence": 6,
@@ -26,7 +26,7 @@ ROOMS = {
 """Most names that a room may show. Raise one for a name that users need; helpers are imported from their module."""
 
 TOP = 11
-IN_ALL = 123
+IN_ALL = 109
 """Different things at the top and in detectors, interventions, studies and plots, where users look first."""
 
 
