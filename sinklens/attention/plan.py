@@ -40,6 +40,8 @@ class AttentionPlan:
     path: Path
     layers: tuple[LayerPlan, ...]
     reason: str
+    finite: bool = True
+    """Whether the model's logits for ordinary tokens are numbers."""
 
 
 _State = tuple[object, ...]
@@ -48,7 +50,7 @@ _Plans = weakref.WeakKeyDictionary[TransformerBridge, tuple[_State, AttentionPla
 _plans: _Plans = weakref.WeakKeyDictionary()
 
 
-def plan_for(model: TransformerBridge) -> AttentionPlan:
+def plan_for(model: TransformerBridge, *, nonfinite: bool = False) -> AttentionPlan:
     """Find out how this model's attention is measured exactly: tried on first use, and again after weights changed.
 
     A short random input goes through the bridge as it is and through the engine. The fast path is taken when
@@ -56,9 +58,14 @@ def plan_for(model: TransformerBridge) -> AttentionPlan:
     hooks are used and a warning says so once. Where those are used, the bridge itself is first compared with
     the Hugging Face modules that it stands for.
 
+    Args:
+        model: The bridge.
+        nonfinite: Also plan for a model whose logits are NaN or infinite; what is finite of it is compared.
+
     Cost: two to four forward passes of 48 tokens on first use, almost nothing afterwards.
 
     Raises:
+        InputError: The logits are NaN or infinite, and the caller does not say what then.
         UnsupportedArchitectureError: Neither way reproduces the bridge, or the bridge is not its Hugging Face
         model.
     """
@@ -68,6 +75,11 @@ def plan_for(model: TransformerBridge) -> AttentionPlan:
         with turn(model):
             plan = _find_plan(model, vetted=plan is not None)
         _plans[model] = state, plan
+    if not plan.finite and not nonfinite:
+        raise InputError(
+            "The model gives NaN or infinite logits for ordinary tokens, so nothing can be measured: use intact "
+            "weights, and bfloat16 or float32 where float16 overflows."
+        )
     return plan
 
 
@@ -90,11 +102,7 @@ def _find_plan(model: TransformerBridge, vetted: bool) -> AttentionPlan:
     # `vetted`: an earlier plan compared the bridge with Hugging Face; weights edited since then may rightly differ
     with torch.no_grad():
         logits, patterns = _reference(model, ids)
-        if not bool(torch.isfinite(logits).all()):
-            raise InputError(
-                f"The model gives NaN or infinite logits for {ids.shape[1]} ordinary tokens, so nothing can be "
-                "measured: use intact weights, and bfloat16 or float32 where float16 overflows."
-            )
+        finite = bool(torch.isfinite(logits).all())
         try:
             failure = _compare(model, "fast", ids, logits, patterns)
         except UnsupportedArchitectureError as error:
@@ -103,7 +111,7 @@ def _find_plan(model: TransformerBridge, vetted: bool) -> AttentionPlan:
             # attention code that bypasses AttentionInterface chokes on the lazy mask in its own way
             failure = f"its attention code does not take the engine's mask ({type(error).__name__}: {error})"
         if failure is None:
-            return _make(model, "fast", "AttentionInterface; patterns and logits equal the bridge's")
+            return _make(model, "fast", "AttentionInterface; patterns and logits equal the bridge's", finite)
         problem = None if vetted else _differs_from_hugging_face(model, ids, logits)
         problem = problem or _compare(model, "fallback", ids, logits, patterns)
     if problem is not None:
@@ -115,10 +123,10 @@ def _find_plan(model: TransformerBridge, vetted: bool) -> AttentionPlan:
         f"because the fast path is not exact for it: {failure}",
         stacklevel=3,
     )
-    return _make(model, "fallback", failure)
+    return _make(model, "fallback", failure, finite)
 
 
-def _make(model: TransformerBridge, path: Path, reason: str) -> AttentionPlan:
+def _make(model: TransformerBridge, path: Path, reason: str, finite: bool = True) -> AttentionPlan:
     attentions = attention_layers(model)
     layers = [
         LayerPlan(layer, path, window_of(model, layer), has_learned_sink(model, layer))
@@ -126,7 +134,7 @@ def _make(model: TransformerBridge, path: Path, reason: str) -> AttentionPlan:
         else LayerPlan(layer, "none", None, False)
         for layer in range(len(model.blocks))
     ]
-    return AttentionPlan(path, tuple(layers), reason)
+    return AttentionPlan(path, tuple(layers), reason, finite)
 
 
 def _check_input(model: TransformerBridge) -> Tensor:
@@ -141,7 +149,7 @@ def _reference(model: TransformerBridge, ids: Tensor) -> tuple[Tensor, dict[int,
     patterns: dict[int, Tensor] = {}
 
     def keep(pattern: Tensor, hook: Any, layer: int) -> None:
-        patterns[layer] = pattern.detach().float()
+        patterns[layer] = pattern.detach().float().nan_to_num()
 
     hooks = [
         (f"blocks.{layer}.attn.hook_pattern", lambda p, hook, layer=layer: keep(p, hook, layer))
@@ -171,7 +179,11 @@ def _difference(model: TransformerBridge, measured: Tensor, logits: Tensor) -> s
     limit = TOLERANCE.get(next(model.parameters()).dtype)
     if limit is None:  # half precision: two right ways differ by more than a bound that would find a wrong one
         return None
-    gap = float((measured - logits).float().abs().max()) / (1 + float(logits.float().abs().max()))
+    finite = torch.isfinite(logits)
+    if not bool((torch.isfinite(measured) == finite).all()):
+        return "logits are NaN or infinite at other places."
+    measured, logits = (each.float().masked_fill(~finite, 0) for each in (measured, logits))
+    gap = float((measured - logits).abs().max()) / (1 + float(logits.abs().max()))
     return None if gap <= limit else f"logits differ by {gap:.1e} of their scale (limit {limit:.0e})."
 
 

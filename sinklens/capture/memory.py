@@ -76,7 +76,7 @@ def _estimate(model: TransformerBridge, weights: int, batch: int, length: int) -
     activations += 2 * max(4 * block_rows * length, 1 << 28 if on_gpu else 1 << 20)
     statistics = tokens * cfg.n_heads * 4 * 12
     pattern = 0
-    if plan_for(model).path == "fallback":
+    if plan_for(model, nonfinite=True).path == "fallback":
         pattern = 5 * 4 * batch * cfg.n_heads * length * length
     return MemoryPlan(batch, length, weights, activations, statistics, pattern)
 

@@ -27,7 +27,7 @@ from sinklens.attention import (
 from sinklens.attention.engine import LayerListener
 from sinklens.attention.plan import AttentionPlan
 from sinklens.attention.statistics import DeltaLogit
-from sinklens.capture.finite import check_finite
+from sinklens.capture.finite import NonFinite
 from sinklens.capture.halves import BlockHalves
 from sinklens.capture.needs import KeepKeys, KeepOutputs, fields_asked, fields_lacking, joined, statistics_asked
 from sinklens.capture.record import LayerRecord, ResidualNorms, ValueNorms
@@ -95,6 +95,7 @@ def capture(
     top_k: int = 5,
     first_sequence: int = 0,
     intervention: Opener | None = None,
+    nonfinite: NonFinite | None = None,
     progress: Progress = SILENT,
 ) -> list[LayerRecord]:
     """Run the tokens through the model and record every layer.
@@ -110,6 +111,7 @@ def capture(
         first_sequence: Number of the first sequence in the records; continue the count when one detector takes the
             records of several calls.
         intervention: A change of the model under which everything is measured, such as ``AblateHeads(["L1H0"])``.
+        nonfinite: Where activations that are NaN or infinite are noted; without it they end the pass.
         progress: Told after each layer, in sequences times layers.
 
     Returns:
@@ -127,7 +129,7 @@ def capture(
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
     if intervention is not None and not callable(intervention):
         raise InputError(f"intervention must be one such as AblateHeads(['L1H0']), got {intervention!r}.")
-    plan = plan_for(model)
+    plan = plan_for(model, nonfinite=nonfinite is not None)
     factors = {layer.layer: _factor(model, layer.layer) for layer in plan.layers if layer.path != "none"}
     gated, readable = bool(getattr(model.cfg, "gated_q_proj", False)), all(f is not None for f in factors.values())
     asked = fields_asked(consumers, fields_lacking(plan, gated=gated, readable=readable))
@@ -141,7 +143,7 @@ def capture(
             factories = statistics_asked(consumers, rows, standard_statistics)
         else:
             factories = standard_statistics(rows)
-        recorder = _Recorder(model, plan, factors, rows, first_sequence + start, top_k, intervention, asked)
+        recorder = _Recorder(model, plan, factors, rows, first_sequence + start, top_k, intervention, asked, nonfinite)
 
         def deliver(record: LayerRecord) -> None:
             for consumer in consumers:
@@ -168,7 +170,9 @@ class _Recorder:
         top_k: int,
         intervention: Opener | None,
         asked: Collection[str],
+        nonfinite: NonFinite | None,
     ) -> None:
+        self.nonfinite = nonfinite
         self.open = intervention or partial(AttentionEngine, path=plan.path)
         self.asked = asked
         self.keys, self.halves = KeepKeys(), BlockHalves()
@@ -218,24 +222,26 @@ class _Recorder:
 
     def _residual(self, hidden: Tensor, hook: Any, layer: int) -> None:
         norms: ResidualNorms = residual_norms(hidden, self.rows.real, self.top_k)
-        check_finite(norms.norm, self.rows, layer, self.start, hidden.dtype)
         attention, values = self.pending.pop(layer, ({}, None))
         path = self.plan.layers[layer].path if layer >= 0 else "none"
-        self.deliver(
-            LayerRecord(
-                layer,
-                self.rows,
-                self.start,
-                path,
-                attention,
-                values,
-                norms,
-                hidden=hidden if "hidden" in self.asked else None,
-                outputs=self.outputs.by_layer.pop(layer, None),
-                keys=self.keys.by_layer.pop(layer, None),
-                halves=self.halves.by_layer.pop(layer, None),
-            )
+        record = LayerRecord(
+            layer,
+            self.rows,
+            self.start,
+            path,
+            attention,
+            values,
+            norms,
+            hidden=hidden if "hidden" in self.asked else None,
+            outputs=self.outputs.by_layer.pop(layer, None),
+            keys=self.keys.by_layer.pop(layer, None),
+            halves=self.halves.by_layer.pop(layer, None),
         )
+        seen = NonFinite() if self.nonfinite is None else self.nonfinite
+        record = seen.take(record, hidden.dtype)
+        if self.nonfinite is None:
+            seen.refuse()
+        self.deliver(record)
 
 
 def _factor(model: TransformerBridge, layer: int) -> Tensor | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from sinklens.capture.finite import NonFinite
 from sinklens.capture.memory import plan_memory
 from sinklens.capture.run import Consumer, Opener, capture
 from sinklens.detectors.base import SHARED, Detector, Metric
@@ -78,6 +79,7 @@ def measure(
     beside: Sequence[Consumer] = (),
     intervention: Opener | None = None,
     first_sequence: int = 0,
+    nonfinite: NonFinite | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> Measurement:
@@ -96,6 +98,7 @@ def measure(
         beside: Others that take the records of the same pass.
         intervention: A change of the model under which everything is measured.
         first_sequence: Number of the first sequence in the records.
+        nonfinite: As for :func:`~sinklens.capture.capture`; its ``mask`` takes the numbers out of the tables.
         progress: Told after each layer, in sequences times layers.
         options: Settings for the named detectors that take them, such as ``eps=0.4``.
 
@@ -123,6 +126,7 @@ def measure(
         batch_size=plan_memory(bridge, len(rows), rows.ids.shape[1], batch_size).batch_size,
         first_sequence=first_sequence,
         intervention=intervention,
+        nonfinite=nonfinite,
         progress=progress,
     )
     return Measurement(tuple(chosen), tables_of(chosen), range(first_sequence, first_sequence + len(rows)))

@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.attention import ReceivedMass, plan_for
 from sinklens.attention.plan import AttentionPlan
 from sinklens.capture import capture
+from sinklens.capture.finite import NonFinite
 from sinklens.capture.memory import plan_memory
 from sinklens.capture.run import Consumer
 from sinklens.detectors.active_dormant import MASS
@@ -121,7 +122,7 @@ def scan(
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        plan = plan_for(model)
+        plan = plan_for(model, nonfinite=True)
     notes += [str(w.message) for w in caught if "sinklens" in str(w.filename) or "measured through" in str(w.message)]
     domains: Domains | None = None
     if isinstance(texts, Mapping) and not is_encoding(texts):
@@ -169,6 +170,7 @@ def scan(
     example = Example(with_maps=with_sinks and maps > 0)
     differences = DomainJoin(domains.of, eps, seed) if domains is not None and with_sinks else None
     beside: list[Consumer] = [example] if differences is None else [example, differences]
+    nonfinite = NonFinite()
     found = measure(
         model,
         batch,
@@ -176,6 +178,7 @@ def scan(
         batch_size=memory.batch_size,
         beside=beside,
         intervention=intervention,
+        nonfinite=nonfinite,
         progress=Share(progress, records),
     )
     tables = join_tables(found.tables) | {"profile": example.profile()}
@@ -191,10 +194,13 @@ def scan(
             [before],
             batch_size=memory.batch_size,
             statistics=lambda *_: only,
+            nonfinite=nonfinite,
             progress=Share(progress, records),
         )
         tables["sinks_after"] = sinks_after(before.tables(), {str(intervention): found.tables})
+    tables = nonfinite.mask(tables)
     tables["layers"] = _layers(model, plan, tables)
+    unsound = [nonfinite.sentence(sum(layer.path != "none" for layer in plan.layers) * int(model.cfg.n_heads))]
     settings = {
         "detectors": [each if isinstance(each, str) else each.name for each in given],
         "eps": eps,
@@ -221,7 +227,8 @@ def scan(
         "settings": settings,
         "intervention": None if intervention is None else json.loads(intervention.to_json()),
         "warnings": notes,
-        "verdict": describe(tables, settings, found.detectors)
+        "verdict": (unsound if nonfinite else [])
+        + describe(tables, settings, found.detectors)
         + ([] if intervention is None else [f"All under {intervention}."]),
         "seconds": time.perf_counter() - started,
     }
