@@ -1,14 +1,12 @@
 """The report's sections, in order: each answers one question from the census."""
 
 from sinklens.app.sections.attention import maps, positions, sinks, threshold, token_strips
-from sinklens.app.sections.compression import compression
-from sinklens.app.sections.directions import decorrelation, secondary
-from sinklens.app.sections.domains import domains
+from sinklens.app.sections.directions import compression, decorrelation, secondary
 from sinklens.app.sections.reference import definitions, layer_status, provenance
 from sinklens.app.sections.source import Downloads, Section
 from sinklens.app.sections.states import massive, norms, peaks
 from sinklens.app.sections.summary import header, measured
-from sinklens.app.sections.token_types import token_types
+from sinklens.app.sections.token_types import domains, token_types
 
 SECTIONS = (
     Section("measured", "Measured", "What was measured", measured),

@@ -1,4 +1,4 @@
-"""Sections on tokens that point along position 0: secondary sinks, and how aligned the rest is."""
+"""Sections on where residual states point: secondary sinks, how aligned the others are, and compression."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -48,3 +48,12 @@ def decorrelation(census: "Census", downloads: Downloads) -> str:
     """How far the other tokens point along position 0."""
     fig = figure(plots.decorrelation(census), "fig-decorrelation")
     return f"{fig}{downloads.button('decorrelation')}"
+
+
+def compression(census: "Census", downloads: Downloads) -> str:
+    """Matrix entropy by layer, with and without position 0."""
+    fig = figure(plots.compression(census), "fig-compression")
+    return (
+        "<p>A valley in the entropy of all tokens that is not there without position 0 is the length of one row, and "
+        f"no compression of the others.</p>\n{fig}{downloads.button('compression')}"
+    )

@@ -4,11 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from sinklens.lab.folders import paragraph
-from sinklens.lab.induction.gates import gates
 from sinklens.lab.induction.masked import MASKINGS
-from sinklens.lab.induction.measure import LENGTHS, PATTERN_LENGTHS
+from sinklens.lab.induction.measure import LENGTHS, PATTERN_LENGTHS, gates
 from sinklens.lab.induction.settings import LAYERS, InductionSettings
-from sinklens.lab.induction.words import words
+from sinklens.lab.tokenizer import words
 from sinklens.results.pace import duration
 
 

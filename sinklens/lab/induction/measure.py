@@ -1,7 +1,7 @@
 """What a trained induction model does: figures on fresh sequences, measured apart from the engine."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Int
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
+from sinklens.lab.gate import Gate
 from sinklens.lab.induction.masked import MASKINGS, Head, masked, mean_outputs
 from sinklens.lab.induction.patterns import patterns
 from sinklens.lab.induction.retrieval import retrieval
@@ -17,7 +18,7 @@ from sinklens.lab.induction.stripes import stripes
 from sinklens.lab.streams import stream
 from sinklens.lab.tasks import DistinctNeedle, RepeatedSpans
 from sinklens.lab.tasks.distinct_needle import FoundNeedles
-from sinklens.lab.tasks.repeats import after_repeat
+from sinklens.lab.tasks.word_task import after_repeat
 
 LENGTHS = (67, 128, 256, 512)
 """Tokens of the needles that are asked for, BOS and answer included; 67 is 48 words of haystack around 8 values."""
@@ -198,3 +199,39 @@ def _extremes(figures: dict[str, float], settings: InductionSettings) -> dict[st
 def _lengths(settings: InductionSettings) -> list[int]:
     fitting = [length for length in LENGTHS if length <= min(settings.longest, settings.needle.longest)]
     return fitting or [settings.longest]
+
+
+def gates(measured: Mapping[str, float]) -> list[Gate]:
+    """Hold the figures of `measure` against what retrieval, induction and masking should be in such a model.
+
+    Every induction head is a retrieval head and no head of layer 0 is; the previous token is attended to in layer 0 and
+    the token after the earlier copy in layer 1; without its retrieval heads the model answers nothing.
+
+    Source: the checks of Wu et al.'s retrieval heads (arXiv 2404.15574), RazorAttention's probe (arXiv 2407.15891) and
+    the standard stripes on repeated tokens.
+    """
+    return [
+        Gate.of(measured, "exact_match.T67", ">=", 0.9),
+        Gate.of(measured, "exact_match.T128", ">=", 0.9),
+        Gate.of(measured, "exact_match.T256", ">=", 0.9),
+        Gate.of(measured, "induction_heads", ">=", 1),
+        Gate.of(measured, "induction_heads_retrieval_min", ">", 0.8),
+        Gate.of(measured, "layer0_retrieval_max", "<", 0.05),
+        Gate.of(measured, "layer1_induction_min", ">=", 0.7),
+        Gate.of(measured, "layer0_induction_max", "<", 0.05),
+        Gate.of(measured, "layer0_previous_max", ">=", 0.4),
+        Gate.of(measured, "layer1_previous_max", "<", 0.1),
+        Gate.of(measured, "layer1_razor_min", ">", 0.7),
+        Gate.of(measured, "layer0_razor_max", "<", 0.05),
+        *(Gate.of(measured, f"all_retrieval_exact_match.{how}", "<", 0.05) for how in MASKINGS),
+    ]
+
+
+def check_gates(measured: Mapping[str, float]) -> list[str]:
+    """Return one sentence for each bound that is missed; an empty list means that all hold.
+
+    Example:
+        >>> check_gates({})[0]
+        'exact_match.T67 is nan, expected >= 0.9'
+    """
+    return [f"{row.quantity} is {row.value:.4g}, expected {row.bound}" for row in gates(measured) if not row.passed]

@@ -7,10 +7,9 @@ from transformers import LlamaForCausalLM
 
 from sinklens.lab.folders import FORMAT, full_weights, how_it_ran, json_bytes, measured_bytes, write_model
 from sinklens.lab.induction.card import model_card
-from sinklens.lab.induction.gates import check_gates
+from sinklens.lab.induction.measure import check_gates
 from sinklens.lab.induction.settings import LAYERS, InductionSettings
-from sinklens.lab.induction.words import words
-from sinklens.lab.tokenizer import word_tokenizer
+from sinklens.lab.tokenizer import word_tokenizer, words
 from sinklens.results.files import write_atomically
 
 TASK = "induction"

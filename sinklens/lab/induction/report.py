@@ -6,8 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sinklens.lab.induction.gates import gates
-from sinklens.lab.induction.measure import LENGTHS
+from sinklens.lab.induction.measure import LENGTHS, gates
 from sinklens.lab.report import print_gates, read_measured
 
 COLUMNS = {

@@ -15,7 +15,7 @@ from sinklens.lab.loop import run_steps
 from sinklens.lab.optimizer import CLIP, adamw
 from sinklens.lab.running import move
 from sinklens.lab.streams import stream
-from sinklens.lab.tasks.repeats import after_repeat
+from sinklens.lab.tasks.word_task import after_repeat
 from sinklens.results.progress import SILENT, Progress
 
 

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from sinklens.errors import InputError
 from sinklens.lab.checks import at_least
-from sinklens.lab.tasks.choice import choice
-from sinklens.lab.tasks.word_task import WordTask
+from sinklens.lab.tasks.word_task import WordTask, choice
 
 
 class FoundNeedles(NamedTuple):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sinklens.errors import InputError
 from sinklens.lab.checks import at_least
-from sinklens.lab.tasks.choice import choice
+from sinklens.lab.tasks.word_task import choice
 
 
 class Needles(NamedTuple):

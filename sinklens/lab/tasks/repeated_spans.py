@@ -7,8 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sinklens.errors import InputError
-from sinklens.lab.tasks.choice import choice
-from sinklens.lab.tasks.word_task import WordTask
+from sinklens.lab.tasks.word_task import WordTask, choice
 
 
 @dataclass(frozen=True)

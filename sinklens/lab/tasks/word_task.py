@@ -1,11 +1,35 @@
-"""What tasks of random words share: ids, BOS, and which targets are certain."""
+"""What tasks of random words share: draws without replacement, ids, BOS, and which targets are certain."""
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sinklens.lab.tasks.repeats import after_repeat
+
+def after_repeat(ids: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+    """Return for each position whether its token stands at an earlier position too.
+
+    Cost: a sort of each row.
+
+    Example:
+        >>> after_repeat(torch.tensor([[9, 3, 4, 3, 4, 5]])).int().tolist()
+        [[0, 0, 0, 1, 1, 0]]
+    """
+    ordered, order = ids.sort(dim=-1, stable=True)
+    again = torch.zeros_like(ids, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    return torch.zeros_like(again).scatter(1, order, again)
+
+
+def choice(n: int, size: int, batch: int, generator: torch.Generator | None) -> Int[Tensor, "batch size"]:
+    """Draw ``size`` of ``range(n)`` for each row, without replacement, in random order.
+
+    Example:
+        >>> sorted(choice(3, 3, 1, torch.Generator().manual_seed(0))[0].tolist())
+        [0, 1, 2]
+    """
+    return torch.rand(batch, n, generator=generator).argsort(-1)[:, :size]
 
 
 @dataclass(frozen=True)

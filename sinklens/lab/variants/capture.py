@@ -20,7 +20,7 @@ from sinklens.errors import InputError
 from sinklens.lab.variants.attention import Attended
 from sinklens.lab.variants.catalogue import find_variant
 from sinklens.lab.variants.decoder import Decoder
-from sinklens.lab.variants.proxy import proxy
+from sinklens.lab.variants.weights import proxy
 from sinklens.models.tokens import TokenBatch
 
 Reading = Literal["weights", "proxy"]

@@ -4,8 +4,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.evidence.bootstrap import Interval
+from sinklens.interventions.heads import Head
+from sinklens.models.architecture import attention_layers, output_weights
 
 NEAR = 0.25
 """Own harms within this share of the tested set's count as equal, also where its interval is shorter."""
@@ -43,3 +46,21 @@ def equal_harm(tested: Interval, candidates: Sequence[float], count: int) -> lis
     near = np.flatnonzero(distance <= max(half, NEAR * abs(tested.value)))
     order = near[np.argsort(distance[near], kind="stable")]
     return [int(number) for number in order[:count]]
+
+
+def idle_heads(model: TransformerBridge) -> tuple[Head, ...]:
+    """Heads whose ``W_O`` is 0 throughout, as ``(layer, head)``.
+
+    Masking them changes no logit, whatever the way of masking, so they are random heads that are known to be harmless.
+    Trained models have none; they are appended on purpose. A layer whose weights cannot be read (quantised) has none.
+
+    >>> from sinklens import load
+    >>> idle_heads(load("bb-3l"))
+    ()
+    """
+    found: list[Head] = []
+    for layer in sorted(attention_layers(model)):
+        weights = output_weights(model, layer)
+        if weights is not None:
+            found += [(layer, head) for head, each in enumerate(weights) if not bool(each.any())]
+    return tuple(found)

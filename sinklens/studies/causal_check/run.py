@@ -14,7 +14,6 @@ from sinklens.attention import AttentionEngine, plan_for
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import DRAWS, all_heads, random_head_sets
-from sinklens.evidence.idle_heads import idle_heads
 from sinklens.interventions import AblateHeads
 from sinklens.interventions.head_outputs import mean_outputs
 from sinklens.interventions.heads import Head, check_heads, head_name, parse_head
@@ -27,7 +26,7 @@ from sinklens.passes.head_sets import head_set_losses
 from sinklens.passes.sequences import choose_sequences
 from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.results.provenance import header
-from sinklens.studies.causal_check.equal_harm import POOL, RULE, equal_harm
+from sinklens.studies.causal_check.equal_harm import POOL, RULE, equal_harm, idle_heads
 from sinklens.studies.causal_check.result import MEASURES, CausalCheck, with_harm
 from sinklens.studies.needles.grid import score_needles
 from sinklens.studies.needles.make import make_needles

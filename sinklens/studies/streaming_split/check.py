@@ -1,5 +1,6 @@
 """Does a split hold up: passkeys answered with full attention for the retrieval heads alone."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -17,12 +18,36 @@ from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.models.tokens import BosChoice, bos_prefix, tokenize
 from sinklens.results.progress import SILENT, Progress
 from sinklens.results.provenance import header
-from sinklens.studies.streaming_split.check_result import SplitCheck
+from sinklens.results.result import Result
 from sinklens.studies.streaming_split.kv_budget import kv_budget, measure_kv_bytes
+from sinklens.studies.streaming_split.learn import stream
 from sinklens.studies.streaming_split.passkeys import Passkeys, draw_passkeys
 from sinklens.studies.streaming_split.settings import GateSettings
 from sinklens.studies.streaming_split.split import Split, kv_name
-from sinklens.studies.streaming_split.streams import stream
+
+FORMAT = "sinklens-split-check"
+
+
+@dataclass(frozen=True)
+class SplitCheck(Result, format=FORMAT, title="Check of a split", newest=1, needs=("conditions", "by_sequence")):
+    """How well passkeys are answered under a split, next to full attention and to its controls.
+
+    :meth:`to_dataframe` gives one row per condition: ``full``, ``split``, ``split, compensated``, ``random 0``..,
+    ``streaming``.
+
+    Columns: condition, n_retrieval_kv, n_sequences; exact_match, accuracy, answer_loss; ``delta_...`` from full
+    attention on the same texts with 95 % bootstrap intervals ``_low`` and ``_high``; ``kv_kept``, the share of cache
+    entries kept at the end of the text.
+
+    Attributes:
+        meta: Model, texts with BOS provenance, the split, KV budget, definitions, settings.
+        tables: ``conditions`` and ``by_sequence``.
+    """
+
+    def by_sequence(self) -> pd.DataFrame:
+        """The three measures of every condition and sequence."""
+        return self.tables["by_sequence"].copy()
+
 
 CHECK = 1 << 31
 """Place of the check's random stream, where no step of a run draws."""

@@ -4,6 +4,7 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,7 +17,6 @@ from sinklens.models.architecture import attention_layers
 from sinklens.studies.streaming_split.gated import GatedEngine, HeadOutputs, KeepOutputs, frozen
 from sinklens.studies.streaming_split.passkeys import Passkeys, draw_passkeys
 from sinklens.studies.streaming_split.settings import GateSettings
-from sinklens.studies.streaming_split.streams import stream
 
 
 @dataclass
@@ -131,3 +131,16 @@ def _without_logits(model: TransformerBridge) -> dict[str, Any]:
     accepted = inspect.signature(type(model.original_model).forward).parameters
     wanted = {"use_cache": False, "logits_to_keep": 1}
     return {name: value for name, value in wanted.items() if name in accepted}
+
+
+def stream(seed: int, *place: int) -> torch.Generator:
+    """A generator for one place of a run, such as a step.
+
+    torch's CPU generator looks at no more than 32 bits of a seed, so seed and place are hashed into that many.
+
+    >>> first, second = stream(0, 7), stream(1, 7)
+    >>> first.initial_seed() == stream(0, 7).initial_seed(), first.initial_seed() == second.initial_seed()
+    (True, False)
+    """
+    (state,) = np.random.SeedSequence([seed, *place]).generate_state(1)
+    return torch.Generator().manual_seed(int(state))

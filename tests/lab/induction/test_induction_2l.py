@@ -10,15 +10,14 @@ from transformers import LlamaForCausalLM
 import sinklens
 from sinklens.interventions import AblateHeads
 from sinklens.lab.folders import read_recipe
-from sinklens.lab.induction.gates import check_gates, gates
-from sinklens.lab.induction.measure import measure
+from sinklens.lab.induction.measure import check_gates, gates, measure
 from sinklens.lab.induction.publish import TASK
 from sinklens.lab.induction.settings import InductionSettings
-from sinklens.lab.induction.words import words
 from sinklens.lab.report import read_measured
 from sinklens.lab.streams import stream
 from sinklens.lab.tasks import DistinctNeedle
-from sinklens.lab.tasks.repeats import after_repeat
+from sinklens.lab.tasks.word_task import after_repeat
+from sinklens.lab.tokenizer import words
 from sinklens.models.builtin import builtin_models, data_dir
 from tests.ties import same_figures
 

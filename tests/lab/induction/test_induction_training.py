@@ -24,7 +24,7 @@ from sinklens.lab.induction.model import build_model
 from sinklens.lab.induction.settings import InductionSettings
 from sinklens.lab.report import read_measured
 from sinklens.lab.streams import stream
-from sinklens.lab.tasks.repeats import after_repeat
+from sinklens.lab.tasks.word_task import after_repeat
 from tests.lab.induction.tiny import SETTINGS, TINY, tiny, train_slowly
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sinklens.lab.induction.words import words
-from sinklens.lab.tokenizer import word_tokenizer
+from sinklens.lab.tokenizer import word_tokenizer, words
 from sinklens.models.builtin import data_dir
 from sinklens.models.load import load
 from sinklens.models.tokens import tokenize

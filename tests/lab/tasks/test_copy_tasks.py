@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sinklens.errors import InputError
 from sinklens.lab.tasks import DistinctNeedle, RepeatedSpans
-from sinklens.lab.tasks.repeats import after_repeat
+from sinklens.lab.tasks.word_task import after_repeat
 
 
 def draw(seed: int = 0) -> torch.Generator:

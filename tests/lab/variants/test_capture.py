@@ -23,8 +23,8 @@ from sinklens.lab.variants.capture import capture_variant
 from sinklens.lab.variants.catalogue import VARIANTS
 from sinklens.lab.variants.decoder import Decoder, DecoderSettings
 from sinklens.lab.variants.measure import measure_decoder
-from sinklens.lab.variants.proxy import proxy
 from sinklens.lab.variants.queries import QueryClasses, statistics
+from sinklens.lab.variants.weights import proxy
 from sinklens.models.builtin import data_dir
 from sinklens.models.tokens import TokenBatch
 from tests.lab.variants.twin import twin

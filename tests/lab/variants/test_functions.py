@@ -14,12 +14,12 @@ from sinklens.lab.variants.catalogue import VARIANTS
 from sinklens.lab.variants.inputs import AttentionInputs
 from sinklens.lab.variants.outputs import element_gate, head_gate, kv_bias
 from sinklens.lab.variants.positions import alibi, rotate, visible_keys
-from sinklens.lab.variants.proxy import proxy
 from sinklens.lab.variants.weights import (
     clipped_softmax,
     elu_linear,
     k_bias,
     power_softmax,
+    proxy,
     relu,
     sigmoid,
     sigmoid_normalised,

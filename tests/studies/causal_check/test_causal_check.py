@@ -13,7 +13,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens import load, tokenize
 from sinklens.errors import InputError, ResultError
 from sinklens.evidence.effects import token_losses
-from sinklens.evidence.idle_heads import idle_heads
 from sinklens.interventions import AblateHeads
 from sinklens.interventions.head_outputs import mean_outputs
 from sinklens.interventions.heads import parse_head
@@ -21,6 +20,7 @@ from sinklens.models.architecture import attention_layers
 from sinklens.models.builtin import builtin_models
 from sinklens.models.tokens import TokenBatch
 from sinklens.studies import NeedleSet, make_needles
+from sinklens.studies.causal_check.equal_harm import idle_heads
 from sinklens.studies.causal_check.result import CausalCheck
 from sinklens.studies.causal_check.run import WAYS, run_causal_check
 

@@ -6,8 +6,7 @@ import pytest
 from huggingface_hub import constants
 
 from sinklens.errors import InputError, ModelLoadError
-from sinklens.studies.dynamics.series import find_series
-from sinklens.studies.dynamics.steps import parse_step, parse_tokens
+from sinklens.studies.dynamics.series import find_series, parse_step, parse_tokens
 
 
 def folders(directory: Path, *names: str) -> Path:

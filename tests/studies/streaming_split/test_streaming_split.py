@@ -17,11 +17,10 @@ from sinklens.interventions import SlidingWindow
 from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.studies import GateSettings, SplitCheck, StreamingGates, check_split, learn_gates
 from sinklens.studies.streaming_split.check import CHECK
-from sinklens.studies.streaming_split.learn import Learner
+from sinklens.studies.streaming_split.learn import Learner, stream
 from sinklens.studies.streaming_split.passkeys import draw_passkeys
 from sinklens.studies.streaming_split.run import STATE
 from sinklens.studies.streaming_split.split import split_gates
-from sinklens.studies.streaming_split.streams import stream
 from tests.families import FAMILIES, boot, checkpoint
 from tests.heard import Heard
 from tests.interventions import reference

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from sinklens.studies.census.domains_verdict import describe_domains
+from sinklens.studies.census.verdict import describe_domains
 from tests.studies.census.verdict.evidence import (
     NUMBER,
     Evidence,
