@@ -6,7 +6,7 @@ from typing import Literal
 
 from published.subject import Subject
 from sinklens.evidence.bootstrap import Interval
-from sinklens.lab.emergence.claim import Test
+from sinklens.lab.emergence.claims import Test
 
 Kind = Literal["phenomena", "heads"]
 Measure = Callable[[Subject], dict[str, Interval]]

@@ -29,7 +29,6 @@ from sinklens.plots.massive_map import massive_map
 from sinklens.plots.massive_table import massive_table
 from sinklens.plots.needle_grid import needle_grid
 from sinklens.plots.norms_by_token import norms_by_token
-from sinklens.plots.notebook import use_in_notebook
 from sinklens.plots.policy_costs import policy_costs
 from sinklens.plots.received_mass import received_mass
 from sinklens.plots.residual_peaks import residual_peaks
@@ -40,6 +39,7 @@ from sinklens.plots.sink_heatmap import sink_heatmap
 from sinklens.plots.sink_share import sink_share
 from sinklens.plots.state_norms import state_norms
 from sinklens.plots.step_heatmap import step_heatmap
+from sinklens.plots.style import use_in_notebook
 from sinklens.plots.token_strip import token_strip
 from sinklens.plots.token_types import token_types
 from sinklens.plots.top_magnitudes import top_magnitudes

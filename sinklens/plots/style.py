@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import plotly.colors
 import plotly.graph_objects as go
+import plotly.io as pio
 
 from sinklens.errors import InputError
 
@@ -265,3 +266,21 @@ def faint(colour: str, alpha: float) -> str:
     """Return a colour such as `#0072B2` that lets through what lies behind it."""
     red, green, blue = plotly.colors.hex_to_rgb(colour)
     return f"rgba({red},{green},{blue},{alpha})"
+
+
+def use_in_notebook() -> None:
+    """Show figures with the house's settings from here on: no button that uploads them, no logo.
+
+    Plotly's mode bar has a "Share chart" button by default, which sends the figure to a server. This changes the
+    configuration of Plotly's notebook renderers in this process; which of them is used stays Plotly's choice (set
+    ``plotly.io.renderers.default`` yourself if a figure does not appear, for instance to ``"notebook"``).
+
+    Example:
+        >>> use_in_notebook()
+        >>> pio.renderers["plotly_mimetype"].config["showSendToCloud"]
+        False
+    """
+    for name in pio.renderers:
+        renderer = pio.renderers[name]
+        if hasattr(renderer, "config"):
+            renderer.config = {**(renderer.config or {}), **CONFIG}

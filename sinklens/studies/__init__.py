@@ -33,10 +33,10 @@ from sinklens.studies.needles.retrieval_scores import retrieval_scores
 from sinklens.studies.policies.result import PolicyComparison
 from sinklens.studies.policies.run import compare_policies
 from sinklens.studies.streaming_split.check import SplitCheck, check_split
-from sinklens.studies.streaming_split.razor_split import razor_split
 from sinklens.studies.streaming_split.result import StreamingGates
 from sinklens.studies.streaming_split.run import learn_gates
 from sinklens.studies.streaming_split.settings import GateSettings
+from sinklens.studies.streaming_split.split import razor_split
 
 __all__ = [
     "ActiveDormant",

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinklens.errors import InputError
-from sinklens.lab.language.bpe import BOS, BOS_ID, train_bpe, wrap
 from sinklens.lab.language.domains import LONGEST, read_domains, split
-from sinklens.lab.language.tokens import Streams, bpe_texts, cut, draw, encode
+from sinklens.lab.language.tokens import BOS, BOS_ID, Streams, bpe_texts, cut, draw, encode, train_bpe, wrap
 from sinklens.lab.streams import stream
 
 

@@ -9,8 +9,7 @@ import pandas as pd
 
 from sinklens.errors import InputError
 from sinklens.lab.emergence.cell import Cell
-from sinklens.lab.emergence.claim import Claim, Outcome, Test
-from sinklens.lab.emergence.claims import CLAIMS
+from sinklens.lab.emergence.claims import CLAIMS, Claim, Outcome, Test
 from sinklens.lab.emergence.table import interval, reach
 
 Verdict = Literal["reproduced", "differs", "not reproduced", "not measured"]

@@ -11,10 +11,8 @@ from transformers import LlamaForCausalLM
 
 from sinklens.lab.gate import Gate
 from sinklens.lab.induction.masked import MASKINGS, Head, masked, mean_outputs
-from sinklens.lab.induction.patterns import patterns
-from sinklens.lab.induction.retrieval import retrieval
+from sinklens.lab.induction.patterns import patterns, retrieval, stripes
 from sinklens.lab.induction.settings import LAYERS, InductionSettings
-from sinklens.lab.induction.stripes import stripes
 from sinklens.lab.streams import stream
 from sinklens.lab.tasks import DistinctNeedle, RepeatedSpans
 from sinklens.lab.tasks.distinct_needle import FoundNeedles

@@ -3,8 +3,8 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sinklens.lab.language.bpe import BOS_ID
 from sinklens.lab.language.settings import CONTEXT, LanguageSettings
+from sinklens.lab.language.tokens import BOS_ID
 
 
 def build_model(settings: LanguageSettings) -> LlamaForCausalLM:

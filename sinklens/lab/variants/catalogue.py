@@ -1,14 +1,16 @@
 """The attention variants by name: formula, source, whether rows sum to one, and what they learn besides q, k, v."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.errors import InputError
-from sinklens.lab.variants.inputs import AttentionInputs
 from sinklens.lab.variants.weights import (
     clipped_softmax,
     elu_linear,
@@ -22,6 +24,38 @@ from sinklens.lab.variants.weights import (
     softmax_off_by_one,
     softplus_reweighted,
 )
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """One layer's attention before the scores become weights.
+
+    Attributes:
+        query: ``[batch head q_pos d_head]``, after rotary encoding.
+        key: ``[batch head k_pos d_head]``, after rotary encoding.
+        visible: which keys a query sees, ``[q_pos k_pos]``.
+        bias: added to the scores (ALiBi), ``[head q_pos k_pos]``.
+        learned: further parameters of the layer, by the names in ``Variant.learns``.
+    """
+
+    query: Float[Tensor, "batch head q_pos d_head"]
+    key: Float[Tensor, "batch head k_pos d_head"]
+    visible: Bool[Tensor, "q_pos k_pos"]
+    bias: Float[Tensor, "head q_pos k_pos"] | None = None
+    learned: dict[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def scores(self) -> Float[Tensor, "batch head q_pos k_pos"]:
+        """``q_i . k_j / sqrt(d_head)`` plus the bias; also where the query does not see the key."""
+        scores = self.query @ self.key.transpose(-1, -2) / math.sqrt(self.query.shape[-1])
+        return scores if self.bias is None else scores + self.bias
+
+    @property
+    def bias_scores(self) -> Float[Tensor, "batch head q_pos"]:
+        """Scores of the learned key, ``q_i . k* / sqrt(d_head)``; it has no position."""
+        key = self.learned["bias_key"]
+        return torch.einsum("bhqd,hd->bhq", self.query, key) / math.sqrt(key.shape[-1])
+
 
 RowSum = Literal["one", "at most one", "free"]
 Learned = Literal["sink_logit", "bias_key", "bias_value", "head_gate", "element_gate"]

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from sinklens.errors import InputError
 from sinklens.lab.checks import at_least, one_of
-from sinklens.lab.variants.attention import Attended, VariantAttention
+from sinklens.lab.variants.attention import Attended, VariantAttention, alibi, visible_keys
 from sinklens.lab.variants.catalogue import find_variant
-from sinklens.lab.variants.positions import alibi, visible_keys
 
 Positions = Literal["learned", "rope", "alibi", "none"]
 Norm = Literal["layer", "rms"]

@@ -43,8 +43,7 @@ from sinklens.passes.sequences import choose_sequences, without_short
 from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.results.provenance import header
 from sinklens.studies.census.domains import DomainJoin, Domains, DomainTexts, choose_domains
-from sinklens.studies.census.head_table import join_tables, sinks_by_layer
-from sinklens.studies.census.joins import Example, choose_maps
+from sinklens.studies.census.joins import Example, choose_maps, join_tables, sinks_by_layer
 from sinklens.studies.census.result import Census
 from sinklens.studies.census.verdict import describe
 from sinklens.studies.effects.sinks_after import sinks_after

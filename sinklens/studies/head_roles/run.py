@@ -1,5 +1,7 @@
 """The main job: run the criteria one after another, keep what is finished, join and compare."""
 
+import hashlib
+import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,6 +12,7 @@ from typing import Any
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import plan_for
+from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError, ResultError, SinkLensError
 from sinklens.evidence.controls import all_heads
@@ -18,11 +21,12 @@ from sinklens.models.tokens import BosChoice
 from sinklens.models.torch_state import usual_torch
 from sinklens.results import RunFolder
 from sinklens.results.progress import SILENT, Progress, Share
-from sinklens.results.provenance import header
+from sinklens.results.provenance import header, package_versions
+from sinklens.results.run_folder import ANEW
+from sinklens.studies.ablation.recipe import fingerprint
 from sinklens.studies.head_roles.criteria import CRITERIA, USUAL, missing_scores
 from sinklens.studies.head_roles.result import FORMAT, WORK, Roles
 from sinklens.studies.head_roles.rules import Rule
-from sinklens.studies.head_roles.store import describe_model, load_scores, save_scores
 
 
 @usual_torch()
@@ -161,3 +165,50 @@ def _measure(
     if folder is not None:
         save_scores(folder, name, options, scores)
     return scores
+
+
+def describe_model(model: TransformerBridge) -> dict[str, Any]:
+    """What all scores of a run depend on: scores of another model next to ours would end up in one table."""
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return {"weights": fingerprint(model)[:16], "dtype": dtype, "versions": package_versions()}
+
+
+def load_scores(folder: RunFolder, name: str, options: Mapping[str, Any]) -> HeadScores | None:
+    """What an earlier run found with the same options; ``None`` without, or when it is damaged.
+
+    Raises:
+        ResultError: The scores there were made with other options.
+    """
+    part = folder.load(name)
+    if part is None:
+        return None
+    if part.meta["options"] != _described(options):
+        raise ResultError(
+            f"{folder.directory} holds scores of {name} made with other options; name another directory, or {ANEW}."
+        )
+    metrics = {column: Metric(**each) for column, each in part.meta["metrics"].items()}
+    return HeadScores(part.tables["scores"], metrics, part.meta["meta"])
+
+
+def save_scores(folder: RunFolder, name: str, options: Mapping[str, Any], scores: HeadScores) -> None:
+    """Keep finished scores.
+
+    Raises:
+        ResultError: The place cannot be written.
+    """
+    metrics = {column: {"name": each.name, **each.as_dict()} for column, each in scores.metrics.items()}
+    meta: dict[str, Any] = {"options": _described(options), "metrics": metrics, "meta": dict(scores.meta)}
+    folder.save(name, {"scores": scores.to_dataframe()}, meta=meta)
+
+
+def _described(options: Mapping[str, Any]) -> str:
+    text = json.dumps(_plain(options), sort_keys=True)
+    return text if len(text) <= 400 else hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)

@@ -11,8 +11,7 @@ from sinklens.errors import InputError, ResultError
 from sinklens.lab.emergence import CONDITIONS, Condition, choose_conditions, run_table, summarise
 from sinklens.lab.emergence import cell as cell_module
 from sinklens.lab.emergence.cell import Cell, cell_path, read_cell, run_cell
-from sinklens.lab.emergence.claim import Claim, Test
-from sinklens.lab.emergence.claims import CLAIMS
+from sinklens.lab.emergence.claims import CLAIMS, Claim, Test
 from sinklens.lab.emergence.judge import judge
 from sinklens.lab.emergence.report import markdown
 from sinklens.lab.emergence.table import FIGURES

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sinklens.lab.variants.catalogue import VARIANTS
-from sinklens.lab.variants.inputs import AttentionInputs
+from sinklens.lab.variants.attention import alibi, rotate, visible_keys
+from sinklens.lab.variants.catalogue import VARIANTS, AttentionInputs
 from sinklens.lab.variants.outputs import element_gate, head_gate, kv_bias
-from sinklens.lab.variants.positions import alibi, rotate, visible_keys
 from sinklens.lab.variants.weights import (
     clipped_softmax,
     elu_linear,

@@ -9,7 +9,7 @@ from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError
 from sinklens.studies import GateSettings, check_split
 from sinklens.studies.head_scores.pattern_scores import pattern_scores
-from sinklens.studies.streaming_split.razor_split import razor_split
+from sinklens.studies.streaming_split.split import razor_split
 
 
 def scores_of(selected: list[object], group: int = 2) -> HeadScores:
