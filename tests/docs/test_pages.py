@@ -10,6 +10,7 @@ import pytest
 import sinklens.interventions as interventions
 from sinklens.interventions import Intervention
 from sinklens.interventions.base import Composition
+from sinklens.policies import policies
 
 DOCS = Path(__file__).parents[2] / "docs"
 sys.path.insert(0, str(DOCS / "_ext"))
@@ -53,8 +54,16 @@ def test_every_intervention_has_a_page():
     assert classes <= titles
 
 
-@pytest.mark.parametrize("folder", ["phenomena", "interventions", "studies"])
+@pytest.mark.parametrize("folder", ["phenomena", "interventions", "policies", "studies"])
 def test_every_page_is_in_its_contents(folder):
     listed = (DOCS / folder / "index.md").read_text("utf-8")
     for page in (DOCS / folder).glob("*.md"):
         assert page.stem == "index" or re.search(rf"^({page.stem}|\*)$", listed, re.MULTILINE), page.stem
+
+
+def test_every_policy_stands_on_a_page_and_beside_a_paper() -> None:
+    pages = {p.stem: p.read_text("utf-8") for p in (DOCS / "policies").glob("*.md")}
+    papers = pages.pop("papers")
+    for name in policies():
+        assert any(f"| `{name}` |" in text for text in pages.values()), name
+        assert f"`{name}`" in papers or name in ("full", "top_k"), name
