@@ -15,7 +15,9 @@ METRIC = Metric(
 
 
 def influence(base: Float[Tensor, "*any"], masked: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """``(masked - base) / base``, of losses in nats per token.
+    """How much worse a text is predicted without the heads, as a share of its loss: 0 no worse, 1 twice the loss.
+
+    ``(masked - base) / base``, of losses in nats per token.
 
     Negative scores are real: uniform attention can lower the loss of text that cannot be predicted. Compare only within
     one domain of texts. Where a base loss is 0 the score is infinite or NaN: nothing is left to lose.

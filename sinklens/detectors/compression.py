@@ -38,7 +38,9 @@ SEQUENCE_COLUMNS = ("sequence", *(name for name in COLUMNS if name != "n_sequenc
 
 
 def spectrum(hidden: Any, first_row: bool = True) -> Float[Tensor, "*batch rank"]:
-    """Shares ``p_j = sigma_j^2 / |X|_F^2`` of the directions of a matrix, largest first; they sum to 1.
+    """How much of the rows' squared length lies along each direction, the largest share first; they sum to 1.
+
+    ``p_j = sigma_j^2 / |X|_F^2`` with the singular values ``sigma_j`` of the matrix.
 
     From the eigenvalues of the smaller Gram matrix, ``X X^T [pos pos]`` or ``X^T X [d_model d_model]``, in fp64 and
     clamped at 0: the squared singular values, much cheaper than the singular value decomposition.
@@ -64,7 +66,9 @@ def spectrum(hidden: Any, first_row: bool = True) -> Float[Tensor, "*batch rank"
 
 
 def matrix_entropy(hidden: Any, first_row: bool = True) -> Float[Tensor, "*batch"]:
-    """Entropy ``S = -sum_j p_j ln p_j`` in nats of :func:`spectrum`: 0 for one direction, ``ln min(pos, d)`` at most.
+    """Over how many directions the rows spread: 0 nats for one, ``ln min(pos, d)`` at most, for all of them alike.
+
+    ``S = -sum_j p_j ln p_j`` with the shares ``p_j`` of :func:`spectrum`.
 
     One huge row alone makes it small, so a low value says "row 0 is big" unless it is low without row 0 as well.
 

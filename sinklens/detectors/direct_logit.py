@@ -111,7 +111,9 @@ def head_logits(
     w_o: Float[Tensor, "head d_value d_model"],
     direction: Float[Tensor, "batch pos d_model"],
 ) -> Float[Tensor, "batch head pos"]:
-    """``z_h W_O,h . direction`` of every head and row, without writing out what heads add to the residual stream.
+    """How much each head's write adds to a logit, in logits: high where it argues for what is read.
+
+    ``z_h W_O,h . direction`` of every head and row, without writing out what heads add to the residual stream.
 
     Args:
         z: Head outputs.

@@ -77,7 +77,9 @@ def mean_distance(
 def windowed_distance(
     pattern: Float[Tensor, "*batch head q_pos k_pos"], window: int = WINDOW
 ) -> Float[Tensor, "*batch head q_pos"]:
-    """``sum_j A_ij min(i - j, window)`` of every query.
+    """How many tokens back each query looks on average, where everything beyond the window counts as its length.
+
+    ``sum_j A_ij min(i - j, window)``, in tokens.
 
     Example:
         >>> windowed_distance(torch.eye(20)[None].roll(13, 1).tril(), 10)[0, [13, 19]].tolist()
@@ -91,7 +93,9 @@ def windowed_distance(
 def future_influence(
     pattern: Float[Tensor, "*batch head q_pos k_pos"], low: int = LOW, high: int = HIGH
 ) -> Float[Tensor, "*batch head k_pos"]:
-    """Mean of ``A_ts`` over queries t from s + low to s + high; NaN for the last ``low`` keys.
+    """How much attention each token gets from those some way after it: high for an anchor that text comes back to.
+
+    Mean of ``A_ts`` over queries t from s + low to s + high; NaN for the last ``low`` keys.
 
     Example:
         >>> column = torch.zeros(1, 5, 5)

@@ -33,8 +33,9 @@ def eigen_copying(
     w_o: Float[Tensor, "d_value d_model"],
     back: Float[Tensor, "d_model d_model"],
 ) -> float:
-    """``sum Re(l) / sum |l|`` over the eigenvalues of ``W_E W_V W_O W_U``, in fp64.
+    """Whether a head raises the logit of what it attends to: 1 for every direction, -1 if it lowers every one.
 
+    ``sum Re(l) / sum |l|`` over the eigenvalues of ``W_E W_V W_O W_U``, in fp64.
     Those that are not 0 are the eigenvalues of the small ``W_O (W_U W_E) W_V``.
 
     Args:

@@ -52,7 +52,9 @@ DELTA_LOGIT = Metric(
 
 
 def importance(pattern: Any) -> Float[Tensor, "*batch head k_pos"]:
-    """Importance of every key: ``alpha_k = (1/(T-k)) sum_{i=k}^{T-1} A_ik`` (positions from 0).
+    """How much attention each token gets on average from itself and all tokens after it: near 1 for a sink.
+
+    ``alpha_k = (1/(T-k)) sum_{i=k}^{T-1} A_ik`` (positions from 0).
 
     For k = 0 this is the mean over all T rows, the first included, so ``1/T <= alpha_0 <= 1`` for a causal softmax.
     Rows before k are taken to be 0, as a causal mask makes them.
@@ -86,7 +88,9 @@ def importance(pattern: Any) -> Float[Tensor, "*batch head k_pos"]:
 
 
 def sink_rate(alpha: Any, eps: float = EPS) -> Float[Tensor, "head k_pos"]:
-    """Sink rate ``Sink_k^eps``: share of sequences whose importance ``alpha_k`` exceeds ``eps`` (strictly).
+    """In how many of the texts a token is a sink, as a share: those whose importance ``alpha_k`` exceeds ``eps``.
+
+    ``Sink_k^eps`` of the paper; the comparison is strict.
 
     The indicator is taken per sequence and then averaged, as in the authors' code; it is not the indicator of the
     mean. Average the result over heads and layers for the model-wide figure of the paper.

@@ -36,7 +36,9 @@ def value_weighted(
     *,
     normalise: bool = False,
 ) -> Float[Tensor, "*batch head q_pos k_pos"]:
-    """``A_ij |W_O v_j|``, optionally divided by its sum over j; rows of a head that writes nothing are NaN then.
+    """How much each attended token contributes to what a query's head writes: attention times the size of its value.
+
+    ``A_ij |W_O v_j|``, optionally divided by its sum over j; rows of a head that writes nothing are NaN then.
 
     Example:
         >>> value_weighted(torch.tensor([[[0.5, 0.5]]]), torch.tensor([[3.0, 1.0]]), normalise=True)
@@ -51,7 +53,9 @@ def weighted_share(
     output_norms: Float[Tensor, "*batch head k_pos"],
     keys: Bool[Tensor, "*batch k_pos"],
 ) -> Float[Tensor, "*batch head"]:
-    """Share of ``sum_k mass_k |W_O v_k|`` that comes from some keys; NaN where the sum is 0.
+    """How much of what a head writes comes from some tokens: 0 for nothing, 1 for all.
+
+    Their share of ``sum_k mass_k |W_O v_k|``; NaN where the sum is 0.
 
     Args:
         mass: Attention that each key receives.
