@@ -72,13 +72,13 @@ class Block:
     heads: slice
     rows: slice
     keys: slice
-    scores: Float[Tensor, "*sequence head q_pos k_pos"]
-    pattern: Float[Tensor, "*sequence head q_pos k_pos"]
+    scores: Float[Tensor, "... head q_pos k_pos"]
+    pattern: Float[Tensor, "... head q_pos k_pos"]
     visible: Bool[Tensor, "q_pos k_pos"] | None
-    weight: Float[Tensor, "*sequence q_pos"]
+    weight: Float[Tensor, "... q_pos"]
     n_visible: Float[Tensor, " q_pos"]
-    kept_mass: Float[Tensor, "*sequence head q_pos"] | None = None
-    top_score: Float[Tensor, "*sequence head q_pos"] | None = None
+    kept_mass: Float[Tensor, "... head q_pos"] | None = None
+    top_score: Float[Tensor, "... head q_pos"] | None = None
     unpadded: bool = False
     pattern_edited: bool = False
     scores_incomplete: bool = False
