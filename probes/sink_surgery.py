@@ -13,6 +13,7 @@ the sink: it can move to the next position. Writes sink_surgery_<model>.{csv,md,
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -60,10 +61,7 @@ def plan(model: Any, reference: TokenBatch, *, absolute: float, ratio: float, dr
     try:
         found = massive_entries(model, reference, absolute=absolute, ratio=ratio)
         rules = list(found.rules) or [found.rule()]
-        entries = "; ".join(
-            f"after block {rule.layer} channels {', '.join(map(str, rule.dims))} with |h| > {rule.above:.3g}"
-            for rule in rules
-        )
+        entries = in_words(rules)
         entries += f" (found by |h| > {absolute:g} and |h| > {ratio:g} x median)"
         operations["massive entries to 0"] = _together([SetActivations(rule, "zero") for rule in rules])
         means = mean_activations(model, reference, rules)  # of all rules in one pass
@@ -84,6 +82,23 @@ def plan(model: Any, reference: TokenBatch, *, absolute: float, ratio: float, dr
     controls["sink value to 0"] = controls["sink value to mean"] = ("ordinary value to 0",)
     controls["sink key hidden"] = ("ordinary key hidden",)
     return Surgery(operations, controls, entries)
+
+
+def in_words(rules: Sequence[Any]) -> str:
+    """Which entries are set: runs of blocks with the same channels, and above which sizes."""
+    runs: list[list[Any]] = []
+    for rule in rules:
+        if runs and runs[-1][-1].dims == rule.dims and runs[-1][-1].layer + 1 == rule.layer:
+            runs[-1].append(rule)
+        else:
+            runs.append([rule])
+    found = []
+    for run in runs:
+        dims, above = run[0].dims, [rule.above for rule in run]
+        where = f"block {run[0].layer}" if len(run) == 1 else f"blocks {run[0].layer} to {run[-1].layer}"
+        size = f"{above[0]:,.0f}" if len(run) == 1 else f"{min(above):,.0f} to {max(above):,.0f}, block by block"
+        found.append(f"after {where} channel{'s' * (len(dims) > 1)} {', '.join(map(str, dims))} with |h| above {size}")
+    return "; ".join(found)
 
 
 def _together(parts: list[Any]) -> Intervention:

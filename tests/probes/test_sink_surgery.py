@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,3 +82,14 @@ def test_the_table_of_sun_et_al_on_a_real_model(probe: Any, smollm2: Transformer
     assert change["massive entries to 0"] > 3, "destroyed"
     assert abs(change["massive entries to mean"]) < 0.2 and abs(change["median entries to 0, draw 1"]) < 0.1
     assert 0 < change["sink key hidden"] < 1, "the sink moves to the next position"
+
+
+def test_entries_of_many_blocks_are_told_in_runs(probe: Any) -> None:
+    def rule(layer: int, dims: tuple[int, ...], above: float) -> Any:
+        return SimpleNamespace(layer=layer, dims=dims, above=above)
+
+    rules = [rule(2, (7,), 1500), rule(3, (7,), 2570.4), rule(5, (7,), 800), rule(6, (7, 9), 900)]
+    assert probe.in_words(rules) == (
+        "after blocks 2 to 3 channel 7 with |h| above 1,500 to 2,570, block by block; after block 5 channel 7 with |h| "
+        "above 800; after block 6 channels 7, 9 with |h| above 900"
+    )
