@@ -118,7 +118,7 @@ def _classes(model: Any, given: list[str] | None) -> dict[str, list[int]] | None
 def _print(found: Any, saved: list[str]) -> None:
     from sinklens.app.active_dormant_report import effects_that_matter, strongest_contrasts
     from sinklens.cli import printing
-    from sinklens.studies.active_dormant.sentences import change
+    from sinklens.studies.active_dormant.result import change
 
     meta = found.meta
     printing.say_model(meta["model"], printing.sequences(meta["tokens"], source=meta["source"]))

@@ -15,10 +15,9 @@ from sinklens.detectors.sinks import SinkDetector
 from sinklens.detectors.value_drains import ValueDrainDetector
 from sinklens.lab.language.figures import bigram_loss, unigram_loss
 from sinklens.lab.language.measure import SinkFigures, mean_loss, sink_figures
-from sinklens.lab.language.model import build_model
 from sinklens.lab.language.settings import LanguageSettings
 from sinklens.lab.language.tokens import Streams
-from sinklens.lab.language.training import curve_csv, curve_row
+from sinklens.lab.language.training import build_model, curve_csv, curve_row
 from sinklens.lab.streams import stream
 from tests.ties import same_shares
 

@@ -17,8 +17,8 @@ from sinklens.errors import InputError, ResultError, SinkLensError
 from sinklens.lab.checkpoint import Checkpoint
 from sinklens.lab.commands import app
 from sinklens.lab.language import run, training
-from sinklens.lab.language.model import build_model
 from sinklens.lab.language.settings import LanguageSettings
+from sinklens.lab.language.training import build_model
 from sinklens.lab.report import read_measured
 
 from .conftest import TINY, tiny_lm, write_texts

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 import sinklens
 from sinklens.lab.language.figures import sink_heads
 from sinklens.lab.language.measure import SinkFigures, sink_figures
-from sinklens.lab.language.model import build_model
 from sinklens.lab.language.publish import TASK
 from sinklens.lab.language.settings import LanguageSettings
 from sinklens.lab.language.tokens import cut
+from sinklens.lab.language.training import build_model
 from sinklens.lab.report import read_measured
 from sinklens.models.builtin import builtin_models, data_dir
 

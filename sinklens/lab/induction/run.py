@@ -9,9 +9,8 @@ import torch
 
 from sinklens.errors import InputError, ResultError
 from sinklens.lab.folders import STATE, forget, json_bytes, read_recipe, refuse_other, work_in
-from sinklens.lab.induction.card import model_card
 from sinklens.lab.induction.measure import measure
-from sinklens.lab.induction.publish import TASK, publish
+from sinklens.lab.induction.publish import TASK, model_card, publish
 from sinklens.lab.induction.settings import InductionSettings
 from sinklens.lab.induction.training import train
 from sinklens.lab.report import read_measured

@@ -9,11 +9,10 @@ from sinklens.errors import ResultError
 from sinklens.lab.folders import STATE, forget, work_in
 from sinklens.lab.language.domains import Domain, read_domains, read_sources
 from sinklens.lab.language.figures import final_figures
-from sinklens.lab.language.model import build_model
 from sinklens.lab.language.publish import TASK, publish, read_weights, round_to_half
 from sinklens.lab.language.settings import LanguageSettings
 from sinklens.lab.language.tokens import Streams, bpe_texts, encode, train_bpe
-from sinklens.lab.language.training import LENGTH, curve_row, train
+from sinklens.lab.language.training import LENGTH, build_model, curve_row, train
 from sinklens.lab.running import move
 from sinklens.results.files import write_atomically
 from sinklens.results.progress import SILENT, Progress

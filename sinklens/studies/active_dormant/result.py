@@ -1,11 +1,14 @@
 """Heads that are at work on one kind of text or token and dormant on another, with the evidence."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from sinklens.detectors.active_dormant import GROUP, HEAD
+from sinklens.interventions.heads import head_name
 from sinklens.results.result import Result
-from sinklens.studies.active_dormant.sentences import active_dormant_sentences
 
 FORMAT = "sinklens-active-dormant"
 TABLES = ("heads", "contrasts", "agreement", "by_sequence")
@@ -50,3 +53,77 @@ class ActiveDormant(Result, format=FORMAT, title="Active and dormant heads", new
     def verdict(self) -> list[str]:
         """Which heads are active here and dormant there, in sentences; an honest negative when none is shown to be."""
         return active_dormant_sentences(self.tables["heads"], self.tables["contrasts"])
+
+
+def active_dormant_sentences(heads: pd.DataFrame, contrasts: pd.DataFrame) -> list[str]:
+    """Which heads are active here and dormant there, with the evidence; an honest negative when none is shown to be.
+
+    Args:
+        heads: One row per head, domain and class, with label and evidence.
+        contrasts: One row per head and comparison.
+    """
+    labels = "labels: " + ", ".join(f"{count} {label}" for label, count in heads["label"].value_counts().items())
+    if contrasts.empty:
+        return [f"No head is compared: there is one domain and one token class only; {labels}."]
+    told = {
+        tuple(row[:4]): (str(row[4]), str(row[5]))
+        for row in heads[[*HEAD, *GROUP, "label", "evidence"]].to_numpy().tolist()
+    }
+    sentences, undecided = [], 0
+    for row in contrasts.to_dict("records"):
+        head = (row["layer"], row["head"])
+        ends = [(row["domain"], row["class"]), (row["other_domain"], row["other_class"])]
+        states = [told[*head, *end][0] for end in ends]
+        if row["active_dormant"]:
+            if states[0] == "dormant":
+                ends.reverse()
+            active, dormant = (f"{_group(*end)} ({told[*head, *end][1]})" for end in ends)
+            sentences.append(f"{head_name(head)} is active on {active} and dormant on {dormant}.")
+        elif {*states} == {"active", "dormant"}:
+            undecided += 1
+    if sentences:
+        return sentences
+    none = f"In none of {len(contrasts)} comparisons is a head"
+    if undecided:
+        return [
+            f"{none} shown to be active on one side and dormant on the other: {undecided} have these labels, but an "
+            f"interval of the difference holds 0 or is missing; {labels}."
+        ]
+    return [f"{none} active on one side and dormant on the other; {labels}."]
+
+
+def evidence(row: Any) -> str:
+    """What the measurements say of a head on one domain and class; what is not there is not mentioned.
+
+    Args:
+        row: With fields mass, null, delta, delta_low, delta_high, norm_ratio, own_ratio.
+    """
+    parts = []
+    if not math.isnan(row.mass):
+        uniform = "" if math.isnan(row.null) else f", {row.null:.2f} if uniform"
+        parts.append(f"{row.mass:.2f} of its attention on the sink{uniform}")
+    if not math.isnan(row.delta):
+        parts.append(f"zeroing it changes the loss by {change(row.delta, row.delta_low, row.delta_high)} nats")
+    if not math.isnan(row.norm_ratio):
+        parts.append(f"writes {row.norm_ratio:.2f} times the layer's mean head")
+    if not math.isnan(row.own_ratio):
+        parts.append(f"{row.own_ratio:.2f} times its own most")
+    return "; ".join(parts) or "nothing was measured"
+
+
+def change(value: float, low: float, high: float, decimals: int = 3) -> str:
+    """A signed change with its interval; "n/a" without one, and never -0.
+
+    >>> change(0.1234, 0.1, 0.2), change(-0.00001, float("nan"), float("nan"), 2), change(float("nan"), 0, 1)
+    ('+0.123 [+0.100, +0.200]', '+0.00 (no interval)', 'n/a')
+    """
+    if math.isnan(value):
+        return "n/a"
+    middle = f"{value:+z.{decimals}f}"
+    if math.isnan(low) or math.isnan(high):
+        return f"{middle} (no interval)"
+    return f"{middle} [{low:+z.{decimals}f}, {high:+z.{decimals}f}]"
+
+
+def _group(domain: str, name: str) -> str:
+    return domain if name == "all" else name if domain == "text" else f"{name} in {domain}"

@@ -44,8 +44,7 @@ from sinklens.passes.head_sets import head_set_losses
 from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.results.provenance import header
 from sinklens.studies.ablation.layout import choose_layout
-from sinklens.studies.active_dormant.result import ActiveDormant
-from sinklens.studies.active_dormant.sentences import evidence
+from sinklens.studies.active_dormant.result import ActiveDormant, evidence
 from sinklens.studies.census.builtin_domains import builtin_domains
 from sinklens.studies.census.domains import Domains, DomainTexts, by_domain_of, choose_domains
 

@@ -1,11 +1,13 @@
 """How sinks, drains, peaks and loss come about over a series of checkpoints."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from sinklens.results.result import Result
-from sinklens.studies.dynamics.sentences import dynamics_sentences
+from sinklens.studies.dynamics.measure import ALL
 
 FORMAT, WORK = "sinklens-dynamics", "measurement"
 PARTS = ("steps", "heads", "layers")
@@ -59,3 +61,92 @@ class Dynamics(
     def verdict(self) -> list[str]:
         """What grew when, in sentences; and which checkpoints are missing."""
         return dynamics_sentences(self.tables["steps"], self.tables["checkpoints"], self.meta["settings"]["eps"])
+
+
+_FIGURES = {
+    "delta_logit": "The logit margin of position 0 over the other keys",
+    "drain_wo": "The value drain (|W_O v| of position 0 over the others', mean of heads)",
+    "resid_ratio": "The residual norm of position 0 over the others' (highest block)",
+    "max_over_median": "The largest residual entry over the median (highest block)",
+}
+
+
+def dynamics_sentences(steps: pd.DataFrame, checkpoints: pd.DataFrame, eps: float) -> list[str]:
+    """When sinks appear, how the figures beside them change from the first to the last step, and what is missing.
+
+    Args:
+        steps: One row per measured step and domain, the first domain is that of the sentences; the loss of each.
+        checkpoints: One row per checkpoint, ``measured`` or with the ``reason``.
+        eps: Threshold of the sink rate.
+    """
+    sentences = []
+    if len(steps):
+        first_domain = steps[steps["domain"] == steps["domain"].iloc[0]].sort_values("step", ignore_index=True)
+        sentences.append(_sinks(first_domain, eps))
+        sentences += [sentence for name, what in _FIGURES.items() for sentence in _change(first_domain, name, what)]
+        several = steps[steps["domain"] != ALL].groupby("domain", sort=False)
+        for domain, rows in several:
+            named = "" if len(several) == 1 and domain == "text" else f" on {domain}"
+            sentences += _loss(rows.sort_values("step", ignore_index=True), named)
+    else:
+        sentences.append("No checkpoint was measured.")
+    for row in checkpoints[~checkpoints["measured"].astype(bool)].to_dict("records"):
+        sentences.append(f"Missing: {row['name']}. {row['reason']}")
+    return sentences
+
+
+def _sinks(steps: pd.DataFrame, eps: float) -> str:
+    known = steps[steps["importance_first"].notna() & steps["n_sink_heads"].notna()].reset_index(drop=True)
+    if known.empty:
+        return "Attention sinks are not applicable: no block of this model has softmax attention."
+    first, last = known.iloc[0], known.iloc[-1]
+    found = known.index[known["n_sink_heads"] > 0]
+    if not len(found):
+        top = known.sort_values("importance_first_max", ascending=False, kind="stable").iloc[0]  # the first of equals
+        return (
+            f"No head has a sink at position 0 at {_of_steps(len(known))} (eps {eps}); the strongest gives it "
+            f"{top['importance_first_max']:.2f} of its attention, at step {int(top['step']):,}."
+        )
+    when = int(known["step"].iloc[found[0]])
+    since = f"A head with a sink at position 0 is there from the first step on that was measured, {when:,}"
+    if found[0]:
+        before = int(known["step"].iloc[found[0] - 1])
+        since = f"The first head with a sink at position 0 appears between steps {before:,} and {when:,}"
+    importance = f"{first['importance_first']:.3f} at step {int(first['step']):,}"
+    if len(known) > 1:
+        importance += f", {last['importance_first']:.3f} at step {int(last['step']):,}"
+    null = "" if math.isnan(last["null_first"]) else f"; {last['null_first']:.3f} if attention were uniform"
+    return (
+        f"{since}; at step {int(last['step']):,} {int(last['n_sink_heads'])} of {int(last['n_heads'])} heads have one. "
+        f"Mean importance of position 0: {importance}{null}."
+    )
+
+
+def _of_steps(count: int) -> str:
+    return "the one step measured" if count == 1 else f"any of {count} steps"
+
+
+def _change(steps: pd.DataFrame, column: str, what: str) -> list[str]:
+    """A sentence about a figure at both ends of where it is known, none where it never is."""
+    known = steps[steps[column].notna()]
+    if known.empty:
+        return []
+    ends = [(f"{row[column]:.3g}", f"{int(row['step']):,}") for row in known.iloc[[0, -1]].to_dict("records")]
+    if len(known) == 1:
+        return [f"{what} is {ends[0][0]} at step {ends[0][1]}."]
+    whole = len(known) == len(steps)
+    places = ["", ""] if whole else [f" at step {step}" for _, step in ends]
+    return [f"{what} goes from {ends[0][0]}{places[0]} to {ends[1][0]}{places[1]}."]
+
+
+def _loss(steps: pd.DataFrame, named: str) -> list[str]:
+    known = steps[steps["loss"].notna()]
+    if known.empty:
+        return []
+    first, last = (_with_interval(row) for row in known.iloc[[0, -1]].to_dict("records"))
+    return [f"Loss{named}: {first if len(known) == 1 else f'{first} to {last}'} nats per token."]
+
+
+def _with_interval(row: dict[Any, Any]) -> str:
+    low, high = row.get("loss_low", math.nan), row.get("loss_high", math.nan)
+    return f"{row['loss']:.3g}" if math.isnan(low) or math.isnan(high) else f"{row['loss']:.3g} [{low:.3g}, {high:.3g}]"

@@ -14,8 +14,7 @@ from sinklens.errors import InputError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.summary import mean, summarise
 from sinklens.results.result import Result
-from sinklens.studies.effects.sinks_after import COLUMNS, sink_columns
-from sinklens.studies.effects.sinks_after_verdict import describe_sinks_after
+from sinklens.studies.effects.sinks_after import COLUMNS, describe_sinks_after, sink_columns
 
 
 @dataclass(frozen=True)

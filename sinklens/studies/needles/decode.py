@@ -7,10 +7,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
 from sinklens.interventions import Intervention
+from sinklens.studies.needles.answers import rouge1_recall, stems
 from sinklens.studies.needles.engine import reading
 from sinklens.studies.needles.instance import NeedleInstance
 from sinklens.studies.needles.outcome import Outcome
-from sinklens.studies.needles.rouge import rouge1_recall, stems
 
 MAX_STEPS = 50
 """Tokens after which the paper's decoding stops."""

@@ -11,9 +11,9 @@ from sinklens.errors import InputError, ResultError, UnsupportedArchitectureErro
 from sinklens.interventions import AblateHeads
 from sinklens.lab.induction.idle_heads import add_idle_heads
 from sinklens.lab.induction.masked import MASKINGS, masked, mean_outputs
-from sinklens.lab.induction.model import build_model
 from sinklens.lab.induction.patterns import patterns
 from sinklens.lab.induction.settings import InductionSettings
+from sinklens.lab.induction.training import build_model
 from sinklens.models.builtin import builtin_models
 from sinklens.models.load import load
 from tests.families import BROKEN, FAMILIES, boot_hf, random_ids

@@ -12,9 +12,9 @@ from sinklens.lab.folders import full_weights, write_model
 from sinklens.lab.gate import Gate
 from sinklens.lab.induction.masked import MASKINGS, Head, Masking, masked, mean_outputs
 from sinklens.lab.induction.measure import check_gates, gates, measure
-from sinklens.lab.induction.model import build_model
 from sinklens.lab.induction.patterns import patterns, retrieval, stripes
 from sinklens.lab.induction.settings import InductionSettings
+from sinklens.lab.induction.training import build_model
 from sinklens.lab.tasks import DistinctNeedle, RepeatedSpans
 from sinklens.lab.tasks.distinct_needle import FoundNeedles
 from sinklens.lab.tokenizer import word_tokenizer, words

@@ -20,8 +20,8 @@ from sinklens.lab.checkpoint import Checkpoint
 from sinklens.lab.commands import app
 from sinklens.lab.folders import STATE
 from sinklens.lab.induction import training
-from sinklens.lab.induction.model import build_model
 from sinklens.lab.induction.settings import InductionSettings
+from sinklens.lab.induction.training import build_model
 from sinklens.lab.report import read_measured
 from sinklens.lab.streams import stream
 from sinklens.lab.tasks.word_task import after_repeat

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.studies.active_dormant.sentences import active_dormant_sentences, change, evidence
+from sinklens.studies.active_dormant.result import active_dormant_sentences, change, evidence
 
 NAN = math.nan
 LABELS = ("active", "dormant", "idle", "loaded sink", "unclear", "not judged")

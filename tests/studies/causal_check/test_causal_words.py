@@ -14,9 +14,8 @@ from sinklens import load
 from sinklens.evidence.bootstrap import Interval
 from sinklens.studies import make_needles
 from sinklens.studies.causal_check.equal_harm import NEAR, equal_harm
-from sinklens.studies.causal_check.result import CausalCheck
+from sinklens.studies.causal_check.result import CausalCheck, p_words
 from sinklens.studies.causal_check.run import run_causal_check
-from sinklens.studies.causal_check.words import p_words
 
 NUMBER = r"[+-]?\d+\.\d+"
 

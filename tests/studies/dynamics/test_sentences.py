@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.studies.dynamics.sentences import dynamics_sentences
+from sinklens.studies.dynamics.result import dynamics_sentences
 
 NAN = math.nan
 FIGURES = ("delta_logit", "drain_wo", "resid_ratio", "max_over_median")

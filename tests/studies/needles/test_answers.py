@@ -10,9 +10,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
 from sinklens.studies import NeedleResult, make_needles, measure_needles
-from sinklens.studies.needles.answers import KEEP, answered, contains
+from sinklens.studies.needles.answers import KEEP, answered, contains, stems
 from sinklens.studies.needles.decode import ends_answer
-from sinklens.studies.needles.rouge import stems
 
 PORTER = {
     "caresses": "caress", "ponies": "poni", "plastered": "plaster", "motoring": "motor", "conflated": "conflat",

@@ -10,8 +10,8 @@ from scipy.stats import binomtest
 
 from sinklens.errors import InputError
 from sinklens.evidence.wilson import wilson_interval
+from sinklens.studies.needles.answers import rouge1_recall, words
 from sinklens.studies.needles.outcome import read_outcome
-from sinklens.studies.needles.rouge import rouge1_recall, words
 
 
 @given(st.integers(1, 60), st.data())
