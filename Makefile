@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Parallel test processes; each holds its own torch and models, and computes with one thread.
 WORKERS ?= 2
+# HASHES=1 installs nothing but the files whose hashes are in requirements.lock: make demo HASHES=1
+HASHES ?=
 # Passed on to pytest, for example PYTEST="tests/detectors -k drain".
 PYTEST ?=
 # What measures, compared with oracles: run once more as a machine without AVX would compute it.
@@ -16,6 +18,7 @@ unexport PYTHONPATH PYTHONHOME
 
 # constraints.txt pins what pip may choose; the build tools come from it too, hence no isolated builds.
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
+LOCKED = @test -z "$(HASHES)" || $(BIN)/python .ci/locked.py
 CORE := $(VENV)/.stamp
 DEV := $(VENV)/.stamp-dev
 
@@ -97,10 +100,13 @@ $(CORE): pyproject.toml constraints.txt $(BROKEN)
 	  echo "Building $(VENV). The first time PyTorch is downloaded: allow some minutes."; \
 	  $(PYTHON) -m venv --clear $(VENV); \
 	fi
+	$(LOCKED) hatchling editables setuptools
 	$(PIP_INSTALL) --quiet hatchling editables setuptools
+	$(LOCKED) .
 	$(PIP_INSTALL) --no-build-isolation --editable .
 	@echo "$(CURDIR)" > $@
 
 $(DEV): $(CORE)
+	$(LOCKED) '.[dev,export,cluster,dashboard,gguf,notebooks,docs]'
 	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,export,cluster,dashboard,gguf,notebooks,docs]'
 	@touch $@
