@@ -125,8 +125,8 @@ def _ranked(rows: list[dict[Hashable, Any]], where: str) -> list[str]:
     ]
     if most is not best:
         found.append(
-            f"{where}kept attention does not rank the loss: {most['policy']} keeps the most, {most['mass']:.1%}, and "
-            f"costs {_change(most)}, while {best['policy']} keeps {best['mass']:.1%}."
+            f"{where}{'kept' if where else 'Kept'} attention does not rank the loss: {most['policy']} keeps the most, "
+            f"{most['mass']:.1%}, and costs {_change(most)}, while {best['policy']} keeps {best['mass']:.1%}."
         )
     return found
 

@@ -56,6 +56,7 @@ def compare_policies(
     restart: bool = False,
     batch_size: int = 4,
     seed: int = 0,
+    source: str | None = None,
     progress: Progress = SILENT,
 ) -> PolicyComparison:
     """What each rule reads, what it keeps of the attention, and what that costs, on the same rows of the same texts.
@@ -84,6 +85,7 @@ def compare_policies(
         restart: Throw away what ``out`` holds of another or an unfinished comparison.
         batch_size: Sequences in one forward pass.
         seed: Of corpus and bootstrap.
+        source: What to call the texts in the provenance.
         progress: Told in forward passes of one sequence.
 
     Raises:
@@ -94,7 +96,7 @@ def compare_policies(
     """
     bridge = as_bridge(model)
     batch, source = choose_sequences(
-        bridge, texts, tokens, bos=bos, max_tokens=max_tokens, max_sequences=max_sequences, seed=seed
+        bridge, texts, tokens, bos=bos, max_tokens=max_tokens, max_sequences=max_sequences, seed=seed, source=source
     )
     prompt = max(1, int(batch.lengths.min()) // 2) if prompt is None else prompt
     if not 1 <= prompt < int(batch.lengths.min()) - 1:

@@ -160,8 +160,8 @@ def test_every_sentence_is_recomputed_from_the_table(seed: int) -> None:
             )
             if most is not best:
                 expected.append(
-                    f"{where}kept attention does not rank the loss: {most['policy']} keeps the most, "
-                    f"{most['mass']:.1%}, and costs {cost(most)}, while {best['policy']} keeps {best['mass']:.1%}."
+                    f"{where}{'kept' if where else 'Kept'} attention does not rank the loss: {most['policy']} keeps the "
+                    f"most, {most['mass']:.1%}, and costs {cost(most)}, while {best['policy']} keeps {best['mass']:.1%}."
                 )
     poor = [row for row in rows if row["first_mass"] > 0.1 and row["first_kept"] < row["first_mass"] / 2]
     if poor:
