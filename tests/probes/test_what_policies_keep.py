@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sinklens import builtin_corpus, load
+from sinklens import builtin_corpus, load, scan
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,14 +23,18 @@ def test_a_window_without_sinks_ends_them_and_one_with_sinks_does_not(probe: Any
     model = load("bb-3l")
     batch = builtin_corpus(model).tokens.rows(range(6))
     rules = probe.rules_for(["full", "sink_window:sinks=0", "sink_window"], 8, 64)
-    _, table = probe.measure(model, batch, rules, 20, 0)
+    compared, table = probe.measure(model, batch, rules, 20, 0)
     rows = table.set_index("policy")
     assert rows.loc["full", "on_position_0"] == rows.loc["full", "sink_heads"] > 0
     assert rows.loc["window without sinks", "on_position_0"] == 0
     assert rows.loc["sink_window", "on_position_0"] > 0
     assert rows.loc["window without sinks", "delta_loss"] > rows.loc["sink_window", "delta_loss"] + 0.02
     assert pd.isna(rows.loc["full", "lost_by_sink"]) and rows.loc["full", "lose_most"] == "none"
-    assert rows.loc["window without sinks", "lost_by_sink"] > 0.5, "sink heads lose the most"
+    kept = compared.to_dataframe("heads").query("policy == 'window without sinks'").set_index(["layer", "head"])
+    sinks = scan(model, tokens=batch, detectors="sinks", maps=0).sinks.to_dataframe().query("position == 0")
+    first = sinks.set_index(["layer", "head"])["importance"]
+    ranks = pd.DataFrame({"lost": -kept["mass_post_hoc"], "first": first}).rank()
+    assert rows.loc["window without sinks", "lost_by_sink"] == pytest.approx(ranks.corr().iloc[0, 1])
 
 
 @pytest.mark.filterwarnings("ignore:.*PNG")

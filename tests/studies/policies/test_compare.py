@@ -159,9 +159,11 @@ def test_every_sentence_is_recomputed_from_the_table(seed: int) -> None:
                 f"row; {worst['policy']} costs most, {cost(worst)} with {worst['kept']:.3g}."
             )
             if most is not best:
+                words = f"{most['policy']} keeps the most, {most['mass']:.1%}, and costs {cost(most)}"
+                first = "kept" if where else "Kept"
                 expected.append(
-                    f"{where}{'kept' if where else 'Kept'} attention does not rank the loss: {most['policy']} keeps the "
-                    f"most, {most['mass']:.1%}, and costs {cost(most)}, while {best['policy']} keeps {best['mass']:.1%}."
+                    f"{where}{first} attention does not rank the loss: {words}, while {best['policy']} keeps "
+                    f"{best['mass']:.1%}."
                 )
     poor = [row for row in rows if row["first_mass"] > 0.1 and row["first_kept"] < row["first_mass"] / 2]
     if poor:
