@@ -26,6 +26,7 @@ from sinklens.models.tokens import TokenBatch
 from sinklens.plots import active_dormant as active_dormant_figure
 from sinklens.plots import save_figure
 from sinklens.results.files import write_atomically
+from sinklens.results.markdown import markdown_rows
 from sinklens.studies import ActiveDormant, find_active_dormant
 from sinklens.studies.census.builtin_domains import builtin_domains
 from sinklens.studies.census.domains import Domains
@@ -98,7 +99,7 @@ def between_domains(found: ActiveDormant) -> str:
             cells.append(f"{own.loc[domain, 'label']} ({own.loc[domain, 'mass']:.2f}, {own.loc[domain, 'delta']:+.3f})")
         rows.append([*cells, _span(row, "mass_difference"), _span(row, "delta_difference")])
     titles = ["head", f"{one} (mass, loss without it)", f"{other} (mass, loss without it)"]
-    return _table([*titles, "mass: first - second", "loss without it: first - second"], rows)
+    return markdown_rows([*titles, "mass: first - second", "loss without it: first - second"], rows)
 
 
 def sensitivity(found: ActiveDormant) -> str:
@@ -110,7 +111,7 @@ def sensitivity(found: ActiveDormant) -> str:
             table = judged(found, Thresholds(dormant_mass=mass, effect=effect))
             cells.append(", ".join(_name(row) for row in table.to_dict("records")) or "none")
         rows.append(cells)
-    return _table(["dormant from a mass of", *(f"effect {effect:g} nats" for effect in EFFECTS)], rows)
+    return markdown_rows(["dormant from a mass of", *(f"effect {effect:g} nats" for effect in EFFECTS)], rows)
 
 
 def tested(table: pd.DataFrame) -> str:
@@ -131,7 +132,7 @@ def tested(table: pd.DataFrame) -> str:
     if not rows:
         return count
     titles = ["head", "first", "second", "mass (other half)", "loss without it (other half)", "holds"]
-    return f"{count}\n\n{_table(titles, rows)}"
+    return f"{count}\n\n{markdown_rows(titles, rows)}"
 
 
 def markdown(name: str, by_domain: ActiveDormant, by_class: ActiveDormant, tests: list[str], control: str) -> str:
@@ -166,7 +167,7 @@ def markdown(name: str, by_domain: ActiveDormant, by_class: ActiveDormant, tests
         f"## A head that is known to be active-dormant: {CONTROL}",
         control,
         "## Do the criteria agree?",
-        _table(["criterion", "other", "both decide", "agree", "kappa"], agreement),
+        markdown_rows(["criterion", "other", "both decide", "agree", "kappa"], agreement),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -181,10 +182,6 @@ def _group(domain: str, name: str) -> str:
 
 def _span(row: dict[Any, Any], name: str) -> str:
     return f"{row[name]:+.3f} [{row[f'{name}_low']:+.3f}, {row[f'{name}_high']:+.3f}]"
-
-
-def _table(titles: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [titles, ["---"] * len(titles), *rows])
 
 
 def main() -> None:

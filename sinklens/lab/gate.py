@@ -1,7 +1,7 @@
 """A measured figure held against its bound."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 
@@ -26,3 +26,8 @@ class Gate(NamedTuple):
         value = measured.get(quantity, math.nan)
         kept = {"<=": value <= bound, ">=": value >= bound, "<": value < bound, ">": value > bound}[relation]
         return cls(quantity, value, f"{relation} {bound:g}", kept)
+
+
+def missed(rows: Iterable[Gate]) -> list[str]:
+    """One sentence for each bound that is missed; an empty list means that all hold."""
+    return [f"{row.quantity} is {row.value:.4g}, expected {row.bound}" for row in rows if not row.passed]

@@ -15,7 +15,8 @@ from transformers import OPTForCausalLM
 
 from sinklens.errors import InputError
 from sinklens.lab.bigram_backcopy import BigramBackcopy
-from sinklens.lab.gate import Gate
+from sinklens.lab.gate import Gate, missed
+from sinklens.lab.running import zeroed
 from sinklens.lab.streams import stream
 
 GU_LENGTH, GU_EPSILON = 64, 0.3
@@ -98,10 +99,10 @@ def measure(
             for number, attention in enumerate(_attention(model, queries)):
                 layer = model.model.decoder.layers[number]
                 figures = _attention_figures(*attention, trigger)
-                with _zeroed(layer.self_attn.out_proj):
+                with zeroed(layer.self_attn.out_proj):
                     figures["no_attention_backcopy"], figures["no_attention_bigram"] = _losses(model, ids, trigger)
                 figures["no_attention_bigram_change"] = figures["no_attention_bigram"] - bigram
-                with _zeroed(layer.fc2):
+                with zeroed(layer.fc2):
                     figures["no_mlp_backcopy"], figures["no_mlp_bigram"] = _losses(model, ids, trigger)
                 figures["resid_bos"], figures["resid_others"] = after[number]
                 start = (math.nan, math.nan) if before is None else before[number]
@@ -161,11 +162,7 @@ def check_gates(measured: dict[str, float], n_layers: int) -> list[str]:
         ... )
         ['L0.resid_bos_growth is 1.1, expected >= 1.7']
     """
-    return [
-        f"{row.quantity} is {row.value:.4g}, expected {row.bound}"
-        for row in gates(measured, n_layers)
-        if not row.passed
-    ]
+    return missed(gates(measured, n_layers))
 
 
 def _losses(
@@ -244,13 +241,3 @@ def _outputs(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _zeroed(module: nn.Module) -> Iterator[None]:
-    """Let `module` return zeros, shapes kept."""
-    handle = module.register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -57,6 +57,16 @@ def deterministic() -> Iterator[None]:
 
 
 @contextmanager
+def zeroed(module: torch.nn.Module) -> Iterator[None]:
+    """Let a module return zeros, shapes kept."""
+    handle = module.register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def shown(out: Path) -> Iterator[ShowProgress]:
     """Progress of a command on standard error; an interruption ends in a sentence."""
     try:

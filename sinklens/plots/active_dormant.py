@@ -28,11 +28,12 @@ _COLUMNS: Final = ("layer", "head", "domain", "class", "mass", "delta", "label")
 
 @draws("sinklens-active-dormant", needs={"heads": ("layer", "head", "domain", "class")})
 def active_dormant(heads: pd.DataFrame, *, limit: int = 40, effect: float | None = None) -> go.Figure:
-    """Draw heads x domains (and token classes) twice: attention on the sink, and rise of the loss without the head.
+    """Draw where heads rest on the sink and where predictions need them: heads by domain and token class, twice.
 
-    A letter in each cell is the head's label there. Rises have colours centred on 0, symmetric, that end at the largest
-    magnitude or at `effect`; cells beyond are clipped and counted. Of more than `limit` heads those are drawn whose
-    sink mass differs most between columns, in the order of layers.
+    Left the attention on the sink, right the rise of the loss without the head. A letter in each cell is the head's
+    label there. Rises have colours centred on 0, symmetric, that end at the largest magnitude or at `effect`; cells
+    beyond are clipped and counted. Of more than `limit` heads those are drawn whose sink mass differs most between
+    columns, in the order of layers.
 
     Args:
         heads: A result of `active_dormant`, or its table: layer, head, domain, class, mass, delta, label; the interval

@@ -31,7 +31,7 @@ _RATES: Final = {
 
 @draws("sinklens-calibration", needs={"summary": ("variant",)})
 def calibration(summary: pd.DataFrame) -> go.Figure:
-    """Draw the three rates of the unchanged model, of the tuned one and of as many random heads.
+    """Draw how often answers are right and valid: of the model, of the tuned one, and with random heads changed.
 
     Accuracy is the product of the other two: a gain that stands in the middle row alone is one of form. Bars are 95 %
     intervals over prompts, each by itself; whether a change is beyond chance is in the result's paired interval. Every

@@ -25,7 +25,7 @@ _LINES: Final[tuple[tuple[str, str, str, dict[str, Any]], ...]] = (
     made_by={"compression": 'scan(model, detectors=[..., "compression"])'},
 )
 def compression(layers: pd.DataFrame) -> go.Figure:
-    """Draw the entropy of the residual states' singular values after each layer, in nats.
+    """Draw how many directions the hidden states of a text fill after each layer: their matrix entropy, in nats.
 
     A valley that is there without position 0 as well is compression of all tokens; one that closes without it is the
     length of one row. The dotted line is the most that the length of position 0 alone allows, the dashed one what

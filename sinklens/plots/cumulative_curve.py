@@ -28,7 +28,7 @@ from sinklens.plots.style import (
 def cumulative_curve(
     summary: pd.DataFrame, *, metric: EffectMetric = "delta_loss", intervention: str | None = None
 ) -> go.Figure:
-    """Draw the effect of ablating the top k heads against k, with the band that k random heads span.
+    """Draw the effect of switching off the first k heads of a ranking, for every k, beside k random heads.
 
     The coloured line is the chosen ranking's first k heads together, with 95 % intervals over sequences. Every faint
     point is one draw of k random heads (its mean over sequences); the grey band is their mean +- one standard

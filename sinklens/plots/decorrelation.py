@@ -15,7 +15,7 @@ _TITLE: Final = "Alignment of the other tokens with position 0"
 
 @draws(CENSUS, needs={"decorrelation": ("layer",)})
 def decorrelation(layers: pd.DataFrame) -> go.Figure:
-    """Draw the mean squared cosine between position 0's residual state and the others' after each layer.
+    """Draw how far the other tokens' states point the way of the first token's after each layer (squared cosine).
 
     1: all tokens point along position 0; 0: all at right angles to it. The dashed line: random directions (the null).
     Layers that do not enter the decorrelation loss (embedding and last block) have hollow marks. The mean signed cosine

@@ -34,7 +34,7 @@ _COLUMNS: Final = (
     made_by={"domains": "scan(model, {name: texts, ...})"},
 )
 def domain_differences(domains: pd.DataFrame, *, limit: int = 24) -> go.Figure:
-    """Draw for each head its importance of position 0 on every domain, and how much one domain differs from the rest.
+    """Draw how much attention each head gives the first token on every kind of text, and how far kinds differ.
 
     Left: one mark per domain. Right: the first domain minus the rest (with more domains, the one that differs most),
     with its 95 % interval; hollow where the interval holds 0. Heads are those with the largest differences, in

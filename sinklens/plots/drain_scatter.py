@@ -14,7 +14,7 @@ _TITLE: Final = "Value drain against sink strength"
 
 @draws(CENSUS, needs={"heads": ("layer", "head")})
 def drain_scatter(heads: pd.DataFrame) -> go.Figure:
-    """Draw every head by how much attention its strongest key receives and how small that key's value state is.
+    """Draw every head by the attention that its strongest key receives and by how short that key's value vector is.
 
     The vertical line is the causal-uniform null of the strongest key (the median over heads when they differ), the
     horizontal one at 1 no drain. Sinks with drained values, the mutual reinforcement that Guo et al. describe, lie at

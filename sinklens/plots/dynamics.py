@@ -44,7 +44,7 @@ _Panel = tuple[str, bool, list[go.Scatter], list[float]]
 
 @draws("sinklens-dynamics", needs={"steps": ("step", "domain"), "heads": ("step", "domain", "layer", "head")})
 def dynamics(steps: pd.DataFrame, heads: pd.DataFrame | None = None, *, domain: str | None = None) -> go.Figure:
-    """Draw six panels over the training step: attention to position 0, margin, drain, two residual peaks, loss.
+    """Draw how sinks come about in training: attention to position 0, margin, drain, residual peaks and loss by step.
 
     The step axis is logarithmic; step 0, which has no place on it, stands apart on its left behind a gap, and lines to
     it are dotted. Lines are means over heads; bands hold the middle 80 % of heads; dashed lines are nulls. What does

@@ -19,7 +19,7 @@ _TITLE: Final = "Entropy of attention against the sink's key norm"
     made_by={"state_norms": 'measure(model, tokens, "state_norms")'},
 )
 def entropy_scatter(heads: pd.DataFrame, norms: pd.DataFrame, *, position: int = 0) -> go.Figure:
-    """Draw every head by the entropy of its attention and how long the sink's key is beside the others'.
+    """Draw every head by how spread out its attention is (entropy) and how long the sink's key vector is.
 
     Query heads that read the same keys (grouped-query attention) share their height. The vertical line is the entropy
     of even attention, the horizontal one at 1 a key as long as the others'. Sink heads with *short* keys, as Gu et al.

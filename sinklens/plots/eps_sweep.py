@@ -15,7 +15,7 @@ _TITLE: Final = "Model-wide sink rate by threshold"
 
 @draws(CENSUS, needs={"eps_sweep": ("layer", "head", "position", "eps")}, settings={"eps": "settings.eps"})
 def eps_sweep(sweep: pd.DataFrame, *, eps: float | None = None) -> go.Figure:
-    """Draw the sink rate, averaged over all measured heads, against the threshold on importance.
+    """Draw the mean sink rate of all heads against the threshold from which a key's attention counts as a sink.
 
     Two lines: position 0 (the model-wide sink metric of Gu et al. 2025) and each head's own strongest key,
     which also counts sinks that are not at the start. A conclusion that turns over between thresholds is

@@ -43,7 +43,7 @@ def head_roles(
     *,
     show: Shown = "auto",
 ) -> go.Figure:
-    """Draw a criterion x head heatmap with the labels marked, and below it the criterion x criterion agreement.
+    """Draw every head's scores by several published criteria, its labels marked, and below how far criteria agree.
 
     Above: each row is one score, coloured from its smallest to its largest value over all heads (units differ, so rows
     do not compare; the hover has the value). A diamond marks a labelled head. A cell is grey where the score does not

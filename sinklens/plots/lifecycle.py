@@ -34,7 +34,7 @@ _PARTS: Final = (("attention", "attention adds", CATEGORICAL[0]), ("mlp", "MLP a
     made_by={"lifecycle": 'measure(model, tokens, "lifecycle", entries=[(position, channel)])'},
 )
 def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> go.Figure:
-    """Draw what attention and MLP of every block add to one entry, and the entry before and after each block.
+    """Draw which block writes a large entry of the residual stream and which one takes it away again.
 
     Bars are signed contributions (mean over sequences); per block, the entry before plus both bars is the entry after
     (the black line). The subtitle names the half-block that adds most towards the entry's largest value and the one

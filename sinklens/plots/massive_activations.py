@@ -26,7 +26,7 @@ _TITLE: Final = "Largest and median hidden-state entry by layer"
 
 @draws(CENSUS, needs={"layers": ("layer",)})
 def massive_activations(layers: pd.DataFrame, *, absolute: float = 100.0, relative: float = 1000.0) -> go.Figure:
-    """Draw the largest |h| and the median |h| after each layer with the two thresholds, on a log axis.
+    """Draw the largest and the median entry of the hidden states after each layer, with two thresholds, on a log axis.
 
     Two criteria, reported separately because the first depends on the model's scale: |h| > `absolute`, and
     |h| > `relative` times the layer's median. Layers whose largest entry meets both, as Sun et al. 2024

@@ -32,7 +32,7 @@ _COLUMNS: Final = ("layer", "position", "token", "channel", "value", "median")
     made_by={"channel_profile": 'measure(model, tokens, "channel_profile")'},
 )
 def massive_map(profile: pd.DataFrame, *, layer: int | None = None, kind: Literal["2d", "3d"] = "2d") -> go.Figure:
-    """Draw the entries of the strongest channels of one layer for every token of a sequence.
+    """Draw the channels with the largest hidden-state entries of one layer, for every token of a sequence.
 
     Flat ("2d"): channels downwards, strongest first, tokens to the right, signed entries with colours centred on 0 that
     reach the largest magnitude; nothing is clipped. In space ("3d"): one line per channel, height ``|h|``, as the

@@ -36,7 +36,7 @@ def strongest_activations(massive: pd.DataFrame, n: int = 20) -> pd.DataFrame:
 
 @draws(CENSUS, needs={"massive": ("sequence", "layer", "position", "channel")})
 def massive_table(massive: pd.DataFrame, *, n: int = 20) -> go.Figure:
-    """Show `strongest_activations(massive, n)` as a Plotly table.
+    """List the largest entries of the hidden states: where each stands and how far it is beyond the median.
 
     Args:
         massive: A census, or the table of `strongest_activations`; `absolute` and `relative` (over the two thresholds)

@@ -60,7 +60,7 @@ _LOOKS: Final[dict[str, _Look]] = {
 
 @draws("sinklens-needles", needs={"grid": ("variant", "length", "depth")})
 def needle_grid(grid: pd.DataFrame, *, measure: Measure = "exact", variant: str | None = None) -> go.Figure:
-    """Draw a needle test as a grid, lengths from left to right and depths from the haystack's start at the top.
+    """Draw how well a model finds a needle hidden in a text, by the length of the text and the depth in it.
 
     With a changed model three grids stand side by side: before and after on one colour scale, and their difference on a
     scale centred on 0. Shares are coloured from 0 to 1. Cells that were not tested are grey. Colours are Viridis, which

@@ -30,7 +30,7 @@ _MEANS: Final = {
 
 @draws(CENSUS, needs={"profile": ("layer", "position")})
 def norms_by_token(profile: pd.DataFrame, *, value: NormValue = "resid_norm", limit: int = 1024) -> go.Figure:
-    """Draw a norm of every token of one sequence at every layer, layer 0 (or the embedding) at the top.
+    """Draw how long every token's hidden state (or value vector) is at every layer, layer 0 or the embedding on top.
 
     Residual norms span orders of magnitude once a peak appears and get log colours from the smallest to the
     largest norm; value norms start their linear colours at 0, because a drained value is one near 0. Nothing

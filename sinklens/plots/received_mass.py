@@ -36,7 +36,7 @@ def received_mass(
     log_x: bool = False,
     log_y: bool = True,
 ) -> go.Figure:
-    """Draw importance (attention received per query that sees the key) against key position.
+    """Draw how much attention each key position receives from a query that sees it (importance), by layer or head.
 
     One line per layer, the mean over its heads, or one line per head for the `top` heads whose strongest
     drawn key receives most. The dashed line is the causal-uniform null: what the key would receive if every

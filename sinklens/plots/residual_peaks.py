@@ -15,7 +15,7 @@ _TITLE: Final = "Residual norm of position 0 against the other tokens"
 
 @draws(CENSUS, needs={"layers": ("layer",)})
 def residual_peaks(layers: pd.DataFrame) -> go.Figure:
-    """Draw the residual stream's norm after each layer, position 0 against the others, on a log axis.
+    """Draw how long the first token's hidden state is after each layer, beside the other tokens', on a log axis.
 
     The gap between the lines is the residual peak (their ratio is in the hover). Layer -1 is the embedding's
     output.

@@ -27,7 +27,7 @@ _LABELS: Final[dict[str, tuple[str, str, str]]] = {
     wants=("secondary_windows",),
 )
 def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -> go.Figure:
-    """Draw one mark for all tokens created in the same layer that live equally long; its area is their number.
+    """Draw in which layer tokens begin to point along the BOS and for how long; the area of a mark is their number.
 
     The hover names some of the tokens. A grey line is the longest possible life of a token created in a layer: until
     the BOS loses its norm, by its windows, of which it may have several; the subtitle counts the sequences that share

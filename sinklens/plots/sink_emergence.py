@@ -31,7 +31,7 @@ _LOOK: Final = {
 
 @draws(needs={"summary": ("condition", "figure")})
 def sink_emergence(summary: pd.DataFrame) -> go.Figure:
-    """Draw four figures of every condition: each seed a point, their mean a tick.
+    """Draw what grows a sink in small trained models: a row for a condition, a point for a seed, a tick for their mean.
 
     Panels: the share of its weight that a query puts on position 0; the weight that goes to no token (a learned key or
     logit, or clipping); the value drain; and the norm of what the head writes, on a log axis. Dormant queries

@@ -26,7 +26,7 @@ _SYMBOLS: Final = ("circle", "square", "diamond", "cross", "triangle-up", "x", "
 def sink_share(
     runs: Mapping[str, pd.DataFrame] | pd.DataFrame, *, value: ShareValue = "importance_first", spread: bool = True
 ) -> go.Figure:
-    """Draw what position 0 receives in every layer, mean over heads, one line a run.
+    """Draw how much attention the first token receives in every layer, mean over heads, one line a run.
 
     Every line has the band that holds the middle half of its layer's heads (spread between heads, not an uncertainty).
     The dashed lines are the causal-uniform null: what position 0 would receive if every query spread its attention

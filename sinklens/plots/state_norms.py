@@ -32,7 +32,7 @@ _STATES: Final = {
     made_by={"state_norms": 'measure(model, tokens, "state_norms")'},
 )
 def state_norms(norms: pd.DataFrame, *, position: int = 0) -> go.Figure:
-    """Draw how much longer the sink's states are than the other tokens', as a ratio on a log axis, by layer.
+    """Draw by layer how much longer the sink's hidden state, key and value are than other tokens', as a ratio.
 
     Above the line at 1 the sink's state is longer than the others' (the residual peak), below it shorter (drained
     values, small keys). Lines of keys and values are the ratio of means over KV heads; faint points are single KV

@@ -26,8 +26,9 @@ _LOG: Final = ("max_over_median",)
 
 @draws("sinklens-dynamics", needs={"heads": ("step", "domain", "layer", "head")})
 def step_heatmap(table: pd.DataFrame, value: str, *, domain: str | None = None, limit: int = 64) -> go.Figure:
-    """Draw one value of every head (or layer) at every checkpoint; columns are checkpoints in order, not to scale.
+    """Draw how one number of every head (or layer) changes over the checkpoints of a training.
 
+    Columns are checkpoints in order, not to scale.
     Of more than `limit` heads those are drawn whose value changes most, in the order of layers. What does not apply
     is missing.
 

@@ -37,7 +37,7 @@ def token_types(
     value: Literal["sink", "massive_absolute", "massive_ratio"] = "sink",
     limit: int = 20,
 ) -> go.Figure:
-    """Draw each kind of token's share of all sink tokens (bar) and its share of all tokens (line), its null.
+    """Draw which kinds of tokens are sinks: their share of all sink tokens (bar) and of all tokens (line), the null.
 
     A bar far beyond its line is a kind of sink token. Position 0 ("start") stands apart above the others: shares add
     up to 1 among the tokens at position 0 and among those after it. A kind without a share (there is no such token at

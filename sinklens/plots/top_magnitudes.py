@@ -28,7 +28,7 @@ _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "x")
 
 @draws(CENSUS, needs={"massive": ("sequence", "layer", "position", "channel")})
 def top_magnitudes(massive: pd.DataFrame, *, k: int = 3) -> go.Figure:
-    """Draw the k largest |h| and the median |h| of the residual stream after each layer, on a log axis.
+    """Draw the k largest entries |h| of the hidden states and their median |h| after each layer, on a log axis.
 
     Ranks are taken in every sequence by itself and then averaged over sequences, as is the median. Lines that run
     orders of magnitude above the median from an early to a late layer are massive activations; where the first lines

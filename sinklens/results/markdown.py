@@ -1,6 +1,7 @@
 """Tables as Markdown."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -14,8 +15,20 @@ def markdown_table(frame: pd.DataFrame) -> str:
     | --- | --- |
     | L0H1 | 0.123 |
     """
-    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.itertuples(index=False)]
-    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
+    return markdown_rows(map(str, frame.columns), (map(_cell, row) for row in frame.itertuples(index=False)))
+
+
+def markdown_rows(head: Iterable[str], rows: Iterable[Iterable[str]], *, right: bool = False) -> str:
+    """A table of texts as they stand; ``right`` puts all columns but the first at their right edge.
+
+    >>> print(markdown_rows(["head", "score"], [["L0H1", "0.1"]], right=True))
+    | head | score |
+    | --- | ---: |
+    | L0H1 | 0.1 |
+    """
+    names = list(head)
+    rule = ["---", *["---:" if right else "---"] * (len(names) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (names, rule, *rows))
 
 
 def _cell(value: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from sinklens.lab.emergence.table import FIGURES
+from sinklens.results.markdown import markdown_rows
 
 COLUMNS = {
     "loss_backcopy": "backcopy loss",
@@ -93,6 +94,5 @@ def _number(value: float) -> str:
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = [*header]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """A bar in a cell would end it."""
+    return markdown_rows(header, ([cell.replace("|", "\\|") for cell in row] for row in rows))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
-from sinklens.lab.gate import Gate
+from sinklens.lab.gate import Gate, missed
 from sinklens.lab.induction.masked import MASKINGS, Head, masked, mean_outputs
 from sinklens.lab.induction.patterns import patterns, retrieval, stripes
 from sinklens.lab.induction.settings import LAYERS, InductionSettings
@@ -232,4 +232,4 @@ def check_gates(measured: Mapping[str, float]) -> list[str]:
         >>> check_gates({})[0]
         'exact_match.T67 is nan, expected >= 0.9'
     """
-    return [f"{row.quantity} is {row.value:.4g}, expected {row.bound}" for row in gates(measured) if not row.passed]
+    return missed(gates(measured))

@@ -12,6 +12,7 @@ from sinklens.lab.induction.measure import LENGTHS, PATTERN_LENGTHS, check_gates
 from sinklens.lab.induction.settings import LAYERS, InductionSettings
 from sinklens.lab.tokenizer import word_tokenizer, words
 from sinklens.results.files import write_atomically
+from sinklens.results.markdown import markdown_rows
 from sinklens.results.pace import duration
 
 TASK = "induction"
@@ -158,11 +159,6 @@ The data are random numbers. Weights: MIT.
 """
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _number(value: float, digits: int = 3) -> str:
     return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
 
@@ -180,7 +176,7 @@ def _lengths(measured: Mapping[str, float], lengths: Sequence[int], seeds: Mappi
         name = f"exact_match.T{length}"
         row = [str(length), _number(measured[name]), *([_band(name, seeds)] if seeds else [])]
         rows.append([*row, f"{measured[f'answer_loss.T{length}']:.4f}"])
-    return _table(["tokens", "exact match", *title, "loss of the values"], rows)
+    return markdown_rows(["tokens", "exact match", *title, "loss of the values"], rows, right=True)
 
 
 def _heads(measured: Mapping[str, float], settings: InductionSettings) -> str:
@@ -199,7 +195,7 @@ def _heads(measured: Mapping[str, float], settings: InductionSettings) -> str:
         [label, *(_number(measured[f"{label}.{name}"]) for name in names)]
         for label in (f"L{layer}H{head}" for layer in range(LAYERS) for head in range(settings.heads))
     ]
-    return _table(["head", *names.values()], rows)
+    return markdown_rows(["head", *names.values()], rows, right=True)
 
 
 def _masks(measured: Mapping[str, float], settings: InductionSettings) -> str:
@@ -215,7 +211,7 @@ def _masks(measured: Mapping[str, float], settings: InductionSettings) -> str:
     rows.append(row("every head with a score of 0.1 or more", "all_retrieval_exact_match"))
     rows.append(row("all heads of layer 0", "layer0_exact_match"))
     head = ["masked", *(f"exact match, {how}" for how in MASKINGS), *(f"rise of the loss, {how}" for how in MASKINGS)]
-    return _table(head, rows)
+    return markdown_rows(head, rows, right=True)
 
 
 def _gates(measured: Mapping[str, float], seeds: Mapping[int, Mapping[str, float]]) -> str:
@@ -224,4 +220,4 @@ def _gates(measured: Mapping[str, float], seeds: Mapping[int, Mapping[str, float
         cells = [row.quantity, f"{row.value:.4g}", row.bound, "yes" if row.passed else "NO"]
         rows.append([*cells, *([_band(row.quantity, seeds)] if seeds else [])])
     over = [f"seeds {', '.join(map(str, seeds))}"] if seeds else []
-    return _table(["gate", "measured", "bound", "holds", *over], rows)
+    return markdown_rows(["gate", "measured", "bound", "holds", *over], rows, right=True)

@@ -6,6 +6,7 @@ from typing import Any
 from sinklens.lab.folders import paragraph
 from sinklens.lab.language.figures import LENGTHS, SEQUENCES, domains_of
 from sinklens.lab.language.settings import CONTEXT, LanguageSettings
+from sinklens.results.markdown import markdown_rows
 from sinklens.results.pace import duration
 
 # Sink rates that differ by so much between two domains are named in the card.
@@ -111,15 +112,10 @@ def _long(settings: LanguageSettings) -> str:
     return f"; from step {settings.long_from:,} on, one batch in {settings.long_every} has {rows} of {length} instead"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _losses(measured: Mapping[str, float], domains: Sequence[str]) -> str:
     names = ("loss", "bigram_loss", "unigram_loss", "untrained_loss")
     rows = [[name, *(f"{measured[f'{name}.{figure}']:.3f}" for figure in names)] for name in domains]
-    return _table(["domain", "this model", "bigram", "unigram", "untrained"], rows)
+    return markdown_rows(["domain", "this model", "bigram", "unigram", "untrained"], rows, right=True)
 
 
 def _cells(measured: Mapping[str, float], domains: Sequence[str]) -> list[tuple[str, int]]:
@@ -142,7 +138,7 @@ def _sinks(measured: Mapping[str, float], domains: Sequence[str], settings: Lang
             ]
         )
     head = ["", "sink heads", "mean rate", "strongest alpha_0", "the same without `<s>`", "max/median"]
-    return _table([*head, "untrained: sink heads, max/median"], rows)
+    return markdown_rows([*head, "untrained: sink heads, max/median"], rows, right=True)
 
 
 def _in_words(measured: Mapping[str, float], domains: Sequence[str], settings: LanguageSettings) -> str:
@@ -180,7 +176,7 @@ def _heads(measured: Mapping[str, float], domains: Sequence[str], settings: Lang
             row = [f"{measured[f'{place}.rate']:.2f} ({measured[f'{place}.alpha_0']:.2f})" for place in at]
             rows.append([label, *row, *(f"{measured[f'{place}.drain']:.2f}" for place in at[:1])])
     head_row = ["head", *(f"{name}, {length}" for name, length in cells), *(["drain"] if cells else [])]
-    return _table(head_row, rows)
+    return markdown_rows(head_row, rows, right=True)
 
 
 def _series(series: Sequence[Mapping[str, float]], domains: Sequence[str]) -> str:
@@ -194,7 +190,7 @@ def _series(series: Sequence[Mapping[str, float]], domains: Sequence[str]) -> st
             cells += [f"{row[f'{name}.loss']:.2f}", f"{row[f'{name}.heads']:.0f}"]
             cells += [f"{row[f'{name}.alpha_0']:.2f}", f"{row[f'{name}.max_over_median']:.0f}"]
         rows.append(cells)
-    return _table(head, rows)
+    return markdown_rows(head, rows, right=True)
 
 
 def _data(data: Mapping[str, Mapping[str, Any]], measured: Mapping[str, float]) -> str:
@@ -204,4 +200,4 @@ def _data(data: Mapping[str, Mapping[str, Any]], measured: Mapping[str, float]) 
         sizes += [f"{measured[f'{name}.train_tokens']:,.0f}", f"{measured[f'{name}.held_out_tokens']:,.0f}"]
         rows.append([name, *sizes])
     head = ["domain", "files", "characters to train on", "held out", "tokens to train on", "held out"]
-    return _table(head, rows)
+    return markdown_rows(head, rows, right=True)

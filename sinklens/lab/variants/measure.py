@@ -1,7 +1,5 @@
 """The figures of one trained decoder: sink, drain, peak, margin and losses."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -13,6 +11,7 @@ from sinklens.detectors.residual_peaks import ResidualPeakDetector
 from sinklens.detectors.sinks import SinkDetector
 from sinklens.detectors.value_drains import ValueDrainDetector
 from sinklens.errors import InputError
+from sinklens.lab.running import zeroed
 from sinklens.lab.streams import stream
 from sinklens.lab.tasks import Backcopy
 from sinklens.lab.tasks.task import token_batch
@@ -85,7 +84,7 @@ def measure_decoder(
     for layer, attention in enumerate(model.attentions):
         if before:
             measured[f"L{layer}.resid_growth"] = measured[f"L{layer}.resid_first"] / before[f"L{layer}.resid_first"]
-        with _zeroed(attention.out):
+        with zeroed(attention.out):
             without = _losses(model, ids, judged)
         measured[f"L{layer}.no_attention_backcopy"] = without["backcopy"]
         measured[f"L{layer}.no_attention_bigram_rise"] = without["bigram"] - losses["bigram"]
@@ -152,13 +151,3 @@ def _by_detector(model: Decoder, task: Backcopy, queries: Int[Tensor, "batch pos
         for name, column in (("first", "resid_norm_first"), ("others", "resid_norm_others"), ("ratio", "resid_ratio")):
             figures[f"L{layer}.resid_{name}"] = peak.loc[peak["layer"] == layer, column].mean()
     return {name: float(value) for name, value in figures.items()}
-
-
-@contextmanager
-def _zeroed(module: torch.nn.Module) -> Iterator[None]:
-    """Let a module return zeros."""
-    handle = module.register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
-    try:
-        yield
-    finally:
-        handle.remove()
