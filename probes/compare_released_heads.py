@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sinklens.detectors.retrieval import BANDS
+from sinklens.detectors.retrieval_bands import BANDS
 from sinklens.plots import head_roles, save_figure
 from sinklens.studies import Roles
 from sinklens.studies.head_roles.gates_file import Gates

@@ -8,6 +8,7 @@ import pytest
 from sinklens import cli, load
 from sinklens.errors import InputError
 from sinklens.models.builtin import data_dir
+from sinklens.results.run_folder import PARTS, PLAN
 from sinklens.studies import Calibration, score_task
 from sinklens.studies.calibration import kept_scores
 from sinklens.studies.calibration.labelled_csv import LabelledTexts
@@ -36,7 +37,8 @@ def test_the_built_in_example(
     assert not {*split["search"]} & {*split["report"]} and len(split["search"]) + len(split["report"]) == 40
     assert (
         all(each in (out / "report.html").read_text("utf-8") for each in found.verdict)
-        and not (out / kept_scores.FILE).exists()
+        and not (out / PLAN).exists()
+        and not (out / PARTS).exists()
     )
     # what is reported is what the model answers on those prompts
     task = LabelledTexts.read().some(40).task(load("tiny-llama", device="cpu"))
@@ -68,13 +70,14 @@ def test_an_interrupted_run_goes_on_with_nothing_answered_twice(
     monkeypatch.setattr(kept_scores, "score_task", stopping)
     assert run(monkeypatch, *words, "--out", tmp_path / "cut") == 130
     assert "the same command goes on" in capsys.readouterr().err
-    with (tmp_path / "cut" / kept_scores.FILE).open("a") as file:
-        file.write('{"key": "torn')
+    first = next((tmp_path / "cut" / PARTS).glob("*.zip"))
+    first.write_bytes(first.read_bytes()[:100])  # as a disk may leave it
     other = (*QUICK, "--max-prompts", "14", "--out", tmp_path / "cut")
-    assert run(monkeypatch, *other) == 2 and "answers of another calibration" in capsys.readouterr().err
+    assert run(monkeypatch, *other) == 2 and "holds another calibration" in capsys.readouterr().err
     monkeypatch.setattr(kept_scores, "score_task", score_task)
     assert run(monkeypatch, *words, "--out", tmp_path / "cut") == 0
-    assert "3 sets of answers are there from before" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "3 sets of answers are there from before" in printed and "is computed again" in printed
     whole, cut = Calibration.load(tmp_path / "whole"), Calibration.load(tmp_path / "cut")
     assert whole.search.equals(cut.search) and whole.answers.equals(cut.answers) and whole.verdict == cut.verdict
 

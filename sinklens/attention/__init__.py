@@ -1,22 +1,27 @@
 """The engine: exact attention by blocks of rows, measured and edited, never T x T."""
 
-from sinklens.attention.block import AttentionShape, Block
-from sinklens.attention.engine import AttentionEngine
-from sinklens.attention.kernel import AttentionCall, Edit
-from sinklens.attention.maps import FullMap, PooledMap
-from sinklens.attention.observer import Observer
-from sinklens.attention.plan import plan_for
-from sinklens.attention.statistics import (
-    Distance,
-    Entropy,
-    KeySetMass,
-    MissingMass,
-    ReceivedMass,
-    Statistic,
-    StatisticFactory,
-    TopKey,
-)
-from sinklens.attention.target_mass import TargetMass
+from typing import TYPE_CHECKING
+
+from sinklens.lazy import load_lazily
+
+if TYPE_CHECKING:
+    from sinklens.attention.block import AttentionShape, Block
+    from sinklens.attention.engine import AttentionEngine
+    from sinklens.attention.kernel import AttentionCall, Edit
+    from sinklens.attention.maps import FullMap, PooledMap
+    from sinklens.attention.observer import Observer
+    from sinklens.attention.plan import plan_for
+    from sinklens.attention.statistics import (
+        Distance,
+        Entropy,
+        KeySetMass,
+        MissingMass,
+        ReceivedMass,
+        Statistic,
+        StatisticFactory,
+        TopKey,
+    )
+    from sinklens.attention.target_mass import TargetMass
 
 __all__ = [
     "AttentionCall",
@@ -38,3 +43,5 @@ __all__ = [
     "TopKey",
     "plan_for",
 ]
+
+load_lazily(__name__)

@@ -60,7 +60,7 @@ def active_dormant(
 
       sinklens active-dormant path/to/llama --text book.txt --class line='\n' --class stop=. --class stop=!
     """
-    from sinklens.results.tables import check_writable
+    from sinklens.results.place import check_writable
     from sinklens.studies.active_dormant.result import FORMAT
 
     texts = read_texts(text) if text else None

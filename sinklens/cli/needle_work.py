@@ -1,15 +1,16 @@
 """What `sinklens needle` runs: the grid first, then the ablation of heads and its controls."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from sinklens.cli.running import interrupted
 from sinklens.errors import InputError
 from sinklens.results.progress import Progress, Share
-from sinklens.studies.needles.grid import measure_needles, reading_work
-from sinklens.studies.needles.needle_set import NeedleSet
+
+if TYPE_CHECKING:
+    from sinklens.studies.needles.needle_set import NeedleSet
 
 WAYS = ("zero", "mean", "uniform")
 CHECKED = 12
@@ -44,6 +45,8 @@ class Work:
 
         What ends the second part, an error or an interruption, is handed back: it must not cost the grid.
         """
+        from sinklens.studies.needles.grid import reading_work
+
         once = reading_work(self.needles, self.options["generate"])
         grid = once * (1 + len(self.changes))
         again = once * len(ways) + (grid if self.options["out"] is None else 0.0)
@@ -97,13 +100,17 @@ class Work:
         check_heads(self.bridge, parsed)
         return tuple(parsed)
 
-    def _some(self) -> NeedleSet:
+    def _some(self) -> "NeedleSet":
         """Prompts evenly over lengths, depths and repeats: those on which means and random sets are taken."""
+        from sinklens.studies.needles.needle_set import NeedleSet
+
         every = self.needles.instances
         count = min(CHECKED, len(every))
         return NeedleSet(tuple(every[n * len(every) // count] for n in range(count)), self.needles.meta)
 
     def _grid(self, changes: dict[str, Any], restart: bool, progress: Share) -> None:
+        from sinklens.studies.needles.grid import measure_needles
+
         self.result = measure_needles(
             self.bridge, self.needles, interventions=changes, restart=restart, progress=progress, **self.options
         )

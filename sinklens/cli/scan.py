@@ -63,7 +63,7 @@ def scan(
 
       cat notes.txt | sinklens scan path/to/llama --text - --bos no
     """
-    from sinklens.results.tables import check_writable
+    from sinklens.results.place import check_writable
     from sinklens.studies.census.result import FORMAT
 
     if out is not None:

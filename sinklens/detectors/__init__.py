@@ -3,12 +3,18 @@
 ``measure(model, batch, ["sinks", "previous_token"])`` runs detectors by name.
 """
 
-from sinklens.detectors.base import Detector, Metric
-from sinklens.detectors.head_scores import HeadScores
-from sinklens.detectors.measure import Measurement, measure
-from sinklens.detectors.registry import built_in_detectors, metrics_of, register
+from typing import TYPE_CHECKING
 
-METRICS: tuple[Metric, ...] = metrics_of(list(built_in_detectors().values()))
-"""Definitions of what the registered detectors report."""
+from sinklens.lazy import load_lazily
+
+if TYPE_CHECKING:
+    from sinklens.detectors.base import Detector
+    from sinklens.detectors.head_scores import HeadScores
+    from sinklens.detectors.measure import Measurement, measure
+    from sinklens.detectors.metric import Metric
+    from sinklens.detectors.metrics import METRICS
+    from sinklens.detectors.registry import register
 
 __all__ = ["METRICS", "Detector", "HeadScores", "Measurement", "Metric", "measure", "register"]
+
+load_lazily(__name__)

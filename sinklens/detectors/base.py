@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self
 
 import pandas as pd
@@ -11,25 +10,12 @@ from torch import Tensor
 
 from sinklens.attention import StatisticFactory
 from sinklens.capture.record import LayerRecord
+from sinklens.detectors.metric import Metric as Metric
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
 
 SHARED: Final[Mapping[str, tuple[str, ...]]] = {"layers": ("layer",), "head_scores": ("layer", "head", "kv_head")}
 """Tables that several detectors give, by the columns that tell rows apart: their other columns are joined."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A versioned definition; it travels with every table that uses it. A changed formula bumps the version."""
-
-    name: str
-    version: int
-    definition: str
-    source: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {"version": self.version, "definition": self.definition, "source": self.source}
 
 
 class Detector(ABC):

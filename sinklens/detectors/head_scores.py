@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.detectors.base import Metric
+from sinklens.detectors.metric import Metric
 from sinklens.errors import InputError
 
 KEYS = ("layer", "head")

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from sinklens.attention import StatisticFactory, TopKey
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Detector, Metric
+from sinklens.detectors.base import Detector
+from sinklens.detectors.metric import Metric
 from sinklens.detectors.registry import register
+from sinklens.detectors.retrieval_bands import band
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
 
@@ -52,14 +54,10 @@ UNFILTERED = Metric(
 )
 METRICS = (RETRIEVAL, EVENT, FREQUENCY, UNFILTERED)
 
-RETRIEVAL_HEAD, STRONG = 0.1, 0.5
-"""From these scores on a head is a retrieval head, and a strong one (the paper's lines)."""
-
 COLUMNS = (
     "layer", "head", "retrieval", "retrieval_event", "retrieval_null", "activation_frequency", "retrieval_band",
     "retrieval_sd", "retrieval_unfiltered", "retrieval_event_unfiltered", "n_kept", "n_instances",
 )  # fmt: skip
-BANDS = ("0", "0-0.1", "0.1-0.5", ">=0.5")
 
 
 def copied(
@@ -171,18 +169,6 @@ def copy_scores(
     visible = torch.arange(len(produced)) + len(ids)
     null = uniform_score(produced, ids, span, visible)
     return CopyScores(event_score(copies, span), set_score(copies, produced, ids, span), null)
-
-
-def band(score: float) -> str | None:
-    """The paper's band of a score; ``None`` for NaN.
-
-    Example:
-        >>> [band(score) for score in (0.0, 0.02, 0.1, 0.7, math.nan)]
-        ['0', '0-0.1', '0.1-0.5', '>=0.5', None]
-    """
-    if math.isnan(score):
-        return None
-    return BANDS[(score > 0) + (score >= RETRIEVAL_HEAD) + (score >= STRONG)]
 
 
 def similarity(left: pd.DataFrame, right: pd.DataFrame, score: str = "retrieval") -> float:

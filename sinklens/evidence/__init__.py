@@ -1,8 +1,13 @@
 """Is it more than chance: effects, paired intervals, contrasts, random and idle controls."""
 
-from sinklens.evidence.bootstrap import paired_interval
-from sinklens.evidence.controls import all_heads, compare_with_controls, random_head_sets
-from sinklens.evidence.effects import Answers, token_losses
+from typing import TYPE_CHECKING
+
+from sinklens.lazy import load_lazily
+
+if TYPE_CHECKING:
+    from sinklens.evidence.bootstrap import paired_interval
+    from sinklens.evidence.controls import all_heads, compare_with_controls, random_head_sets
+    from sinklens.evidence.effects import Answers, token_losses
 
 __all__ = [
     "Answers",
@@ -12,3 +17,5 @@ __all__ = [
     "random_head_sets",
     "token_losses",
 ]
+
+load_lazily(__name__)

@@ -4,20 +4,24 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
 from sinklens.interventions.heads import Head, head_name, parse_head
-from sinklens.models.architecture import attention_layers
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 DRAWS = 10
 """Fewer random sets than this say little: with n of them, no p below 1 / (n + 1) can come out."""
 
 
-def all_heads(model: TransformerBridge) -> tuple[Head, ...]:
+def all_heads(model: "TransformerBridge") -> tuple[Head, ...]:
     """Every query head of every layer with softmax attention, as ``(layer, head)``."""
+    from sinklens.models.architecture import attention_layers
+
     return tuple((layer, head) for layer in sorted(attention_layers(model)) for head in range(int(model.cfg.n_heads)))
 
 

@@ -1,19 +1,24 @@
 """Exact changes to a model's attention: small frozen objects that hold inside ``with`` and go to JSON and back."""
 
-from sinklens.interventions.ablate_heads import AblateHeads
-from sinklens.interventions.base import Intervention
-from sinklens.interventions.calibrate_sinks import CalibrateSinks
-from sinklens.interventions.compensated_window import CompensatedWindow
-from sinklens.interventions.edit_values import EditValues, mean_values
-from sinklens.interventions.head_outputs import mean_outputs
-from sinklens.interventions.mask_keys import MaskKeys
-from sinklens.interventions.massive_entries import MassiveEntries, control_entries, massive_entries
-from sinklens.interventions.redistribute_attention import RedistributeAttention
-from sinklens.interventions.scale_keys import ScaleKeys
-from sinklens.interventions.set_activations import SetActivations, mean_activations
-from sinklens.interventions.sink_dims import find_sink_dims
-from sinklens.interventions.sliding_window import SlidingWindow
-from sinklens.interventions.steer_attention import SteerAttention
+from typing import TYPE_CHECKING
+
+from sinklens.lazy import load_lazily
+
+if TYPE_CHECKING:
+    from sinklens.interventions.ablate_heads import AblateHeads
+    from sinklens.interventions.base import Intervention
+    from sinklens.interventions.calibrate_sinks import CalibrateSinks
+    from sinklens.interventions.compensated_window import CompensatedWindow
+    from sinklens.interventions.edit_values import EditValues, mean_values
+    from sinklens.interventions.head_outputs import mean_outputs
+    from sinklens.interventions.mask_keys import MaskKeys
+    from sinklens.interventions.massive_entries import MassiveEntries, control_entries, massive_entries
+    from sinklens.interventions.redistribute_attention import RedistributeAttention
+    from sinklens.interventions.scale_keys import ScaleKeys
+    from sinklens.interventions.set_activations import SetActivations, mean_activations
+    from sinklens.interventions.sink_dims import find_sink_dims
+    from sinklens.interventions.sliding_window import SlidingWindow
+    from sinklens.interventions.steer_attention import SteerAttention
 
 __all__ = [
     "AblateHeads",
@@ -35,3 +40,5 @@ __all__ = [
     "mean_outputs",
     "mean_values",
 ]
+
+load_lazily(__name__)

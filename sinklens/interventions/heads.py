@@ -3,13 +3,14 @@
 import operator
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformer_lens.model_bridge import TransformerBridge
-
-from sinklens.attention import AttentionShape, Block
 from sinklens.errors import InputError
-from sinklens.models.architecture import attention_layers
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from sinklens.attention import AttentionShape, Block
 
 Head = tuple[int, int]
 """Layer and head, both from 0."""
@@ -68,7 +69,7 @@ def parse_heads(heads: object) -> Heads:
     return found
 
 
-def check_heads(model: TransformerBridge, heads: Heads) -> None:
+def check_heads(model: "TransformerBridge", heads: Heads) -> None:
     """Refuse heads that the model does not have.
 
     Raises:
@@ -76,6 +77,8 @@ def check_heads(model: TransformerBridge, heads: Heads) -> None:
     """
     if isinstance(heads, str):
         return
+    from sinklens.models.architecture import attention_layers
+
     layers, count = attention_layers(model), int(model.cfg.n_heads)
     for layer, head in heads:
         if layer >= len(model.blocks):
@@ -89,14 +92,14 @@ def check_heads(model: TransformerBridge, heads: Heads) -> None:
         raise InputError(f"{head_name((layer, head))} does not exist in this model: {problem}.")
 
 
-def heads_in_layer(heads: Heads, shape: AttentionShape) -> list[int]:
+def heads_in_layer(heads: Heads, shape: "AttentionShape") -> list[int]:
     """Which heads of the layer in hand are meant."""
     if isinstance(heads, str):
         return list(range(shape.heads))
     return [head for layer, head in heads if layer == shape.layer]
 
 
-def heads_in_block(heads: Heads, block: Block) -> slice | list[int]:
+def heads_in_block(heads: Heads, block: "Block") -> slice | list[int]:
     """Index of those heads along a block's first axis; an empty list when it has none of them."""
     if isinstance(heads, str):
         return slice(None)

@@ -8,7 +8,8 @@ from sinklens.attention import plan_for
 from sinklens.attention.live_hooks import live_hooks
 from sinklens.models.bos import bos_facts
 from sinklens.models.rope import length_types
-from sinklens.results.provenance import model_facts, precision
+from sinklens.results.header import model_facts
+from sinklens.results.provenance import precision
 
 INSTEAD = {
     "hook_attn_scores": "MaskKeys, ScaleKeys",

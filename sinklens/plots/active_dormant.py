@@ -26,7 +26,11 @@ _MARKS: Final = {"active": "A", "dormant": "D", "idle": "i", "loaded sink": "L",
 _COLUMNS: Final = ("layer", "head", "domain", "class", "mass", "delta", "label")
 
 
-@draws("sinklens-active-dormant", needs={"heads": ("layer", "head", "domain", "class")})
+@draws(
+    "sinklens-active-dormant",
+    needs={"heads": ("layer", "head", "domain", "class")},
+    whole={"Active and dormant heads": {}},
+)
 def active_dormant(heads: pd.DataFrame, *, limit: int = 40, effect: float | None = None) -> go.Figure:
     """Draw where heads rest on the sink and where predictions need them: heads by domain and token class, twice.
 

@@ -31,6 +31,7 @@ class Figure:
         made_by: The call that makes a table which no result of the kind holds, or not always.
         settings: Parameters that a result's header answers, with the path in it.
         many: Whether several results or tables by name are drawn together.
+        whole: Titles under which the report and the dashboard show it for a whole result, each with its options.
     """
 
     draw: Callable[..., Any]
@@ -40,6 +41,7 @@ class Figure:
     made_by: Mapping[str, str]
     settings: Mapping[str, str]
     many: bool
+    whole: Mapping[str, Mapping[str, Any]]
 
     @property
     def name(self) -> str:
@@ -65,6 +67,7 @@ def draws(
     made_by: Mapping[str, str] | None = None,
     settings: Mapping[str, str] | None = None,
     many: bool = False,
+    whole: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[Concatenate[Any, P], R]], Callable[Concatenate[Any, P], R]]:
     """Register a figure, and let its first argument be a result, one of its tables or a DataFrame.
 
@@ -95,7 +98,9 @@ def draws(
                     given.arguments[parameter] = _read(value, table, figure)
             return function(*given.args, **given.kwargs)
 
-        figure = FIGURES[function.__name__] = Figure(drawing, of, needs, wants, made_by or {}, settings or {}, many)
+        figure = FIGURES[function.__name__] = Figure(
+            drawing, of, needs, wants, made_by or {}, settings or {}, many, whole or {}
+        )
         return drawing
 
     return register

@@ -42,7 +42,11 @@ _LOSS: Final = "Loss (nats per token)"
 _Panel = tuple[str, bool, list[go.Scatter], list[float]]
 
 
-@draws("sinklens-dynamics", needs={"steps": ("step", "domain"), "heads": ("step", "domain", "layer", "head")})
+@draws(
+    "sinklens-dynamics",
+    needs={"steps": ("step", "domain"), "heads": ("step", "domain", "layer", "head")},
+    whole={"By training step": {}},
+)
 def dynamics(steps: pd.DataFrame, heads: pd.DataFrame | None = None, *, domain: str | None = None) -> go.Figure:
     """Draw how sinks come about in training: attention to position 0, margin, drain, residual peaks and loss by step.
 

@@ -13,7 +13,12 @@ from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, new_figure, r
 _TITLE: Final = "Model-wide sink rate by threshold"
 
 
-@draws(CENSUS, needs={"eps_sweep": ("layer", "head", "position", "eps")}, settings={"eps": "settings.eps"})
+@draws(
+    CENSUS,
+    needs={"eps_sweep": ("layer", "head", "position", "eps")},
+    settings={"eps": "settings.eps"},
+    whole={"Sink rate against its threshold": {}},
+)
 def eps_sweep(sweep: pd.DataFrame, *, eps: float | None = None) -> go.Figure:
     """Draw the mean sink rate of all heads against the threshold from which a key's attention counts as a sink.
 

@@ -35,6 +35,7 @@ Shown = Literal["auto", "all", "labelled"]
 @draws(
     "sinklens-roles",
     needs={"heads": ("layer", "head"), "criteria": ("criterion",), "agreement": ("first", "second")},
+    whole={"Scores, labels and their agreement": {}},
 )
 def head_roles(
     heads: pd.DataFrame,

@@ -1,12 +1,11 @@
 """Life of a massive activation: which block writes an entry of the residual stream, and which one cancels it."""
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from sinklens.detectors.lifecycle import Step, steps
 from sinklens.errors import InputError
 from sinklens.plots.axes import layer_axis, light_grid, value_axis
 from sinklens.plots.draws import CENSUS, draws
@@ -22,6 +21,9 @@ from sinklens.plots.style import (
     require_columns,
     token_label,
 )
+
+if TYPE_CHECKING:
+    from sinklens.detectors.lifecycle import Step
 
 _TITLE: Final = "Life of an entry of the residual stream"
 _COLUMNS: Final = ("sequence", "layer", "position", "token", "channel", "before", "attention", "mlp", "after")
@@ -65,6 +67,8 @@ def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> 
     layers = [int(layer) for layer in table["layer"]]
     tokens = rows["token"].astype(str).unique()
     token = f", token {token_label(tokens[0])}" if len(tokens) == 1 else ""
+    from sinklens.detectors.lifecycle import steps
+
     writer, canceller = steps(table)
     n = rows["sequence"].nunique()
     notes = [f"Mean over {n:,} sequence(s)." if n > 1 else "One sequence.", _sentence("Written by", writer)]
@@ -102,14 +106,14 @@ def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> 
     return fig
 
 
-def _sentence(what: str, step: Step | None) -> str:
+def _sentence(what: str, step: "Step | None") -> str:
     if step is None:
         return "No block writes it."
     name = "MLP" if step.part == "mlp" else "attention"
     return f"{what} the {name} of layer {step.layer}: {number(step.value)}, {step.share:.0%} of its largest value."
 
 
-def _mark(step: Step, text: str) -> dict[str, Any]:
+def _mark(step: "Step", text: str) -> dict[str, Any]:
     return {
         "x": step.layer + (0.18 if step.part == "mlp" else -0.18),
         "y": step.value,

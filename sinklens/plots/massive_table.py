@@ -34,7 +34,11 @@ def strongest_activations(massive: pd.DataFrame, n: int = 20) -> pd.DataFrame:
     return best.merge(counts, on=key, how="left").reset_index(drop=True)
 
 
-@draws(CENSUS, needs={"massive": ("sequence", "layer", "position", "channel")})
+@draws(
+    CENSUS,
+    needs={"massive": ("sequence", "layer", "position", "channel")},
+    whole={"Strongest massive activations": {}},
+)
 def massive_table(massive: pd.DataFrame, *, n: int = 20) -> go.Figure:
     """List the largest entries of the hidden states: where each stands and how far it is beyond the median.
 

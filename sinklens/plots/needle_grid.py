@@ -58,7 +58,11 @@ _LOOKS: Final[dict[str, _Look]] = {
 }
 
 
-@draws("sinklens-needles", needs={"grid": ("variant", "length", "depth")})
+@draws(
+    "sinklens-needles",
+    needs={"grid": ("variant", "length", "depth")},
+    whole={"Needles by length and depth": {}},
+)
 def needle_grid(grid: pd.DataFrame, *, measure: Measure = "exact", variant: str | None = None) -> go.Figure:
     """Draw how well a model finds a needle hidden in a text, by the length of the text and the depth in it.
 

@@ -28,7 +28,15 @@ _MEANS: Final = {
 }
 
 
-@draws(CENSUS, needs={"profile": ("layer", "position")})
+@draws(
+    CENSUS,
+    needs={"profile": ("layer", "position")},
+    whole={
+        "Residual norm by layer and token": {"value": "resid_norm"},
+        "Value norm by layer and token": {"value": "value_norm"},
+        "Attention received by layer and token": {"value": "received"},
+    },
+)
 def norms_by_token(profile: pd.DataFrame, *, value: NormValue = "resid_norm", limit: int = 1024) -> go.Figure:
     """Draw how long every token's hidden state (or value vector) is at every layer, layer 0 or the embedding on top.
 

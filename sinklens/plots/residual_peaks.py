@@ -13,7 +13,7 @@ from sinklens.plots.style import ABOVE, CATEGORICAL, empty_figure, layer_name, n
 _TITLE: Final = "Residual norm of position 0 against the other tokens"
 
 
-@draws(CENSUS, needs={"layers": ("layer",)})
+@draws(CENSUS, needs={"layers": ("layer",)}, whole={"Residual norm of position 0 by layer": {}})
 def residual_peaks(layers: pd.DataFrame) -> go.Figure:
     """Draw how long the first token's hidden state is after each layer, beside the other tokens', on a log axis.
 

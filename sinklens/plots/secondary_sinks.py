@@ -25,6 +25,7 @@ _LABELS: Final[dict[str, tuple[str, str, str]]] = {
     CENSUS,
     needs={"secondary_sinks": ("sequence", "position"), "secondary_windows": ("sequence", "window")},
     wants=("secondary_windows",),
+    whole={"Secondary sinks": {}},
 )
 def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -> go.Figure:
     """Draw in which layer tokens begin to point along the BOS and for how long; the area of a mark is their number.

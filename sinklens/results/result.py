@@ -11,9 +11,12 @@ import numpy as np
 import pandas as pd
 
 from sinklens.errors import InputError, ResultError
+from sinklens.results.commit import finish
+from sinklens.results.damage import blamed
+from sinklens.results.header_file import read_header
 from sinklens.results.markdown import markdown_table
 from sinklens.results.provenance import model_words, token_words
-from sinklens.results.tables import DAMAGED, HEADER, kind_of, load_result, save_result
+from sinklens.results.tables import load_result, save_result
 
 KINDS: dict[str, type["Result"]] = {}
 """Classes of results by ``format``; each registers itself when it is defined."""
@@ -40,6 +43,7 @@ class Result:
     tables: dict[str, pd.DataFrame] = field(repr=False)
     arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
+    _saved_in: ClassVar[Path | None] = None  # of one that was loaded, an attribute of its own
     format: ClassVar[str]
     """Name of the kind, in the header of what is saved."""
     newest: ClassVar[int]
@@ -105,12 +109,15 @@ class Result:
             ResultError: No finished one there, one of another kind or of a newer format, or damaged files.
         """
         meta, tables, arrays = load_result(Path(directory), kind=cls.format, newest=cls.newest)
-        missing = [name for name in cls.needs if name not in tables] + sorted(cls.entries - meta.keys())
-        missing += [] if missing else [name for name in cls.needed_arrays(meta) if name not in arrays]
-        if missing:
-            raise ResultError(f"{directory} is damaged: its header names no {', '.join(missing)}; make it again.")
-        del meta["format"]
-        return cls(meta, tables, arrays)
+        with blamed(Path(directory)):
+            missing = [name for name in cls.needs if name not in tables] + sorted(cls.entries - meta.keys())
+            missing += [] if missing else [name for name in cls.needed_arrays(meta) if name not in arrays]
+            if missing:
+                raise ResultError(f"{directory} is damaged: its header names no {', '.join(missing)}; make it again.")
+            del meta["format"]
+            found = cls(meta, tables, arrays)
+        object.__setattr__(found, "_saved_in", Path(directory))
+        return found
 
     @classmethod
     def needed_arrays(cls, meta: Mapping[str, Any]) -> Collection[str]:
@@ -131,7 +138,8 @@ class Result:
         """
         import_module("sinklens.app")  # by name: the rooms above register their writers, nothing here knows them
         write = REPORTS.get(self.format, REPORTS[""])
-        return write(self, Path(path))
+        with blamed(self._saved_in):
+            return write(self, Path(path))
 
     @property
     def plot(self) -> Any:
@@ -140,6 +148,10 @@ class Result:
 
     def to_markdown(self) -> str:
         """Verdict, provenance, short tables, definitions and warnings as Markdown."""
+        with blamed(self._saved_in):
+            return self._to_markdown()
+
+    def _to_markdown(self) -> str:
         lines = [f"# {self.title}: {self.model_name}", "", *(f"- {sentence}" for sentence in self.verdict), ""]
         model, tokens = self.meta.get("model"), self.meta.get("tokens")
         told = [f"Model: {model_words(model)}."] if model else []
@@ -189,13 +201,23 @@ def kind_class(directory: Path) -> type[Result]:
     Raises:
         ResultError: No result there, or one of an unknown kind.
     """
-    kind = kind_of(directory)
-    if kind is None:
-        raise ResultError(f"{directory} holds no {HEADER}; expected a directory that sinklens saved.")
-    if kind == DAMAGED:
-        raise ResultError(f"{directory / HEADER} is damaged; make it again.")
-    import_module("sinklens.studies")  # by name: every kind registers itself when its class is defined
-    if kind not in KINDS:
-        known = ", ".join(sorted(KINDS))
+    finish(directory)
+    kind = read_header(directory).format
+    found = known_kind(kind)
+    if found is None:
+        known = ", ".join(sorted({*_homes(), *KINDS}))
         raise ResultError(f"{directory} holds a {kind!r}, which this sinklens does not know; it knows {known}.")
-    return KINDS[kind]
+    return found
+
+
+def known_kind(format: str) -> type[Result] | None:
+    """The class of a kind, which registers itself when its module is loaded; None for one that nobody knows."""
+    homes = _homes()
+    if format in homes:
+        import_module(homes[format])
+    return KINDS.get(format)
+
+
+def _homes() -> Mapping[str, str]:
+    found: Mapping[str, str] = import_module("sinklens.studies.kinds").HOMES  # by name: the kinds stand above
+    return found

@@ -13,11 +13,14 @@ from typing import Any
 import pandas as pd
 
 from sinklens.errors import ResultError
-from sinklens.results.files import write_atomically
+from sinklens.results.commit import settle
+from sinklens.results.files import mode_of, write_atomically
+from sinklens.results.header_file import HEADER, is_file_of_result
 from sinklens.results.lock import LOCK, locked
 from sinklens.results.parts import Part, PartStore
+from sinklens.results.place import check_writable
 from sinklens.results.result import Result
-from sinklens.results.tables import HEADER, check_writable, complete_result
+from sinklens.results.tables import write_result
 
 PLAN, PARTS = "run-plan.json", "parts"
 FORMAT, FORMAT_VERSION = "sinklens-run-plan", 1
@@ -68,6 +71,8 @@ class RunFolder:
             ResultError: It is a file, cannot be written, or holds something that is not of such a run.
         """
         out = self.directory
+        if mode_of(out) is not None and out.is_dir():
+            settle(out)
         if out.is_dir() and not self.finished:
             plan = _read_json(out / PLAN)
             other = None if plan is None else plan.get("result", self.format)
@@ -194,7 +199,7 @@ class RunFolder:
         Raises:
             ResultError: The place cannot be written or is full; the work is still there.
         """
-        complete_result(self.directory, {"format": result.format, **result.meta}, result.tables)
+        write_result(self.directory, {"format": result.format, **result.meta}, result.tables, result.arrays)
         if not keep_work:
             self.tidy()
 
@@ -207,14 +212,16 @@ class RunFolder:
         shutil.rmtree(self.parts, ignore_errors=True)
         (self.directory / PLAN).unlink(missing_ok=True)
         for path in self.directory.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove a run with its result; other files are kept. What marks the folder as ours goes last."""
         header = _read_json(self.directory / HEADER)
         if self.finished or (self.directory / PLAN).is_file():
-            for name in (header or {}).get("files", {}):
-                (self.directory / Path(name).name).unlink(missing_ok=True)
+            files = (header or {}).get("files", {})
+            for name in filter(is_file_of_result, files if isinstance(files, dict) else {}):
+                (self.directory / name).unlink(missing_ok=True)
             self.tidy()
             (self.directory / HEADER).unlink(missing_ok=True)
 

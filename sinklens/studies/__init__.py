@@ -1,42 +1,47 @@
 """Studies: one question each, from a model and texts to a result."""
 
-from sinklens.studies.ablation.entry import sweep
-from sinklens.studies.ablation.result import Sweep
-from sinklens.studies.active_dormant.result import ActiveDormant
-from sinklens.studies.active_dormant.run import find_active_dormant
-from sinklens.studies.calibration.choose_gamma import choose_gamma
-from sinklens.studies.calibration.classification import classification_task, score_task
-from sinklens.studies.calibration.filter_heads import filter_heads
-from sinklens.studies.calibration.profile_heads import profile_heads
-from sinklens.studies.calibration.result import Calibration
-from sinklens.studies.causal_check.result import CausalCheck
-from sinklens.studies.causal_check.run import run_causal_check
-from sinklens.studies.census.result import Census
-from sinklens.studies.census.run import scan
-from sinklens.studies.dynamics.entry import measure_dynamics
-from sinklens.studies.dynamics.result import Dynamics
-from sinklens.studies.effects.follow_sinks import follow_sinks
-from sinklens.studies.effects.result import Effects
-from sinklens.studies.effects.run import measure_effects
-from sinklens.studies.head_roles.result import Roles
-from sinklens.studies.head_roles.run import find_roles
-from sinklens.studies.head_scores.copying_scores import copying_scores
-from sinklens.studies.head_scores.head_importance import attention_influence, head_importance
-from sinklens.studies.head_scores.heterogeneous_heads import heterogeneous_heads
-from sinklens.studies.head_scores.pattern_scores import pattern_scores
-from sinklens.studies.head_scores.text_scores import text_scores
-from sinklens.studies.needles.grid import measure_needles, score_needles
-from sinklens.studies.needles.make import make_needles
-from sinklens.studies.needles.needle_set import NeedleSet
-from sinklens.studies.needles.result import NeedleResult
-from sinklens.studies.needles.retrieval_scores import retrieval_scores
-from sinklens.studies.policies.result import PolicyComparison
-from sinklens.studies.policies.run import compare_policies
-from sinklens.studies.streaming_split.check import SplitCheck, check_split
-from sinklens.studies.streaming_split.result import StreamingGates
-from sinklens.studies.streaming_split.run import learn_gates
-from sinklens.studies.streaming_split.settings import GateSettings
-from sinklens.studies.streaming_split.split import razor_split
+from typing import TYPE_CHECKING
+
+from sinklens.lazy import load_lazily
+
+if TYPE_CHECKING:
+    from sinklens.studies.ablation.entry import sweep
+    from sinklens.studies.ablation.result import Sweep
+    from sinklens.studies.active_dormant.result import ActiveDormant
+    from sinklens.studies.active_dormant.run import find_active_dormant
+    from sinklens.studies.calibration.choose_gamma import choose_gamma
+    from sinklens.studies.calibration.classification import classification_task, score_task
+    from sinklens.studies.calibration.filter_heads import filter_heads
+    from sinklens.studies.calibration.profile_heads import profile_heads
+    from sinklens.studies.calibration.result import Calibration
+    from sinklens.studies.causal_check.result import CausalCheck
+    from sinklens.studies.causal_check.run import run_causal_check
+    from sinklens.studies.census.result import Census
+    from sinklens.studies.census.run import scan
+    from sinklens.studies.dynamics.entry import measure_dynamics
+    from sinklens.studies.dynamics.result import Dynamics
+    from sinklens.studies.effects.follow_sinks import follow_sinks
+    from sinklens.studies.effects.result import Effects
+    from sinklens.studies.effects.run import measure_effects
+    from sinklens.studies.head_roles.result import Roles
+    from sinklens.studies.head_roles.run import find_roles
+    from sinklens.studies.head_scores.copying_scores import copying_scores
+    from sinklens.studies.head_scores.head_importance import attention_influence, head_importance
+    from sinklens.studies.head_scores.heterogeneous_heads import heterogeneous_heads
+    from sinklens.studies.head_scores.pattern_scores import pattern_scores
+    from sinklens.studies.head_scores.text_scores import text_scores
+    from sinklens.studies.needles.grid import measure_needles, score_needles
+    from sinklens.studies.needles.make import make_needles
+    from sinklens.studies.needles.needle_set import NeedleSet
+    from sinklens.studies.needles.result import NeedleResult
+    from sinklens.studies.needles.retrieval_scores import retrieval_scores
+    from sinklens.studies.policies.result import PolicyComparison
+    from sinklens.studies.policies.run import compare_policies
+    from sinklens.studies.streaming_split.check import SplitCheck, check_split
+    from sinklens.studies.streaming_split.result import StreamingGates
+    from sinklens.studies.streaming_split.run import learn_gates
+    from sinklens.studies.streaming_split.settings import GateSettings
+    from sinklens.studies.streaming_split.split import razor_split
 
 __all__ = [
     "ActiveDormant",
@@ -81,3 +86,5 @@ __all__ = [
     "sweep",
     "text_scores",
 ]
+
+load_lazily(__name__)

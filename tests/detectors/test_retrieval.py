@@ -13,7 +13,6 @@ from sinklens.detectors.retrieval import (
     METRICS,
     CopyScores,
     RetrievalDetector,
-    band,
     copied,
     copy_scores,
     event_score,
@@ -21,6 +20,7 @@ from sinklens.detectors.retrieval import (
     similarity,
     uniform_score,
 )
+from sinklens.detectors.retrieval_bands import band
 from sinklens.errors import InputError
 
 IDS = torch.tensor([9, 1, 2, 3, 4, 9, 2])

@@ -11,8 +11,9 @@ import pytest
 import sinklens
 from sinklens.errors import InputError, ResultError
 from sinklens.results import Result
+from sinklens.results.header_file import HEADER
 from sinklens.results.result import KINDS, kind_class
-from sinklens.results.tables import HEADER, save_result
+from sinklens.results.tables import save_result
 
 KNOWN = {
     "sinklens-active-dormant",
@@ -22,7 +23,7 @@ KNOWN = {
     "sinklens-dynamics",
     "sinklens-effects",
     "sinklens-needles",
-    "sinklens-roles",
+    "sinklens-policies", "sinklens-roles",
     "sinklens-split-check",
     "sinklens-streaming-gates",
     "sinklens-sweep",

@@ -1,13 +1,13 @@
 """The opened folder: which results lie in it, and nothing outside of it."""
 
-import json
 import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from sinklens.errors import ResultError
-from sinklens.results.tables import HEADER, kind_of
+from sinklens.results.commit import NEW, finish
+from sinklens.results.header_file import DAMAGED, HEADER, read_header
 
 _DEPTH = 3
 _MOST = 500
@@ -54,8 +54,9 @@ class ResultFolder:
         for directory, below, files in os.walk(self.root):
             here = Path(directory)
             depth = len(here.relative_to(self.root).parts)
+            inside = [*below]
             below[:] = sorted(name for name in below if not name.startswith(".")) if depth < _DEPTH else []
-            if HEADER in files and len(found) < _MOST:
+            if (HEADER in files or NEW in inside) and len(found) < _MOST:
                 name = here.relative_to(self.root).as_posix()
                 found.append(Entry(name, *_describe(here, name)))
         return sorted(found, key=lambda entry: (entry.name != ".", entry.name))
@@ -92,8 +93,9 @@ def _describe(directory: Path, name: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=2 * _MOST)
 def _read(directory: Path, changed: int) -> tuple[str, str]:
-    kind = kind_of(directory) or ""
     try:
-        return kind, str(json.loads((directory / HEADER).read_text("utf-8"))["model"]["name"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return kind, ""
+        finish(directory)
+        header = read_header(directory)
+        return header.format, (header.model.name if header.model is not None else None) or ""
+    except ResultError:
+        return DAMAGED, ""

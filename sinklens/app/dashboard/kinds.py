@@ -9,9 +9,9 @@ from sinklens.app.dashboard.run import Run
 from sinklens.app.dashboard.stored import StoredTables
 from sinklens.app.dashboard.sweep_run import sweep_run
 from sinklens.app.drawings import drawings
-from sinklens.errors import ResultError
-from sinklens.results.result import KINDS, Result
-from sinklens.results.tables import refuse_newer
+from sinklens.results.damage import blamed
+from sinklens.results.header_file import refuse_newer
+from sinklens.results.result import Result, known_kind
 from sinklens.studies import Census, Sweep
 
 
@@ -22,25 +22,24 @@ def open_run(path: Path, name: str, label: str) -> Run:
         ResultError: No result there, one of a newer format, or damaged.
     """
     tables = StoredTables(path)
-    kind = KINDS.get(tables.kind)
+    kind = known_kind(tables.kind)
     if kind is not None:
         refuse_newer(name, tables.meta, kind.newest)
     tables.warm()
-    make = _VIEWS.get(tables.kind)
-    if make is not None:
+    make = _VIEWS.get(tables.kind, _any)
+    with blamed(path):
         run = make(name, label, tables)
-    else:
-        run = Run(name, label, tables.kind, tables.meta, tables, drawings=drawings(tables.kind))
     run.say = None if kind is None else _verdict(kind)
     return run
 
 
+def _any(name: str, label: str, tables: StoredTables) -> Run:
+    return Run(name, label, tables.kind, tables.meta, tables, drawings=drawings(tables.kind))
+
+
 def _census(name: str, label: str, tables: StoredTables) -> Run:
-    try:
-        arrays = tables.arrays() if tables.meta["maps"] else {}
-        maps = Census(tables.meta, {}, arrays).maps
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ResultError(f"{tables.directory} is damaged: {error} is missing or wrong in its header.") from error
+    arrays = tables.arrays() if tables.meta["maps"] else {}
+    maps = Census(tables.meta, {}, arrays).maps
     return census_run(name, label, tables.meta, tables, maps)
 
 

@@ -1,7 +1,5 @@
 """Tables of a result, in memory or on disk: small ones whole, per-position ones as dense arrays made once."""
 
-import hashlib
-import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from sinklens.errors import ResultError
-from sinklens.results.tables import ARRAYS, HEADER
+from sinklens.results.arrays import read_arrays
+from sinklens.results.commit import finish
+from sinklens.results.header_file import ARRAYS, HEADER, checked, read_json
+from sinklens.results.table_file import check_places, check_size, read_table
+from sinklens.results.tables import digest
 
 KEY: Final = ("layer", "head", "position")
 COLUMNS: Final = ("importance", "null", "value_norm", "output_norm")
@@ -119,15 +119,11 @@ class StoredTables(Tables):
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        path = directory / HEADER
-        try:
-            header = json.loads(path.read_text("utf-8"))
-            self._files: dict[str, dict[str, Any]] = {Path(k).name: dict(v) for k, v in header.pop("files").items()}
-            self.version = int(header["format_version"])
-            self.kind = str(header["format"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ResultError(f"{path} is damaged ({error}); make it again.") from error
-        self.meta: dict[str, Any] = header
+        finish(directory)
+        content = read_json(directory / HEADER)
+        self.header = checked(directory / HEADER, content)
+        self._files, self.kind = self.header.files, self.header.format
+        self.meta: dict[str, Any] = {name: value for name, value in content.items() if name != "files"}
         self.names = tuple(Path(name).stem for name in self._files if name.endswith(".parquet"))
         self._checked: set[str] = set()
         self._frames: dict[str, pd.DataFrame] = {}
@@ -142,21 +138,23 @@ class StoredTables(Tables):
             if name in self._frames:
                 return self._frames[name] if limit is None else self._frames[name].head(limit)
             path = self._path(f"{name}.parquet")
+            check_size(path, self.header)
             try:
                 if limit is not None and self.count(name) > _SMALL:
                     batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=limit)
                     first: pd.DataFrame = pyarrow.Table.from_batches([next(batches)]).to_pandas()
                     return first.head(limit)
-                frame = pd.read_parquet(path)
             except (OSError, ValueError, StopIteration) as error:
                 raise ResultError(f"{path.name} cannot be read ({error}); make it again.") from error
+            frame = read_table(path, self.header)
             if len(frame) <= _SMALL:
                 self._frames[name] = frame
             return frame if limit is None else frame.head(limit)
 
     def count(self, name: str) -> int:
         """Rows, as the header says."""
-        return int(self._files.get(f"{name}.parquet", {}).get("rows", 0))
+        facts = self._files.get(f"{name}.parquet")
+        return 0 if facts is None else facts.rows or 0
 
     def columns(self, name: str) -> list[str]:
         """Columns, from the file's own schema."""
@@ -192,11 +190,7 @@ class StoredTables(Tables):
         """The result's arrays, empty when it has none."""
         if ARRAYS not in self._files:
             return {}
-        path = self._path(ARRAYS)
-        try:
-            return dict(load_file(path))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ResultError(f"{path.name} cannot be read ({error}); make it again.") from error
+        return read_arrays(self._path(ARRAYS))
 
     def warm(self) -> None:
         """Read the per-position tables in the background, so that the first click does not wait for them."""
@@ -215,11 +209,14 @@ class StoredTables(Tables):
 
     def _read_cube(self, name: str) -> Cube:
         path = self._path(f"{name}.parquet")
+        check_size(path, self.header)
         try:
             schema = pyarrow.parquet.read_schema(path)
             wanted = [name for name in schema.names if name in (*KEY, *COLUMNS)]
             table = pyarrow.parquet.read_table(path, columns=wanted)
-            return as_cube({column: table[column].to_numpy() for column in wanted}) if len(table) else {}
+            columns = {column: table[column].to_numpy() for column in wanted}
+            check_places(path, {column: columns[column] for column in KEY}, self.header)
+            return as_cube(columns) if len(table) else {}
         except (OSError, ValueError, KeyError) as error:
             raise ResultError(f"{path.name} cannot be read ({error}); make it again.") from error
 
@@ -232,7 +229,7 @@ class StoredTables(Tables):
         if file not in self._files or not path.is_file() or path.is_symlink():
             raise ResultError(f"This result is incomplete: {file} is missing; make it again.")
         if file not in self._checked:
-            if _digest(path, path.stat().st_mtime_ns, path.stat().st_size) != self._files[file].get("sha256"):
+            if _digest(path, path.stat().st_mtime_ns, path.stat().st_size) != self._files[file].sha256:
                 raise ResultError(f"{file} is damaged: its contents are not what was saved; make it again.")
             self._checked.add(file)
         return path
@@ -269,5 +266,4 @@ def as_cube(columns: Mapping[str, np.ndarray]) -> Cube:
 
 @lru_cache(maxsize=256)
 def _digest(path: Path, changed: int, size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest(path)

@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.errors import InputError
 from sinklens.models.load import load
 from sinklens.models.source import source_of
-from sinklens.results.provenance import package_versions
+from sinklens.results.header import package_versions
 
 WHOLE = 1 << 28
 """Weights of up to this many bytes are hashed whole, larger ones at 4,096 entries of every tensor."""

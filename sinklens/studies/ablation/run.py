@@ -17,8 +17,8 @@ from sinklens.interventions import Intervention
 from sinklens.interventions.heads import Head, head_name
 from sinklens.models.tokens import TokenBatch
 from sinklens.results import RunFolder
+from sinklens.results.header import header
 from sinklens.results.progress import Progress, Share
-from sinklens.results.provenance import header
 from sinklens.studies.ablation.agreement import RankAgreement, rank_agreement
 from sinklens.studies.ablation.interventions import for_heads
 from sinklens.studies.ablation.layout import Layout, choose_layout, cut

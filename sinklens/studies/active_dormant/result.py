@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.detectors.active_dormant import GROUP, HEAD
 from sinklens.interventions.heads import head_name
 from sinklens.results.result import Result
 
@@ -67,7 +66,7 @@ def active_dormant_sentences(heads: pd.DataFrame, contrasts: pd.DataFrame) -> li
         return [f"No head is compared: there is one domain and one token class only; {labels}."]
     told = {
         tuple(row[:4]): (str(row[4]), str(row[5]))
-        for row in heads[[*HEAD, *GROUP, "label", "evidence"]].to_numpy().tolist()
+        for row in heads[["layer", "head", "domain", "class", "label", "evidence"]].to_numpy().tolist()
     }
     sentences, undecided = [], 0
     for row in contrasts.to_dict("records"):

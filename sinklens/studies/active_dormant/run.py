@@ -41,8 +41,8 @@ from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.head_sets import head_set_losses
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress, Share
-from sinklens.results.provenance import header
 from sinklens.studies.ablation.layout import choose_layout
 from sinklens.studies.active_dormant.result import ActiveDormant, evidence
 from sinklens.studies.census.builtin_domains import builtin_domains

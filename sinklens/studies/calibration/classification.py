@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -18,7 +17,7 @@ from sinklens.interventions import Intervention
 from sinklens.models.tokens import BosChoice, TokenBatch, tokenize
 from sinklens.passes.batches import equal_lengths
 from sinklens.results.progress import Progress
-from sinklens.studies.calibration.answer_rates import AnswerRates
+from sinklens.studies.calibration.task_scores import TaskScores
 
 Label = tuple[int, ...]
 """Token ids that all stand for one answer."""
@@ -162,42 +161,6 @@ def _label_ids(model: TransformerBridge, label: Any) -> Label:
     if any(not 0 <= token < int(model.cfg.d_vocab) for token in found):
         raise InputError(f"The label {label!r} is no token of this model, which has {model.cfg.d_vocab}.")
     return tuple(found)
-
-
-@dataclass(frozen=True)
-class TaskScores:
-    """How a model answered each prompt.
-
-    Attributes:
-        valid: The most likely next token is one of the prompt's labels, ``[prompt]``.
-        correct: It is the right one, ``[prompt]``.
-        entropy: Entropy of the whole next-token distribution in nats, ``[prompt]``; needs no labels.
-    """
-
-    valid: Bool[np.ndarray, " prompt"]
-    correct: Bool[np.ndarray, " prompt"]
-    entropy: Float[np.ndarray, " prompt"]
-
-    @property
-    def rates(self) -> AnswerRates:
-        """Accuracy, rate of valid answers, and accuracy given validity."""
-        return AnswerRates(len(self.valid), int(self.valid.sum()), int(self.correct.sum()))
-
-    @property
-    def mean_entropy(self) -> float:
-        """Mean over prompts, in nats."""
-        return float(self.entropy.mean())
-
-    def as_row(self) -> dict[str, float]:
-        """Columns of a table: n, accuracy, valid_rate, accuracy_given_valid, entropy."""
-        rates = self.rates
-        return {
-            "n": rates.n,
-            "accuracy": rates.accuracy,
-            "valid_rate": rates.valid_rate,
-            "accuracy_given_valid": rates.accuracy_given_valid,
-            "entropy": self.mean_entropy,
-        }
 
 
 class Scorer(Protocol):

@@ -11,7 +11,8 @@ from sinklens.interventions import Intervention
 from sinklens.interventions.heads import Head, head_name
 from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.calibration.candidates import candidate_heads, on_heads
-from sinklens.studies.calibration.classification import ClassificationTask, Scorer, TaskScores, score_task, tell
+from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task, tell
+from sinklens.studies.calibration.task_scores import TaskScores
 
 Objective = Literal["accuracy", "entropy"]
 ROUNDING = {"accuracy": 0.0, "entropy": 1e-5}

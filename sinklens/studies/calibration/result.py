@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,12 @@ from jaxtyping import Float
 from sinklens.evidence.bootstrap import Interval, paired_interval, statistic_interval
 from sinklens.evidence.controls import ControlComparison, compare_with_controls
 from sinklens.evidence.wilson import wilson_interval
-from sinklens.interventions import Intervention
 from sinklens.results.result import Result
 from sinklens.studies.calibration.answer_rates import AnswerRates, RateChange
-from sinklens.studies.calibration.classification import TaskScores
+from sinklens.studies.calibration.task_scores import TaskScores
+
+if TYPE_CHECKING:
+    from sinklens.interventions import Intervention
 
 FORMAT = "sinklens-calibration"
 METRICS = {
@@ -61,9 +64,11 @@ class Calibration(
         return self.tables["answers"]
 
     @property
-    def intervention(self) -> Intervention | None:
+    def intervention(self) -> "Intervention | None":
         """What was chosen; ``None`` when nothing was better than the unchanged model."""
         chosen = self.meta["chosen"]
+        from sinklens.interventions import Intervention
+
         return None if chosen is None else Intervention.from_json(json.dumps(chosen))
 
     @property

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +12,17 @@ from sinklens.errors import InputError
 from sinklens.interventions import CalibrateSinks, Intervention, ScaleKeys
 from sinklens.interventions.heads import parse_heads
 from sinklens.models.reading import readable
-from sinklens.results.lock import locked
+from sinklens.results import RunFolder
+from sinklens.results.header import model_facts
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import model_facts
-from sinklens.results.tables import check_writable, complete_result, kind_of
 from sinklens.studies.calibration.choose_gamma import GAMMAS, choose_gamma
 from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task
 from sinklens.studies.calibration.filter_heads import filter_heads
-from sinklens.studies.calibration.kept_scores import FILE, KeptScores
+from sinklens.studies.calibration.kept_scores import KeptScores
 from sinklens.studies.calibration.profile_heads import Objective
 from sinklens.studies.calibration.result import FORMAT, Calibration
+
+WORK = "calibration"
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,7 @@ class Calibrating:
         Raises:
             ResultError: The place cannot be written, or holds something else.
         """
-        if out.is_dir() and (out / FILE).is_file() and kind_of(out) in (None, FORMAT):
-            return
-        check_writable(out, FORMAT)
+        RunFolder(out, FORMAT, WORK).check()
 
     def run(
         self,
@@ -131,20 +129,19 @@ class Calibrating:
             InputError: Heads that the model lacks, or a split with an empty side.
             ResultError: The place cannot be written, holds something else, or another process works there.
         """
-        if out is not None:
-            self.check(out)
-        with nullcontext() if out is None else locked(out, "calibration"):
-            kept = None if out is None else KeptScores(out, self._spec(model, task), restart=restart)
-            found = self._choose(model, task, kept or score_task, progress)
-            found.meta["tokens"]["source"] = source
-            if out is not None and kept is not None:
-                tables = {"search": found.search, "answers": found.answers}
-                complete_result(out, {"format": FORMAT, **found.meta}, tables)
-                kept.remove()
+        folder = None if out is None else RunFolder(out, FORMAT, WORK)
+        if folder is None:
+            return self._choose(model, task, source, score_task, progress)
+        folder.check()
+        with folder.locked():
+            folder.begin(self._spec(model, task), restart, adds=folder.finished)
+            folder.note()
+            found = self._choose(model, task, source, KeptScores(folder), progress)
+            folder.complete(found)
         return found
 
     def _choose(
-        self, model: TransformerBridge, task: ClassificationTask, score: Scorer, progress: Progress
+        self, model: TransformerBridge, task: ClassificationTask, source: str, score: Scorer, progress: Progress
     ) -> Calibration:
         common: dict[str, Any] = {
             "objective": self.objective,
@@ -156,8 +153,11 @@ class Calibrating:
             "progress": progress,
         }
         if self.way == "gamma":
-            return choose_gamma(model, task, self.intervention, gammas=self.gammas, per=self.per, **common)
-        return filter_heads(model, task, self.intervention, **common)
+            found = choose_gamma(model, task, self.intervention, gammas=self.gammas, per=self.per, **common)
+        else:
+            found = filter_heads(model, task, self.intervention, **common)
+        found.meta["tokens"]["source"] = source
+        return found
 
     def _spec(self, model: TransformerBridge, task: ClassificationTask) -> dict[str, Any]:
         """What kept answers belong to; a search with other gammas or heads may use them, other prompts may not."""

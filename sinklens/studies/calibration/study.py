@@ -12,8 +12,8 @@ from sinklens.errors import InputError
 from sinklens.evidence.controls import all_heads, random_head_sets
 from sinklens.interventions import Intervention
 from sinklens.interventions.heads import Head, head_name
+from sinklens.results.header import header
 from sinklens.results.progress import Progress, Share
-from sinklens.results.provenance import header
 from sinklens.studies.calibration.candidates import on_heads
 from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task, tell
 from sinklens.studies.calibration.profile_heads import Objective, profile_heads

@@ -24,8 +24,8 @@ from sinklens.models.torch_state import usual_torch
 from sinklens.passes.batches import equal_lengths
 from sinklens.passes.head_sets import head_set_losses
 from sinklens.passes.sequences import choose_sequences
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress, Share
-from sinklens.results.provenance import header
 from sinklens.studies.causal_check.equal_harm import POOL, RULE, equal_harm, idle_heads
 from sinklens.studies.causal_check.result import MEASURES, CausalCheck, with_harm
 from sinklens.studies.needles.grid import score_needles

@@ -40,8 +40,8 @@ from sinklens.models.given_ids import is_encoding
 from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.sequences import choose_sequences, without_short
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress, Share
-from sinklens.results.provenance import header
 from sinklens.studies.census.domains import DomainJoin, Domains, DomainTexts, choose_domains
 from sinklens.studies.census.joins import Example, choose_maps, join_tables, sinks_by_layer
 from sinklens.studies.census.result import Census

@@ -8,7 +8,7 @@ import pandas as pd
 from sinklens.detectors.base import Detector
 from sinklens.detectors.registry import asked_for, built_in_detectors
 from sinklens.detectors.wording import name_of
-from sinklens.studies.effects.sinks_after import describe_sinks_after
+from sinklens.studies.effects.sink_columns import describe_sinks_after
 
 
 def describe(

@@ -22,8 +22,8 @@ from sinklens.passes.batches import equal_lengths
 from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.studies.ablation.layout import choose_layout
 from sinklens.studies.census.domains import Domains
+from sinklens.studies.dynamics.result import ALL
 
-ALL = "all"
 DETECTORS = ("sinks", "value_drains", "residual_peaks", "massive_activations")
 HEAD_COLUMNS = (
     "domain", "layer", "head", "importance_first", "null_first", "sink_rate_first", "is_sink_first", "delta_logit",

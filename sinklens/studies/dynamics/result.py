@@ -7,7 +7,9 @@ from typing import Any
 import pandas as pd
 
 from sinklens.results.result import Result
-from sinklens.studies.dynamics.measure import ALL
+
+ALL = "all"
+"""All domains together."""
 
 FORMAT, WORK = "sinklens-dynamics", "measurement"
 PARTS = ("steps", "heads", "layers")

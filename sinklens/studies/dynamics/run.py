@@ -19,8 +19,8 @@ from sinklens.errors import InputError, ModelLoadError, ResultError
 from sinklens.models.load import load
 from sinklens.models.tokens import TokenBatch
 from sinklens.results import RunFolder
+from sinklens.results.header import header
 from sinklens.results.progress import Progress, Share
-from sinklens.results.provenance import header
 from sinklens.results.run_folder import ANEW
 from sinklens.studies.census.domains import Domains
 from sinklens.studies.dynamics.measure import DETECTORS, measure_checkpoint

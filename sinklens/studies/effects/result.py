@@ -3,18 +3,20 @@
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from sinklens.errors import InputError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.summary import mean, summarise
 from sinklens.results.result import Result
-from sinklens.studies.effects.sinks_after import COLUMNS, describe_sinks_after, sink_columns
+from sinklens.studies.effects.sink_columns import COLUMNS, describe_sinks_after, sink_columns
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Effects(
             raise InputError(f"There is no intervention {name!r} here; there are {', '.join(self.interventions)}.")
         return self.losses[name].copy()
 
-    def by_class(self, classes: Mapping[str, Bool[Tensor, "sequence pos"]]) -> pd.DataFrame:
+    def by_class(self, classes: "Mapping[str, Bool[Tensor, 'sequence pos']]") -> pd.DataFrame:
         """Effects on classes of tokens apart, such as those that follow a trigger.
 
         Args:

@@ -19,8 +19,8 @@ from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.batches import equal_lengths
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import header
 from sinklens.studies.effects.result import Effects
 from sinklens.studies.effects.sinks_after import CLEAN, SinkTally
 

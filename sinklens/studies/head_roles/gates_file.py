@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
+from sinklens.detectors.metric import Metric
 from sinklens.errors import InputError
 from sinklens.models.reading import read_json, readable
 from sinklens.results.files import write_atomically

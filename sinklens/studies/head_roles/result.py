@@ -7,8 +7,8 @@ from typing import Any, Self
 
 import pandas as pd
 
-from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
+from sinklens.detectors.metric import Metric
 from sinklens.errors import InputError
 from sinklens.interventions.heads import Head, head_name
 from sinklens.results.progress import SILENT, Progress

@@ -11,9 +11,9 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
-from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
-from sinklens.detectors.retrieval import band
+from sinklens.detectors.metric import Metric
+from sinklens.detectors.retrieval_bands import band
 from sinklens.errors import InputError
 from sinklens.interventions.heads import Head, head_name
 from sinklens.models.reading import read_json

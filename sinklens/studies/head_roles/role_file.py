@@ -5,19 +5,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
-from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
+from sinklens.detectors.metric import Metric
 from sinklens.errors import InputError, ResultError
 from sinklens.interventions.heads import Head, check_heads, head_name, parse_head
 from sinklens.models.reading import read_json
 from sinklens.results.files import write_atomically
 from sinklens.studies.head_roles.gates_file import RECENT, SINK, Gates
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 FORMAT, FORMAT_VERSION = "sinklens-head-roles", 1
 
@@ -63,7 +65,7 @@ class RoleFile:
             raise InputError(f"No head has the role {role!r} ({self.rules[role]['rule']}); choose another role.")
         return self.roles[role]
 
-    def check(self, model: TransformerBridge) -> None:
+    def check(self, model: "TransformerBridge") -> None:
         """Refuse a model of other sizes than the roles are of.
 
         Raises:

@@ -20,8 +20,8 @@ from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice
 from sinklens.models.torch_state import usual_torch
 from sinklens.results import RunFolder
+from sinklens.results.header import header, package_versions
 from sinklens.results.progress import SILENT, Progress, Share
-from sinklens.results.provenance import header, package_versions
 from sinklens.results.run_folder import ANEW
 from sinklens.studies.ablation.recipe import fingerprint
 from sinklens.studies.head_roles.criteria import CRITERIA, USUAL, missing_scores

@@ -31,8 +31,8 @@ from sinklens.passes.batches import equal_lengths
 from sinklens.passes.head_sets import run_head_sets
 from sinklens.passes.sequences import choose_sequences
 from sinklens.passes.write_pass import measure_writes
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress, Share
-from sinklens.results.provenance import header
 
 MEASURES: dict[str, Metric] = {
     "write_norm": write_norm.METRIC,

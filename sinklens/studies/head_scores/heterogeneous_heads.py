@@ -28,8 +28,8 @@ from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.batches import equal_lengths
 from sinklens.passes.sequences import choose_sequences
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import header
 
 FORMS = {"semantic": heterogeneity.RAW, "written": heterogeneity.WRITTEN}
 

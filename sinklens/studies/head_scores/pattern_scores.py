@@ -14,8 +14,8 @@ from sinklens.models.architecture import attention_layers
 from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.repeated_tokens import repeated_tokens
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import header
 
 DETECTORS = ("previous_token", "duplicate_token", "induction", "echo", "razor_induction")
 BLOCK, REPEATS, SEQUENCES = 64, 4, 8

@@ -15,8 +15,8 @@ from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.sequences import choose_sequences
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import header
 
 DETECTORS = ("attention_entropy", "local_global", "previous_token", "delimiter_mass", "value_weighted")
 KEYS = ["layer", "head", "kv_head"]

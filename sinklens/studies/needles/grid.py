@@ -16,8 +16,8 @@ from sinklens.errors import InputError
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import attention_layers
 from sinklens.results import RunFolder
+from sinklens.results.header_file import kind_of
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.tables import kind_of
 from sinklens.studies.needles.answers import DECODED, Keep, check_keep, contains, usual_keep
 from sinklens.studies.needles.decode import decode_needle, recall_of, written
 from sinklens.studies.needles.needle_set import NeedleSet

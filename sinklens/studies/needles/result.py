@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from sinklens.detectors.head_scores import HeadScores
-from sinklens.detectors.retrieval import METRICS, RETRIEVAL_HEAD, CopyScores, RetrievalDetector
+from sinklens.detectors.retrieval_bands import RETRIEVAL_HEAD
 from sinklens.errors import InputError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.wilson import wilson_interval
 from sinklens.results.result import Result
 from sinklens.results.table import Table
+from sinklens.studies.needles import sentences
 from sinklens.studies.needles.answers import DECODED, KEEP, RULES, Keep, answered
 
 FORMAT, WORK = "sinklens-needles", "needle test"
@@ -49,6 +49,17 @@ class NeedleResult(
         meta: Model, needles with BOS provenance, interventions as JSON, definitions, settings, warnings.
         tables: ``prompts``, ``instances``, ``grid`` and ``copies``; the properties below wrap them.
     """
+
+    @property
+    def verdict(self) -> list[str]:
+        """The rates of every variant, the heads that copied, and a few answers; see :mod:`.sentences`."""
+        found = [sentences.rates(row) for row in self.summary().to_dict("records")]
+        if self.meta["heads"] is not None:
+            scores = self.heads
+            n_kept = scores.meta["n_kept"]
+            found += [sentences.heads(scores.frame, n_kept, self.keep)] if n_kept else scores.meta["warnings"]
+        instances = self.tables["instances"]
+        return found + sentences.responses(instances[instances["variant"] == CLEAN], self.tables["prompts"])
 
     @property
     def prompts(self) -> Table:
@@ -132,6 +143,10 @@ class NeedleResult(
         Raises:
             InputError: The result was made without the heads' strongest keys.
         """
+        import torch
+
+        from sinklens.detectors.retrieval import METRICS, CopyScores, RetrievalDetector
+
         shape = self.meta["heads"]
         if shape is None:
             raise InputError("This result was made without strongest keys (keys=False); it knows nothing about heads.")

@@ -13,8 +13,8 @@ from sinklens.errors import InputError
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import tokenize
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import header
 from sinklens.studies.needles.answers import DECODED, RULES, Keep, answered, check_keep, contains
 from sinklens.studies.needles.decode import MAX_STEPS, decode_needle, recall_of, written
 from sinklens.studies.needles.instance import NeedleInstance

@@ -23,8 +23,8 @@ from sinklens.passes.sequences import choose_sequences
 from sinklens.policies import Account, Policy, make_policy
 from sinklens.policies.registry import budgeted
 from sinklens.results import RunFolder
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import header
 from sinklens.studies.policies.result import FORMAT, WORK, PolicyComparison, summarise_policies
 
 METRICS = {

@@ -16,9 +16,10 @@ from sinklens.interventions.heads import Head
 from sinklens.interventions.kv_groups import heads_of_kv
 from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.models.tokens import BosChoice, bos_prefix, tokenize
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import header
 from sinklens.results.result import Result
+from sinklens.studies.streaming_split import sentences
 from sinklens.studies.streaming_split.kv_budget import kv_budget, measure_kv_bytes
 from sinklens.studies.streaming_split.learn import stream
 from sinklens.studies.streaming_split.passkeys import Passkeys, draw_passkeys
@@ -43,6 +44,11 @@ class SplitCheck(Result, format=FORMAT, title="Check of a split", newest=1, need
         meta: Model, texts with BOS provenance, the split, KV budget, definitions, settings.
         tables: ``conditions`` and ``by_sequence``.
     """
+
+    @property
+    def verdict(self) -> list[str]:
+        """What is left of the answers under the split, beside its controls."""
+        return [*sentences.check(self.tables["conditions"]), *self.meta["controls"]["notes"]]
 
     def by_sequence(self) -> pd.DataFrame:
         """The three measures of every condition and sequence."""

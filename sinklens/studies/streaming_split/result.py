@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
+from sinklens.detectors.metric import Metric
 from sinklens.results.result import Result
+from sinklens.studies.streaming_split import sentences
 from sinklens.studies.streaming_split.split import Split, split_gates
 
 FORMAT, WORK = "sinklens-streaming-gates", "set of gates"
@@ -34,6 +35,11 @@ class StreamingGates(Result, format=FORMAT, title="Gates of streaming heads", ne
         meta: Model, probe texts, settings with every default filled in, definition, warnings.
         tables: ``gates`` and ``losses``, see :meth:`to_dataframe` and :meth:`losses`.
     """
+
+    @property
+    def verdict(self) -> list[str]:
+        """How many KV heads need the whole past, and how the loss fell."""
+        return sentences.gates(self.tables["gates"], self.tables["losses"])
 
     def losses(self) -> pd.DataFrame:
         """One row per step: ``step``, ``loss``, ``distillation``, ``regulariser``, ``lr``, ``length``, ``mean_gate``.

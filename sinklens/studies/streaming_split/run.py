@@ -14,8 +14,8 @@ from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.models.tokens import BosChoice, bos_prefix, tokenize
 from sinklens.results import RunFolder
 from sinklens.results.files import write_atomically
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
-from sinklens.results.provenance import header
 from sinklens.studies.streaming_split.learn import Learner
 from sinklens.studies.streaming_split.result import FORMAT, METRIC, WORK, StreamingGates
 from sinklens.studies.streaming_split.settings import GateSettings

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError
-from sinklens.interventions import CompensatedWindow, SlidingWindow
 from sinklens.interventions.heads import Head, head_name
+
+if TYPE_CHECKING:
+    from sinklens.interventions import CompensatedWindow, SlidingWindow
 
 JITTER = 1e-6
 """Largest random number added to a gate, so that equal gates have an order; as the released code does."""
@@ -52,20 +55,24 @@ class Split:
         """Query heads that read a streaming KV head."""
         return _query_heads(self.streaming_kv, self.group)
 
-    def window(self, recent: int, sinks: int) -> SlidingWindow:
+    def window(self, recent: int, sinks: int) -> "SlidingWindow":
         """The intervention that lets the streaming heads see ``sinks`` + ``recent`` tokens (the query included).
 
         Raises:
             InputError: No head streams.
         """
+        from sinklens.interventions import SlidingWindow
+
         return SlidingWindow(recent, sinks, self._streaming())
 
-    def compensated_window(self, recent: int, sinks: int, *, counted: bool = True) -> CompensatedWindow:
+    def compensated_window(self, recent: int, sinks: int, *, counted: bool = True) -> "CompensatedWindow":
         """As :meth:`window`, with what they drop kept as one compensation token (RazorAttention).
 
         Raises:
             InputError: No head streams.
         """
+        from sinklens.interventions import CompensatedWindow
+
         return CompensatedWindow(recent, sinks, self._streaming(), counted)
 
     def _streaming(self) -> tuple[Head, ...]:

@@ -6,7 +6,7 @@ import pytest
 from sinklens.app.dashboard.bench import Bench, open_source
 from sinklens.app.dashboard.folder import ResultFolder
 from sinklens.errors import ResultError
-from sinklens.results.tables import HEADER
+from sinklens.results.header_file import HEADER
 
 
 def test_it_lists_what_lies_in_it(saved: Path) -> None:

@@ -11,7 +11,8 @@ from sinklens.app.dashboard.callbacks.grid import grid_view
 from sinklens.app.dashboard.kinds import open_run
 from sinklens.app.dashboard.stored import MemoryTables, StoredTables, as_cube
 from sinklens.errors import ResultError
-from sinklens.results.tables import HEADER, save_result
+from sinklens.results.header_file import HEADER
+from sinklens.results.tables import save_result
 from sinklens.studies import Census
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from sinklens import load
 from sinklens.errors import InputError, ModelLoadError, ResultError
+from sinklens.results.header_file import HEADER, kind_of
 from sinklens.results.lock import locked
 from sinklens.results.run_folder import PARTS, PLAN
-from sinklens.results.tables import HEADER, kind_of
 from sinklens.studies import Dynamics, measure_dynamics
 from sinklens.studies.census.domains import choose_domains
 from sinklens.studies.dynamics import run as run_module

@@ -1,6 +1,7 @@
 """Grids: numbers against the short form, saving, going on after a kill, and decoded text."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -100,6 +101,21 @@ def test_heads_count_only_what_was_answered_and_keep_both_forms_apart(induction:
     assert (halved["retrieval_event"] - expected.frame["retrieval_event"]).abs().max() < 1e-6
 
 
+def test_sentences_are_those_of_the_tables(result: NeedleResult) -> None:
+    table = result.instances.to_dataframe()
+    verdict = result.verdict
+    for name, sentence in zip(result.variants, verdict, strict=False):
+        mine = table[table["variant"] == name]
+        by_repeat = [mine[mine["repeat"] == repeat]["exact"].mean() for repeat in sorted(set(mine["repeat"]))]
+        rate, n = re.match(rf"{re.escape(name)}: exact match (\S+).* over (\d+) prompts", sentence).groups()  # type: ignore[union-attr]
+        assert float(rate) == pytest.approx(sum(by_repeat) / len(by_repeat), abs=0.0051) and int(n) == len(mine)
+        assert ("change of exact match" in sentence) == (name != "clean")
+    scores = result.heads.to_dataframe()
+    count, of = sum(score >= 0.1 for score in scores["retrieval"]), len(scores)
+    assert verdict[len(result.variants)].startswith(f"{count} of {of} heads are retrieval heads")
+    assert len(verdict) == len(result.variants) + 1, "nothing was decoded"
+
+
 def test_saved_and_read(result: NeedleResult, tmp_path: Path) -> None:
     read = NeedleResult.load(result.save(tmp_path / "result"))
     same(read, result)
@@ -178,10 +194,13 @@ def test_folders_of_something_else_are_refused(
 
 def test_decoded_text(induction: TransformerBridge) -> None:
     some = make_needles(induction, lengths=(40,), depths=(0.5,), repeats=2)
-    table = measure_needles(induction, some, generate=12).instances.to_dataframe()
+    found = measure_needles(induction, some, generate=12)
+    table = found.instances.to_dataframe()
     for row in table.to_dict("records"):
         each = some.instances[row["instance"]]
         assert row["response"] == induction.tokenizer.decode(each.answer) and row["rouge1"] == 1
+    said = [sentence for sentence in found.verdict if "it says" in sentence]
+    assert len(said) == 1 and repr(table["response"][0].strip()) in said[0], "one of each length, answered or not"
     assert measure_needles(induction, some).instances.to_dataframe()["rouge1"].isna().all()
 
 

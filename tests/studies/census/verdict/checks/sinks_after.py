@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from sinklens.studies.effects.sinks_after import describe_sinks_after
+from sinklens.studies.effects.sink_columns import describe_sinks_after
 from tests.studies.census.verdict.evidence import Evidence, Settings, Tables, Topic, counts, want
 
 

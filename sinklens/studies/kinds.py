@@ -1,0 +1,20 @@
+"""Where the class of each kind of result is defined, so that a saved one is opened without the others."""
+
+from collections.abc import Mapping
+from typing import Final
+
+HOMES: Final[Mapping[str, str]] = {
+    "sinklens-active-dormant": "sinklens.studies.active_dormant.result",
+    "sinklens-calibration": "sinklens.studies.calibration.result",
+    "sinklens-causal-check": "sinklens.studies.causal_check.result",
+    "sinklens-census": "sinklens.studies.census.result",
+    "sinklens-dynamics": "sinklens.studies.dynamics.result",
+    "sinklens-effects": "sinklens.studies.effects.result",
+    "sinklens-needles": "sinklens.studies.needles.result",
+    "sinklens-policies": "sinklens.studies.policies.result",
+    "sinklens-roles": "sinklens.studies.head_roles.result",
+    "sinklens-split-check": "sinklens.studies.streaming_split.check",
+    "sinklens-streaming-gates": "sinklens.studies.streaming_split.result",
+    "sinklens-sweep": "sinklens.studies.ablation.result",
+}
+"""Modules by ``format``."""
