@@ -1,18 +1,20 @@
-"""How much measuring costs: sinklens' capture beside what people use today, in one process, as ratios.
+"""How much measuring costs: a scan with its defaults beside what people use today, in one process, as ratios.
 
 Compares, on a random 6-layer Llama (d_model 384, 6 heads) with batch 1, the time and the peak extra memory of
 
 - ``hf_sdpa``: the plain Hugging Face forward pass with SDPA, nothing measured;
 - ``hf_attentions``: the same model with eager attention and ``output_attentions=True``;
 - ``run_with_cache``: ``TransformerBridge.run_with_cache`` of all attention patterns;
-- ``sinklens``: ``sinklens.capture`` with every statistic and detector of ``sinklens.scan``.
+- ``sinklens``: ``sinklens.scan`` with its defaults, tables and sentences included.
 
 Rounds are interleaved (a b c d a b c d ...) and ratios are taken within a round, because machines are noisy. Memory is
 measured in rounds of its own: the growth of the resident set sampled every 2 ms, with the C library told to give every
 large block back at once so that memory in use is seen and not what the allocator keeps (CPU), or torch's peak
 allocation (CUDA).
 
-    python benchmarks/capture.py --lengths 1024,4096,8192 --only-sinklens 16384 --out benchmarks/capture.csv
+Every figure is printed as it comes; the defaults take less than ten minutes on two idle cores.
+
+    python benchmarks/capture.py --out benchmarks/capture.csv
 """
 
 import argparse
@@ -32,17 +34,9 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sinklens.capture import capture
-from sinklens.capture.run import standard_statistics
-from sinklens.detectors.attention_summary import AttentionSummaryDetector
-from sinklens.detectors.extreme_tokens import ExtremeTokenDetector
-from sinklens.detectors.massive_activations import MassiveActivationDetector
-from sinklens.detectors.residual_peaks import ResidualPeakDetector
-from sinklens.detectors.sinks import SinkDetector
-from sinklens.detectors.value_drains import ValueDrainDetector
+import sinklens
 from sinklens.models import load
 from sinklens.models.tokens import TokenBatch, tokenize
-from sinklens.studies.census.joins import Example
 
 HEADS = 6
 PATTERNS = ("hf_attentions", "run_with_cache")
@@ -126,26 +120,13 @@ def contenders(device: str, batch: TokenBatch, bridge: TransformerBridge) -> dic
     sdpa, eager = make_model("sdpa", device), make_model("eager", device)
     ids = batch.ids.to(device)
 
-    def everything() -> list[Any]:
-        return [
-            SinkDetector(),
-            AttentionSummaryDetector(),
-            ValueDrainDetector(),
-            MassiveActivationDetector(),
-            ResidualPeakDetector(),
-            ExtremeTokenDetector(),
-            Example(),
-        ]
-
     return {
         "hf_sdpa": lambda: sdpa(ids, use_cache=False, logits_to_keep=1),
         "hf_attentions": lambda: eager(ids, use_cache=False, logits_to_keep=1, output_attentions=True),
         "run_with_cache": lambda: bridge.run_with_cache(
             ids, names_filter=lambda name: name.endswith("attn.hook_pattern"), use_cache=False, logits_to_keep=1
         ),
-        "sinklens": lambda: capture(
-            bridge, batch, everything(), statistics=lambda rows, start: standard_statistics(rows, maps=(0,))
-        ),
+        "sinklens": lambda: sinklens.scan(bridge, tokens=batch),
     }
 
 
@@ -167,6 +148,8 @@ def measure(length: int, device: str, rounds: int, skip_patterns: bool, phase: s
                     del result
                 if turn:
                     figures[name].append(took if phase == "time" else peak.extra)
+                    shown = f"{took:.3f} s" if phase == "time" else f"{peak.extra / 2**20:.1f} MiB"
+                    print(f"T={length} {name}: {shown}", flush=True)
     return figures
 
 
@@ -198,8 +181,8 @@ def pattern_bytes(length: int) -> int:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", default="1024,4096,8192", help="sequence lengths for all contenders")
-    parser.add_argument("--only-sinklens", default="16384", help="lengths without the T x T contenders")
+    parser.add_argument("--lengths", default="1024,4096", help="sequence lengths for all contenders")
+    parser.add_argument("--only-sinklens", default="8192,16384", help="lengths without the T x T contenders")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds after one warm-up")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit-gib", type=float, default=12, help="skip a contender whose patterns need more")

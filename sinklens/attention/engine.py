@@ -8,6 +8,7 @@ firing. Architectures that do not dispatch there are measured through the bridge
 is what it was before.
 """
 
+import time
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -95,6 +96,7 @@ class AttentionEngine:
         self.real = real
         self.skipped = frozenset(skipped)
         self.calls: list[int] = []
+        self.seconds = 0.0  # in the kernel so far; a GPU works on after the call returns
         self.layers = attention_layers(model)
         self._layer_of = {id(attn.original_component): layer for layer, attn in self.layers.items()}
         self._stack: ExitStack | None = None
@@ -177,7 +179,9 @@ class AttentionEngine:
         statistics = [make(call.shape) for make in self.statistics]
         # fused kernels round differently, so a layer may take one only where nothing is compared with an edited run
         own = bool(statistics) or self.edited is None or call.layer in self.edited
+        started = time.perf_counter()
         output = attend(call, statistics, self.edits) if own else fused(call)
+        self.seconds += time.perf_counter() - started
         output_edits: list[Any] = [edit for edit in self.edits if hasattr(edit, "edit_output")]
         for edit in output_edits:
             edit.edit_output(call.shape, output)

@@ -54,18 +54,19 @@ def plan_memory(model: TransformerBridge, n_sequences: int, length: int, batch_s
     sizes = [1 << power for power in range(6)] if batch_size is None else [batch_size]
     sizes = [size for size in sizes if size == 1 or batch_size is not None or size * length <= 16384]
     budget = free_memory(model) // 2
+    path = plan_for(model, nonfinite=True).path
     weights = sum(p.numel() * p.element_size() for p in model.original_model.parameters())
-    chosen = _estimate(model, weights, sizes[0], length)
+    chosen = _estimate(model, path, weights, sizes[0], length)
     for size in sizes[1:]:
-        candidate = _estimate(model, weights, size, length)
+        candidate = _estimate(model, path, weights, size, length)
         if candidate.extra <= budget and size < 2 * n_sequences:
             chosen = candidate
     if batch_size is None and chosen.batch_size > n_sequences:
-        chosen = _estimate(model, weights, n_sequences, length)
+        chosen = _estimate(model, path, weights, n_sequences, length)
     return chosen
 
 
-def _estimate(model: TransformerBridge, weights: int, batch: int, length: int) -> MemoryPlan:
+def _estimate(model: TransformerBridge, path: str, weights: int, batch: int, length: int) -> MemoryPlan:
     cfg = model.cfg
     item = next(model.parameters()).element_size()
     tokens = batch * length
@@ -76,7 +77,7 @@ def _estimate(model: TransformerBridge, weights: int, batch: int, length: int) -
     activations += 2 * max(4 * block_rows * length, 1 << 28 if on_gpu else 1 << 20)
     statistics = tokens * cfg.n_heads * 4 * 12
     pattern = 0
-    if plan_for(model, nonfinite=True).path == "fallback":
+    if path == "fallback":
         pattern = 5 * 4 * batch * cfg.n_heads * length * length
     return MemoryPlan(batch, length, weights, activations, statistics, pattern)
 

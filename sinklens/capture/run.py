@@ -32,6 +32,7 @@ from sinklens.capture.halves import BlockHalves
 from sinklens.capture.needs import KeepKeys, KeepOutputs, fields_asked, fields_lacking, joined, statistics_asked
 from sinklens.capture.record import LayerRecord, ResidualNorms, ValueNorms
 from sinklens.capture.residual import residual_norms
+from sinklens.capture.spent import spent
 from sinklens.capture.values import output_factor, value_norms
 from sinklens.errors import InputError
 from sinklens.models.architecture import output_weights
@@ -97,6 +98,7 @@ def capture(
     intervention: Opener | None = None,
     nonfinite: NonFinite | None = None,
     progress: Progress = SILENT,
+    seconds: dict[str, float] | None = None,
 ) -> list[LayerRecord]:
     """Run the tokens through the model and record every layer.
 
@@ -113,6 +115,9 @@ def capture(
         intervention: A change of the model under which everything is measured, such as ``AblateHeads(["L1H0"])``.
         nonfinite: Where activations that are NaN or infinite are noted; without it they end the pass.
         progress: Told after each layer, in sequences times layers.
+        seconds: Filled with the time of each part, added to what it holds: ``attention`` (the engine with its
+            statistics; not told apart on the fallback path), ``capture`` (what is made of a layer's states for its
+            record), ``detectors`` (the consumers) and ``forward`` (everything else in the pass).
 
     Returns:
         Without consumers: all records, layer by layer for each pass. With consumers: an empty list.
@@ -134,6 +139,7 @@ def capture(
     gated, readable = bool(getattr(model.cfg, "gated_q_proj", False)), all(f is not None for f in factors.values())
     asked = fields_asked(consumers, fields_lacking(plan, gated=gated, readable=readable))
     kept: list[LayerRecord] = []
+    parts = {} if seconds is None else seconds
     progress.begin("Recording layers", len(batch) * (len(model.blocks) + 1))
     for chosen in forward_passes(model, batch, batch_size):
         start, rows = chosen.start, batch.rows(chosen)
@@ -143,11 +149,14 @@ def capture(
             factories = statistics_asked(consumers, rows, standard_statistics)
         else:
             factories = standard_statistics(rows)
-        recorder = _Recorder(model, plan, factors, rows, first_sequence + start, top_k, intervention, asked, nonfinite)
+        recorder = _Recorder(
+            model, plan, factors, rows, first_sequence + start, top_k, intervention, asked, nonfinite, parts
+        )
 
         def deliver(record: LayerRecord) -> None:
-            for consumer in consumers:
-                consumer.update(record)
+            with spent(parts, "detectors"):
+                for consumer in consumers:
+                    consumer.update(record)
             if not consumers:
                 kept.append(record)
             progress.advance(len(record.batch))
@@ -171,6 +180,7 @@ class _Recorder:
         intervention: Opener | None,
         asked: Collection[str],
         nonfinite: NonFinite | None,
+        seconds: dict[str, float],
     ) -> None:
         self.nonfinite = nonfinite
         self.open = intervention or partial(AttentionEngine, path=plan.path)
@@ -181,6 +191,7 @@ class _Recorder:
         self.rows, self.start, self.top_k = rows, start, top_k
         self.pending: dict[int, tuple[dict[str, Tensor], ValueNorms]] = {}
         self.gates: dict[int, Tensor] = {}
+        self.seconds = seconds
         self.deliver: Callable[[LayerRecord], None] = lambda record: None
 
     def run(self, factories: Sequence[StatisticFactory]) -> None:
@@ -200,18 +211,22 @@ class _Recorder:
         # an intervention's own hooks come first, so that what is recorded is what it left
         real = self.rows.real
         opened = self.open(self.model, statistics=factories, observers=observers, on_layer=self._attention, real=real)
-        with opened, self.model.hooks(fwd_hooks=hooks):
+        before = sum(self.seconds.values()) - self.seconds.get("forward", 0.0)
+        with opened as engine, self.model.hooks(fwd_hooks=hooks), spent(self.seconds, "forward"):
             # right padding needs no attention mask: real queries never see what comes after them
             self.model(ids, return_type=None, **options)
+        self.seconds["attention"] = self.seconds.get("attention", 0.0) + engine.seconds
+        self.seconds["forward"] -= sum(self.seconds.values()) - self.seconds["forward"] - before
 
     def _attention(self, layer: int, value: Tensor, statistics: list[Statistic]) -> None:
-        computed: dict[str, Tensor] = {}
-        for statistic in statistics:
-            # accumulated on the layer's own device; what is left is O(pos) and joins the other layers on the CPU
-            computed |= {name: value.cpu() for name, value in statistic.compute().items()}
-        if layer in self.gates:
-            computed["gate"] = self.gates.pop(layer).cpu()
-        self.pending[layer] = computed, value_norms(value, self.factors[layer])
+        with spent(self.seconds, "capture"):
+            computed: dict[str, Tensor] = {}
+            for statistic in statistics:
+                # accumulated on the layer's own device; what is left is O(pos) and joins the other layers on the CPU
+                computed |= {name: value.cpu() for name, value in statistic.compute().items()}
+            if layer in self.gates:
+                computed["gate"] = self.gates.pop(layer).cpu()
+            self.pending[layer] = computed, value_norms(value, self.factors[layer])
 
     def _gate(self, projected: Tensor, hook: Any, layer: int) -> None:
         """Mean over channels of each head's sigmoid output gate, interleaved with its query (Qwen3-Next)."""
@@ -221,7 +236,8 @@ class _Recorder:
         self.gates[layer] = opened.masked_fill(~self.rows.real.to(opened.device)[:, None], math.nan)
 
     def _residual(self, hidden: Tensor, hook: Any, layer: int) -> None:
-        norms: ResidualNorms = residual_norms(hidden, self.rows.real, self.top_k)
+        with spent(self.seconds, "capture"):
+            norms: ResidualNorms = residual_norms(hidden, self.rows.real, self.top_k)
         attention, values = self.pending.pop(layer, ({}, None))
         path = self.plan.layers[layer].path if layer >= 0 else "none"
         record = LayerRecord(

@@ -11,7 +11,7 @@ import torch
 from sinklens.attention import Distance, Entropy, KeySetMass, MissingMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.attention_summary_verdict import describe_virtual
-from sinklens.detectors.base import Detector, LayerSums, Metric
+from sinklens.detectors.base import Detector, LayerSums, Metric, frame_of
 from sinklens.detectors.registry import register
 from sinklens.models.tokens import TokenBatch
 
@@ -98,19 +98,15 @@ class AttentionSummaryDetector(Detector):
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The table."""
-        frames = []
+        parts = []
         for layer, sums in sorted(self._sums.layers.items()):
             heads = next(iter(sums.values())).shape[-1]
-            frame = pd.DataFrame({"layer": layer, "head": np.arange(heads)})
+            part: dict[str, Any] = {"layer": layer, "head": np.arange(heads)}
             for name, column in COLUMNS.items():
-                if name in sums:
-                    total, count = sums[name].numpy()
-                    frame[column] = total / np.where(count > 0, count, np.nan)
-                else:
-                    frame[column] = np.nan
-            frames.append(frame)
-        empty = pd.DataFrame(columns=["layer", "head", *COLUMNS.values()])
-        return {"attention_summary": pd.concat(frames, ignore_index=True) if frames else empty}
+                total, count = sums[name].numpy() if name in sums else np.full((2, heads), np.nan)
+                part[column] = total / np.where(count > 0, count, np.nan)
+            parts.append(part)
+        return {"attention_summary": frame_of(parts, ("layer", "head", *COLUMNS.values()))}
 
     def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
         """What learned sink logits take and output gates pass."""

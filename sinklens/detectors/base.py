@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Self
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -133,3 +134,26 @@ class LayerSums:
         for layer, sums in other.layers.items():
             for name, value in sums.items():
                 self.add(layer, name, value)
+
+
+def frame_of(parts: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> pd.DataFrame:
+    """One table from columns that were collected in parts: frames for every layer would take longer than the pass.
+
+    Args:
+        parts: Arrays of equal length by name, and single values that stand in every row of their part.
+        columns: Names of a table without parts.
+    """
+    if not parts:
+        return pd.DataFrame(columns=[*columns])
+    lengths = [max(np.size(values) for values in part.values()) for part in parts]
+    return pd.DataFrame(
+        {
+            name: np.concatenate(
+                [
+                    part[name] if np.ndim(part[name]) else np.full(length, part[name])
+                    for part, length in zip(parts, lengths, strict=True)
+                ]
+            )
+            for name in parts[0]
+        }
+    )

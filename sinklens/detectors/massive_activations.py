@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Detector, Metric
+from sinklens.detectors.base import Detector, Metric, frame_of
 from sinklens.detectors.massive_activations_verdict import describe_massive
 from sinklens.detectors.massive_channels import (
     CHANNEL_COLUMNS,
@@ -112,7 +112,7 @@ class MassiveActivationDetector(Detector):
         self.absolute, self.ratio, self.presence = absolute, ratio, presence
         self._presence = ChannelPresence(absolute, ratio)
         self._entries: list[dict[str, np.ndarray]] = []  # columns: frames made for every layer would take longer
-        self._summaries: list[dict[str, np.ndarray]] = []
+        self._summaries: list[dict[str, Any]] = []
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer; -1 is the embedding output."""
@@ -144,7 +144,7 @@ class MassiveActivationDetector(Detector):
         token_max = r.token_max.cpu().nan_to_num()
         self._summaries.append(
             {
-                "layer": np.full(batch, record.layer),
+                "layer": record.layer,
                 "max_abs": value[:, 0].abs().numpy(),
                 "median_abs": median.numpy(),
                 "top_position": position[:, 0].numpy(),
@@ -167,11 +167,11 @@ class MassiveActivationDetector(Detector):
         if not self._entries:
             empty = (COLUMNS, LAYER_COLUMNS, CHANNEL_COLUMNS, EPISODE_COLUMNS)
             return dict(zip(TABLES, (pd.DataFrame(columns=[*columns]) for columns in empty), strict=True))
-        table = _frame(self._entries)
+        table = frame_of(self._entries)
         table["absolute"] = table["value"].abs() > self.absolute
         table["relative"] = table["value"].abs() > self.ratio * table["median"]
         table = table.sort_values(["sequence", "layer"], kind="stable", ignore_index=True)
-        summary = _frame(self._summaries)
+        summary = frame_of(self._summaries)
         summary["max_over_median"] = summary["max_abs"] / summary["median_abs"].replace(0, np.nan)
         means = ["max_abs", "median_abs", "max_over_median", "n_massive_absolute", "n_massive_ratio"]
         layers = summary.groupby("layer", as_index=False)[means].mean()
@@ -186,7 +186,3 @@ class MassiveActivationDetector(Detector):
     def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
         """Which channels are massive, after which blocks."""
         return describe_massive(tables["layers"], tables["massive_episodes"]) if "massive_episodes" in tables else []
-
-
-def _frame(parts: list[dict[str, np.ndarray]]) -> pd.DataFrame:
-    return pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})

@@ -42,12 +42,13 @@ def describe_massive(layers: pd.DataFrame, episodes: pd.DataFrame) -> list[str]:
 
 def _kinds(specific: pd.DataFrame) -> str:
     """``channel 507 at position 0, after blocks ...``, the largest kinds first."""
-    kinds = [kind.sort_values("appears") for _, kind in specific.groupby(["bucket", "channel"])]
-    kinds.sort(key=lambda kind: -kind["peak"].max())  # stable: equal ones by place and channel
+    peaks = specific.groupby(["bucket", "channel"])["peak"].max()
+    kinds = peaks.sort_values(ascending=False, kind="stable").index.tolist()  # equal ones by place and channel
     parts = []
-    for kind in kinds[:MOST_KINDS]:
+    for bucket, channel in kinds[:MOST_KINDS]:
+        kind = specific[(specific["bucket"] == bucket) & (specific["channel"] == channel)].sort_values("appears")
         spans = " and ".join(_span(episode) for episode in kind.itertuples())
-        parts.append(f"channel {kind['channel'].iloc[0]} {_PLACES[kind['bucket'].iloc[0]]} {spans}")
+        parts.append(f"channel {channel} {_PLACES[bucket]} {spans}")
     rest = len(kinds) - len(parts)
     return "; ".join(parts) + (f"; and {rest} smaller kind{'s' if rest > 1 else ''}" if rest else "")
 

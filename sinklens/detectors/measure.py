@@ -11,6 +11,7 @@ import pandas as pd
 from sinklens.capture.finite import NonFinite
 from sinklens.capture.memory import plan_memory
 from sinklens.capture.run import Consumer, Opener, capture
+from sinklens.capture.spent import spent
 from sinklens.detectors.base import SHARED, Detector, Metric
 from sinklens.detectors.registry import choose_detectors, metrics_of
 from sinklens.errors import InputError, ResultError
@@ -28,11 +29,13 @@ class Measurement:
         tables: All their tables by name; ``"layers"`` and ``"head_scores"`` join what they say about each layer and
             each head.
         sequences: Numbers of the sequences that were measured.
+        seconds: Time by part: see :func:`~sinklens.capture.run.capture`, and ``tables``, made after the pass.
     """
 
     detectors: tuple[Detector, ...]
     tables: dict[str, pd.DataFrame] = field(repr=False)
     sequences: Sequence[int] = field(repr=False)
+    seconds: dict[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def metrics(self) -> dict[str, Metric]:
@@ -119,6 +122,7 @@ def measure(
             f"{', '.join(sorted(taken)) or 'no options'}."
         )
     rows = as_batch(bridge, batch)
+    seconds: dict[str, float] = {}
     capture(
         bridge,
         rows,
@@ -128,8 +132,11 @@ def measure(
         intervention=intervention,
         nonfinite=nonfinite,
         progress=progress,
+        seconds=seconds,
     )
-    return Measurement(tuple(chosen), tables_of(chosen), range(first_sequence, first_sequence + len(rows)))
+    with spent(seconds, "tables"):
+        tables = tables_of(chosen)
+    return Measurement(tuple(chosen), tables, range(first_sequence, first_sequence + len(rows)), seconds)
 
 
 def tables_of(detectors: Sequence[Detector]) -> dict[str, pd.DataFrame]:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Detector, LayerSums, Metric
+from sinklens.detectors.base import Detector, LayerSums, Metric, frame_of
 from sinklens.detectors.registry import register
 from sinklens.detectors.residual_peaks_verdict import PEAK, describe_peaks
 from sinklens.errors import InputError
@@ -123,7 +123,7 @@ class ResidualPeakDetector(Detector):
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """All tables."""
-        rows, frames = [], []
+        rows, parts = [], []
         previous = math.nan
         for layer, sums in sorted(self._sums.layers.items()):
             count = sums["count"].numpy()
@@ -148,12 +148,8 @@ class ResidualPeakDetector(Detector):
             )
             previous = float(norm[0])
             positions = np.arange(len(norm))
-            frames.append(
-                pd.DataFrame(
-                    {"layer": layer, "position": positions, "resid_norm": norm, "n_sequences": count.astype(int)}
-                )
-            )
-        by_position = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*POSITION_COLUMNS])
+            parts.append({"layer": layer, "position": positions, "resid_norm": norm, "n_sequences": count.astype(int)})
+        by_position = frame_of(parts, POSITION_COLUMNS)
         layers = pd.DataFrame(rows, columns=[*COLUMNS])
         for column in ENTERING:
             layers[f"{column}_in"] = layers[column].shift(1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sinklens.attention import ReceivedMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Detector, Metric
+from sinklens.detectors.base import Detector, Metric, frame_of
 from sinklens.detectors.bos_similarity import bos_cosine
 from sinklens.detectors.registry import register
 from sinklens.detectors.secondary_sinks_verdict import describe_secondary
@@ -324,7 +324,5 @@ def _columns(tensors: dict[str, Tensor], **constants: int) -> _Columns:
 
 
 def _frame(parts: Sequence[_Columns]) -> pd.DataFrame:
-    if not parts:
-        return pd.DataFrame()
-    frame = pd.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    frame = frame_of(parts)
     return frame.astype(dict.fromkeys(frame.select_dtypes("float32").columns, np.float64))

@@ -17,7 +17,7 @@ from torch import Tensor
 from sinklens.attention import ReceivedMass, StatisticFactory
 from sinklens.attention.statistics import DeltaLogit
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Detector, LayerSums, Metric
+from sinklens.detectors.base import Detector, LayerSums, Metric, frame_of
 from sinklens.detectors.registry import register
 from sinklens.detectors.sinks_verdict import describe_sinks
 from sinklens.errors import InputError
@@ -233,23 +233,23 @@ class SinkDetector(Detector):
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """All tables; empty when no layer has attention."""
-        tables, strongest, sweeps = [], [], []
-        for layer, sums in sorted(self._sums.layers.items()):
-            table, best, sweep = self._layer(layer, {name: value.numpy() for name, value in sums.items()})
-            tables.append(table)
-            strongest.append(best)
-            sweeps.append(sweep)
+        parts = [
+            self._layer(layer, {name: value.numpy() for name, value in sums.items()})
+            for layer, sums in sorted(self._sums.layers.items())
+        ]
+        tables, strongest, sweeps = zip(*parts, strict=True) if parts else ((), (), ())
         return {
-            "sinks": _concat(tables, COLUMNS),
-            "sink_heads": _concat(strongest, COLUMNS),
-            "eps_sweep": _concat(sweeps, SWEEP_COLUMNS),
+            "sinks": frame_of(tables, COLUMNS),
+            "sink_heads": frame_of([part for part in strongest if len(part["head"])], COLUMNS),
+            "eps_sweep": frame_of(sweeps, SWEEP_COLUMNS),
         }
 
     def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
         """Which positions are sinks, for which heads and in which layers."""
         return describe_sinks(tables["heads"], tables["tokens"], settings) if "heads" in tables else []
 
-    def _layer(self, layer: int, s: dict[str, np.ndarray]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    def _layer(self, layer: int, s: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Columns of the layer's rows in each table."""
         heads, positions = s["alpha"].shape
         count = np.where(s["count"] > 0, s["count"], np.nan)
         alpha, null = s["alpha"] / count, s["null"] / count
@@ -257,38 +257,34 @@ class SinkDetector(Detector):
         ratio = alpha / np.where(null > 0, null, np.nan)
         delta = s["delta"] / np.where(s["delta_count"] > 0, s["delta_count"], np.nan)
         head_index, position_index = np.divmod(np.arange(heads * positions), positions)
-        table = pd.DataFrame(
-            {
-                "layer": layer,
-                "head": head_index,
-                "position": position_index,
-                "importance": alpha.ravel(),
-                "sink_rate": rates[0].ravel(),
-                "null": np.tile(null, heads),
-                "ratio": ratio.ravel(),
-                "delta_logit": delta.ravel(),
-                "n_sequences": np.tile(s["count"].astype(int), heads),
-            }
-        )
+        table = {
+            "layer": np.full(heads * positions, layer),
+            "head": head_index,
+            "position": position_index,
+            "importance": alpha.ravel(),
+            "sink_rate": rates[0].ravel(),
+            "null": np.tile(null, heads),
+            "ratio": ratio.ravel(),
+            "delta_logit": delta.ravel(),
+            "n_sequences": np.tile(s["count"].astype(int), heads),
+        }
         allowed = s["eligible"] >= max(1, s["sequences"][0] / 2)
         with np.errstate(invalid="ignore"):
             score = np.where(allowed, s["eligible_alpha"] / np.where(s["eligible"] > 0, s["eligible"], np.nan), -1)
-        best = score.argmax(1)
-        found = bool(allowed.any())
-        rows = [table.iloc[head * positions + best[head]] for head in range(heads)] if found else []
-        strongest = pd.DataFrame(rows).reset_index(drop=True)
-        if found:
-            strongest = strongest.astype({"layer": int, "head": int, "position": int, "n_sequences": int})
-        sweep = pd.DataFrame(
-            [
-                (layer, head, position, threshold, rates[index, head, position])
-                for head in range(heads)
-                for position in dict.fromkeys((best[head] if found else 0, 0))
-                for index, threshold in enumerate(self.thresholds)
-            ],
-            columns=[*SWEEP_COLUMNS],
-        )
-        return table, strongest, sweep.sort_values(["head", "position", "eps"], ignore_index=True)
+        best = score.argmax(1) if allowed.any() else np.zeros(heads, dtype=int)
+        own = np.arange(heads) * positions + best if allowed.any() else np.zeros(0, dtype=int)
+        strongest = {name: values[own] for name, values in table.items()}
+        places = np.unique(np.concatenate([np.arange(heads) * positions, np.arange(heads) * positions + best]))
+        order = np.argsort(self.thresholds)
+        head, position = np.divmod(places, positions)
+        sweep = {
+            "layer": layer,
+            "head": np.repeat(head, len(order)),
+            "position": np.repeat(position, len(order)),
+            "eps": np.tile(np.array(self.thresholds)[order], len(places)),
+            "sink_rate": rates[order][:, head, position].T.ravel(),
+        }
+        return table, strongest, sweep
 
 
 def sequence_importance(record: LayerRecord) -> tuple[Tensor, Tensor]:
@@ -308,8 +304,3 @@ def _queries_after(record: LayerRecord) -> Tensor:
     """Queries at or after each position of each sequence, T - k."""
     positions = torch.arange(record.real.shape[1])
     return record.batch.lengths[:, None] - positions[None]
-
-
-def _concat(frames: list[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-    frames = [frame for frame in frames if len(frame)]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*columns])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sinklens.attention import ReceivedMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Detector, LayerSums, Metric
+from sinklens.detectors.base import Detector, LayerSums, Metric, frame_of
 from sinklens.detectors.registry import register
 from sinklens.detectors.value_drains_verdict import describe_drains
 from sinklens.errors import InputError
@@ -109,7 +109,7 @@ class ValueDrainDetector(Detector):
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The table; ``output_norm`` and ``drain_wo`` are NaN where W_O cannot be read."""
-        frames = []
+        parts = []
         for layer, sums in sorted(self._sums.layers.items()):
             s = {name: value.numpy() for name, value in sums.items()}
             kv_heads, positions = s["value"].shape
@@ -118,23 +118,20 @@ class ValueDrainDetector(Detector):
             head = np.repeat(np.arange(heads), positions)
             kv_head = head // (heads // kv_heads)
             unknown = np.full((heads, positions), np.nan)
-            frames.append(
-                pd.DataFrame(
-                    {
-                        "layer": layer,
-                        "head": head,
-                        "kv_head": kv_head,
-                        "position": np.tile(np.arange(positions), heads),
-                        "value_norm": np.repeat(s["value"] / count, heads // kv_heads, axis=0).ravel(),
-                        "drain": np.repeat(_ratio(s, "value"), heads // kv_heads, axis=0).ravel(),
-                        "output_norm": (s["output"] / count if "output" in s else unknown).ravel(),
-                        "drain_wo": (_ratio(s, "output") if "output" in s else unknown).ravel(),
-                        "n_sequences": np.tile(s["count"].astype(int), heads),
-                    }
-                )
+            parts.append(
+                {
+                    "layer": layer,
+                    "head": head,
+                    "kv_head": kv_head,
+                    "position": np.tile(np.arange(positions), heads),
+                    "value_norm": np.repeat(s["value"] / count, heads // kv_heads, axis=0).ravel(),
+                    "drain": np.repeat(_ratio(s, "value"), heads // kv_heads, axis=0).ravel(),
+                    "output_norm": (s["output"] / count if "output" in s else unknown).ravel(),
+                    "drain_wo": (_ratio(s, "output") if "output" in s else unknown).ravel(),
+                    "n_sequences": np.tile(s["count"].astype(int), heads),
+                }
             )
-        empty = pd.DataFrame(columns=[*COLUMNS])
-        return {"value_drains": pd.concat(frames, ignore_index=True) if frames else empty}
+        return {"value_drains": frame_of(parts, COLUMNS)}
 
     def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
         """How small the value state of the sink is in the sink heads."""

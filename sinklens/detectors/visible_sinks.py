@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sinklens.attention import ReceivedMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Detector, LayerSums, Metric
+from sinklens.detectors.base import Detector, LayerSums, Metric, frame_of
 from sinklens.detectors.registry import register
 from sinklens.detectors.sinks import EPS, MIN_QUERIES, MIN_SHARE
 from sinklens.detectors.visible_sinks_verdict import describe_windows
@@ -120,42 +120,35 @@ class VisibleSinkDetector(Detector):
         """Both tables; empty when no layer has attention."""
         tables, strongest = [], []
         for layer, sums in sorted(self._sums.layers.items()):
-            s = {name: value.numpy() for name, value in sums.items()}
-            table, found = _table(layer, s)
+            table, found = _table(layer, {name: value.numpy() for name, value in sums.items()})
             tables.append(table)
-            strongest.append(table.iloc[found])
-        empty = pd.DataFrame(columns=[*COLUMNS])
-        return {
-            "sinks_visible": pd.concat(tables, ignore_index=True) if tables else empty,
-            "sink_heads_visible": pd.concat(strongest, ignore_index=True) if tables else empty,
-        }
+            strongest.append({name: values[found] for name, values in table.items()})
+        return {"sinks_visible": frame_of(tables, COLUMNS), "sink_heads_visible": frame_of(strongest, COLUMNS)}
 
     def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
         """What sliding windows do to the counts of sink heads."""
         return describe_windows(tables["heads"], settings) if "heads" in tables else []
 
 
-def _table(layer: int, s: dict[str, np.ndarray]) -> tuple[pd.DataFrame, list[int]]:
-    """Rows of a layer, and which of them are the heads' strongest keys."""
+def _table(layer: int, s: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Columns of a layer, and which of its rows are the heads' strongest keys."""
     heads, positions = s["beta"].shape
     count = np.where(s["count"] > 0, s["count"], np.nan)
     beta, null, ceiling = s["beta"] / count, s["null"] / count, s["ceiling"] / count
     head, position = np.divmod(np.arange(heads * positions), positions)
-    table = pd.DataFrame(
-        {
-            "layer": layer,
-            "head": head,
-            "position": position,
-            "importance_visible": beta.ravel(),
-            "sink_rate_visible": (s["above"] / count).ravel(),
-            "null_visible": np.tile(null, heads),
-            "ratio_visible": (beta / np.where(null > 0, null, np.nan)).ravel(),
-            "ceiling": np.tile(ceiling, heads),
-        }
-    )
+    table = {
+        "layer": np.full(heads * positions, layer),
+        "head": head,
+        "position": position,
+        "importance_visible": beta.ravel(),
+        "sink_rate_visible": (s["above"] / count).ravel(),
+        "null_visible": np.tile(null, heads),
+        "ratio_visible": (beta / np.where(null > 0, null, np.nan)).ravel(),
+        "ceiling": np.tile(ceiling, heads),
+    }
     allowed = s["eligible"] >= max(1, s["sequences"][0] / 2)
     if not allowed.any():
-        return table, []
+        return table, np.zeros(0, dtype=int)
     with np.errstate(invalid="ignore"):
         score = np.where(allowed, s["eligible_beta"] / np.where(s["eligible"] > 0, s["eligible"], np.nan), -1)
-    return table, [index * positions + int(best) for index, best in enumerate(score.argmax(1))]
+    return table, np.arange(heads) * positions + score.argmax(1)

@@ -79,13 +79,27 @@ def check_evaluates(model: torch.nn.Module) -> None:
         InputError: One sentence that names the first such part.
     """
     for root in (model, getattr(model, "original_model", model)):
-        for name, part in root.named_modules():
+        for name, part in root.named_modules() if _any_training(root) else ():
             if part.training:
                 where = f" (first in {name.replace('_original_component.', '')})" if name else ""
                 raise InputError(
                     f"The model is in training mode{where}: dropout and the like would be measured with it. Call "
                     "model.eval() first."
                 )
+
+
+def _any_training(root: torch.nn.Module) -> bool:
+    """Whether any part is in training mode; torch's own walk makes thousands of names."""
+    parts, seen = [root], {id(root)}
+    while parts:
+        part = parts.pop()
+        if part.training:
+            return True
+        for child in part._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                parts.append(child)
+    return False
 
 
 def _refuse_adapters(model: Any) -> None:

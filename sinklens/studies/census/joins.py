@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sinklens.attention import PooledMap, StatisticFactory
 from sinklens.capture.record import LayerRecord
+from sinklens.detectors.base import frame_of
 from sinklens.detectors.sink_ranking import by_importance
 from sinklens.detectors.sinks import SINK_HEAD_RATE, SINK_HEAD_RATIO, sequence_importance
 from sinklens.models.tokens import TokenBatch
@@ -24,30 +26,37 @@ class Example:
 
     def __init__(self, with_maps: bool = False) -> None:
         self.with_maps = with_maps
-        self.frames: list[pd.DataFrame] = []
+        self.parts: list[dict[str, Any]] = []
         self.maps: dict[tuple[int, int], np.ndarray] = {}
         self.cell = 1
 
     def statistics(self, batch: TokenBatch) -> Sequence[StatisticFactory]:
         """The maps of the first sequence, in the first pass."""
-        return [partial(PooledMap, sequences=(0,))] if self.with_maps and not self.frames else []
+        return [partial(PooledMap, sequences=(0,))] if self.with_maps and not self.parts else []
 
     def update(self, record: LayerRecord) -> None:
         """Keep the first sequence of the first batch."""
         if record.first_sequence != 0:
             return
         length = int(record.batch.lengths[0])
-        frame = pd.DataFrame({"layer": record.layer, "position": range(length), "token": record.batch.tokens[0]})
-        nothing = np.full(length, np.nan)
         residual, values = record.residual, record.values
-        frame["resid_norm"] = nothing if residual is None else residual.norm[0, :length].cpu().numpy()
-        frame["value_norm"] = nothing if values is None else values.value[0, :, :length].mean(0).cpu().numpy()
         after = None if values is None else values.output
-        frame["wo_value_norm"] = nothing if after is None else after[0, :, :length].mean(0).cpu().numpy()
-        frame["received"] = nothing
-        if "mass" in record.attention:
-            frame["received"] = sequence_importance(record)[0][0, :, :length].mean(0).cpu().numpy()
-        self.frames.append(frame)
+        received = sequence_importance(record)[0][0, :, :length].mean(0) if "mass" in record.attention else None
+        columns = {
+            "resid_norm": None if residual is None else residual.norm[0, :length],
+            "value_norm": None if values is None else values.value[0, :, :length].mean(0),
+            "wo_value_norm": None if after is None else after[0, :, :length].mean(0),
+            "received": received,
+        }
+        nothing = np.full(length, np.nan)
+        self.parts.append(
+            {
+                "layer": record.layer,
+                "position": np.arange(length),
+                "token": np.array(record.batch.tokens[0], dtype=object),
+                **{name: nothing if column is None else column.cpu().numpy() for name, column in columns.items()},
+            }
+        )
         pooled = record.attention.get("pooled_map")
         if pooled is not None:
             self.cell = 1
@@ -59,7 +68,7 @@ class Example:
 
     def profile(self) -> pd.DataFrame:
         """``layer, position, token, resid_norm, value_norm, wo_value_norm, received``."""
-        return pd.concat(self.frames, ignore_index=True) if self.frames else pd.DataFrame()
+        return frame_of(self.parts)
 
 
 def choose_maps(example: Example, heads: pd.DataFrame | None, batch: TokenBatch, count: int) -> dict[str, AttentionMap]:
@@ -116,7 +125,10 @@ def join_sinks(sinks: pd.DataFrame, visible: pd.DataFrame) -> pd.DataFrame:
     """One row per layer, head and position: importance over all later queries, and over those that see the key."""
     if sinks.empty:
         return pd.DataFrame(columns=list(dict.fromkeys([*sinks.columns, *visible.columns])))
-    return sinks.merge(visible, on=[*KEY, "position"], how="left")
+    key = [*KEY, "position"]
+    if len(sinks) == len(visible) and all((sinks[name].to_numpy() == visible[name].to_numpy()).all() for name in key):
+        return pd.concat([sinks, visible.drop(columns=key)], axis=1)  # as a rule row by row: nothing to look up
+    return sinks.merge(visible, on=key, how="left")
 
 
 def join_heads(

@@ -229,7 +229,8 @@ def scan(
         "verdict": (unsound if nonfinite else [])
         + describe(tables, settings, found.detectors)
         + ([] if intervention is None else [f"All under {intervention}."]),
-        "seconds": time.perf_counter() - started,
+        "seconds": (total := time.perf_counter() - started),
+        "seconds_by_part": found.seconds | {"rest": total - sum(found.seconds.values())},
     }
     return Census.of(meta, tables, kept)
 

@@ -1,0 +1,59 @@
+"""Memory of whole scans: bounded in one, and none kept from many."""
+
+import ctypes
+import gc
+import re
+from pathlib import Path
+
+import pytest
+from transformer_lens.model_bridge import TransformerBridge
+
+import sinklens
+from sinklens.models.builtin import data_dir
+from sinklens.models.tokens import tokenize
+
+STATUS = Path("/proc/self/status")
+PEAK = Path("/proc/self/clear_refs")
+linux = pytest.mark.skipif(not PEAK.exists(), reason="needs Linux's account of a process' memory")
+
+
+def memory(name: str) -> int:
+    """Bytes by Linux's account: ``VmRSS`` now, ``VmHWM`` the most since the last reset."""
+    found = re.search(rf"{name}:\s+(\d+) kB", STATUS.read_text("ascii"))
+    assert found is not None
+    return 1024 * int(found.group(1))
+
+
+def settle() -> None:
+    """Give back what nobody holds."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@linux
+@pytest.mark.slow
+def test_a_hundred_scans_keep_nothing() -> None:
+    model = sinklens.load("induction-2l", device="cpu")
+    batch = sinklens.builtin_corpus(model, n_sequences=4).tokens
+    held = []
+    for count in range(100):
+        sinklens.scan(model, tokens=batch)
+        if count in (19, 99):  # the first ones fill caches
+            settle()
+            held.append(memory("VmRSS"))
+    assert held[1] - held[0] < 16e6
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.real
+def test_a_long_text_needs_no_more_than_stated(smollm2: TransformerBridge) -> None:
+    text = (data_dir() / "texts" / "shakespeare.txt").read_text("utf-8")
+    batch = tokenize(smollm2, text[:80_000], max_tokens=8192, split=False)
+    assert batch.ids.shape == (1, 8192)
+    sinklens.scan(smollm2, tokens=batch.ids[:, :64])
+    settle()
+    PEAK.write_text("5", "ascii")  # the peak counts from here on
+    before = memory("VmRSS")
+    sinklens.scan(smollm2, tokens=batch)
+    assert memory("VmHWM") - before < 400e6
