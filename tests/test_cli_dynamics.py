@@ -89,8 +89,8 @@ def test_a_damaged_checkpoint_is_one_sentence(
     copy = Path(shutil.copytree(series, tmp_path / "copy"))
     (copy / "step-80" / "model.safetensors").write_bytes(b"cut")
     status, printed, err = sinklens("dynamics", copy, *texts, *SMALL)
-    assert status == 0 and "Note: step-80 is missing: The model in" in err and "Traceback" not in err
-    assert "Missing: step-80. The model in" in printed and "Nothing was saved" in printed
+    assert status == 0 and "Note: step-80 is missing: The config of" in err and "Traceback" not in err
+    assert "Missing: step-80. The config of" in printed and "cut off" in printed and "Nothing was saved" in printed
 
 
 def test_several_directories_with_steps(sinklens: Any, series: Path, texts: tuple[str, ...]) -> None:

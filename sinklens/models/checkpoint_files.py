@@ -56,7 +56,8 @@ def check_sizes(config: Mapping[str, Any], where: str, bytes_there: int | None =
         if bytes_there is not None and least > MOST_PARAMETERS_PER_BYTE * bytes_there:
             raise ModelLoadError(
                 f"The config of {where} asks for at least {least:,} parameters (width {width:,}, {layers:,} layers, "
-                f"vocabulary {words:,}) and its weights have {bytes_there:,} bytes; one of the two is another model's."
+                f"vocabulary {words:,}) and its weights have {bytes_there:,} bytes: they are cut off, or "
+                "one of the two is another model's."
             )
 
 
