@@ -30,8 +30,8 @@ from sinklens.errors import InputError, UnsupportedArchitectureError
 MAX_CELLS = 128
 """Display maps and the two-step argmax use at most this many cells along an axis."""
 
-ROWS_ON_CPU = 128
-"""Query rows in a block on a CPU."""
+ROWS_ON_CPU, BYTES_ON_CPU = 128, 3 << 19
+"""Query rows in a block on a CPU, and bytes of its scores: they and the weights stay near the core."""
 
 WORTH_THREADS = 1 << 22
 """Scores in a call from which on a CPU's threads take heads side by side."""
@@ -133,7 +133,7 @@ def attend(
         statistics: Objects made for ``call.shape``.
         edits: Changes to scores and pattern, applied in order.
         rows_per_block: Query rows in a block; default 128 on a CPU (fits the cache) and 512 elsewhere.
-        block_bytes: Target size of one block's scores, which sets how many heads share a block; default 1 MiB
+        block_bytes: Target size of one block's scores, which sets how many heads share a block; default 1.5 MiB
             on a CPU, 256 MiB elsewhere.
 
     Returns:
@@ -148,7 +148,7 @@ def attend(
     on_cpu = shape.device.type == "cpu"
     rows_per_block = rows_per_block or (ROWS_ON_CPU if on_cpu else 512)
     rows_per_block = -(-rows_per_block // shape.cell) * shape.cell  # maps pool whole cells of rows
-    block_bytes = block_bytes or (1 << 20 if on_cpu else 1 << 28)
+    block_bytes = block_bytes or (BYTES_ON_CPU if on_cpu else 1 << 28)
     sizes = (shape.batch, shape.q_pos, shape.heads, call.value.shape[-1])  # laid out as the architecture reads it
     out = torch.empty(sizes, dtype=call.value.dtype, device=shape.device).transpose(1, 2)
     for look, others in surveys(edits, shape):  # writes to ``out`` too, which the pass below overwrites

@@ -122,7 +122,7 @@ class NonFinite:
 
     def mask(self, tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         """The tables without numbers of affected heads, layers and sequences: NaN, and False for decisions."""
-        return {name: self._mask(frame) for name, frame in tables.items()}
+        return {name: self._mask(frame) if self else frame for name, frame in tables.items()}
 
     def _mask(self, frame: pd.DataFrame) -> pd.DataFrame:
         if {"layer", "head"} <= {*frame.columns}:

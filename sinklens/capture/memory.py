@@ -6,6 +6,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import plan_for
+from sinklens.attention.kernel import BYTES_ON_CPU, ROWS_ON_CPU
 
 GIB = 1 << 30
 
@@ -73,8 +74,8 @@ def _estimate(model: TransformerBridge, path: str, weights: int, batch: int, len
     d_mlp = getattr(cfg, "d_mlp", None) or 4 * cfg.d_model
     activations = tokens * (6 * cfg.d_model + 3 * d_mlp) * item + tokens * cfg.d_model * 4
     on_gpu = next(model.parameters()).device.type == "cuda"
-    block_rows = 512 if on_gpu else 128
-    activations += 2 * max(4 * block_rows * length, 1 << 28 if on_gpu else 1 << 20)
+    block_rows = 512 if on_gpu else ROWS_ON_CPU
+    activations += 2 * max(4 * block_rows * length, 1 << 28 if on_gpu else BYTES_ON_CPU)
     statistics = tokens * cfg.n_heads * 4 * 12
     pattern = 0
     if path == "fallback":

@@ -176,8 +176,9 @@ def specific_tokens(
         return found
     large = states[rows, places].float().abs()
     token, channel = (large > above[rows, None]).nonzero(as_tuple=True)
-    columns, of = torch.stack([rows[token], channel]).unique(dim=1, return_inverse=True)
-    everyone = states[columns[0], :, columns[1]].float().abs().masked_fill(largest[columns[0]].isnan(), math.nan)
+    column, of = (rows[token] * states.shape[-1] + channel).unique(return_inverse=True)
+    row = column // states.shape[-1]
+    everyone = states[row, :, column % states.shape[-1]].float().abs().masked_fill(largest[row].isnan(), math.nan)
     usual = everyone.nanmedian(1).values[of]
     marked = torch.zeros(len(rows), dtype=torch.bool, device=states.device)
     marked[token[large[token, channel] > CONTRAST * usual]] = True

@@ -127,7 +127,7 @@ def measure(
         bridge,
         rows,
         [*beside, *chosen],
-        batch_size=plan_memory(bridge, len(rows), rows.ids.shape[1], batch_size).batch_size,
+        batch_size=plan_memory(bridge, len(rows), rows.ids.shape[1]).batch_size if batch_size is None else batch_size,
         first_sequence=first_sequence,
         intervention=intervention,
         nonfinite=nonfinite,

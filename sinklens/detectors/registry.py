@@ -93,8 +93,8 @@ def choose_detectors(
         ['sinks', 'visible_sinks', 'attention_summary']
     """
     given: list[Any] = [wanted] if isinstance(wanted, str | Detector) else list(wanted)
-    known = all_detectors()
     names = [each for each in given if isinstance(each, str)]
+    known = all_detectors() if names or joined or not given else {}  # it looks through every installed package
     unknown = [name for name in names if name not in known]
     if unknown or not given:
         close = [match for name in unknown for match in difflib.get_close_matches(name, known)]
