@@ -67,7 +67,7 @@ def ablate(
             "ranks them.",
         ),
     ] = False,
-    sample: Annotated[int, in_ways(metavar="N", help="Heads run exactly beside --approx.")] = 16,
+    sample: Annotated[int, in_ways(min=0, metavar="N", help="Heads run exactly beside --approx.")] = 16,
     text: options.TextFiles = None,
     answers: Annotated[
         Path | None,

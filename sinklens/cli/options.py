@@ -73,7 +73,7 @@ BatchSize = Annotated[
 ]
 Device = Annotated[str, in_running(help="auto, cpu, cuda, cuda:N.")]
 Dtype = Annotated[str | None, in_running(help="float32, bfloat16 or float16. Default: as the checkpoint is stored.")]
-Seed = Annotated[int, in_running(help="Of everything that is drawn: texts, random sets, intervals.")]
+Seed = Annotated[int, in_running(min=0, help="Of everything that is drawn: texts, random sets, intervals.")]
 TrustRemoteCode = Annotated[
     bool, in_running("--trust-remote-code", help="Run modelling code that comes with the checkpoint.")
 ]

@@ -13,6 +13,7 @@ from sinklens.models.kind import refuse_other_kinds
 from sinklens.models.reading import read_json
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
+LONGEST_NAME = 60
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "merges.txt")
 
 
@@ -25,6 +26,15 @@ def locate(name: str) -> tuple[str, str | None, str | None]:
     if name in builtins:
         return str(builtins[name].path), name, None
     path = Path(name).expanduser()
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # too long for this system, a loop of links, a zero byte
+        shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+        raise ModelLoadError(
+            f"{shown!r} is no model's name and no path that can be looked at: {getattr(error, 'strerror', error)}."
+        ) from error
     if path.is_dir():
         _check_directory(path)
         # absolute, because TransformerLens takes a bare "gpt2-small" for an alias of a hub model

@@ -45,7 +45,10 @@ def read_ranking(name: str) -> list[Head]:
     elif path.suffix in (".csv", ".tsv", ".parquet"):
         table = _table(path)
     else:
-        lines = readable(path).read_text(encoding="utf-8-sig").split("\n")
+        try:
+            lines = readable(path).read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The ranking {path} cannot be read: {error}.") from error
         return [parse_head(line) for line in lines if line.strip() and not line.startswith("#")]
     heads = _heads(table, path)
     if column is None:

@@ -33,6 +33,8 @@ INSTANCE = (
     "log_prob", "rank", "mean_rank", "produced", "null", "response", "rouge1", "contained",
 )  # fmt: skip
 
+MOST_TOKENS = 10_000
+
 
 DECODING = 8
 """Tokens that are read in the time in which one is decoded, about."""
@@ -93,6 +95,8 @@ def measure_needles(
         raise InputError(f"Interventions need names, other than {CLEAN!r}; got {', '.join(map(repr, changes))}.")
     if generate < 0:
         raise InputError(f"generate must be 0 or a number of tokens, got {generate}.")
+    if generate > MOST_TOKENS:
+        raise InputError(f"generate may be {MOST_TOKENS:,} tokens at most, got {str(generate)[:20]}.")
     check_instances(model, needles.instances)
     for each in changes.values():
         each.check(model)

@@ -26,6 +26,8 @@ CHARACTERS_PER_TOKEN = 8
 
 BUILTIN_TEXT = "shakespeare.txt"
 
+MOST_REPEATS = 10_000
+
 
 def make_needles(
     model: TransformerBridge,
@@ -87,6 +89,8 @@ def make_needles(
         raise InputError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
     if repeats < 1 or size < 1 or shots < 0:
         raise InputError(f"repeats and size must be at least 1 and shots 0, got {repeats}, {size} and {shots}.")
+    if repeats > MOST_REPEATS:
+        raise InputError(f"repeats may be {MOST_REPEATS:,} at most, got {str(repeats)[:20]}.")
     if questions is not None and kind != "natural":
         raise InputError(f'Own questions go with kind="natural", not with {kind!r}.')
     if kind == "random" and (text is not None or template == "chat"):

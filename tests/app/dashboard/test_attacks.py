@@ -154,11 +154,19 @@ def resident() -> float:
 
 @pytest.mark.slow
 def test_two_hundred_computations_do_not_add_up() -> None:
-    bench = open_source(load("tiny-llama", device="cpu"))
-    text = "The king is dead, long live the king. Who comes here? Nay, answer me: stand and unfold yourself. " * 3
+    bench = open_source(load("bb-3l", device="cpu"))
+    text = "the king is dead and long live the king "
 
     def work(number: int) -> None:
-        bench.compute(State(method="scale", keys="0", gamma=0.5), "tiny-llama", f"{number} {text}", "auto", False)
+        # each tenth with a change, which measures the model many times over
+        state = State(method="ablate", heads="L0H0") if number % 10 == 0 else State()
+        bench.compute(
+            state,
+            "bb-3l",
+            f"{'abcdefghij'[number % 10]} {'klmnopqrstu'[number // 10 % 11]} {'abc'[number // 100]} {text}",
+            "auto",
+            False,
+        )
         status = bench.worker.wait(120)
         assert not status.busy and status.error == ""
 
