@@ -60,7 +60,8 @@ def test_three_hundred_bad_inputs(
     monkeypatch.chdir(tmp_path)
     every = [*bad_inputs.MORE, *bad_inputs.bad_options(), *bad_inputs.bad_files(folder)]
     assert len(every) >= 300
-    wrong, refused = [], 0
+    wrong: list[Any] = []
+    refused = 0
     for number, words in enumerate(every):
         out = tmp_path / f"out-{number}"
         monkeypatch.setattr("sys.argv", ["sinklens", *words, "--out", str(out)])
