@@ -121,11 +121,11 @@ def test_cancel_stops_between_layers_and_the_model_is_whole(live: Bench, model: 
     reached, go, layers = threading.Event(), threading.Event(), []
     step = WorkerProgress.advance
 
-    def slow(self: WorkerProgress, done: float = 1.0) -> None:
+    def slow(self: WorkerProgress, done: float = 1.0, note: str = "") -> None:
         layers.append(done)
         reached.set()
         go.wait(30)
-        step(self, done)
+        step(self, done, note)
 
     ids = tokenize(model, [TEXT]).ids
     with torch.no_grad():
