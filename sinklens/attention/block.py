@@ -65,6 +65,7 @@ class Block:
             softmax, or hid every key of a row.
         scores_incomplete: True when a visible key has no finite score (an edit hid it, or the architecture
             only shows weights and one underflowed): margins are then not applicable.
+        scores_spare: True while the last statistic is shown the block, which may overwrite the scores.
     """
 
     shape: AttentionShape
@@ -82,6 +83,7 @@ class Block:
     unpadded: bool = False
     pattern_edited: bool = False
     scores_incomplete: bool = False
+    scores_spare: bool = False
 
     @property
     def first_heads(self) -> bool:

@@ -151,10 +151,15 @@ def attend(
     block_bytes = block_bytes or (BYTES_ON_CPU if on_cpu else 1 << 28)
     sizes = (shape.batch, shape.q_pos, shape.heads, call.value.shape[-1])  # laid out as the architecture reads it
     out = torch.empty(sizes, dtype=call.value.dtype, device=shape.device).transpose(1, 2)
+    by_block: Sequence[Statistic] = statistics
+    # a closed form knows the scores as dot products, so an edit of scores rules it out; the pattern may be edited
+    if is_plain(call) and not any(hasattr(edit, "edit_scores") for edit in edits):
+        real = torch.ones(shape.batch, shape.q_pos, device=shape.device) if call.real is None else call.real.float()
+        by_block = [s for s in statistics if not s.take_plain(call.query, call.key, call.scaling, real)]
     for look, others in surveys(edits, shape):  # writes to ``out`` too, which the pass below overwrites
         survey = _Job(call, [look], others, out, rows_per_block, block_bytes)
         run_units(survey.run, survey.units(), parallel=False)
-    job = _Job(call, statistics, edits, out, rows_per_block, block_bytes)
+    job = _Job(call, by_block, edits, out, rows_per_block, block_bytes)
     work = shape.batch * shape.heads * shape.q_pos * shape.k_pos
     # edits may keep state of their own, so they are never run side by side
     run_units(job.run, job.units(), parallel=on_cpu and not edits and work >= WORTH_THREADS)
@@ -177,7 +182,8 @@ class _Job:
         self.rows_per_block, self.block_bytes = rows_per_block, block_bytes
         self.shape = call.shape
         self.group = self.shape.heads // call.key.shape[1]  # query heads that share one KV head
-        self.together = [s for s in statistics if getattr(s, "takes_batches", False)]
+        together = [s for s in statistics if getattr(s, "takes_batches", False)]
+        self.together = sorted(together, key=lambda s: s.uses_up_scores)
         self.apart = [s for s in statistics if not getattr(s, "takes_batches", False)]
         # an edit that compares the heads of a layer sees them all in one block, whatever its size
         self.all_heads = any(getattr(edit, "all_heads", False) for edit in edits)
@@ -250,11 +256,12 @@ class _Job:
 
     def _show(self, block: Block) -> None:
         """Each statistic takes the block whole or, if it knows only single sequences, in parts."""
-        for statistic in self.together:
-            statistic.see(block)
         for part in block.by_sequence() if self.apart else ():
             for statistic in self.apart:
                 statistic.see(part)
+        for statistic in self.together:
+            block.scores_spare = statistic is self.together[-1]
+            statistic.see(block)
 
     def _buffer(self, name: str, *size: int) -> Tensor:
         """A reused fp32 buffer of this thread: fresh megabytes for every block would cost page faults."""

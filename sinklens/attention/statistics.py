@@ -19,6 +19,9 @@ from torch import Tensor
 
 from sinklens.attention.block import AttentionShape, Block
 
+CLOSED_FORM_FROM = 1024
+"""Keys from which on margins are taken without looking at scores."""
+
 
 class Statistic(ABC):
     """What is summed up about attention while the model runs; subclasses list their accumulators in ``_sums``."""
@@ -26,6 +29,8 @@ class Statistic(ABC):
     _sums: tuple[str, ...] = ()
     takes_batches: ClassVar[bool] = False
     """Whether :meth:`update` takes blocks of several sequences; else it gets one sequence at a time."""
+    uses_up_scores: ClassVar[bool] = False
+    """Whether it is shown blocks after the others, because it overwrites scores that nobody else waits for."""
 
     def __init__(self, shape: AttentionShape) -> None:
         self.shape = shape
@@ -36,6 +41,19 @@ class Statistic(ABC):
         if block.first_heads:
             self._row_weight[block.sequence, block.rows] = block.weight
         self.update(block)
+
+    def take_plain(
+        self,
+        query: Float[Tensor, "batch head q_pos d_head"],
+        key: Float[Tensor, "batch kv_head k_pos d_head"],
+        scaling: float,
+        row_weight: Float[Tensor, "batch q_pos"],
+    ) -> bool:
+        """Take the whole call at once where a closed form is quicker, and say so; blocks are then not shown.
+
+        Asked only when scores are ``scaling q . k`` and nothing else, under a full causal mask.
+        """
+        return False
 
     @abstractmethod
     def update(self, block: Block) -> None:
@@ -101,6 +119,7 @@ class Entropy(Statistic):
 
     _sums = ("entropy", "null")
     takes_batches = True
+    uses_up_scores = True
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
@@ -113,7 +132,9 @@ class Entropy(Statistic):
             share = block.pattern / block.row_sum.clamp(min=1e-30)[..., None]
             value = torch.special.entr(share).sum(-1).masked_fill(block.row_sum <= 0, math.nan)
         else:
-            mean_score = torch.linalg.vecdot(block.pattern, block.scores)
+            # in place: a fresh tensor of this size would push scores and weights out of the cache
+            product = block.scores.mul_(block.pattern) if block.scores_spare else block.scores * block.pattern
+            mean_score = product.sum(-1)
             if block.kept_mass is not None:
                 mean_score = mean_score / block.kept_mass
             value = block.log_normalizer - mean_score
@@ -247,6 +268,36 @@ class DeltaLogit(Statistic):
         self.total = shape.zeros(shape.batch, shape.heads, shape.k_padded).to(wide)
         self.count = shape.zeros(shape.batch, shape.k_padded)
 
+    def take_plain(
+        self,
+        query: Float[Tensor, "batch head q_pos d_head"],
+        key: Float[Tensor, "batch kv_head k_pos d_head"],
+        scaling: float,
+        row_weight: Float[Tensor, "batch q_pos"],
+    ) -> bool:
+        """For long calls in O(pos d_head): sums of dot products are dot products with cumulative sums (fp64)."""
+        k_pos, offset = self.shape.k_pos, self.shape.offset
+        if k_pos < CLOSED_FORM_FROM or query.device.type == "mps":  # which has no fp64
+            return False
+        visible = torch.arange(offset + 1, k_pos + 1, device=query.device).double()
+        others = (visible - 1).clamp(min=1)
+        first_row = (torch.arange(k_pos, device=query.device) - offset).clamp(min=0)  # that sees key k
+        weight = row_weight.double() * (visible > 1)
+        self.count[:, :k_pos] += _from_here_on(weight, -1)[:, first_row].float()
+        self._row_weight.copy_(row_weight)
+        group = query.shape[1] // key.shape[1]
+        for sequence in range(query.shape[0]):  # one KV head in hand at a time
+            own = weight[sequence]
+            for kv_head in range(key.shape[1]):
+                heads = slice(kv_head * group, (kv_head + 1) * group)
+                q, k = query[sequence, heads].double() * scaling, key[sequence, kv_head].double()
+                row_sums = (q * k.cumsum(0)[offset:]).sum(-1)
+                mean = _from_here_on(row_sums * (own / others), -1)[:, first_row]
+                column = _from_here_on(q * (own * visible / others)[:, None], -2)
+                column = column if offset == 0 else column[:, first_row]
+                self.total[sequence, heads, :k_pos] += (k * column).sum(-1) - mean
+        return True
+
     def update(self, block: Block) -> None:
         """Add ``sum_i n_i/(n_i-1) s_ik - sum_i (sum_j s_ij)/(n_i-1)`` to the keys of the block."""
         if block.scores_incomplete:
@@ -270,3 +321,8 @@ class DeltaLogit(Statistic):
 def _weighted(weight: Float[Tensor, "*batch q_pos"], rows: Float[Tensor, "*batch head q_pos k_pos"]) -> Tensor:
     """Weighted sum of the rows of every head."""
     return (weight[..., None, None, :] @ rows).squeeze(-2)
+
+
+def _from_here_on(x: Tensor, dim: int) -> Tensor:
+    """Sum of each entry and all after it."""
+    return x.sum(dim, keepdim=True) - x.cumsum(dim) + x

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import and_masks, causal_mask_function, sliding_window_overlay
 
-from sinklens.attention import AttentionCall
+from sinklens.attention import AttentionCall, statistics
 from sinklens.attention.kernel import attend, make_shape
 from sinklens.attention.masks import LazyMask
 from sinklens.errors import InputError, UnsupportedArchitectureError
@@ -107,6 +107,12 @@ def test_decoding_with_a_cache(q_pos: int, k_pos: int, device: torch.device) -> 
     check(random_call(q_pos, k_pos), dense.causal(q_pos, k_pos), device)
     call = random_call(q_pos, k_pos, mask=sliding(2, q_pos, k_pos, 9))
     check(call, dense.causal(q_pos, k_pos, 9), device)
+
+
+@pytest.mark.parametrize(("q_pos", "k_pos"), [(2, 2), (129, 129), (300, 300), (40, 300)])
+def test_margins_in_closed_form(q_pos: int, k_pos: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "CLOSED_FORM_FROM", 1)
+    check(random_call(q_pos, k_pos), dense.causal(q_pos, k_pos), device)
 
 
 @pytest.mark.parametrize(("q_pos", "k_pos"), [(1, 5), (40, 40), (130, 200), (200, 130)])
