@@ -17,6 +17,7 @@ import sinklens
 from sinklens import plots
 from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
+from sinklens.studies.policies.result import PolicyComparison
 from tests.plots.checks import array, named, same
 from tests.plots.synthetic_sweep import ZERO, synthetic_effects, synthetic_summary
 
@@ -138,6 +139,15 @@ def dynamics(fig: Any, now: dict[str, Any]) -> None:
     same(named(fig, "strongest head").y, now["dynamics"].tables["steps"]["importance_first_max"])
 
 
+def policy_costs(fig: Any, now: dict[str, Any]) -> None:
+    table = now["found"].tables["summary"]
+    assert [trace.name for trace in fig.data] == ["h2o (causal, head)", "tova (causal, layer)"]
+    for trace, rule in zip(fig.data, ("h2o", "tova"), strict=True):
+        rows = table[table["rule"] == rule].sort_values("kept")
+        same(trace.x, rows["kept"])
+        same(trace.y, rows["delta_loss"])
+
+
 CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "plots.sink_heatmap(census)": sink_heatmap,
     "census.plot.sink_heatmap()": sink_heatmap,
@@ -155,6 +165,7 @@ CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "plots.needle_grid(result)": needle_grid,
     "plots.head_scores(patterns, columns=['previous_token', 'duplicate_token', 'induction'])": head_scores,
     "plots.dynamics(dynamics)": dynamics,
+    "found.plot.policy_costs()": policy_costs,
 }
 """By the call as it stands on a page; it gets the figure and the results that the call's names stand for."""
 
@@ -180,8 +191,15 @@ def now() -> dict[str, Any]:
     by_head = pd.DataFrame([(step, "all", *head) for step in (1, 10, 100) for head in HEADS])
     by_head = by_head.set_axis(["step", "domain", "layer", "head"], axis=1)
     by_head = by_head.assign(**dict.fromkeys(("importance_first", "delta_logit", "drain", "drain_wo"), 0.5))
+    costs = pd.DataFrame({"policy": ["h2o 8", "h2o 16", "tova 8"], "rule": ["h2o", "h2o", "tova"], "scope": "causal"})
+    costs = costs.assign(group=["head", "head", "layer"], kept=[16.0, 8.0, 8.0], mass=random.random(3))
+    costs = costs.assign(delta_loss=random.normal(size=3), delta_loss_low=-2.0, delta_loss_high=2.0)
+    compared = PolicyComparison(
+        {"policies": {}, "settings": {}}, dict.fromkeys(("summary", "sequences", "heads"), costs)
+    )
     return {
         "plots": plots,
+        "found": compared,
         "census": census,
         "strongest": next(iter(census.maps.values())),
         "effects": SimpleNamespace(summary=lambda: rows, to_dataframe=lambda: effects),
