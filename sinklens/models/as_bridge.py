@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -78,8 +79,9 @@ def check_evaluates(model: torch.nn.Module) -> None:
     Raises:
         InputError: One sentence that names the first such part.
     """
-    for root in (model, getattr(model, "original_model", model)):
-        for name, part in root.named_modules() if _any_training(root) else ():
+    roots = (model, getattr(model, "original_model", model))
+    for root in roots if _any_training(roots) else ():
+        for name, part in root.named_modules():
             if part.training:
                 where = f" (first in {name.replace('_original_component.', '')})" if name else ""
                 raise InputError(
@@ -88,9 +90,9 @@ def check_evaluates(model: torch.nn.Module) -> None:
                 )
 
 
-def _any_training(root: torch.nn.Module) -> bool:
+def _any_training(roots: Sequence[torch.nn.Module]) -> bool:
     """Whether any part is in training mode; torch's own walk makes thousands of names."""
-    parts, seen = [root], {id(root)}
+    parts, seen = [*roots], {id(root) for root in roots}
     while parts:
         part = parts.pop()
         if part.training:
