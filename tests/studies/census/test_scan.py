@@ -223,3 +223,9 @@ def test_an_identity_changes_no_number(bb3: TransformerBridge, bb3_census: Censu
     pd.testing.assert_frame_equal(
         same.residual_peaks.to_dataframe(), bb3_census.residual_peaks.to_dataframe(), rtol=1e-4, atol=1e-5
     )
+
+
+def test_the_header_says_where_the_time_went(bb3_census: Census) -> None:
+    parts = bb3_census.meta["seconds_by_part"]
+    assert {*parts} == {"forward", "attention", "capture", "detectors", "tables", "rest"}
+    assert min(parts.values()) > 0 and sum(parts.values()) == pytest.approx(bb3_census.meta["seconds"])
