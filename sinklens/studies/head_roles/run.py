@@ -19,6 +19,7 @@ from sinklens.evidence.controls import all_heads
 from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice
 from sinklens.models.torch_state import usual_torch
+from sinklens.passes.sequences import choose_sequences
 from sinklens.results import RunFolder
 from sinklens.results.header import header, package_versions
 from sinklens.results.progress import SILENT, Progress, Share
@@ -98,6 +99,8 @@ def find_roles(
         raise InputError(f"Given scores need names of their own, {taken[0]!r} is measured here; call them differently.")
     started = time.perf_counter()
     model = as_bridge(model, tokenizer=tokenizer)
+    if any(CRITERIA[name].on_texts for name in scores):  # what the caller gave is wrong or right for all of them
+        choose_sequences(model, texts, bos=bos, max_tokens=max_tokens, max_sequences=max_sequences, seed=seed)
     heads = all_heads(model)
     folder = None if out is None else RunFolder(Path(out), FORMAT, WORK)
     with ExitStack() as stack:

@@ -88,6 +88,12 @@ def test_a_fault_in_the_code_is_no_missing_score(bb3: TransformerBridge, monkeyp
         find_roles(bb3, scores=["sinks", "pattern"], **SMALL)
 
 
+@pytest.mark.parametrize("wrong", [{"bos": "perhaps"}, {"max_tokens": -3}, {"max_sequences": 0}, {"texts": [""]}])
+def test_what_the_caller_gave_wrong_is_no_missing_score(bb3: TransformerBridge, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        find_roles(bb3, scores=["sinks", "pattern"], **{**SMALL, **wrong})
+
+
 def test_a_failure_leaves_nan_and_a_warning(bb3: TransformerBridge, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = Counted(monkeypatch, "sinks", "pattern")
     counted.fails["pattern"] = UnsupportedArchitectureError("Nothing to see here.")
