@@ -23,6 +23,7 @@ from sinklens.results import RunFolder
 from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.ablation.executors import check_executor, loading_here, parse_executor
 from sinklens.studies.ablation.interventions import Interventions, make_ablations, named_interventions, set_aside
+from sinklens.studies.ablation.layout import check_batch_size
 from sinklens.studies.ablation.question import OWN, Question
 from sinklens.studies.ablation.recipe import ModelRecipe, check_finite
 from sinklens.studies.ablation.result import FORMAT, WORK, Sweep
@@ -130,6 +131,7 @@ def sweep(
     if folder is not None:
         folder.check()
     check_executor(executor)
+    check_batch_size(batch_size)
     asked = named_interventions(interventions)
     loading = dict(loading or {})
     if isinstance(model, str | os.PathLike) and tokenizer is None:

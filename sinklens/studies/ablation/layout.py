@@ -38,6 +38,16 @@ PART_SECONDS, CLEAN_PASSES = 20.0, 12
 """A part takes about this long, but at least so many forward passes, because each part begins with a clean one."""
 
 
+def check_batch_size(batch_size: int | None) -> None:
+    """Refuse a number of sequences below 1; ``None`` leaves the choice to :func:`choose_layout`.
+
+    Raises:
+        InputError: One sentence.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+
+
 def choose_layout(
     model: TransformerBridge,
     n_sequences: int,
@@ -62,8 +72,7 @@ def choose_layout(
     Raises:
         InputError: ``batch_size`` below 1.
     """
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+    check_batch_size(batch_size)
     device = device or next(model.parameters()).device.type
     kind = device if device in NOMINAL else "cpu"
     n_parameters = sum(p.numel() for p in model.original_model.parameters())

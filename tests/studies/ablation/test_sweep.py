@@ -462,6 +462,12 @@ def test_bad_input_is_one_sentence(arguments: dict[str, Any], message: str, tiny
         sweep(tiny, **{"tokens": IDS, **arguments})
 
 
+def test_a_refused_sweep_leaves_no_folder(tiny: TransformerBridge, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="batch_size must be at least 1, got -1"):
+        sweep(tiny, tokens=IDS, batch_size=-1, out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_model_with_nan_is_refused(tiny_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(tiny_directory)
     unseen = next(token for token in IDS[0] if token not in _check_input(model))
