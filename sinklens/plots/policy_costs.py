@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -9,6 +10,7 @@ from sinklens.plots.draws import draws
 from sinklens.plots.style import empty_figure, new_figure, number, require_columns
 
 _TITLE: Final = "What each rule costs at the keys it really reads"
+_NOTE: Final = "Rows after the prompt; keys a head reads for a row, mean over heads, layers and rows."
 _COLOURS: Final = ("#4053d3", "#b51d14", "#00beff", "#ddb310", "#fb49b0", "#00b25d", "#666666")
 _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 
@@ -17,9 +19,9 @@ _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "cross", "x", "
 def policy_costs(summary: pd.DataFrame) -> go.Figure:
     """Draw every policy by the keys that its heads really read for a row, and by the loss that this costs.
 
-    Rules that are run at several budgets are joined by a line; bars are 95 % intervals over texts. The legend says what
-    a choice depends on (scope) and within what the kept keys are the same (group). Rules of scope "global" know the
-    future: their marks are open, and their loss means nothing.
+    Where no rule runs twice each has a row of its own. Rules that are run at several budgets are joined by a line; bars
+    are 95 % intervals over texts. The legend says what a choice depends on (scope) and within what the kept keys are
+    the same (group). Rules of scope "global" know the future: their marks are open, and their loss means nothing.
 
     Args:
         summary: A comparison, or its table `summary`: `policy`, `rule`, `scope`, `group`, `kept`, `delta_loss` with
@@ -32,22 +34,18 @@ def policy_costs(summary: pd.DataFrame) -> go.Figure:
     table = summary[summary["kept"].notna() & summary["delta_loss"].notna()]
     if table.empty:
         return empty_figure(_TITLE, "Not applicable: no policy has both a number of keys and a loss.")
-    fig = new_figure(
-        _TITLE, "Rows after the prompt; keys a head reads for a row, mean over heads, layers and rows.", height=460
-    )
+    if table["rule"].is_unique:
+        return _side_by_side(table)
+    fig = new_figure(_TITLE, _NOTE, height=460)
     fig.add_hline(y=0, line={"width": 1, "dash": "dot", "color": "#888"})
     for at, (rule, rows) in enumerate(table.groupby("rule", sort=False)):
         rows = rows.sort_values("kept")
         first, colour = rows.iloc[0], _COLOURS[at % len(_COLOURS)]
         symbol = _SYMBOLS[(at // len(_COLOURS) + at) % len(_SYMBOLS)]
-        errors: dict[str, Any] = {}
-        if "delta_loss_low" in rows:
-            up, down = rows["delta_loss_high"] - rows["delta_loss"], rows["delta_loss"] - rows["delta_loss_low"]
-            errors = {"type": "data", "array": up, "arrayminus": down, "width": 3, "thickness": 1}
         fig.add_scatter(
             x=rows["kept"],
             y=rows["delta_loss"].astype("float32"),
-            error_y=errors or None,
+            error_y=_bars(rows),
             mode="lines+markers",
             name=f"{rule} ({first['scope']}, {first['group']})",
             line={"color": colour, "width": 1.5},
@@ -59,6 +57,35 @@ def policy_costs(summary: pd.DataFrame) -> go.Figure:
     fig.update_yaxes(title="Δ loss against full attention (nats per token)")
     fig.update_layout(legend={"title": {"text": "rule (scope, group)"}}, showlegend=True)
     return fig
+
+
+def _side_by_side(table: pd.DataFrame) -> go.Figure:
+    """A row for each rule where none has a second budget: marks at one number of keys would hide each other."""
+    fig = new_figure(_TITLE, f"{_NOTE} Open marks: the rule looks ahead.", height=150 + 30 * len(table))
+    places = np.arange(len(table))[::-1]
+    symbols = ["circle-open" if scope == "global" else "circle" for scope in table["scope"]]
+    fig.add_scatter(
+        x=table["delta_loss"].astype("float32"),
+        y=places,
+        error_x=_bars(table),
+        mode="markers",
+        name="Δ loss",
+        marker={"symbol": symbols, "size": 9, "color": _COLOURS[0]},
+        hovertext=[_hover(row) for row in table.to_dict("records")],
+        hoverinfo="text",
+    )
+    names = [f"{row['policy']}, {number(row['kept'], '.3g')} keys" for row in table.to_dict("records")]
+    fig.update_yaxes(tickvals=places, ticktext=names, range=[-0.6, len(table) - 0.4], automargin=True)
+    fig.update_xaxes(title="Δ loss against full attention (nats per token)", zeroline=True)
+    return fig
+
+
+def _bars(rows: pd.DataFrame) -> dict[str, Any] | None:
+    """The 95 % intervals, where the table has them."""
+    if "delta_loss_low" not in rows:
+        return None
+    up, down = rows["delta_loss_high"] - rows["delta_loss"], rows["delta_loss"] - rows["delta_loss_low"]
+    return {"type": "data", "array": up, "arrayminus": down, "width": 3, "thickness": 1}
 
 
 def _hover(row: dict[Any, Any]) -> str:

@@ -30,13 +30,14 @@ class PolicyComparison(
 ):
     """What policies read, kept and cost on the same rows of the same texts.
 
-    ``summary``, one row per policy in the order given: ``policy``, ``rule`` (its name), ``budget`` (keys asked for,
-    missing where the fields were given), ``scope``, ``group``, ``kept`` (mean keys that a head reads for a row: the
-    realised budget), ``density`` (of those it could see), ``held`` and ``peak`` (keys that a cache holds per KV head,
-    mean and largest), ``mib`` (of such caches, keys and values of all layers), ``loss`` in nats per token,
-    ``delta_loss`` against full attention, ``kl`` and ``top1_agreement``, each with ``_low`` and ``_high`` (bootstrap
-    over texts), ``mass`` (share of the attention kept, while the rule acts in all layers), ``mass_post_hoc`` (of the
-    unchanged model's attention), ``first_mass`` and ``first_kept`` (share of the first four tokens, and what stays).
+    ``summary``, one row per policy in the order given: ``policy``, ``rule`` (its name, or its label where it runs
+    once), ``budget`` (keys asked for, missing where the fields were given), ``scope``, ``group``, ``kept`` (mean keys
+    that a head reads for a row: the realised budget), ``density`` (of those it could see), ``held`` and ``peak`` (keys
+    that a cache holds per KV head, mean and largest), ``mib`` (of such caches, keys and values of all layers), ``loss``
+    in nats per token, ``delta_loss`` against full attention, ``kl`` and ``top1_agreement``, each with ``_low`` and
+    ``_high`` (bootstrap over texts), ``mass`` (share of the attention kept, while the rule acts in all layers),
+    ``mass_post_hoc`` (of the unchanged model's attention), ``first_mass`` and ``first_kept`` (share of the first four
+    tokens, and what stays).
 
     ``sequences``: loss, KL and agreement of every policy and text. ``heads``: what every head kept under every policy.
 

@@ -131,7 +131,7 @@ def compare_policies(
         [
             {
                 "policy": label,
-                "rule": policy.name or label,
+                "rule": label if math.isnan(keys) else policy.name,
                 "budget": keys,
                 "scope": policy.scope,
                 "group": policy.group,

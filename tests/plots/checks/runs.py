@@ -169,6 +169,13 @@ def policy_costs(data: st.DataObject) -> go.Figure:
     table["delta_loss_low"], table["delta_loss_high"] = table["delta_loss"] - 0.5, table["delta_loss"] + 0.25
     fig = plots.policy_costs(table)
     drawn = table[table["kept"].notna() & table["delta_loss"].notna()]
+    if drawn["rule"].is_unique:
+        same(fig.data[0].x, drawn["delta_loss"])
+        same(fig.data[0].error_x.arrayminus, drawn["delta_loss"] - drawn["delta_loss_low"], rtol=1e-3)
+        names = dict(zip(fig.layout.yaxis.tickvals, fig.layout.yaxis.ticktext, strict=True))
+        assert [names[at].split(",")[0] for at in fig.data[0].y] == list(drawn["policy"])
+        assert [each.endswith("-open") for each in fig.data[0].marker.symbol] == list(drawn["scope"] == "global")
+        return fig
     assert len(fig.data) == drawn["rule"].nunique()
     for trace, (rule, rows) in zip(fig.data, drawn.groupby("rule", sort=False), strict=True):
         rows = rows.sort_values("kept")
