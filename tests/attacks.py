@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,13 @@ def begin(words: Sequence[str], out: Path, log: Path, before: Callable[[], None]
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0
     except BaseException:
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # whatever a full disk refuses here: a child that went on would run the rest of the tests a second time
+        with suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
 
 
