@@ -81,6 +81,11 @@ def compare(
     texts = read_texts(text) if text else None
     sizes = numbers(budget, float, "--budget", "0.1,0.2") if budget else []
     names = [each.replace(";", ",") for each in policies.split(",") if each]
+    if out is not None:
+        from sinklens.results import RunFolder
+        from sinklens.studies.policies.result import FORMAT, WORK
+
+        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
     with working(out, "finished batches") as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         from sinklens.studies.policies.run import compare_policies
@@ -89,7 +94,7 @@ def compare(
             bridge,
             names,
             texts,  # type: ignore[arg-type]
-            budgets=sizes or [],
+            budgets=sizes or (),
             prompt=prompt,
             allow_leak=allow_leak,
             bos=bos,  # type: ignore[arg-type]
@@ -97,7 +102,7 @@ def compare(
             max_sequences=max_sequences,
             out=out,
             restart=restart,
-            batch_size=batch_size or 4,
+            batch_size=4 if batch_size is None else batch_size,
             seed=seed,
             progress=progress,
         )

@@ -7,11 +7,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.draws import draws
-from sinklens.plots.style import empty_figure, new_figure, number, require_columns
+from sinklens.plots.style import CATEGORICAL, empty_figure, new_figure, number, require_columns
 
 _TITLE: Final = "What each rule costs at the keys it really reads"
 _NOTE: Final = "Rows after the prompt; keys a head reads for a row, mean over heads, layers and rows."
-_COLOURS: Final = ("#4053d3", "#b51d14", "#00beff", "#ddb310", "#fb49b0", "#00b25d", "#666666")
 _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 
 
@@ -40,8 +39,8 @@ def policy_costs(summary: pd.DataFrame) -> go.Figure:
     fig.add_hline(y=0, line={"width": 1, "dash": "dot", "color": "#888"})
     for at, (rule, rows) in enumerate(table.groupby("rule", sort=False)):
         rows = rows.sort_values("kept")
-        first, colour = rows.iloc[0], _COLOURS[at % len(_COLOURS)]
-        symbol = _SYMBOLS[(at // len(_COLOURS) + at) % len(_SYMBOLS)]
+        first, colour = rows.iloc[0], CATEGORICAL[at % len(CATEGORICAL)]
+        symbol = _SYMBOLS[(at // len(CATEGORICAL) + at) % len(_SYMBOLS)]
         fig.add_scatter(
             x=rows["kept"],
             y=rows["delta_loss"].astype("float32"),
@@ -70,7 +69,7 @@ def _side_by_side(table: pd.DataFrame) -> go.Figure:
         error_x=_bars(table),
         mode="markers",
         name="Δ loss",
-        marker={"symbol": symbols, "size": 9, "color": _COLOURS[0]},
+        marker={"symbol": symbols, "size": 9, "color": CATEGORICAL[0]},
         hovertext=[_hover(row) for row in table.to_dict("records")],
         hoverinfo="text",
     )

@@ -19,24 +19,30 @@ class Account:
     Every row gives, per head: ``kept`` (keys it may read), ``density`` (their share of the keys in sight), ``mass``
     (their share of the attention that the row would have paid without the rule, given what earlier layers already
     lost), ``first_mass`` and ``first_kept`` (the share of the first four tokens before, and what of it is kept); and
-    per KV head ``held``: keys that any of its query heads reads, which is what a cache has to hold for this row.
+    per KV head ``held``: keys that a cache has to hold, which are all in sight where a dropped key may be read again.
     """
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, int, np.ndarray, dict[str, np.ndarray]]] = []
 
-    def add(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"], entries: Float[Tensor, "head q_pos"]) -> None:
+    def add(
+        self,
+        view: View,
+        kept: Bool[Tensor, "head q_pos k_pos"],
+        entries: Float[Tensor, "head q_pos"],
+        cached: Float[Tensor, "kv_head q_pos"],
+    ) -> None:
         """Take some rows of one layer.
 
         Args:
             view: The rows before the rule dropped anything.
             kept: What it keeps of the visible keys.
             entries: How many keys that is, with what stands in for dropped ones.
+            cached: How many keys a cache holds for each KV head.
         """
         keys, rows = view.keys, view.rows
         pattern = view.pattern
         first = (keys >= 0) & (keys < FIRST)
-        groups = kept.unflatten(0, (view.kv_heads, -1)).any(1)
         real = (rows >= 0).cpu().numpy()
         found = {
             "kept": entries,
@@ -44,7 +50,7 @@ class Account:
             "mass": (pattern * kept).sum(-1),
             "first_mass": pattern[..., first].sum(-1),
             "first_kept": (pattern * kept)[..., first].sum(-1),
-            "held": groups.sum(-1),
+            "held": cached,
         }
         arrays = {name: value.float().cpu().numpy()[:, real] for name, value in found.items()}
         self._rows.append((view.layer, view.sequence, rows.cpu().numpy()[real], arrays))

@@ -92,6 +92,20 @@ class Policy(Intervention):
         """How many keys a row reads (default: those kept)."""
         return kept.sum(-1).float()
 
+    def cached(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Float[Tensor, "kv_head q_pos"]:
+        """How many keys a cache has to hold for each KV head when a row has been read.
+
+        Default: where dropped keys are gone for good, those that any query head of the KV head reads; else all in
+        sight, because any of them may be read again.
+        """
+        needed = kept if self.evicts else view.visible
+        held: Tensor = needed.unflatten(0, (view.kv_heads, -1)).any(1)
+        return held.sum(-1).float()
+
+    def bytes_per_key(self, d_head: int, element_size: int) -> float:
+        """What one key with its value takes in the cache (default: both as the model has them)."""
+        return 2.0 * d_head * element_size
+
     @classmethod
     def sized(cls, keys: int, length: int) -> "Policy":
         """The rule with its usual proportions for a budget.
@@ -158,6 +172,10 @@ class _Parts(Policy):
         for at, part in enumerate(self.parts):
             view = replace(view, scores=part.change_scores(view.inside(at)))
         return view.scores
+
+    def bytes_per_key(self, d_head: int, element_size: int) -> float:
+        """The least that a part needs, since each works on what the others leave."""
+        return min(part.bytes_per_key(d_head, element_size) for part in self.parts)
 
     def _kept(self, view: View) -> list[Tensor]:
         return [part.keep(view.inside(at)).expand_as(view.scores) for at, part in enumerate(self.parts)]
@@ -248,8 +266,9 @@ class _Apply:
         self._new_pass()
         if not self.only_look:
             call = self.policy.change_call(call, self.positions)
-        # the kernel may show a layer's blocks twice, and each time the rule has to begin where it stood
-        self.before |= {at: copy.deepcopy(state) for at, state in self.states.items() if at[0] == call.layer}
+        if self.positions.cached:
+            # the kernel may show a layer's blocks twice, and each time the rule has to begin where it stood
+            self.before |= {at: copy.deepcopy(state) for at, state in self.states.items() if at[0] == call.layer}
         self.calls = {call.layer: call}
         return call
 
@@ -264,7 +283,7 @@ class _Apply:
             self._refuse_empty(view, kept)
         if self.account is not None:
             entries = self.policy.entries(view, kept)
-            self.account.add(view, kept, entries)
+            self.account.add(view, kept, entries, self.policy.cached(view, kept))
         if not self.only_look:
             block.scores.copy_(scores.masked_fill(~kept, -math.inf)[..., block.keys.start :])
 
@@ -291,7 +310,7 @@ class _Apply:
             n_heads=shape.heads,
             kv_heads=self._kv_heads(shape, call),
             first_row=block.rows.start,
-            prompt=self.prompt,
+            prompt=self.policy.prompt or self.prompt - self._padding(sequence),
             sequence=sequence,
             call=call,
             model=self.positions.model,
@@ -304,7 +323,10 @@ class _Apply:
             self.passes = self.positions.passes
             self.shared, self.before = {}, {}
             if self.positions.cached == 0:
-                self.prompt = self.policy.prompt or self.positions.new
+                self.prompt = self.positions.new
+
+    def _padding(self, sequence: int) -> int:
+        return 0 if self.positions.first_real is None else self.positions.first_real[sequence]
 
     def _kv_heads(self, shape: AttentionShape, call: AttentionCall | None) -> int:
         if call is not None:

@@ -71,6 +71,14 @@ class FakeQuantKV(Policy):
             value = torch.where(exact, value, quantised(value, self.bits, self.group_size))
         return replace(call, key=key.to(call.key.dtype), value=value.to(call.value.dtype))
 
+    def bytes_per_key(self, d_head: int, element_size: int) -> float:
+        """Bits of what is rounded, with a low end and a step of 16 bits a group; protected tokens are not counted."""
+        if self.bits == 16:
+            return super().bytes_per_key(d_head, element_size)
+        rounded = d_head * self.bits / 8 + 4 * d_head / (self.group_size or d_head)
+        exact = d_head * element_size
+        return 2 * rounded if self.what == "both" else rounded + exact
+
     def keep(self, view: View) -> Bool[Tensor, "q_pos k_pos"]:
         """Everything."""
         return torch.ones_like(view.distance, dtype=torch.bool)

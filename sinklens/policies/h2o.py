@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from sinklens.policies.scan import Evicting
+from sinklens.policies.scan import HeavyHitters
 
 
 @dataclass(frozen=True)
-class H2O(Evicting):
+class H2O(HeavyHitters):
     """Keeps the keys that got the most attention so far, and the most recent ones; what is dropped is gone.
 
     After each step, if the cache holds more than ``heavy + recent`` keys, the one with the least attention summed over
@@ -24,26 +24,14 @@ class H2O(Evicting):
         recent: Most recent tokens, the query's own included.
     """
 
-    heavy: int = 32
-    recent: int = 32
-
     name: ClassVar[str] = "h2o"
     source: ClassVar[str] = "Zhang et al. 2023, arXiv 2306.14048; FMInference/H2O, utils_real_drop"
-
-    @property
-    def size(self) -> int:
-        """Heavy hitters and recent tokens."""
-        return self.heavy + self.recent
 
     def update(
         self, score: Float[Tensor, "head slot"], weights: Float[Tensor, "head slot"], position: int
     ) -> Float[Tensor, "head slot"]:
         """Attention adds up."""
         return score + weights
-
-    def spared(self, live: Int[Tensor, "head slot"], position: int) -> Bool[Tensor, "head slot"]:
-        """Recent tokens stay."""
-        return live > position - self.recent
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "H2O":

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from sinklens.policies.scan import Evicting
+from sinklens.policies.scan import HeavyHitters
 
 
 @dataclass(frozen=True)
-class Keyformer(Evicting):
+class Keyformer(HeavyHitters):
     """Keeps heavy hitters as H2O does, but scores each key by a softmax with Gumbel noise and a rising temperature.
 
     ``score_i += softmax_i((log p_t + Gumbel) / tau)``, tau from 1 to 2 in steps of .01. The noise keeps keys that the
@@ -25,19 +25,12 @@ class Keyformer(Evicting):
         step: Rise with every token, up to twice the first.
     """
 
-    heavy: int = 32
-    recent: int = 32
     seed: int = 0
     tau: float = 1.0
     step: float = 0.01
 
     name: ClassVar[str] = "keyformer"
     source: ClassVar[str] = "Adnan et al. 2024, arXiv 2403.09054; d-matrix-ai/keyformer-llm"
-
-    @property
-    def size(self) -> int:
-        """Heavy hitters and recent tokens."""
-        return self.heavy + self.recent
 
     def update(
         self, score: Float[Tensor, "head slot"], weights: Float[Tensor, "head slot"], position: int
@@ -48,10 +41,6 @@ class Keyformer(Evicting):
         gumbel = -(-uniform.log()).log()
         tau = min(self.tau + self.step * position, 2 * self.tau)
         return score + torch.softmax((weights.clamp(min=1e-30).log() + gumbel) / tau, -1)
-
-    def spared(self, live: Int[Tensor, "head slot"], position: int) -> Bool[Tensor, "head slot"]:
-        """Recent tokens stay."""
-        return live > position - self.recent
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "Keyformer":

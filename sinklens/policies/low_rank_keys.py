@@ -48,6 +48,10 @@ class LowRankKeys(Policy):
         directions = torch.linalg.svd(call.key.float() * real, full_matrices=False)[2][..., : self.rank, :]
         return replace(call, key=(call.key.float() @ directions.mT @ directions).to(call.key.dtype))
 
+    def bytes_per_key(self, d_head: int, element_size: int) -> float:
+        """``rank`` numbers for the key and the value as it is; the directions, once a head, are not counted."""
+        return (min(self.rank, d_head) + d_head) * element_size
+
     def keep(self, view: View) -> Bool[Tensor, "q_pos k_pos"]:
         """Everything."""
         return torch.ones_like(view.distance, dtype=torch.bool)

@@ -7,13 +7,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sinklens.interventions.heads import Heads, parse_heads
-from sinklens.policies.base import Policy
+from sinklens.policies.head_split import HeadSplit
 from sinklens.policies.view import View
 
 
 @dataclass(frozen=True)
-class Razor(Policy):
+class Razor(HeadSplit):
     """Lets some heads read everything; the others keep first and recent tokens and one compensation token for the rest.
 
     The token has the mean key and value of what was dropped and counts as often. Computed without building it: every
@@ -25,22 +24,12 @@ class Razor(Policy):
         recent: Most recent tokens that they keep, the query's own included.
     """
 
-    full: Heads = ()
-    sinks: int = 4
-    recent: int = 252
-
     name: ClassVar[str] = "razor"
-    scope: ClassVar = "causal"
+    evicts: ClassVar[bool] = False
     source: ClassVar[str] = "Tang et al. 2025, arXiv 2407.15891, Algorithm 1"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "full", parse_heads(self.full) if self.full else ())
-
     def _dropped(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:
-        chosen = [self.full == "all" or (view.layer, head) in self.full for head in view.heads]
-        full = torch.tensor(chosen, device=view.keys.device)[:, None, None]
-        return ~full & (view.keys >= self.sinks) & (view.distance >= self.recent) & view.visible
+        return ~super().keep(view) & view.visible
 
     def change_scores(self, view: View) -> Float[Tensor, "head q_pos k_pos"]:
         """Dropped keys at the score of the compensation token."""
@@ -57,6 +46,13 @@ class Razor(Policy):
         """Kept keys, and one for the token."""
         dropped = self._dropped(view)
         return (kept & ~dropped).sum(-1) + dropped.any(-1).float()
+
+    def cached(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Float[Tensor, "kv_head q_pos"]:
+        """Keys that any query head keeps, and the token where one has it."""
+        dropped = self._dropped(view).unflatten(0, (view.kv_heads, -1))
+        kept_by_any: Tensor = (view.visible.unflatten(0, (view.kv_heads, -1)) & ~dropped).any(1)
+        found: Tensor = kept_by_any.sum(-1) + dropped.any(-1).any(1).float()
+        return found
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "Razor":

@@ -77,3 +77,20 @@ class Evicting(Policy):
             free = candidates.argmin(-1, keepdim=True)
         view.state.update(live=live, score=score, free=free, count=count)
         return kept
+
+
+@dataclass(frozen=True)
+class HeavyHitters(Evicting):
+    """A cache of the keys with the largest sums of some score, beside the most recent ones, which are safe."""
+
+    heavy: int = 32
+    recent: int = 32
+
+    @property
+    def size(self) -> int:
+        """Heavy hitters and recent tokens."""
+        return self.heavy + self.recent
+
+    def spared(self, live: Int[Tensor, "head slot"], position: int) -> Bool[Tensor, "head slot"]:
+        """Recent tokens stay."""
+        return live > position - self.recent

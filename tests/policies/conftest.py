@@ -1,27 +1,5 @@
-"""What the tests of the policies share."""
+"""What the tests of the policies share with those of the interventions."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from tests.interventions.conftest import no_gradients, one_thread, zoo
 
-import pytest
-import torch
-
-
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tiny checkpoints of this session lie."""
-    return tmp_path_factory.mktemp("zoo")
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["no_gradients", "one_thread", "zoo"]

@@ -28,8 +28,8 @@ class Masks(Account):
         super().__init__()
         self.rows: dict[int, dict[int, list[tuple[Tensor, Tensor]]]] = {}
 
-    def add(self, view: View, kept: Tensor, entries: Tensor) -> None:
-        super().add(view, kept, entries)
+    def add(self, view: View, kept: Tensor, entries: Tensor, cached: Tensor) -> None:
+        super().add(view, kept, entries, cached)
         at = self.rows.setdefault(view.layer, {}).setdefault(view.sequence, [])
         at.append((kept.clone(), view.visible.clone()))
 

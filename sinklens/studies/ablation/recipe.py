@@ -91,6 +91,12 @@ class ModelRecipe:
         return self.name
 
 
+def model_identity(model: TransformerBridge) -> dict[str, Any]:
+    """What all numbers about a model depend on: results of another one must not end up in one table with them."""
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return {"weights": fingerprint(model)[:16], "dtype": dtype, "versions": package_versions()}
+
+
 def fingerprint(model: TransformerBridge) -> str:
     """SHA-256 over names, shapes, dtypes and entries of all parameters (large models: a sample of the entries)."""
     digest = hashlib.sha256()

@@ -21,10 +21,10 @@ from sinklens.models.tokens import BosChoice
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.sequences import choose_sequences
 from sinklens.results import RunFolder
-from sinklens.results.header import header, package_versions
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.results.run_folder import ANEW
-from sinklens.studies.ablation.recipe import fingerprint
+from sinklens.studies.ablation.recipe import model_identity
 from sinklens.studies.head_roles.criteria import CRITERIA, USUAL, missing_scores
 from sinklens.studies.head_roles.result import FORMAT, WORK, Roles
 from sinklens.studies.head_roles.rules import Rule
@@ -106,7 +106,7 @@ def find_roles(
     with ExitStack() as stack:
         if folder is not None:
             stack.enter_context(folder.locked())
-            folder.begin(describe_model(model), restart)
+            folder.begin(model_identity(model), restart)
             folder.note()
         words = {"texts": texts, "bos": bos, "max_tokens": max_tokens, "max_sequences": max_sequences}
         parts: dict[str, HeadScores] = {}
@@ -168,12 +168,6 @@ def _measure(
     if folder is not None:
         save_scores(folder, name, options, scores)
     return scores
-
-
-def describe_model(model: TransformerBridge) -> dict[str, Any]:
-    """What all scores of a run depend on: scores of another model next to ours would end up in one table."""
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return {"weights": fingerprint(model)[:16], "dtype": dtype, "versions": package_versions()}
 
 
 def load_scores(folder: RunFolder, name: str, options: Mapping[str, Any]) -> HeadScores | None:

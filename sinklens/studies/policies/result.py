@@ -26,18 +26,18 @@ class PolicyComparison(
     title="Comparison of policies",
     newest=1,
     needs=("summary", "sequences", "heads"),
-    header=("policies", "settings"),
+    header=("policies", "spec", "settings"),
 ):
     """What policies read, kept and cost on the same rows of the same texts.
 
     ``summary``, one row per policy in the order given: ``policy``, ``rule`` (its name, or its label where it runs
     once), ``budget`` (keys asked for, missing where the fields were given), ``scope``, ``group``, ``kept`` (mean keys
     that a head reads for a row: the realised budget), ``density`` (of those it could see), ``held`` and ``peak`` (keys
-    that a cache holds per KV head, mean and largest), ``mib`` (of such caches, keys and values of all layers), ``loss``
-    in nats per token, ``delta_loss`` against full attention, ``kl`` and ``top1_agreement``, each with ``_low`` and
-    ``_high`` (bootstrap over texts), ``mass`` (share of the attention kept, while the rule acts in all layers),
-    ``mass_post_hoc`` (of the unchanged model's attention), ``first_mass`` and ``first_kept`` (share of the first four
-    tokens, and what stays).
+    that a cache holds per KV head, mean and largest), ``mib`` (such caches of all layers, few-bit keys as few bits;
+    missing where that is not known), ``loss`` in nats per token, ``delta_loss`` against full attention, ``kl`` and
+    ``top1_agreement``, each with ``_low`` and ``_high`` (bootstrap over texts), ``mass`` (share of the attention kept,
+    while the rule acts in all layers), ``mass_post_hoc`` (of the unchanged model's attention), ``first_mass`` and
+    ``first_kept`` (share of the first four tokens, and what stays).
 
     ``sequences``: loss, KL and agreement of every policy and text. ``heads``: what every head kept under every policy.
 
@@ -77,7 +77,7 @@ def summarise_policies(
         row = claim | {"n_sequences": len(own), "n_tokens": int(own["n_tokens"].sum())}
         row |= {column: float(by_head[column].mean()) for column in ("kept", "density")}
         row |= {"held": float(cache["held"].mean()), "peak": float(cache["peak"].max())}
-        row["mib"] = float((cache["held"] * cache["bytes_per_key"]).sum()) / 2**20
+        row["mib"] = float((cache["held"] * cache["bytes_per_key"]).sum(skipna=False)) / 2**20
         row |= {column: float(own[column].mean()) for column in ("clean_loss", "loss")}
         for column in MEASURES:
             interval = paired_interval(own[column].to_numpy(dtype=np.float64), seed=seed)

@@ -1,8 +1,10 @@
 """Compares policies on one model: a pass of full attention, one that only looks, and one under each rule."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,15 @@ from sinklens.policies.registry import budgeted
 from sinklens.results import RunFolder
 from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
+from sinklens.studies.ablation.recipe import model_identity
 from sinklens.studies.policies.result import FORMAT, WORK, PolicyComparison, summarise_policies
 
 METRICS = {
     "kept": "keys that a head reads for a row, mean over rows from the prompt's end on",
     "mass": "share of the attention that a row would pay to the kept keys without the rule in this layer",
     "mass_post_hoc": "the same on the unchanged model",
-    "held": "keys that any query head of a KV head reads for a row",
+    "held": "keys that a cache holds for a KV head: those that its query heads keep where dropped keys are gone for "
+    "good, else all in sight, since any may be read again",
     "delta_loss": "mean -log p of the next token under the rule minus with full attention, in nats, the same rows",
     "kl": "mean KL(full || rule) over the same rows, in nats",
     "top1_agreement": "share of those rows where the likeliest token stays the likeliest",
@@ -94,6 +98,11 @@ def compare_policies(
 
     Cost: for every batch a clean pass, one in which all rules only look, and one pass for each rule.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
+    folder = None if out is None else RunFolder(Path(out), FORMAT, WORK)
+    if folder is not None:
+        folder.check()  # before the work, not after it
     bridge = as_bridge(model)
     batch, source = choose_sequences(
         bridge, texts, tokens, bos=bos, max_tokens=max_tokens, max_sequences=max_sequences, seed=seed, source=source
@@ -111,49 +120,57 @@ def compare_policies(
         )
     for policy in named.values():
         policy.check(bridge)
-    run = _Run(bridge, batch, named, prompt, batch_size, progress)
     described = {label: json.loads(policy.to_json())["intervention"] for label, policy in named.items()}
     spec = {
-        "model": header(bridge, batch)["model"],
-        "tokens": header(bridge, batch)["tokens"],
+        "model": model_identity(bridge),
+        "texts": hashlib.sha256(batch.ids.numpy().tobytes() + batch.real.numpy().tobytes()).hexdigest()[:16],
         "policies": described,
+        "budgets": [str(keys) for _, keys in labelled.values()],
         "prompt": prompt,
         "batch_size": batch_size,
+        "seed": seed,
     }
-    parts = _kept(run, spec, out, restart)
-    tables = {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
-    order = {label: at for at, label in enumerate(named)}
-    by_order = tables["sequences"].sort_values(["policy", "sequence"], key=lambda c: c.map(order).fillna(c))
-    tables["sequences"] = by_order.reset_index(drop=True)
-    tables["heads"] = _pooled(tables["heads"], ["policy", "layer", "head"])
-    tables["caches"] = _pooled(tables["caches"], ["policy", "layer", "kv_head"])
-    claims = pd.DataFrame(
-        [
-            {
-                "policy": label,
-                "rule": label if math.isnan(keys) else policy.name,
-                "budget": keys,
-                "scope": policy.scope,
-                "group": policy.group,
-            }
-            for label, (policy, keys) in labelled.items()
-        ]
-    )
-    summary = summarise_policies(tables["sequences"], tables["heads"], tables["caches"], claims, seed)
-    meta = {
-        **header(bridge, batch),
-        "source": source,
-        "policies": described,
-        "metrics": {name: {"version": 1, "definition": text} for name, text in METRICS.items()},
-        "settings": {"prompt": prompt, "budgets": [*budgets], "seed": seed, "batch_size": batch_size},
-    }
-    result = PolicyComparison(meta, {"summary": summary, **tables})
-    if out is not None:
-        folder = RunFolder(Path(out), FORMAT, WORK)
-        with folder.locked():
-            folder.begin(spec)
+    run = _Run(bridge, batch, named, prompt, batch_size, progress)
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(folder.locked())
+            if folder.finished and not restart:
+                found = PolicyComparison.load(folder.directory)
+                folder.begin(spec, held=found.meta["spec"])
+                return found
+            folder.note(folder.begin(spec, restart))
+        parts = run.all_parts(folder)
+        tables = {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
+        order = {label: at for at, label in enumerate(named)}
+        by_order = tables["sequences"].sort_values(["policy", "sequence"], key=lambda c: c.map(order).fillna(c))
+        tables["sequences"] = by_order.reset_index(drop=True)
+        tables["heads"] = _pooled(tables["heads"], ["policy", "layer", "head"])
+        tables["caches"] = _pooled(tables["caches"], ["policy", "layer", "kv_head"])
+        claims = pd.DataFrame(
+            [
+                {
+                    "policy": label,
+                    "rule": label if math.isnan(keys) else policy.name,
+                    "budget": keys,
+                    "scope": policy.scope,
+                    "group": policy.group,
+                }
+                for label, (policy, keys) in labelled.items()
+            ]
+        )
+        summary = summarise_policies(tables["sequences"], tables["heads"], tables["caches"], claims, seed)
+        meta = {
+            **header(bridge, batch),
+            "source": source,
+            "policies": described,
+            "spec": spec,
+            "metrics": {name: {"version": 1, "definition": text} for name, text in METRICS.items()},
+            "settings": {"prompt": prompt, "budgets": [*budgets], "seed": seed, "batch_size": batch_size},
+        }
+        result = PolicyComparison(meta, {"summary": summary, **tables})
+        if folder is not None:
             folder.complete(result)
-    return result
+        return result
 
 
 def _labelled(
@@ -185,32 +202,6 @@ def _keys(budget: float, length: int) -> int:
     return max(1, round(budget * length)) if budget < 1 else int(budget)
 
 
-def _kept(run: "_Run", spec: dict[str, Any], out: str | Path | None, restart: bool) -> list[dict[str, pd.DataFrame]]:
-    """What every batch gave: measured, or found in the folder."""
-    batches = [*equal_lengths(run.batch, run.batch_size)]
-    run.progress.begin(
-        "Comparing policies",
-        len(run.batch) * (2 + len(run.policies)),
-        f"{len(run.policies)} policies on {len(run.batch)} sequences, {2 + len(run.policies)} passes each.",
-    )
-    if out is None:
-        return [run.measure(indices) for indices in batches]
-    folder, parts = RunFolder(Path(out), FORMAT, WORK), []
-    with folder.locked():
-        kept = folder.begin(spec, restart)
-        folder.note(kept)
-        for number, indices in enumerate(batches):
-            part = folder.load(f"{number:05d}")
-            if part is None:
-                found = run.measure(indices)
-                folder.save(f"{number:05d}", found)
-            else:
-                found = part.tables
-                run.progress.skip(len(indices) * (2 + len(run.policies)))
-            parts.append(found)
-    return parts
-
-
 def _pooled(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Means over all batches, every row of a text counting once; ``peak`` is the largest."""
     rows = table["rows"]
@@ -236,6 +227,23 @@ class _Run:
         self.bridge, self.batch, self.policies, self.prompt = bridge, batch, policies, prompt
         self.batch_size, self.progress = batch_size, progress
         self.path = plan_for(bridge).path
+
+    def all_parts(self, folder: RunFolder | None) -> list[dict[str, pd.DataFrame]]:
+        """What every batch gave: measured, or found in the folder."""
+        passes, parts = 2 + len(self.policies), []
+        self.progress.begin(
+            "Comparing policies",
+            len(self.batch) * passes,
+            f"{len(self.policies)} policies on {len(self.batch)} sequences, {passes} passes each.",
+        )
+        for number, indices in enumerate(equal_lengths(self.batch, self.batch_size)):
+            kept = None if folder is None else folder.load(f"{number:05d}")
+            if kept is not None:
+                self.progress.skip(len(indices) * passes)
+            parts.append(self.measure(indices) if kept is None else kept.tables)
+            if folder is not None and kept is None:
+                folder.save(f"{number:05d}", parts[-1])
+        return parts
 
     def measure(self, indices: list[int]) -> dict[str, pd.DataFrame]:
         """Sequences, heads and caches of every policy on some sequences of one length."""
@@ -288,5 +296,5 @@ class _Run:
         found = account.by_kv_head(self.prompt)
         found.insert(0, "policy", label)
         size = next(self.bridge.parameters()).element_size()
-        found["bytes_per_key"] = 2 * int(self.bridge.cfg.d_head) * size
+        found["bytes_per_key"] = self.policies[label].bytes_per_key(int(self.bridge.cfg.d_head), size)
         return found

@@ -56,6 +56,7 @@ def test_losses_and_masses_are_those_of_a_loop_by_hand(model: Any, found: Policy
         assert summary["mass"] == pytest.approx(float(heads["mass"].mean()), abs=1e-6)
         caches = account.by_kv_head(10)
         key = 2 * int(model.cfg.d_head) * 4
+        assert (caches["held"] == heads["kept"].iloc[0]).all() or name == "h2o"
         assert summary["mib"] == pytest.approx(float(caches["held"].sum()) * key / 2**20, rel=1e-6)
     assert set(found.summary["kept"].round(6)) == {6.0, 7.0}
 
@@ -114,6 +115,41 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(model: Any, found: Polic
     numbers = [column for column in found.summary if pd.api.types.is_numeric_dtype(found.summary[column])]
     np.testing.assert_allclose(again.summary[numbers], found.summary[numbers], atol=1e-5, equal_nan=True)
     assert loaded.report(tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_only_the_same_texts_and_rules_go_on(model: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"prompt": 10, "batch_size": 1, "out": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        compare_policies(model, RULES, tokens=IDS, progress=Stop(6), **options)
+    other = IDS.clone()
+    other[:, 3] = IDS[:, 4]  # as many tokens, and other ones
+    with pytest.raises(ResultError, match="another comparison of policies"):
+        compare_policies(model, RULES, tokens=other, **options)
+    done = compare_policies(model, RULES, tokens=IDS, **options)
+    counted: list[float] = []
+
+    class Counts(Silent):
+        def begin(self, name: str, work: float, about: str = "") -> None:
+            counted.append(work)
+
+    again = compare_policies(model, RULES, tokens=IDS, progress=Counts(), **options)
+    assert not counted, "a finished comparison is not made again"
+    pd.testing.assert_frame_equal(again.summary, done.summary, check_dtype=False)
+    with pytest.raises(ResultError, match="another comparison of policies"):
+        compare_policies(model, RULES, tokens=other, **options)
+    fresh = compare_policies(model, RULES, tokens=other, restart=True, **options)
+    assert not np.allclose(fresh.summary["clean_loss"], done.summary["clean_loss"])
+
+
+def test_bad_settings_leave_no_folder(model: Any, tmp_path: Path) -> None:
+    for wrong in ({"batch_size": 0}, {"prompt": 99}, {"budgets": [-1]}, {"bos": "perhaps", "tokens": None}):
+        with pytest.raises(InputError):
+            compare_policies(model, ["tova"], **{"tokens": IDS, **wrong, "out": tmp_path / "new"})  # type: ignore[arg-type]
+        assert not (tmp_path / "new").exists(), wrong
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ResultError):
+        compare_policies(model, ["tova"], tokens=IDS, out=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def made_up(seed: int) -> pd.DataFrame:
