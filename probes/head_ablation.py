@@ -17,8 +17,8 @@ import pandas as pd
 
 from sinklens.interventions.heads import Head
 from sinklens.models import load
-from sinklens.models.tokens import TokenBatch, tokenize
-from sinklens.passes.corpus import builtin_corpus
+from sinklens.models.tokens import TokenBatch
+from sinklens.passes.sequences import choose_sequences
 from sinklens.plots import before_after, save_figure
 from sinklens.results.files import write_atomically
 from sinklens.studies import Sweep, scan, sweep
@@ -106,12 +106,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("figures"))
     options = parser.parse_args()
     model = load(options.model)
-    if options.text is None:
-        corpus = builtin_corpus(model, n_sequences=options.max_sequences, length=options.max_tokens, seed=options.seed)
-        batch, source = corpus.tokens, corpus.source
-    else:
-        whole = tokenize(model, options.text.read_text("utf-8"), max_tokens=options.max_tokens, split=True)
-        batch, source = whole.rows(range(min(len(whole), options.max_sequences))), options.text.name
+    texts, source = None, None
+    if options.text is not None:
+        texts, source = options.text.read_text("utf-8"), options.text.name
+    batch, source = choose_sequences(
+        model,
+        texts,
+        max_tokens=options.max_tokens,
+        max_sequences=options.max_sequences,
+        seed=options.seed,
+        source=source,
+    )
     ways = [way.strip() for way in options.ways.split(",")]
     result = take_away(model, batch, ways, options.top, options.controls, options.seed)
     name = options.name or str(result.meta["model"]["name"])

@@ -30,8 +30,8 @@ from sinklens.interventions.edit_values import mean_values
 from sinklens.interventions.massive_entries import control_rules, massive_entries
 from sinklens.interventions.set_activations import mean_activations
 from sinklens.models import load
-from sinklens.models.tokens import TokenBatch, tokenize
-from sinklens.passes.corpus import builtin_corpus
+from sinklens.models.tokens import TokenBatch
+from sinklens.passes.sequences import choose_sequences
 from sinklens.plots import before_after, save_figure
 from sinklens.results.files import write_atomically
 from sinklens.studies import measure_effects
@@ -184,12 +184,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("figures"))
     options = parser.parse_args()
     model = load(options.model)
-    if options.text is None:
-        corpus = builtin_corpus(model, n_sequences=options.max_sequences, length=options.max_tokens)
-        batch, source = corpus.tokens, corpus.source
-    else:
-        whole = tokenize(model, options.text.read_text("utf-8"), max_tokens=options.max_tokens, split=True)
-        batch, source = whole.rows(range(min(len(whole), options.max_sequences))), options.text.name
+    texts, source = None, None
+    if options.text is not None:
+        texts, source = options.text.read_text("utf-8"), options.text.name
+    batch, source = choose_sequences(
+        model, texts, max_tokens=options.max_tokens, max_sequences=options.max_sequences, source=source
+    )
     reference, measured_on = halves(batch)
     surgery = plan(model, reference, absolute=options.absolute, ratio=options.ratio, draws=options.draws)
     effects = measure_effects(model, surgery.operations, measured_on)

@@ -20,8 +20,8 @@ from scipy.stats import spearmanr
 
 from sinklens.interventions.heads import head_name
 from sinklens.models import load
-from sinklens.models.tokens import TokenBatch, tokenize
-from sinklens.passes.corpus import builtin_corpus
+from sinklens.models.tokens import TokenBatch
+from sinklens.passes.sequences import choose_sequences
 from sinklens.plots import policy_costs, save_figure
 from sinklens.policies import Policy, make_policy
 from sinklens.results.files import write_atomically
@@ -174,12 +174,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("figures"))
     options = parser.parse_args()
     model = load(options.model)
-    if options.text is None:
-        corpus = builtin_corpus(model, n_sequences=options.max_sequences, length=options.max_tokens, seed=options.seed)
-        batch, source = corpus.tokens, corpus.source
-    else:
-        whole = tokenize(model, options.text.read_text("utf-8"), max_tokens=options.max_tokens, split=True)
-        batch, source = whole.rows(range(min(len(whole), options.max_sequences))), options.text.name
+    texts, source = None, None
+    if options.text is not None:
+        texts, source = options.text.read_text("utf-8"), options.text.name
+    batch, source = choose_sequences(
+        model,
+        texts,
+        max_tokens=options.max_tokens,
+        max_sequences=options.max_sequences,
+        seed=options.seed,
+        source=source,
+    )
     length = int(batch.lengths.max())
     rules = rules_for(options.policies.split(","), options.budget, length)
     prompt = max(1, int(batch.lengths.min()) // 2)
