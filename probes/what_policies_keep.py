@@ -58,10 +58,16 @@ def sinks_of(census: Census) -> dict[str, Any]:
 
 
 def measure(
-    model: Any, batch: TokenBatch, rules: dict[str, Policy], prompt: int, seed: int, source: str | None = None
+    model: Any,
+    batch: TokenBatch,
+    rules: dict[str, Policy],
+    prompt: int,
+    budget: int,
+    seed: int,
+    source: str | None = None,
 ) -> tuple[PolicyComparison, pd.DataFrame]:
     """The comparison, and one row per rule on what became of sinks and massive activations."""
-    compared = compare_policies(model, rules, tokens=batch, prompt=prompt, seed=seed, source=source)
+    compared = compare_policies(model, rules, tokens=batch, prompt=prompt, budgets=[budget], seed=seed, source=source)
     plain = scan(model, tokens=batch, detectors=NEEDED, maps=0)
     heads = plain.heads.to_dataframe()[["layer", "head"]]
     first = plain.sinks.to_dataframe()
@@ -188,7 +194,7 @@ def main() -> None:
     length = int(batch.lengths.max())
     rules = rules_for(options.policies.split(","), options.budget, length)
     prompt = max(1, int(batch.lengths.min()) // 2)
-    compared, table = measure(model, batch, rules, prompt, options.seed, source)
+    compared, table = measure(model, batch, rules, prompt, options.budget, options.seed, source)
     name = options.name or str(compared.meta["model"]["name"])
     stem = options.out / f"what_policies_keep_{name}"
     options.out.mkdir(parents=True, exist_ok=True)

@@ -204,8 +204,15 @@ class RunFolder:
             self.tidy()
 
     def reopen(self) -> None:
-        """Make a finished run unfinished, once its result was taken apart into parts again."""
+        """Make a finished run unfinished, once its result was taken apart into parts again; its tables go after it."""
+        files = self._files_of_result()
         (self.directory / HEADER).unlink()
+        for name in files:
+            (self.directory / name).unlink(missing_ok=True)
+
+    def _files_of_result(self) -> list[str]:
+        files = (_read_json(self.directory / HEADER) or {}).get("files", {})
+        return [name for name in (files if isinstance(files, dict) else {}) if is_file_of_result(name)]
 
     def tidy(self) -> None:
         """Remove the work of a finished run: parts, plan, and what interrupted writings left."""
@@ -217,10 +224,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove a run with its result; other files are kept. What marks the folder as ours goes last."""
-        header = _read_json(self.directory / HEADER)
         if self.finished or (self.directory / PLAN).is_file():
-            files = (header or {}).get("files", {})
-            for name in filter(is_file_of_result, files if isinstance(files, dict) else {}):
+            for name in self._files_of_result():
                 (self.directory / name).unlink(missing_ok=True)
             self.tidy()
             (self.directory / HEADER).unlink(missing_ok=True)

@@ -23,7 +23,7 @@ def test_a_window_without_sinks_ends_them_and_one_with_sinks_does_not(probe: Any
     model = load("bb-3l")
     batch = builtin_corpus(model).tokens.rows(range(6))
     rules = probe.rules_for(["full", "sink_window:sinks=0", "sink_window"], 8, 64)
-    compared, table = probe.measure(model, batch, rules, 20, 0)
+    compared, table = probe.measure(model, batch, rules, 20, 8, 0)
     rows = table.set_index("policy")
     assert rows.loc["full", "on_position_0"] == rows.loc["full", "sink_heads"] > 0
     assert rows.loc["window without sinks", "on_position_0"] == 0

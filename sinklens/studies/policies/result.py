@@ -13,6 +13,8 @@ from sinklens.results.result import Result
 
 FORMAT = "sinklens-policies"
 WORK = "comparison of policies"
+MORE = 1.05
+"""Keys really read, in budgets, above which a rule is not ranked with the others of its budget."""
 ENOUGH = 0.1
 """Share of the attention from which the first four tokens are worth a sentence."""
 MASSES = ("mass", "mass_post_hoc", "first_mass", "first_kept")
@@ -92,16 +94,22 @@ def summarise_policies(
 def comparison_sentences(summary: pd.DataFrame) -> list[str]:
     """What a comparison says, recomputable from its summary.
 
-    Rules are ranked among those of one budget. Rules that read everything, and those of scope "global", which know what
-    comes later, are not ranked.
+    Rules are ranked among those of one budget, as long as they really read no more than that. Rules that read
+    everything, and those of scope "global", which know what comes later, are not ranked.
     """
     fair = summary[(summary["scope"] != "global") & (summary["density"] < 1 - 1e-9)]
     if fair.empty:
         return ["No policy that drops keys without looking ahead was compared, so there is nothing to rank."]
     found = []
     for budget, rows in fair.groupby("budget", sort=True, dropna=False):
-        where = f"At a budget of {budget:.0f} keys: " if isinstance(budget, float) and budget == budget else ""
-        found += _ranked(rows.to_dict("records"), where)
+        asked = float(budget) if isinstance(budget, float) and budget == budget else math.inf
+        where = "" if asked == math.inf else f"At a budget of {asked:.0f} keys: "
+        over = rows["kept"] > asked * MORE
+        if not over.all():
+            found += _ranked(rows[~over].to_dict("records"), where)
+        if over.any():
+            named = [f"{row['policy']} ({row['kept']:.3g})" for row in rows[over].to_dict("records")]
+            found.append(f"{where}not ranked, because they really read more keys: {', '.join(named)}.")
     first = fair[fair["first_mass"] > ENOUGH]
     drops = first[first["first_kept"] < 0.5 * first["first_mass"]]
     if not drops.empty:
@@ -124,6 +132,11 @@ def _ranked(rows: list[dict[Hashable, Any]], where: str) -> list[str]:
         f"{where}{best['policy']} costs least of {len(rows)} rules, {_change(best)} with {best['kept']:.3g} keys a "
         f"row; {worst['policy']} costs most, {_change(worst)} with {worst['kept']:.3g}."
     ]
+    high = best["delta_loss_high"]
+    near = [row for row in rows if row is not best and row["delta_loss"] <= high]
+    if near:
+        others = ", ".join(str(row["policy"]) for row in near)
+        found.append(f"{where}{'within' if where else 'Within'} its interval lie {others}.")
     if most is not best:
         found.append(
             f"{where}{'kept' if where else 'Kept'} attention does not rank the loss: {most['policy']} keeps the most, "

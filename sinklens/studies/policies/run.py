@@ -30,6 +30,8 @@ from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.ablation.recipe import model_identity
 from sinklens.studies.policies.result import FORMAT, WORK, PolicyComparison, summarise_policies
 
+LOOK = 0.5
+"""What a rule's choice alone costs, in passes of the model; in one pass all rules only look."""
 METRICS = {
     "kept": "keys that a head reads for a row, mean over rows from the prompt's end on",
     "mass": "share of the attention that a row would pay to the kept keys without the rule in this layer",
@@ -79,7 +81,7 @@ def compare_policies(
         texts: One or several texts, a sequence each; default: a built-in corpus that fits the model.
         tokens: Instead of texts: a :class:`TokenBatch`, a tokenizer's output, or ids.
         budgets: Keys a row, or below 1 a share of the longest sequence, for policies given as text without fields; each
-            of those runs at every budget.
+            of those runs at every budget. For policies as objects: the one that they were made for, if any.
         prompt: Tokens of each text that are its prompt; default: half of the shortest.
         allow_leak: Run rules of scope "global" as well; their loss means nothing and is marked.
         bos: As for :func:`sinklens.scan`, like ``max_tokens`` and ``max_sequences``.
@@ -150,7 +152,7 @@ def compare_policies(
             [
                 {
                     "policy": label,
-                    "rule": label if math.isnan(keys) else policy.name,
+                    "rule": label if math.isnan(keys) or isinstance(policies, Mapping) else policy.name,
                     "budget": keys,
                     "scope": policy.scope,
                     "group": policy.group,
@@ -179,18 +181,20 @@ def _labelled(
     """Policies by label, told where the prompt ends, each with the budget in keys that it was made for (or NaN)."""
     found: dict[str, tuple[Policy, float]] = {}
     if isinstance(policies, Mapping):
-        found = {str(label): (policy, math.nan) for label, policy in policies.items()}
+        if len(budgets) > 1:
+            raise InputError("Policies that are given as objects were made for one budget; name it, or none.")
+        keys = _keys(budgets[0], length) if budgets else math.nan
+        found = {str(label): (policy, float(keys)) for label, policy in policies.items()}
     else:
         for text in [policies] if isinstance(policies, str) else policies:
             own = ":" in text or not budgets or not budgeted(type(make_policy(text)))
-            for keys in [None] if own else [_keys(budget, length) for budget in budgets]:
-                policy = make_policy(text, keys=keys, length=length)
-                if keys is not None and policy == make_policy(text):
-                    keys = None  # a rule that is the same at any budget, such as full attention
-                label = text if keys is None else f"{text} {keys}"
+            for size in [None] if own else [_keys(budget, length) for budget in budgets]:
+                policy = make_policy(text, keys=size, length=length)
+                same = size is None or policy == make_policy(text)  # at any budget, as full attention is
+                label = text if same else f"{text} {size}"
                 if label in found and found[label][0] != policy:
                     raise InputError(f"Two policies are called {label!r}; give each once.")
-                found[label] = (policy, math.nan if keys is None else float(keys))
+                found[label] = (policy, math.nan if same or size is None else float(size))
     if not found or not all(isinstance(policy, Policy) for policy, _ in found.values()):
         raise InputError(f"Expected policies by label, or names such as ['h2o', 'tova'], got {policies!r}.")
     return {label: (replace(rule, prompt=rule.prompt or prompt), keys) for label, (rule, keys) in found.items()}
@@ -230,11 +234,11 @@ class _Run:
 
     def all_parts(self, folder: RunFolder | None) -> list[dict[str, pd.DataFrame]]:
         """What every batch gave: measured, or found in the folder."""
-        passes, parts = 2 + len(self.policies), []
+        passes, parts = 1 + (1 + LOOK) * len(self.policies), []
         self.progress.begin(
             "Comparing policies",
             len(self.batch) * passes,
-            f"{len(self.policies)} policies on {len(self.batch)} sequences, {passes} passes each.",
+            f"{len(self.policies)} policies on {len(self.batch)} sequences, {2 + len(self.policies)} passes each.",
         )
         for number, indices in enumerate(equal_lengths(self.batch, self.batch_size)):
             kept = None if folder is None else folder.load(f"{number:05d}")
@@ -257,7 +261,7 @@ class _Run:
         looking = [policy.counted(looks[label], only_look=True) for label, policy in self.policies.items()]
         with Composition(tuple(looking))(self.bridge):
             self.bridge(ids)
-        self.progress.advance(len(indices))
+        self.progress.advance(LOOK * len(self.policies) * len(indices))
         tables: dict[str, list[pd.DataFrame]] = {"sequences": [], "heads": [], "caches": []}
         for label, policy in self.policies.items():
             account = Account()

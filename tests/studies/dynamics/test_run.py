@@ -211,7 +211,9 @@ def test_two_runs_in_one_folder(made: Path, tmp_path: Path) -> None:
 def test_more_checkpoints_join_a_result(made: Path, whole: Dynamics, tmp_path: Path, counted: list[str]) -> None:
     measure(made, tmp_path / "out", steps=[9, 700])
     assert counted == ["step-9", "step-700"]
+    before = {path.name for path in (tmp_path / "out").iterdir()}
     assert same(measure(made, tmp_path / "out"), whole) and counted == ["step-9", "step-700", "step-0", "step-80"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == before, "nothing of the smaller result is left"
     with pytest.raises(ResultError, match=r"not asked for now \(step-0, step-80\)"):
         measure(made, tmp_path / "out", steps=[9, 700])
 

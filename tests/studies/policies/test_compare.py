@@ -66,6 +66,13 @@ def test_budgets_make_a_row_each_and_full_attention_only_one(model: Any) -> None
     assert [*found.summary["policy"]] == ["full", "tova 6", "tova 12"]
     assert [*found.summary["budget"].fillna(0)] == [0, 6, 12]
     np.testing.assert_allclose(found.summary["kept"][1:], [6, (11 + 13 * 12) / 14])  # row 10 sees 11 keys
+    given = compare_policies(
+        model, {"one": SinkWindow(0, 6), "two": SinkWindow(3, 3)}, tokens=IDS, prompt=10, budgets=[6]
+    )
+    assert [*given.summary["budget"]] == [6, 6] and [*given.summary["rule"]] == ["one", "two"]
+    assert given.verdict[0].startswith("At a budget of 6 keys: ")
+    with pytest.raises(InputError, match="made for one budget"):
+        compare_policies(model, RULES, tokens=IDS, budgets=[4, 8])
     full = found.summary.iloc[0]
     assert full["delta_loss"] == 0 and full["density"] == 1 and full["mass"] == pytest.approx(1)
 
@@ -160,7 +167,7 @@ def made_up(seed: int) -> pd.DataFrame:
     table["density"] = draw.choice([0.2, 0.5, 1.0], n)
     table["kept"], table["delta_loss"] = draw.uniform(2, 30, n), draw.normal(0, 1, n)
     table["delta_loss_low"] = draw.choice([-2.0, math.nan], n)
-    table["delta_loss_high"] = 2.0
+    table["delta_loss_high"] = table["delta_loss"] + draw.choice([0.1, 1.0])
     table["mass"], table["first_mass"] = draw.uniform(0, 1, n), draw.uniform(0, 0.6, n)
     table["first_kept"] = table["first_mass"] * draw.choice([0.0, 0.4, 1.0], n)
     return table
@@ -174,7 +181,11 @@ def test_every_sentence_is_recomputed_from_the_table(seed: int) -> None:
 
     def cost(row: dict[str, Any]) -> str:
         words = f"{row['delta_loss']:+.3f} nats a token"
-        return words if math.isnan(row["delta_loss_low"]) else f"{words} [{row['delta_loss_low']:+.3f}, +2.000]"
+        return (
+            words
+            if math.isnan(row["delta_loss_low"])
+            else f"{words} [{row['delta_loss_low']:+.3f}, {row['delta_loss_high']:+.3f}]"
+        )
 
     if not rows:
         expected = ["No policy that drops keys without looking ahead was compared, so there is nothing to rank."]
@@ -182,7 +193,8 @@ def test_every_sentence_is_recomputed_from_the_table(seed: int) -> None:
         return
     for budget in (8.0, 16.0, None):
         own = [row for row in rows if (math.isnan(row["budget"]) if budget is None else row["budget"] == budget)]
-        own.sort(key=lambda row: row["delta_loss"])
+        more = [row for row in own if budget is not None and row["kept"] > 1.05 * budget]
+        own = sorted((row for row in own if row not in more), key=lambda row: row["delta_loss"])
         where = "" if budget is None else f"At a budget of {budget:.0f} keys: "
         if len(own) == 1:
             expected.append(
@@ -194,6 +206,9 @@ def test_every_sentence_is_recomputed_from_the_table(seed: int) -> None:
                 f"{where}{best['policy']} costs least of {len(own)} rules, {cost(best)} with {best['kept']:.3g} keys a "
                 f"row; {worst['policy']} costs most, {cost(worst)} with {worst['kept']:.3g}."
             )
+            near = [row["policy"] for row in rows if row in own[1:] and row["delta_loss"] <= best["delta_loss_high"]]
+            if near:
+                expected.append(f"{where}{'within' if where else 'Within'} its interval lie {', '.join(near)}.")
             if most is not best:
                 words = f"{most['policy']} keeps the most, {most['mass']:.1%}, and costs {cost(most)}"
                 first = "kept" if where else "Kept"
@@ -201,6 +216,9 @@ def test_every_sentence_is_recomputed_from_the_table(seed: int) -> None:
                     f"{where}{first} attention does not rank the loss: {words}, while {best['policy']} keeps "
                     f"{best['mass']:.1%}."
                 )
+        if more:
+            listed = ", ".join(f"{row['policy']} ({row['kept']:.3g})" for row in more)
+            expected.append(f"{where}not ranked, because they really read more keys: {listed}.")
     poor = [row for row in rows if row["first_mass"] > 0.1 and row["first_kept"] < row["first_mass"] / 2]
     if poor:
         expected.append(
