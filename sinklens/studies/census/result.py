@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from sinklens.detectors.sink_ranking import by_importance
-from sinklens.errors import ResultError
+from sinklens.errors import InputError, ResultError
 from sinklens.results.result import Result
 from sinklens.results.table import Table
+from sinklens.studies.census.by_sequence import PREFIX, OneSequence, SequenceNumbers
 
 FORMAT = "sinklens-census"
 _ABSENT = {"domains": "its texts had no domains", "sinks_after": "it was made without an intervention"}
@@ -67,12 +68,16 @@ class Census(
         tables: All tables by name. Each is an attribute too: ``census.heads.to_dataframe()``. Among them: ``heads``
             (per head: strongest key, sink rate, drain, entropy, masses), ``sinks`` (per layer, head and key position),
             ``layers`` (per layer, -1 = embedding), ``tokens`` and ``token_types``; the detectors' docstrings say more.
-        arrays: The cells of the :attr:`maps`.
+        arrays: The cells of the :attr:`maps`, and what :meth:`sequence` reads.
     """
 
     @classmethod
     def of(
-        cls, meta: Mapping[str, Any], tables: dict[str, pd.DataFrame], maps: Mapping[str, AttentionMap] | None = None
+        cls,
+        meta: Mapping[str, Any],
+        tables: dict[str, pd.DataFrame],
+        maps: Mapping[str, AttentionMap] | None = None,
+        by_sequence: Mapping[str, np.ndarray] | None = None,
     ) -> Self:
         """Put a census together.
 
@@ -80,6 +85,7 @@ class Census(
             meta: Its header.
             tables: By name.
             maps: By name, e.g. ``"L0H3"``.
+            by_sequence: Every head's numbers on each text, see :mod:`~sinklens.studies.census.by_sequence`.
         """
         maps = maps or {}
         facts = ("layer", "head", "cell", "n_tokens", "why")
@@ -87,7 +93,10 @@ class Census(
             "maps": {name: {fact: getattr(each, fact) for fact in facts} for name, each in maps.items()},
             "map_tokens": next((each.tokens for each in maps.values()), []),
         }
-        return cls({**meta, **told}, tables, {name: each.values.astype(np.float32) for name, each in maps.items()})
+        cells = {name: each.values.astype(np.float32) for name, each in maps.items()}
+        found = cls({**meta, **told}, tables, {**cells, **(by_sequence or {})})
+        found.meta["by_sequence"] = {"kept": found.sequences.kept, "arrays": sorted(by_sequence or {})}
+        return found
 
     @cached_property
     def maps(self) -> dict[str, AttentionMap]:
@@ -99,10 +108,35 @@ class Census(
             if name in self.arrays
         }
 
+    @cached_property
+    def sequences(self) -> SequenceNumbers:
+        """Every head's numbers on each text; of a saved census they stay on disk until a text is asked for."""
+        own = {name: values for name, values in self.arrays.items() if name.startswith(PREFIX)}
+        return SequenceNumbers(own, self.tables["tokens"].groupby("sequence", sort=True).size().tolist())
+
+    def sequence(self, sequence: int) -> OneSequence:
+        """What every head did on one text.
+
+        ::
+
+            census.sequence(12).importance[6, 18, 8]  # attention that token 6 gets in L18H8, on text 12
+
+        Raises:
+            InputError: There is no such text.
+            ResultError: Its numbers were not kept: an older census, or more texts than 128 MiB hold.
+        """
+        count = int(self.tables["tokens"]["sequence"].nunique())
+        if not 0 <= sequence < count:
+            raise InputError(f"This census has the texts 0 to {count - 1}, not {sequence}.")
+        found = self.sequences.of(sequence)
+        if found is None:
+            raise ResultError(not_kept(sequence, self.sequences.kept, count))
+        return found
+
     @classmethod
     def needed_arrays(cls, meta: Mapping[str, Any]) -> Collection[str]:
-        """The cells of the maps."""
-        return [*meta["maps"]]
+        """The cells of the maps, and every head's numbers on each text where there are some."""
+        return [*meta["maps"], *(meta.get("by_sequence") or {}).get("arrays", ())]
 
     def __getattr__(self, name: str) -> Table:
         """One of the tables, those of detectors of your own included.
@@ -126,6 +160,16 @@ class Census(
         """The strongest heads."""
         heads = self.tables.get("heads")
         return {} if heads is None or heads.empty else {"": strongest_heads(heads)}
+
+
+def not_kept(sequence: int, kept: int, count: int) -> str:
+    """Why a census has no numbers of a text by itself, in one sentence."""
+    if not kept:
+        return (
+            "This census keeps means over its texts alone (it was made by an older sinklens, or without the detector "
+            "sinks); scan again to see each text by itself."
+        )
+    return f"This census keeps the numbers of the texts 0 to {kept - 1} of {count} by themselves, not of {sequence}."
 
 
 def strongest_heads(heads: pd.DataFrame, count: int = 10) -> pd.DataFrame:

@@ -44,6 +44,7 @@ from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.studies.census.domains import DomainJoin, Domains, DomainTexts, choose_domains
 from sinklens.studies.census.joins import Example, choose_maps, join_tables, sinks_by_layer
+from sinklens.studies.census.record_sequences import RecordSequences
 from sinklens.studies.census.result import Census
 from sinklens.studies.census.verdict import describe
 from sinklens.studies.effects.sinks_after import sinks_after
@@ -103,7 +104,8 @@ def scan(
         progress: Told the memory plan, then after every layer, in sequences times layers.
 
     Returns:
-        A :class:`Census`.
+        A :class:`Census`; with the detector ``sinks`` also every head's numbers on each text, of as many texts as 128
+        MiB hold, see :meth:`~sinklens.Census.sequence`.
 
     Raises:
         InputError: No usable sequence (each needs at least as many tokens as make ``eps`` meaningful, 10 for 0.3), ids
@@ -168,7 +170,8 @@ def scan(
         chosen.append(ExtremeTokenDetector(eps, MIN_QUERIES, attention))
     example = Example(with_maps=with_sinks and maps > 0)
     differences = DomainJoin(domains.of, eps, seed) if domains is not None and with_sinks else None
-    beside: list[Consumer] = [example] if differences is None else [example, differences]
+    each_text = RecordSequences(batch, len(model.blocks), int(model.cfg.n_heads)) if with_sinks else None
+    beside: list[Consumer] = [each for each in (example, differences, each_text) if each is not None]
     nonfinite = NonFinite()
     found = measure(
         model,
@@ -232,7 +235,7 @@ def scan(
         "seconds": (total := time.perf_counter() - started),
         "seconds_by_part": found.seconds | {"rest": total - sum(found.seconds.values())},
     }
-    return Census.of(meta, tables, kept)
+    return Census.of(meta, tables, kept, {} if each_text is None else each_text.arrays(nonfinite))
 
 
 def _layers(model: TransformerBridge, plan: AttentionPlan, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
