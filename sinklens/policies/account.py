@@ -35,8 +35,8 @@ class Account:
         """Take some rows of one layer.
 
         Args:
-            view: The rows before the rule dropped anything.
-            kept: What it keeps of the visible keys.
+            view: The rows before the rule changed or dropped anything.
+            kept: Keys that they still read themselves.
             entries: How many keys that is, with what stands in for dropped ones.
             cached: How many keys a cache holds for each KV head.
         """

@@ -88,6 +88,10 @@ class Policy(Intervention):
         """Scores as the rule changes them before it drops keys (default: not at all)."""
         return view.scores
 
+    def as_they_are(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Bool[Tensor, "head q_pos k_pos"]:
+        """Kept keys that are read themselves, at their own scores (default: all; not those that others stand for)."""
+        return kept
+
     def entries(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Float[Tensor, "head q_pos"]:
         """How many keys a row reads (default: those kept)."""
         return kept.sum(-1).float()
@@ -172,6 +176,12 @@ class _Parts(Policy):
         for at, part in enumerate(self.parts):
             view = replace(view, scores=part.change_scores(view.inside(at)))
         return view.scores
+
+    def as_they_are(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Bool[Tensor, "head q_pos k_pos"]:
+        """What every part leaves as it is."""
+        for at, part in enumerate(self.parts):
+            kept = part.as_they_are(view.inside(at), kept)
+        return kept
 
     def bytes_per_key(self, d_head: int, element_size: int) -> float:
         """The least that a part needs, since each works on what the others leave."""
@@ -274,7 +284,7 @@ class _Apply:
 
     def edit_scores(self, block: Block) -> None:
         """Hide what the rule drops."""
-        view = self._view(block)
+        plain = view = self._view(block)
         scores = self.policy.change_scores(view)
         if scores is not view.scores:
             view = replace(view, scores=scores)
@@ -282,8 +292,8 @@ class _Apply:
         if not self.policy.may_be_empty:
             self._refuse_empty(view, kept)
         if self.account is not None:
-            entries = self.policy.entries(view, kept)
-            self.account.add(view, kept, entries, self.policy.cached(view, kept))
+            entries, cached = self.policy.entries(view, kept), self.policy.cached(view, kept)
+            self.account.add(plain, self.policy.as_they_are(view, kept), entries, cached)
         if not self.only_look:
             block.scores.copy_(scores.masked_fill(~kept, -math.inf)[..., block.keys.start :])
 

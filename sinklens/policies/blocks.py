@@ -20,7 +20,7 @@ def key_blocks(
         block: Tokens in a block, counted from position 0.
         by: How the scores of the visible keys of a block become one.
     """
-    parts = _cut(view.scores.masked_fill(view.keys < 0, -math.inf), view, block)
+    parts = in_blocks(view.scores.masked_fill(view.keys < 0, -math.inf), view, block)
     there = parts != -math.inf
     if by == "max":
         score = parts.amax(-1)
@@ -38,8 +38,11 @@ def spread_blocks(chosen: Bool[Tensor, "*rows k_block"], view: View, block: int)
     return chosen[..., number.clamp(max=chosen.shape[-1] - 1)] & (view.keys >= 0)
 
 
-def _cut(values: Tensor, view: View, block: int) -> Float[Tensor, "... k_block in_block"]:
-    """Keys sorted into blocks from position 0 on; padding before the text is left out."""
+def in_blocks(values: Tensor, view: View, block: int) -> Float[Tensor, "... k_block in_block"]:
+    """What belongs to keys, sorted into blocks from position 0 on, ``-inf`` where a block has no key.
+
+    Padding before the text is left out.
+    """
     before = int((-view.keys[0]).clamp(min=0))
     values = values[..., before:]
     first = int(view.keys[before]) if before < len(view.keys) else 0

@@ -103,6 +103,13 @@ class HeadMap(_Routed):
             scores[index] = rule.change_scores(part)
         return scores
 
+    def as_they_are(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Bool[Tensor, "head q_pos k_pos"]:
+        """As every head's own rule leaves them."""
+        found = kept.clone()
+        for index, rule, part in self._parts(view):
+            found[index] = rule.as_they_are(part, kept[index])
+        return found
+
     def entries(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Float[Tensor, "head q_pos"]:
         """As every head's own rule counts."""
         found = kept.sum(-1).float()
@@ -181,6 +188,10 @@ class LayerMap(_Routed):
         """This layer's rule."""
         return self._rule(view.layer).keep(view)
 
+    def as_they_are(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Bool[Tensor, "head q_pos k_pos"]:
+        """As this layer's rule leaves them."""
+        return self._rule(view.layer).as_they_are(view, kept)
+
     def entries(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Float[Tensor, "head q_pos"]:
         """As this layer's rule counts."""
         return self._rule(view.layer).entries(view, kept)
@@ -225,6 +236,11 @@ class Phase(_Routed):
     def change_scores(self, view: View) -> Float[Tensor, "head q_pos k_pos"]:
         """Rows by the phase that they stand in."""
         first, second = (rule.change_scores(part) for rule, part in self._parts(view))
+        return torch.where(self._after(view)[:, None], second, first)
+
+    def as_they_are(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Bool[Tensor, "head q_pos k_pos"]:
+        """Rows by the phase that they stand in."""
+        first, second = (rule.as_they_are(part, kept) for rule, part in self._parts(view))
         return torch.where(self._after(view)[:, None], second, first)
 
     def entries(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Float[Tensor, "head q_pos"]:

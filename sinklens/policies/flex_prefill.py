@@ -22,11 +22,11 @@ class FlexPrefill(Policy):
 
     Where the mean query of those rows predicts their attention by blocks well (square root of the Jensen-Shannon
     divergence below ``tau``), the method switches that head to blocks chosen for every block of queries; the head then
-    keeps, for each block of queries, the blocks that hold ``share`` of the *estimated* attention. First block and
-    nearest diagonal always stay. Rows after the prompt read everything; score only those.
+    keeps, for each row, the blocks that hold ``share`` of the *estimated* attention. First block and nearest diagonal
+    always stay. Rows after the prompt read everything; score only those.
 
-    Deviation: the estimate is covered per block of queries, not over all of them flattened, so that rows do not
-    compete.
+    Deviation: the estimate is covered row by row, not over all blocks of queries flattened, so that rows do not
+    compete; no least budget.
 
     Args:
         share: Attention to hold.

@@ -42,6 +42,10 @@ class Razor(HeadSplit):
         """Everything: what is dropped stands for itself at the token's score."""
         return view.visible
 
+    def as_they_are(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Bool[Tensor, "head q_pos k_pos"]:
+        """First and recent tokens, or all."""
+        return kept & ~self._dropped(view)
+
     def entries(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Float[Tensor, "head q_pos"]:
         """Kept keys, and one for the token."""
         dropped = self._dropped(view)

@@ -122,13 +122,18 @@ class View:
         """
         call = self._call()
         shift = self.first_row - int(self.rows[0])
-        scores = self.capped(self._queries(slice(first + shift, stop + shift)) @ self.key.transpose(-1, -2))
+        scores = self.capped(self.queries_of(first, stop) @ self.key.transpose(-1, -2))
         seen = self.keys <= torch.arange(first, stop, device=self.keys.device)[:, None]
         seen = seen & (self.keys >= 0)
         if isinstance(call.mask, LazyMask):
             mask = call.mask.rows(first + shift, stop + shift)[self.sequence]
             seen = seen & torch.nn.functional.pad(mask, (0, len(self.keys)))[:, : len(self.keys)]
         return scores.masked_fill(~seen, -math.inf)
+
+    def queries_of(self, first: int, stop: int) -> Float[Tensor, "head rows d_head"]:
+        """Queries at positions ``first .. stop-1`` of the same call, times the scale of the scores."""
+        shift = self.first_row - int(self.rows[0])
+        return self._queries(slice(first + shift, stop + shift))
 
     def of(self, heads: list[int]) -> "View":
         """The same rows for some of the heads, by their numbers."""

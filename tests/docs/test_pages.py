@@ -67,3 +67,12 @@ def test_every_policy_stands_on_a_page_and_beside_a_paper() -> None:
     for name in policies():
         assert any(f"| `{name}` |" in text for text in pages.values()), name
         assert f"`{name}`" in papers or name in ("full", "top_k"), name
+
+
+def test_the_count_of_papers_is_that_of_the_table() -> None:
+    text = (DOCS / "policies" / "papers.md").read_text("utf-8")
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| ") and "`" in line]
+    papers = [name for paper, _ in rows for name in paper.split(", ")]
+    named = {name for _, rules in rows for name in re.findall(r"`(\w+)`", rules)} & policies().keys()
+    counted = re.search(r"(\d+) of them, by (\d+) rules", text)
+    assert counted and [int(n) for n in counted.groups()] == [len(papers), len(named)]

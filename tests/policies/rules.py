@@ -2,9 +2,12 @@
 
 from sinklens.policies import Policy
 from sinklens.policies.alisa import Alisa
+from sinklens.policies.attention_gate import AttentionGate
 from sinklens.policies.block_sparse import BlockSparse
 from sinklens.policies.block_top_k import BlockTopK
+from sinklens.policies.cca import CCA
 from sinklens.policies.coverage import Coverage
+from sinklens.policies.d2o import D2O
 from sinklens.policies.double_sparsity import DoubleSparsity
 from sinklens.policies.fake_quant import FakeQuantKV
 from sinklens.policies.flex_prefill import FlexPrefill
@@ -12,7 +15,10 @@ from sinklens.policies.full import Full
 from sinklens.policies.h2o import H2O
 from sinklens.policies.h2o_global import H2OGlobal
 from sinklens.policies.head_split import HeadSplit
+from sinklens.policies.hip import HiP
+from sinklens.policies.hyper_attention import HyperAttention
 from sinklens.policies.keyformer import Keyformer
+from sinklens.policies.landmark import Landmark
 from sinklens.policies.long_gen import LongGen
 from sinklens.policies.long_heads import LongHeads
 from sinklens.policies.low_rank_keys import LowRankKeys
@@ -21,14 +27,19 @@ from sinklens.policies.power_attention import PowerAttention
 from sinklens.policies.quest import Quest
 from sinklens.policies.razor import Razor
 from sinklens.policies.recycled import Recycled
+from sinklens.policies.retro_infer import RetroInfer
+from sinklens.policies.routing import Routing
 from sinklens.policies.s2_attention import S2Attention
+from sinklens.policies.sea import SEA
 from sinklens.policies.shadow_kv import ShadowKV
 from sinklens.policies.shared_pattern import SharedPattern
 from sinklens.policies.shifted_groups import ShiftedGroups
 from sinklens.policies.sink_window import SinkWindow
 from sinklens.policies.snap_kv import SnapKV
 from sinklens.policies.sp_atten import SpAtten
+from sinklens.policies.squeezed import Squeezed
 from sinklens.policies.streaming_llm import StreamingLLM
+from sinklens.policies.task_kv import TaskKV
 from sinklens.policies.tidal_decode import TidalDecode
 from sinklens.policies.token_select import TokenSelect
 from sinklens.policies.top_k import TopK
@@ -73,6 +84,17 @@ SMALL: dict[str, Policy] = {
     "shadow_kv": ShadowKV(8, chunk=2, outliers=1, last=1, prompt=PROMPT),
     "fake_quant": FakeQuantKV(3),
     "low_rank_keys": LowRankKeys(2),
+    "d2o": D2O(4, 4, 2, dense_first=0),
+    "task_kv": TaskKV(4, 1, 4, least=1, beta=0.25, strongest=6, window=4, pool=3, prompt=PROMPT),
+    "squeezed": Squeezed(0.6, 3, 4, prompt=PROMPT),
+    "retro_infer": RetroInfer(0.3, 0.4, 3, 1, 3, prompt=PROMPT),
+    "hip": HiP(8, 2, 8, 1, 3, 0),
+    "hyper_attention": HyperAttention(3, 3, 5, 3),
+    "landmark": Landmark(5, 2),
+    "cca": CCA(4, 6),
+    "sea": SEA(6, 12),
+    "routing": Routing(3, 12),
+    "attention_gate": AttentionGate(),
 }
 
 LARGE: dict[str, Policy] = {
@@ -110,11 +132,22 @@ LARGE: dict[str, Policy] = {
     "shadow_kv": ShadowKV(POS, chunk=2, outliers=1, last=1, prompt=PROMPT),
     "fake_quant": FakeQuantKV(16),
     "low_rank_keys": LowRankKeys(1000),
+    "d2o": D2O(POS, 1),
+    "task_kv": TaskKV(POS, prompt=PROMPT),
+    "squeezed": Squeezed(0.0, prompt=PROMPT),
+    "retro_infer": RetroInfer(1.0, prompt=PROMPT),
+    "hip": HiP(2 * POS, 2, 8, dense_layers=0),
+    "hyper_attention": HyperAttention(3, 3, POS),
+    "landmark": Landmark(POS + 1),
+    "cca": CCA(4, POS),
+    "sea": SEA(POS),
+    "routing": Routing(3, 2 * POS),
+    "attention_gate": AttentionGate(0.0),
 }
 
 MOST: dict[str, int] = {
     "sink_window": 8, "top_k": 7, "h2o": 9, "h2o_global": 9, "tova": 9, "keyformer": 9, "s2_attention": 16,
     "block_top_k": 12, "quest": 12, "tidal_decode": 6, "alisa": 8, "streaming_llm": 9, "sp_atten": 9,
-    "token_select": 8, "long_heads": 16,
+    "token_select": 8, "long_heads": 16, "sea": 11, "landmark": 14,
 }  # fmt: skip
 """Keys that the small instance may read at most in any row of any head (of the layers that it cuts)."""
