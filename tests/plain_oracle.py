@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import gguf
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -46,13 +48,15 @@ class Plain:
 def plain_model(path: Path) -> tuple[Any, Any]:
     """Model and tokenizer of a GGUF file, as anybody would load them."""
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **place,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    return model.eval(), AutoTokenizer.from_pretrained(**place)
+    once = {name: cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
+    with mock.patch.multiple(gguf, **once):
+        model = AutoModelForCausalLM.from_pretrained(
+            **place,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        return model.eval(), AutoTokenizer.from_pretrained(**place)
 
 
 @torch.no_grad()

@@ -55,6 +55,8 @@ def test_a_report_needs_no_torch(saved: Path) -> None:
 def test_every_kind_has_its_home_and_nothing_else_is_loaded_for_it() -> None:
     for path in (Path(sinklens.__file__).parent / "studies").rglob("*result.py"):
         importlib.import_module(".".join(path.relative_to(Path(sinklens.__file__).parents[1]).with_suffix("").parts))
+    for home in HOMES.values():
+        importlib.import_module(home)
     own = {kind: cls.__module__ for kind, cls in KINDS.items() if cls.__module__.startswith("sinklens.")}
     assert own == dict(HOMES)
 

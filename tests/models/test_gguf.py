@@ -46,6 +46,21 @@ def test_a_file_of_floats_is_the_checkpoint(llama: Path, zoo: Path, tmp_path: Pa
     assert source is not None and source.quantisation is None and source.path == str(tmp_path / "tiny.gguf")
 
 
+def test_a_file_is_parsed_once(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real vocabulary takes seconds to parse, and transformers would make the table of names for every module."""
+    made: list[type] = []
+    for kind in (gguf.GGUFReader, gguf.TensorNameMap):
+
+        def counted(self: Any, *given: Any, kind: type = kind, usual: Any = kind.__init__) -> None:
+            made.append(kind)
+            usual(self, *given)
+
+        monkeypatch.setattr(kind, "__init__", counted)
+    file = write_gguf(llama, tmp_path / "model.gguf")
+    load(file, device="cpu")
+    assert made == [gguf.GGUFReader, gguf.TensorNameMap]
+
+
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "Q4_0", "Q5_0"])
 def test_quantised_weights_are_the_files(kind: str, llama: Path, tmp_path: Path) -> None:
     model = load(write_gguf(llama, tmp_path / "tiny.gguf", kind=kind), device="cpu")

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from sinklens import load
 from sinklens.models.real import REAL_MODELS, real_model_path
+from tests.plain_oracle import plain_model
 from tests.real_models import real_model, why_missing
 
 ROOT = Path(__file__).parents[2]
@@ -35,18 +36,17 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Any, Any]]:
         patch.syspath_prepend(str(ROOT / "probes"))
         subject = importlib.import_module("published.subject")
         importlib.import_module("published.study")
-        name, options = request.param, {}
-        path = ROOT / "data" / "models" / name
-        if name in REAL_MODELS:
-            reason = why_missing(name)
-            if reason is not None:
-                pytest.skip(reason)
-            file = real_model_path(name)
-            path, options = file.parent, {"gguf_file": file.name}
+        name = request.param
+        reason = why_missing(name) if name in REAL_MODELS else None
+        if reason is not None:
+            pytest.skip(reason)
         sizes = subject.Sizes(texts=6, effect_texts=FEW, long_texts=5, long_tokens=96, prompts=8, first_tokens=8)
-        options |= {"attn_implementation": "eager", "dtype": torch.float32}
-        plain = AutoModelForCausalLM.from_pretrained(path, **options).eval()
-        model = real_model(name) if name in REAL_MODELS else load(name)
+        if name in REAL_MODELS:
+            plain, _ = plain_model(real_model_path(name))
+            model = real_model(name)
+        else:
+            path, eager = ROOT / "data" / "models" / name, {"attn_implementation": "eager", "dtype": torch.float32}
+            plain, model = AutoModelForCausalLM.from_pretrained(path, **eager).eval(), load(name)
         yield subject.Subject(name, model, sizes), plain
 
 
