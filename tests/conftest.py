@@ -68,10 +68,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips marked tests whose requirement this machine lacks, and says which."""
     online = os.environ.get("SINKLENS_NETWORK") == "1"
     absent = {
-        "cuda": None if torch.cuda.is_available() else "no NVIDIA GPU that torch can use",
+        "cuda": None if torch.cuda.is_available() else "no NVIDIA GPU (tests/pretend_cuda runs it on a pretend one)",
         "browser": None if chromium() else NO_CHROMIUM,
         "network": None if online else "needs the Hugging Face hub: set SINKLENS_NETWORK=1",
     }
+    # the longest tests begin first, so that no worker is left with one of them at the end
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     for item in items:
         if item.get_closest_marker("real"):  # one process loads a real model, not all of them (xdist's loadgroup)
             named = f"{item.nodeid} {getattr(item, 'fixturenames', ())}"
@@ -79,3 +81,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in absent.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says what ran on the pretend GPU."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in getattr(report, "user_properties", ()):
+            if name == "pretend GPU":
+                terminalreporter.write_line(f"on a {name}: {value}")

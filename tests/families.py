@@ -21,6 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from tests.pretend_cuda.aside import aside
+
 transformers.utils.logging.disable_progress_bar()
 
 BOS, EOS, UNK, PAD = 0, 1, 2, 3
@@ -336,6 +338,7 @@ def enliven(model: PreTrainedModel, gain: float = 12.0, seed: int = 0) -> None:
                 weight.mul_(gain if in_attention else 4.0)
 
 
+@aside()
 def build_checkpoint(name: str, directory: str | Path, dtype: torch.dtype = torch.float32) -> Path:
     """Write config.json, model.safetensors and tokenizer.json of a family; leaves the global random state."""
     directory = Path(directory)
@@ -358,6 +361,7 @@ def checkpoint(name: str, cache_dir: str | Path) -> Path:
 
 
 @functools.cache
+@aside()
 def boot(name: str, cache_dir: str | Path) -> TransformerBridge:
     """The family's bridge, fp32 on the CPU, built on first use and then shared: leave it as you found it."""
     bridge = TransformerBridge.boot_transformers(str(checkpoint(name, cache_dir)), device="cpu", dtype=torch.float32)
@@ -366,6 +370,7 @@ def boot(name: str, cache_dir: str | Path) -> TransformerBridge:
 
 
 @functools.cache
+@aside()
 def boot_hf(name: str, cache_dir: str | Path) -> PreTrainedModel:
     """The same weights as a plain Hugging Face model with eager attention, the reference for logits."""
     model: PreTrainedModel = transformers.AutoModelForCausalLM.from_pretrained(

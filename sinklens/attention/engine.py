@@ -95,6 +95,7 @@ class AttentionEngine:
         self.on_layer = on_layer
         self.real = real
         self.skipped = frozenset(skipped)
+        self._real_rows: dict[tuple[int, int, torch.device], Tensor | None] = {}
         self.calls: list[int] = []
         self.seconds = 0.0  # in the kernel so far; a GPU works on after the call returns
         self.layers = attention_layers(model)
@@ -206,6 +207,14 @@ class AttentionEngine:
         if self.on_layer is not None:
             self.on_layer(layer, value, statistics)
 
+    def real_of(self, batch: int, q_pos: int, device: torch.device) -> Tensor | None:
+        """Which query rows of a call are real, ``None`` where all are; looked up once and not by every layer."""
+        key = batch, q_pos, device
+        if key not in self._real_rows:
+            rows = real_rows(self.real, batch, q_pos, device)
+            self._real_rows[key] = None if rows is None or bool(rows.all()) else rows
+        return self._real_rows[key]
+
     def has(self, module: torch.nn.Module) -> bool:
         """Whether a Hugging Face attention module is one of this model's."""
         return id(module) in self._layer_of
@@ -260,7 +269,7 @@ def _interface(
         soft_cap=kwargs.get("softcap"),
         sink_logits=kwargs.get("s_aux"),
         bias=position_bias,
-        real=real_rows(engine.real, query.shape[0], query.shape[2], query.device),
+        real=engine.real_of(query.shape[0], query.shape[2], query.device),
     )
     return engine.attend(call).transpose(1, 2).contiguous(), None
 

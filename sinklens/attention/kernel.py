@@ -188,7 +188,8 @@ class _Job:
         # an edit that compares the heads of a layer sees them all in one block, whatever its size
         self.all_heads = any(getattr(edit, "all_heads", False) for edit in edits)
         real = call.real
-        self.unpadded = real is None or bool(real.all())
+        # the engine gives none where all rows are real; to look would make a GPU's host wait
+        self.unpadded = real is None or (real.device.type == "cpu" and bool(real.all()))
         ones = torch.ones(self.shape.batch, self.shape.q_pos, device=self.shape.device)
         self.real = ones if real is None else real.to(ones)
         self.positions = torch.arange(self.shape.k_padded, device=self.shape.device)
@@ -349,8 +350,9 @@ def _fill_pattern(call: AttentionCall, block: Block, edits: Sequence[Edit], hidd
         block.kept_mass = kept / (kept + sink_weight)  # 1 - the sink's share would lose digits
     if score_edits:  # edits may hide keys, and then different ones for every head
         unseen = block.scores == -math.inf
-        block.scores_incomplete = not torch.equal(unseen, (~block.visible_keys).expand_as(unseen))
-        block.pattern_edited = bool(unseen.all(-1).any())  # the softmax of nothing is no distribution
+        facts = [(unseen == block.visible_keys).any(), unseen.all(-1).any()]
+        # the softmax of nothing is no distribution; a GPU is waited for once
+        block.scores_incomplete, block.pattern_edited = torch.stack(facts).tolist()
         block.pattern.masked_fill_(unseen, 0)
         block.scores.masked_fill_(unseen, 0)
     else:

@@ -5,7 +5,9 @@ forward pass and mask type. :func:`lazy_mask` answers with ``None`` for a plain 
 and with a :class:`LazyMask` otherwise, which remembers the arguments and evaluates them per block of rows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +16,21 @@ from torch import Tensor
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from sinklens.errors import InputError
+
+
+@dataclass(frozen=True)
+class MaskForm:
+    """A causal mask in closed form, counted within the keys of the call.
+
+    Attributes:
+        window: Keys that a query sees at most, its own included; 0 for all up to its own.
+        keys: Which keys are real, ``[batch k_pos]``; ``None`` for all.
+        alike: Whether that is the same for all sequences.
+    """
+
+    window: int
+    keys: Bool[Tensor, "batch k_pos"] | None
+    alike: bool
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,27 @@ class LazyMask:
 
     arguments: dict[str, Any]
     causal_only: bool = False
+
+    @cached_property
+    def form(self) -> MaskForm | None:
+        """What the mask says, where it is causal attention with or without a window and padding; else ``None``.
+
+        Read from the functions that it is made of, never from its values: a GPU is not waited for, except once for
+        padded batches.
+        """
+        arguments = self.arguments
+        window = _window(arguments["mask_function"])
+        first, k_pos = arguments.get("kv_offset", 0), arguments["kv_length"]
+        if window is None or arguments.get("q_offset", 0) + arguments["q_length"] != first + k_pos:
+            return None
+        padding = arguments.get("attention_mask")
+        if padding is None:
+            return MaskForm(window, None, True)
+        if padding.ndim != 2 or padding.shape[1] < first + k_pos:
+            return None
+        keys = padding[:, first : first + k_pos].to(device=arguments["device"], dtype=torch.bool)
+        real, alike = torch.stack([keys.all(), (keys == keys[:1]).all()]).tolist()
+        return MaskForm(window, None if real else keys, alike)
 
     def rows(self, start: int, stop: int) -> Bool[Tensor, "batch q_pos k_pos"]:
         """Which keys the query rows ``start..stop-1`` of this call may see.
@@ -89,6 +127,38 @@ def lazy_mask(
     )
     filled = kv_offset == 0 and arguments["q_offset"] + q_length == kv_length
     return LazyMask(arguments, plain and skippable and not bidirectional and not padded and filled)
+
+
+def _window(function: Any) -> int | None:
+    """The window of a mask function made of transformers' own parts, 0 without one; ``None`` for all others."""
+    windows, causal = [0], False
+    for part in _parts(function):
+        if part is causal_mask_function:
+            causal = True
+            continue
+        window = _closure(part).get("sliding_window") if _made_by(part, "sliding_window_overlay") else None
+        if not isinstance(window, int) or window < 1:
+            return None
+        windows.append(window)
+    return min(windows[1:] or windows) if causal else None
+
+
+def _parts(function: Any) -> Iterator[Any]:
+    if _made_by(function, "and_masks"):
+        for part in _closure(function).get("mask_functions", (None,)):
+            yield from _parts(part)
+    else:
+        yield function
+
+
+def _made_by(function: Any, maker: str) -> bool:
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
+    return name.startswith(f"transformers.masking_utils.{maker}.<locals>.")
+
+
+def _closure(function: Any) -> dict[str, Any]:
+    cells = (cell.cell_contents for cell in function.__closure__ or ())
+    return dict(zip(function.__code__.co_freevars, cells, strict=True))
 
 
 def real_rows(real: Tensor | None, batch: int, q_pos: int, device: torch.device) -> Bool[Tensor, "batch q_pos"] | None:

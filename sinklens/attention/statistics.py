@@ -160,25 +160,53 @@ class Distance(Statistic):
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
         self.distance = shape.zeros(shape.batch, shape.heads, shape.q_pos)
-        # from k_pos - 1 down through 0 (at index k_pos - 1) to negative: slices of it are all distances
-        down = torch.arange(shape.k_pos - 1, -shape.k_padded - 1, -1, device=shape.device)
-        self._down = down.float()
 
     def update(self, block: Block) -> None:
         """Set the distance of the block's rows."""
+        first_row = block.rows.start + self.shape.offset
+        if self.shape.device.type == "cuda":  # blocks of hundreds of rows
+            self.distance[block.sequence, block.heads, block.rows] = distance_in_chunks(
+                block.pattern, first_row, block.keys.start
+            )
+            return
         # counted from the block's last row, so that nearby keys stay exact in fp32 at long context
         last = block.rows.stop - 1 + self.shape.offset
-        skip = self.shape.k_pos - 1 - last
-        value = block.pattern @ self._down[skip:][block.keys]
+        device = self.shape.device
+        back = torch.arange(last - block.keys.start, last - block.keys.stop, -1, device=device).float()
+        value = block.pattern @ back
         if block.pattern_edited or block.kept_mass is not None:
             value = value / block.row_sum
-        n_rows = block.rows.stop - block.rows.start
-        ahead = self._down[self.shape.k_pos - n_rows : self.shape.k_pos]
+        ahead = torch.arange(last - first_row, -1, -1, device=device).float()
         self.distance[block.sequence, block.heads, block.rows] = value - ahead
 
     def compute(self) -> dict[str, Tensor]:
         """``distance`` per head and query."""
         return {"distance": self._rows_or_nan(self.distance)}
+
+
+def distance_in_chunks(
+    pattern: Float[Tensor, "*head q_pos k_pos"], first_row: int, first_key: int, chunk: int = 64
+) -> Float[Tensor, "*head q_pos"]:
+    """Mean distance of every row, renormalised: sums over chunks of keys in fp32, of the chunks in fp64.
+
+    A sum over thousands of keys in fp32, or one counted from a row that is not the own, loses the digits that near keys
+    need. NaN for a row without any weight.
+
+    Args:
+        pattern: Weights, 0 at hidden keys.
+        first_row: Position of the first row.
+        first_key: Position of the first key.
+        chunk: Keys that are summed in fp32.
+    """
+    extra = -pattern.shape[-1] % chunk
+    padded = torch.nn.functional.pad(pattern, (0, extra)) if extra else pattern
+    inside = torch.arange(chunk, device=pattern.device, dtype=torch.float32)
+    mass, moment = (padded.unflatten(-1, (-1, chunk)) @ torch.stack([torch.ones_like(inside), inside], -1)).unbind(-1)
+    mass, moment = mass.double(), moment.double()
+    starts = first_key + chunk * torch.arange(mass.shape[-1], device=pattern.device)
+    rows = first_row + torch.arange(pattern.shape[-2], device=pattern.device)[:, None]
+    mean: Tensor = (mass * (rows - starts) - moment).sum(-1) / mass.sum(-1)
+    return mean.float()
 
 
 class TopKey(Statistic):

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.attention.block import AttentionShape
-from sinklens.attention.masks import LazyMask
+from sinklens.attention.masks import LazyMask, MaskForm
 
 
 def hidden_below(*dtypes: torch.dtype) -> float:
@@ -47,9 +47,15 @@ def visible_keys(
         stop = rows.stop + shape.offset
         yield sequences, None, slice(0, -(-stop // shape.cell) * shape.cell)
         return
+    form = mask.form if isinstance(mask, LazyMask) else None
+    if form is not None:
+        yield from _in_closed_form(form, shape, sequences, rows)
+        return
     if mask is None:
-        masks = torch.ones(1, rows.stop - rows.start, shape.k_pos, dtype=torch.bool, device=shape.device)
-    elif isinstance(mask, LazyMask):
+        every = torch.arange(shape.k_padded, device=shape.device) < shape.k_pos
+        yield sequences, every.expand(rows.stop - rows.start, -1), slice(0, shape.k_padded)
+        return
+    if isinstance(mask, LazyMask):
         masks = mask.rows(rows.start, rows.stop)[sequences]
     else:
         masks = mask_rows(mask, shape, sequences, rows)
@@ -59,13 +65,44 @@ def visible_keys(
     for index, own in enumerate([sequences] if equal else cut(sequences, 1)):
         visible = masks[index]
         # keys that no row of the block sees (before a window, after the diagonal) are not even multiplied
-        columns = visible.any(0).nonzero()
-        if len(columns) == 0:  # a block of padding alone still has to write its rows
+        first, last = _ends(visible)
+        if last < first:  # a block of padding alone still has to write its rows
             yield own, visible[:, : shape.cell], slice(0, shape.cell)
             continue
-        first, last = int(columns[0]), int(columns[-1])
         keys = slice(first // shape.cell * shape.cell, (last // shape.cell + 1) * shape.cell)
         yield own, visible[:, keys], keys
+
+
+def _in_closed_form(
+    form: MaskForm, shape: AttentionShape, sequences: slice, rows: slice
+) -> Iterator[tuple[slice, Bool[Tensor, "q_pos k_pos"] | None, slice]]:
+    """:func:`visible_keys` by arithmetic: nothing is read back from a GPU."""
+    own, stop = rows.start + shape.offset, rows.stop + shape.offset
+    start = max(0, own - form.window + 1) if form.window else 0
+    keys = slice(start // shape.cell * shape.cell, -(-stop // shape.cell) * shape.cell)
+    if form.keys is None and not form.window:
+        yield sequences, None, keys
+        return
+    columns = torch.arange(keys.start, keys.stop, device=shape.device)
+    positions = torch.arange(own, stop, device=shape.device)[:, None]
+    visible = columns <= positions
+    if form.window:
+        visible &= positions - columns < form.window
+    if form.keys is None:
+        yield sequences, visible, keys
+        return
+    real = torch.nn.functional.pad(form.keys, (0, shape.k_padded - shape.k_pos))[:, keys]
+    for each in [sequences] if form.alike else cut(sequences, 1):
+        yield each, visible & real[each.start], keys
+
+
+def _ends(visible: Bool[Tensor, "q_pos k_pos"]) -> tuple[int, int]:
+    """First and last key that any row sees; the last before the first where none does. One wait for a GPU."""
+    seen = visible.any(0)
+    positions = torch.arange(len(seen), device=seen.device)
+    ends = [positions.masked_fill(~seen, len(seen)).amin(), positions.masked_fill(~seen, -1).amax()]
+    first, last = torch.stack(ends).tolist()
+    return first, last
 
 
 def cut(of: slice, size: int) -> list[slice]:

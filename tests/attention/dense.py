@@ -26,10 +26,12 @@ from sinklens.attention import (
     TopKey,
 )
 from sinklens.attention.statistics import DeltaLogit
+from tests.pretend_cuda.aside import aside
 
 NAN = math.nan
 
 
+@aside()
 def scores(call: AttentionCall) -> Tensor:
     """Scaled, soft-capped and biased scores of every query head, unmasked."""
     group = call.query.shape[1] // call.key.shape[1]
@@ -40,6 +42,7 @@ def scores(call: AttentionCall) -> Tensor:
     return out if call.bias is None else out + call.bias.double()
 
 
+@aside()
 def pattern(scores: Tensor, visible: Tensor, sinks: Tensor | None = None) -> Tensor:
     """Softmax over the visible keys, and the learned sink that joins it; 0 in rows that see nothing."""
     hidden = scores.masked_fill(~visible if visible.ndim == 4 else ~visible[:, None], -math.inf)
@@ -49,11 +52,13 @@ def pattern(scores: Tensor, visible: Tensor, sinks: Tensor | None = None) -> Ten
     return torch.softmax(hidden, -1).nan_to_num()[..., : scores.shape[-1]]
 
 
+@aside()
 def output(pattern: Tensor, value: Tensor) -> Tensor:
     """``pattern @ value`` with the KV heads repeated."""
     return pattern @ value.double().repeat_interleave(pattern.shape[1] // value.shape[1], 1)
 
 
+@aside()
 def causal(q_pos: int, k_pos: int, window: int | None = None, batch: int = 1) -> Tensor:
     """Query i of the last ``q_pos`` positions sees keys up to its own, at most ``window`` of them."""
     rows, keys = torch.arange(k_pos - q_pos, k_pos)[:, None], torch.arange(k_pos)
@@ -66,6 +71,7 @@ def cell_of(k_pos: int) -> int:
     return next(1 << power for power in range(32) if -(-k_pos // (1 << power)) <= 128)
 
 
+@aside()
 def statistics(
     pattern: Tensor, scores: Tensor | None, visible: Tensor, sets: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from sinklens.attention import AttentionEngine, Statistic, plan_for
 from tests import oracle
 from tests.attention import dense
 from tests.families import FAMILIES, boot, checkpoint, padding_mask, random_ids
+from tests.pretend_cuda.aside import aside
 
 Padding = Literal["none", "right", "left"]
 
@@ -52,6 +53,7 @@ class Reference:
 
 
 @functools.cache
+@aside()
 def reference(name: str, padding: Padding, zoo: Path, pos: int = POS) -> Reference:
     """Right padding goes without an attention mask, as in a capture; left padding cannot."""
     ids = random_ids(pos=pos)
@@ -85,6 +87,7 @@ def measure(
     return logits, found, values
 
 
+@aside()
 def expected(ref: Reference, layer: int) -> dict[str, Tensor]:
     """Everything from the oracle's loops; only display maps need no loop."""
     found = ref.layers[layer]
@@ -110,6 +113,7 @@ def expected(ref: Reference, layer: int) -> dict[str, Tensor]:
     }
 
 
+@aside()
 def underflowed(ref: Reference, layer: int) -> bool:
     """The bridge shows no scores of this layer and a visible weight is 0: margins are not applicable."""
     found = ref.layers[layer]

@@ -120,6 +120,25 @@ def test_every_key_visible(q_pos: int, k_pos: int, device: torch.device) -> None
     check(random_call(q_pos, k_pos, causal=False), torch.ones(1, q_pos, k_pos, dtype=torch.bool), device)
 
 
+def test_a_block_of_more_rows_than_keys(device: torch.device) -> None:
+    seen = torch.ones(1, 200, 130, dtype=torch.bool)
+    check(random_call(200, 130, causal=False), seen, device, rows_per_block=512)
+
+
+def test_known_masks_are_not_evaluated(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows and padding are arithmetic, block by block; reading them back would make a GPU's host wait."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("evaluated")
+
+    monkeypatch.setattr(LazyMask, "rows", refuse)
+    real = torch.ones(2, 150, dtype=torch.bool)
+    real[1, :20] = False
+    seen = dense.causal(150, 150, 21) & real[:, None]
+    call = random_call(150, mask=sliding(2, 150, 150, 21, real), real=real)
+    check(call, seen & real[:, :, None], device, rows_per_block=32)
+
+
 @pytest.mark.parametrize("pos", [40, 200])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("form", ["lazy", "bool", "additive", "half"])
@@ -241,6 +260,42 @@ def test_large_scores_do_not_overflow(device: torch.device) -> None:
     computed = dense.computed(statistics)
     for name in ("mass", "entropy", "distance", "top_weight", "missing_mass"):
         assert computed[name].isfinite().all(), name
+
+
+def test_distances_at_long_context() -> None:
+    """512 rows and 8,192 keys as a block of a GPU has them: near and far keys keep their digits."""
+    generator = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(2, 512, 8192, generator=generator)
+    first_row = 8192 - 512
+    rows, keys = torch.arange(first_row, 8192)[:, None], torch.arange(8192)
+    scores.masked_fill_(keys > rows, -math.inf)
+    scores[1].masked_fill_(rows - keys > 3, -math.inf)  # nothing but neighbours
+    right = (scores.double().softmax(-1) * (rows - keys)).sum(-1)
+    found = statistics.distance_in_chunks(scores.softmax(-1), first_row, 0)
+    gap = (found - right).abs()
+    assert float(gap[0].max()) < 3e-3 and float(right[0].max()) > 3000
+    assert float(gap[1].max()) < 2e-5
+    part = statistics.distance_in_chunks(scores.softmax(-1)[1:, :, 7000:], first_row, 7000)
+    torch.testing.assert_close(part, found[1:], atol=2e-5, rtol=0)
+
+
+def test_keys_and_values_are_not_copied_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that spans several KV heads multiplies views of them."""
+    used: list[int] = []
+    product = torch.bmm
+
+    def bmm(a: Tensor, b: Tensor, **more: Any) -> Tensor:
+        used.append(b.untyped_storage().data_ptr())
+        return product(a, b, **more)
+
+    monkeypatch.setattr(torch, "bmm", bmm)
+    attend(random_call(200, kv_heads=2), rows_per_block=32, block_bytes=1 << 28)
+    assert len(used) == 14 and len(set(used)) == 2
+    used.clear()
+    real = torch.ones(2, 200, dtype=torch.bool)
+    real[1, :20] = False  # sequences apart
+    attend(random_call(200, kv_heads=2, mask=sliding(2, 200, 200, 50, real)), rows_per_block=32, block_bytes=1 << 28)
+    assert len(used) == 28 and len(set(used)) == 2
 
 
 # ------------------------------------------------------------------ rows and numbers that mean nothing

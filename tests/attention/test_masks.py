@@ -7,10 +7,13 @@ import torch
 from transformers.masking_utils import (
     and_masks,
     causal_mask_function,
+    chunked_overlay,
+    or_masks,
     packed_sequence_mask_function,
     sdpa_mask,
     sliding_window_overlay,
 )
+from transformers.masking_utils import sliding_window_overlay as transformers_overlay
 
 from sinklens.attention.masks import LazyMask, lazy_mask
 
@@ -82,3 +85,44 @@ def test_skipping_is_left_to_those_who_may_not() -> None:
     bidirectional = arguments(20, 20, allow_is_bidirectional_skip=True)
     assert lazy_mask(**bidirectional) is not None
     assert lazy_mask(**arguments(WINDOW, WINDOW, mask_function=SLIDING, local_size=WINDOW)) is not None
+
+
+# ------------------------------------------------------------------ closed forms
+def test_masks_of_known_parts_have_a_closed_form() -> None:
+    """And no others: what they say equals the whole mask, which is what the engine would otherwise look at."""
+    unknown = {"packed", "unfilled static cache"}
+    for case, given in CASES.items():
+        lazy = lazy_mask(**given)
+        assert isinstance(lazy, LazyMask)
+        form = lazy.form
+        assert (form is None) == (case in unknown), case
+        if form is None:
+            continue
+        q_pos, k_pos = given["q_length"], given["kv_length"]
+        rows, keys = torch.arange(k_pos - q_pos, k_pos)[:, None], torch.arange(k_pos)
+        seen = (keys <= rows) & (rows - keys < (form.window or k_pos))
+        seen = seen[None] & (torch.ones(1, k_pos, dtype=torch.bool) if form.keys is None else form.keys)[:, None]
+        full = sdpa_mask(**given | {"allow_is_causal_skip": False})
+        assert full is not None
+        assert torch.equal(seen.expand(2, -1, -1), full[:, 0]), case
+        assert form.alike == bool((full == full[:1]).all())
+
+
+def test_lookalikes_have_no_closed_form() -> None:
+    def sliding_window_overlay(window: int) -> Any:
+        return lambda b, h, q, k: k > q - window
+
+    def whatever(b: Any, h: Any, q: Any, k: Any) -> Any:
+        return k <= q
+
+    for function in (
+        and_masks(sliding_window_overlay(3), causal_mask_function),
+        and_masks(causal_mask_function, whatever),
+        or_masks(causal_mask_function, SLIDING),
+        transformers_overlay(3),  # a window alone hides nothing that comes later
+        chunked_overlay(4, torch.zeros(2, dtype=torch.int64)),
+    ):
+        assert LazyMask(arguments(9, 9, mask_function=function)).form is None
+    twice = and_masks(SLIDING, transformers_overlay(4))
+    form = LazyMask(arguments(9, 9, mask_function=twice)).form
+    assert form is not None and form.window == 4

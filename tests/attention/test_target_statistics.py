@@ -24,6 +24,7 @@ from tests.attention import dense
 from tests.attention.target_oracle import naive_future, naive_outside, naive_target, naive_windowed
 from tests.attention.test_properties import HEADS, Spread, assert_same, draw_call
 from tests.families import boot, padding_mask, random_ids
+from tests.pretend_cuda.aside import aside
 
 WINDOW, LOW, HIGH = 4, 2, 9
 LIMIT = 2e-6
@@ -49,6 +50,7 @@ def makers(targets: dict[str, Tensor], excluded: Tensor, queries: Tensor | None 
     ]
 
 
+@aside()
 def expected(
     pattern: Tensor, seen: Tensor, targets: dict[str, Tensor], excluded: Tensor, queries: Tensor | None = None
 ) -> dict[str, Tensor]:
