@@ -78,7 +78,8 @@ class RetroInfer(Policy):
         stands = choice[1] & view.visible
         label = view.state["clusters"][0]
         number = label[:, view.keys.clamp(0, label.shape[1] - 1)][:, None].expand_as(stands)
-        seen = torch.zeros(*stands.shape[:2], int(label.max()) + 1).scatter_add_(-1, number, stands.float())
+        counted = stands.float()
+        seen = counted.new_zeros(*stands.shape[:2], int(label.max()) + 1).scatter_add_(-1, number, counted)
         return (kept & choice[0]).sum(-1) + (seen > 0).sum(-1).float()
 
     @classmethod
