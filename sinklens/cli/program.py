@@ -16,6 +16,7 @@ from sinklens.cli.policy import app as policy
 from sinklens.cli.report import report
 from sinklens.cli.roles import roles
 from sinklens.cli.scan import ScanCommand, scan
+from sinklens.cli.why import why
 from sinklens.lab.commands import app as lab
 
 app = typer.Typer(
@@ -49,7 +50,7 @@ def options(
 
 
 app.command(cls=ScanCommand)(scan)
-for command in (report, ablate, active_dormant, calibrate, dashboard, dynamics, needle, policies, roles, models):
+for command in (report, ablate, active_dormant, calibrate, dashboard, dynamics, needle, policies, roles, why, models):
     app.command()(command)
 app.add_typer(policy, name="policy")
 app.add_typer(lab, name="lab")

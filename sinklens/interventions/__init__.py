@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sinklens.interventions.sink_dims import find_sink_dims
     from sinklens.interventions.sliding_window import SlidingWindow
     from sinklens.interventions.steer_attention import SteerAttention
+    from sinklens.interventions.zero_weights import ZeroWeights
 
 __all__ = [
     "AblateHeads",
@@ -33,6 +34,7 @@ __all__ = [
     "SetActivations",
     "SlidingWindow",
     "SteerAttention",
+    "ZeroWeights",
     "control_entries",
     "find_sink_dims",
     "massive_entries",

@@ -4,7 +4,7 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -62,6 +62,14 @@ class Intervention(ABC):
         """
         return []
 
+    def changing(self, model: TransformerBridge) -> AbstractContextManager[None]:
+        """What the intervention changes in the model itself while it is open, put back at the end (default: nothing).
+
+        Args:
+            model: The bridge.
+        """
+        return nullcontext()
+
     def check(self, model: TransformerBridge) -> None:
         """Refuse a model that does not have what the intervention names (by default: its heads).
 
@@ -112,7 +120,8 @@ class Intervention(ABC):
             on_layer=on_layer,
             real=real,
         )
-        with turn(model), positions.watch(model), model.hooks(fwd_hooks=list(self.hooks(positions))), engine:
+        hooks = model.hooks(fwd_hooks=list(self.hooks(positions)))
+        with turn(model), positions.watch(model), self.changing(model), hooks, engine:
             yield engine
 
     def __add__(self, other: object) -> "Composition":
@@ -170,6 +179,14 @@ class Composition(Intervention):
     def hooks(self, positions: Positions) -> Sequence[tuple[str, Any]]:
         """The hooks of all parts."""
         return [hook for part in self.parts for hook in part.hooks(positions)]
+
+    @contextmanager
+    def changing(self, model: TransformerBridge) -> Iterator[None]:
+        """The changes of all parts, in order."""
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.changing(model))
+            yield
 
     def check(self, model: TransformerBridge) -> None:
         """Check every part."""

@@ -18,7 +18,7 @@ from sinklens.interventions.positions import Positions, parse_keys
 from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
 
-TO = ("zero", "mean")
+TO = ("zero", "mean", "donor")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class EditValues(Intervention):
     - ``"zero"``: the key carries nothing, as a perfectly drained sink does: a weight on it is weight thrown away.
     - ``"mean"``: it carries the mean value of ordinary tokens, from :func:`mean_values`: the drain is undone, and
       whatever text-independent vector the sink handed out is gone.
+    - ``"donor"``: it carries what another token did, of this text or of another, from :func:`donor_values`: a sink that
+      says nothing of its text can be exchanged for that of any other.
 
     Values belong to KV heads, which under grouped-query attention several query heads share, so KV heads are what can
     be named: ``"L5KV1"`` is KV head 1 of layer 5 (query heads ``1 * group`` to ``2 * group - 1`` read it). An edit for
@@ -43,24 +45,28 @@ class EditValues(Intervention):
 
     Args:
         keys: Key positions (one, or several), in every sequence.
-        to: ``"zero"`` or ``"mean"``.
+        to: ``"zero"``, ``"mean"`` or ``"donor"``.
         kv_heads: ``"all"``, or KV heads such as ``["L5KV1", "L6KV0"]``.
-        means: For ``"mean"``: value vector by KV head, from :func:`mean_values`; must hold every edited head.
+        means: For ``"mean"`` and ``"donor"``: value vector by KV head, from :func:`mean_values` or
+            :func:`donor_values`; must hold every edited head.
 
     Source: value-state drains of Guo et al. (2024), arXiv 2410.13835; the implicit attention bias
     ``sum_{k in sinks} A[i, k] v_k`` of Sun et al. (2024), arXiv 2402.17762, section 4. Neither releases this edit.
     """
 
     keys: tuple[int, ...]
-    to: Literal["zero", "mean"] = "zero"
+    to: Literal["zero", "mean", "donor"] = "zero"
     kv_heads: tuple[str, ...] | str = "all"
     means: Mapping[str, Sequence[float]] | None = field(default=None, repr=False, hash=False)
 
     def __post_init__(self) -> None:
         if self.to not in TO:
-            raise InputError(f'to must be "zero" or "mean", got {self.to!r}.')
-        if (self.to == "mean") != (self.means is not None):
-            raise InputError('to="mean" needs means=mean_values(model, batch), and to="zero" takes no means.')
+            raise InputError(f'to must be "zero", "mean" or "donor", got {self.to!r}.')
+        if (self.to == "zero") == (self.means is not None):
+            raise InputError(
+                'to="mean" needs means=mean_values(model, batch), to="donor" means=donor_values(model, prompt), and '
+                'to="zero" takes no means.'
+            )
         object.__setattr__(self, "keys", parse_keys(self.keys))
         object.__setattr__(self, "kv_heads", parse_kv_heads(self.kv_heads))
         if self.means is not None:
@@ -120,6 +126,31 @@ class _Replace:
         if mean.shape != value.shape[-1:]:
             raise InputError(f"The mean of {name} has {len(mean)} numbers, its values have {value.shape[-1]}.")
         return mean
+
+
+def donor_values(model: TransformerBridge, prompt: TokenBatch | Ids, *, position: int = 0) -> dict[str, list[float]]:
+    """Value state of every KV head at one token of a prompt, by KV head name: what :class:`EditValues` can put in.
+
+    Args:
+        model: The bridge.
+        prompt: One sequence from :func:`sinklens.tokenize`.
+        position: Whose values.
+
+    Raises:
+        InputError: Not one sequence, or one that is too short.
+        UnsupportedArchitectureError: The model has no attention.
+
+    Cost: one forward pass of the prompt.
+    """
+    batch = as_batch(model, prompt)
+    if len(batch) != 1 or not 0 <= position < int(batch.lengths[0]):
+        raise InputError(
+            f"Expected one prompt with a token at position {position}, got {len(batch)} of "
+            f"{batch.lengths.tolist()} tokens."
+        )
+    only = torch.zeros_like(batch.real)
+    only[0, position] = True
+    return mean_values(model, batch, tokens=only)
 
 
 @torch.no_grad()

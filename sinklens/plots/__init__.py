@@ -35,6 +35,7 @@ from sinklens.plots.residual_peaks import residual_peaks
 from sinklens.plots.retrieval_join import retrieval_join
 from sinklens.plots.save_figure import save_figure
 from sinklens.plots.secondary_sinks import secondary_sinks
+from sinklens.plots.sink_causes import sink_causes
 from sinklens.plots.sink_heatmap import sink_heatmap
 from sinklens.plots.sink_share import sink_share
 from sinklens.plots.state_norms import state_norms
@@ -73,6 +74,7 @@ __all__ = [
     "retrieval_join",
     "save_figure",
     "secondary_sinks",
+    "sink_causes",
     "sink_heatmap",
     "sink_share",
     "state_norms",

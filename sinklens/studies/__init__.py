@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from sinklens.studies.head_scores.heterogeneous_heads import heterogeneous_heads
     from sinklens.studies.head_scores.pattern_scores import pattern_scores
     from sinklens.studies.head_scores.text_scores import text_scores
+    from sinklens.studies.massive_sources.result import MassiveSources
+    from sinklens.studies.massive_sources.run import trace_massive
     from sinklens.studies.needles.grid import measure_needles, score_needles
     from sinklens.studies.needles.make import make_needles
     from sinklens.studies.needles.needle_set import NeedleSet
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from sinklens.studies.needles.retrieval_scores import retrieval_scores
     from sinklens.studies.policies.result import PolicyComparison
     from sinklens.studies.policies.run import compare_policies
+    from sinklens.studies.sink_causes.result import SinkCauses
+    from sinklens.studies.sink_causes.run import explain_sinks
     from sinklens.studies.streaming_split.check import SplitCheck, check_split
     from sinklens.studies.streaming_split.result import StreamingGates
     from sinklens.studies.streaming_split.run import learn_gates
@@ -51,10 +55,12 @@ __all__ = [
     "Dynamics",
     "Effects",
     "GateSettings",
+    "MassiveSources",
     "NeedleResult",
     "NeedleSet",
     "PolicyComparison",
     "Roles",
+    "SinkCauses",
     "SplitCheck",
     "StreamingGates",
     "Sweep",
@@ -64,6 +70,7 @@ __all__ = [
     "classification_task",
     "compare_policies",
     "copying_scores",
+    "explain_sinks",
     "filter_heads",
     "find_active_dormant",
     "find_roles",
@@ -85,6 +92,7 @@ __all__ = [
     "score_task",
     "sweep",
     "text_scores",
+    "trace_massive",
 ]
 
 load_lazily(__name__)

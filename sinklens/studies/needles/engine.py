@@ -194,6 +194,7 @@ def reading(model: TransformerBridge, intervention: Intervention | None = None, 
             intervention.check(model)
             edits = list(intervention.edits(positions))
             stack.enter_context(positions.watch(model))
+            stack.enter_context(intervention.changing(model))
             stack.enter_context(model.hooks(fwd_hooks=list(intervention.hooks(positions))))
         if plan.path == "fast":
             edited = touched_layers(intervention, reader.layers) if edits else frozenset()

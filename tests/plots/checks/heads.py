@@ -251,6 +251,27 @@ def retrieval_join(data: st.DataObject) -> go.Figure:
     return fig
 
 
+@shows("sink_causes")
+def sink_causes(data: st.DataObject) -> go.Figure:
+    heads = head_grid(data)
+    table = frame(heads, margin=column(data, len(heads), -50, 50)).assign(name=[f"L{a}H{b}" for a, b in heads])
+    parts = []
+    for what, names in (("channel", [-1, 3, 5, 7, 8, 9]), ("component", ["bias", "L0H1", "MLP 0", "embedding", "<b>"])):
+        rows = [
+            {"layer": a, "head": b, "side": s, what: name} for a, b in heads for s in ("key", "query") for name in names
+        ]
+        parts.append(pd.DataFrame(rows).assign(share=column(data, len(rows), -20, 20)))
+    fig = plots.sink_causes(table, *parts)
+    *bars, margins = fig.data
+    same(margins.x, table["margin"])
+    for place, (layer, head) in enumerate(heads):
+        for half, part in ((bars[:5], parts[0]), (bars[5:], parts[1])):
+            own = part[(part["layer"] == layer) & (part["head"] == head) & (part["side"] == "key")]
+            total = sum(float(array(bar.x)[place]) for bar in half)
+            assert abs(total - own["share"].sum()) < 1e-3
+    return fig
+
+
 @shows("token_types")
 def token_types(data: st.DataObject) -> go.Figure:
     kinds = [("word", "start"), ("special", "start"), ("word", "first"), ("delimiter", "later")]
