@@ -159,7 +159,7 @@ def find_episodes(entries: pd.DataFrame, n_sequences: int) -> list[tuple[Entry, 
             tokens = tuple(zip(there["sequence"].tolist(), there["position"].tolist(), strict=True))
             token = min(Counter(there["token"]).items(), key=lambda item: (-item[1], item[0]))[0]
             facts = {"episode": number, "appears": run[0], "leaves_after": run[-1], "token": token}
-            found.append((float(sizes.max()), Entry(int(channel), peak, tokens), facts))  # type: ignore[arg-type]
+            found.append((float(sizes.max()), Entry(int(channel), peak, tokens), facts))
     found.sort(key=lambda item: -item[0])
     return [(entry, facts) for _, entry, facts in found]
 
