@@ -18,6 +18,7 @@ SHOWN = {
     "component_share": "its share ",
     "mass": "mass",
     "mass_without": "without",
+    "n_channels": "n channels",
     "random_lost": "random lost",
     "p": "p",
     "kind": "kind",
@@ -57,7 +58,10 @@ def why(
         ),
     ] = True,
     controls: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Random channels (with --massive: weights) beside the named one.")
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Random sets of as many channels (with --massive: weights) beside the named ones."
+        ),
     ] = 10,
     text: options.TextFiles = None,
     bos: options.Bos = "auto",
@@ -117,7 +121,7 @@ def why(
         printing.say_table([*SOURCES.values()], rows, "Massive activations", left=["token", "written by", "weight"])
     else:
         rows = [[row[name] for name in SHOWN] for row in found.heads.to_dict("records")]
-        caption = "margin and shares in logits; mass: mean attention to the key, with and without the channel"
+        caption = "margin and shares in logits; mass: attention to the key, with and without the fewest channels that halve it"
         printing.say_table([*SHOWN.values()], rows, "Why heads sink", caption, left=["head", "written by", "kind"])
     printing.say_notes(found.meta["warnings"])
     printing.say_saved(saved)

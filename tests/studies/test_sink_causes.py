@@ -28,7 +28,8 @@ def causes() -> SinkCauses:
 def test_the_study_names_the_planted_cause(causes: SinkCauses) -> None:
     top = causes.heads.iloc[0]
     assert (top["layer"], top["head"], top["channel"], top["component"]) == (*HEAD, CHANNEL, "embedding")
-    assert top["mass_lost"] > 0.5 > top["random_lost_most"] and top["p"] == pytest.approx(1 / 11)
+    assert (top["n_channels"], top["channels"], top["channels_share"]) == (1, str(CHANNEL), top["channel_share"])
+    assert top["mass_lost"] == top["one_lost"] > 0.5 > top["random_lost_most"] and top["p"] == pytest.approx(1 / 11)
     assert top["margin_low"] <= top["margin"] <= top["margin_high"] and top["gap"] < 1e-4
     assert top["kind"] == "broadcast" and top["n_events"] == 6
     for name, kind in (("channels", "channel"), ("components", "component")):
@@ -60,7 +61,9 @@ def test_its_sentences_say_what_its_tables_say(causes: SinkCauses) -> None:
     together, first = causes.verdict[0], causes.verdict[1]
     heads = causes.heads
     half = sum(1 for lost in heads["mass_lost"] if lost >= 0.5)
-    assert f"costs {half} of {len(heads)} at least half" in together
+    one = sum(1 for lost in heads["one_lost"] if lost >= 0.5)
+    assert f"largest channel {one} of {len(heads)} lose" in together
+    assert f"without up to {heads['n_channels'].max()} channels {half};" in together
     row = heads.sort_values("importance", ascending=False).iloc[0]
     assert first.startswith(f"L{row.layer}H{row['head']} looks at position 0 because channel {row.channel} ")
     assert f"{row.channel_share:+.1f} of the {row.margin:+.1f} logits" in first

@@ -33,14 +33,16 @@ class SinkCauses(
         Columns: layer, head, kv_head, name; importance of the key with its null; margin (mean logits by which the head
         prefers the key) with margin_low and margin_high; n_sequences; gap (largest difference between the margin and a
         sum of its parts); channel (residual channel of the keys with the largest share) with channel_share,
-        channel_share_low and channel_share_high; bias (of keys);
+        channel_share_low and channel_share_high, and one_lost, the share of the attention that goes without it alone;
+        n_channels, channels and channels_share: the fewest channels, the largest first, without which at least half
+        goes (32 where that is not enough); bias (of keys);
         common_scale (the margin if the norm divided the sink as it divides other tokens); component (who wrote most of
         the keys' share) with component_share; band (pair of rotated dims with the largest share) with band_wavelength
         (tokens a turn) and band_share, and still_share (dims that do not turn); mass (mean attention to the key),
-        mass_without (the same with the channel's share taken out of the head's keys) and mass_lost, the share of it
+        mass_without (the same with these channels' shares taken out of the head's keys) and mass_lost, the share of it
         that goes, with mass_lost_low and mass_lost_high; n_random, random_lost, random_lost_sd, random_lost_most and p
-        for as many random channels; kind (no-op, broadcast, mixed; missing without an event), n_events, value_ratio and
-        stable_rank (medians over events).
+        for random sets of as many channels; kind (no-op, broadcast, mixed; missing without an event), n_events,
+        value_ratio and stable_rank (medians over events).
         """
         return self.tables["heads"]
 

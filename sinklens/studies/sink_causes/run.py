@@ -30,12 +30,14 @@ from sinklens.studies.sink_causes.donors import CONTROLS, DONOR_COLUMNS, SEQUENC
 from sinklens.studies.sink_causes.result import SinkCauses
 
 HEADS, DRAWS, NAMED = 10, 10, 10
+COUNTS, HALF = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32), 0.5
 
 _HEAD = ("layer", "head")
 TABLES = {
     "heads": (
         *_HEAD, "kv_head", "name", "importance", "null", "margin", "margin_low", "margin_high", "n_sequences", "gap",
-        "channel", "channel_share", "channel_share_low", "channel_share_high", "bias", "common_scale", "component",
+        "channel", "channel_share", "channel_share_low", "channel_share_high", "one_lost", "n_channels",
+        "channels", "channels_share", "bias", "common_scale", "component",
         "component_share", "band", "band_wavelength", "band_share", "still_share", "mass", "mass_without", "mass_lost",
         "mass_lost_low", "mass_lost_high", "n_random", "random_lost", "random_lost_sd", "random_lost_most", "p", "kind",
         "n_events", "value_ratio", "stable_rank",
@@ -53,7 +55,8 @@ DEFINITION = {
     "key, s the scores before soft cap and softmax. With all norms' scales held it is a sum over residual channels of "
     "the keys (queries whole) or of the queries (keys whole), over the components that wrote these channels, over "
     "pairs of rotated dims, and over pairs of query and key parts; biases are a part of their own. Removal: the head's "
-    "scores less what the channels add to them, everything before the head as it was.",
+    "scores less what the channels add to them, everything before the head as it was; the named set is the smallest of "
+    "the 1, 2, 3, 4, 6, 8, 12, 16, 24 and 32 largest channels that takes half of the attention to the key.",
     "source": "margin: Guo et al. 2024, arXiv 2410.13835 (Delta-logit); the split is sinklens'",
 }
 
@@ -95,7 +98,7 @@ def explain_sinks(
         position: The key.
         tokens: Instead of texts: a :class:`TokenBatch`, a tokenizer's output, a tensor ``[batch pos]`` or lists of ids.
         attention_mask: For ids: 1 at real tokens.
-        controls: Random channels whose removal stands beside that of the named one.
+        controls: Random sets of as many channels, whose removal stands beside that of the named ones.
         donors: Also exchange the values at the key, which costs the most time.
         bos: As for :func:`sinklens.tokenize`.
         max_tokens: Longest sequence.
@@ -111,7 +114,7 @@ def explain_sinks(
     Source: the margin is Delta-logit of Guo et al. 2024 (arXiv 2410.13835); no-op and broadcast are those of Fesser et
     al. 2026 (arXiv 2606.08105); the split is sinklens'.
 
-    Cost: five forward passes, and with donors two or more for each KV head and edit on 8 of the sequences.
+    Cost: six forward passes, and with donors two or more for each KV head and edit on 8 of the sequences.
     """
     model = as_bridge(model)
     if top < 1 or controls < 0 or position < 0:
@@ -126,7 +129,7 @@ def explain_sinks(
         )
     batch = batch.rows(usable)
     work = top * (3 + 2 * CONTROLS) * min(len(batch), SEQUENCES) if donors else 0
-    progress.begin("Explaining sinks", 5 * len(batch) + work)
+    progress.begin("Explaining sinks", 6 * len(batch) + work)
     found = measure(model, batch, "sinks", batch_size=batch_size).tables["sinks"]
     scores = (
         found[found["position"] == position]
@@ -151,8 +154,7 @@ def explain_sinks(
     if not chosen:
         return SinkCauses(meta, {name: pd.DataFrame(columns=[*columns]) for name, columns in TABLES.items()})
     split = attribute_in_batches(model, batch, chosen, position, batch_size, True, progress)
-    tops = {head: int(each.channels["key"].mean(0).argmax()) for head, each in split.items()}
-    _remove(model, batch, split, tops, position, batch_size, controls, seed, progress)
+    named = _remove(model, batch, split, position, batch_size, controls, seed, progress)
     kinds: dict[Head, KindFacts] = {}
     try:
         kinds = sink_kinds(model, batch, position=position, batch_size=batch_size)
@@ -168,32 +170,43 @@ def explain_sinks(
         except UnsupportedArchitectureError as error:
             warnings.append(f"Exchanged values: {error}")
         part.finish()
-    rows = [_row(model, head, split[head], tops[head], scores, kinds.get(head), seed) for head in chosen]
-    return SinkCauses(meta, {"heads": pd.DataFrame(rows), **_tables(split, tops, seed), "donors": exchanged})
+    rows = [_row(model, head, split[head], named[head], scores, kinds.get(head), seed) for head in chosen]
+    return SinkCauses(meta, {"heads": pd.DataFrame(rows), **_tables(split, named, seed), "donors": exchanged})
 
 
 def _remove(
     model: TransformerBridge,
     batch: TokenBatch,
     split: dict[Head, HeadMargin],
-    tops: dict[Head, int],
     position: int,
     batch_size: int,
     controls: int,
     seed: int,
     progress: Progress,
-) -> None:
-    """Fill in what is left of the sink without the named channel and without random ones, and the pairs of parts."""
+) -> dict[Head, list[int]]:
+    """The fewest channels of a head whose removal halves its attention to the key; fills in masses and pairs."""
+    orders = {head: np.argsort(-each.channels["key"].mean(0), kind="stable").tolist() for head, each in split.items()}
+    sizes: Removals = {head: {str(k): order[:k] for k in COUNTS} for head, order in orders.items()}
+    tried = attribute_in_batches(model, batch, [*split], position, batch_size, False, progress, sizes)
+    chosen = {}
+    for head, order in orders.items():
+        lost = {k: mass_lost(tried[head].masses[""], tried[head].masses[str(k)]).value for k in COUNTS}
+        enough = [k for k in COUNTS if lost[k] >= HALF]
+        chosen[head] = order[: min(enough, default=COUNTS[-1])]
     rng = np.random.default_rng(seed)
     removals: Removals = {}
-    for head, each in split.items():
-        pool = np.delete(np.arange(each.channels["key"].shape[1]), tops[head])
-        drawn = rng.choice(pool, min(controls, len(pool)), replace=False)
-        removals[head] = {"named": [tops[head]], **{f"random {i}": [int(c)] for i, c in enumerate(drawn)}}
-    named = {head: [channel] for head, channel in tops.items()}
+    for head, channels in chosen.items():
+        pool = np.setdiff1d(np.arange(split[head].channels["key"].shape[1]), channels)
+        sets = {"one": channels[:1], "named": channels}
+        if len(pool) >= len(channels):
+            for draw in range(controls):
+                sets[f"random {draw}"] = rng.choice(pool, len(channels), replace=False).tolist()
+        removals[head] = {**sets}
+    named = {head: channels[:1] for head, channels in chosen.items()}
     removed = attribute_in_batches(model, batch, [*split], position, batch_size, False, progress, removals, named)
     for head, each in split.items():
         each.masses, each.pairs = removed[head].masses, removed[head].pairs
+    return chosen
 
 
 def attribute_in_batches(
@@ -225,13 +238,14 @@ def _row(
     model: TransformerBridge,
     head: Head,
     each: HeadMargin,
-    channel: int,
+    channels: list[int],
     scores: pd.DataFrame,
     kind: KindFacts | None,
     seed: int,
 ) -> dict[str, Any]:
     group = int(model.cfg.n_heads) // kv_head_count(model)
     margin = paired_interval(each.margin, seed=seed)
+    channel = channels[0]
     share = paired_interval(each.channels["key"][:, channel], seed=seed)
     writers = {name: float(values.mean()) for name, values in each.components["key"].items()}
     component = max(writers, key=lambda name: writers[name])
@@ -258,6 +272,9 @@ def _row(
         "band_share": math.nan if band is None else float(bands[band]),
         "still_share": float(each.bands[:, -1].mean()),
     }
+    row |= {"one_lost": mass_lost(each.masses[""], each.masses["one"], seed).value}
+    row |= {"n_channels": len(channels), "channels": ", ".join(map(str, channels))}
+    row["channels_share"] = float(each.channels["key"][:, channels].sum(1).mean())
     row |= {"mass": float(each.masses[""].mean()), "mass_without": float(each.masses["named"].mean())}
     row |= {"mass_lost": lost.value, "mass_lost_low": lost.low, "mass_lost_high": lost.high}
     row |= {"n_random": compared.n, "random_lost": compared.mean, "random_lost_sd": compared.sd}
@@ -278,7 +295,7 @@ def _median(values: torch.Tensor) -> float:
     return float(values.nanmedian())
 
 
-def _tables(split: dict[Head, HeadMargin], tops: dict[Head, int], seed: int) -> dict[str, pd.DataFrame]:
+def _tables(split: dict[Head, HeadMargin], named: dict[Head, list[int]], seed: int) -> dict[str, pd.DataFrame]:
     channels: list[dict[str, Any]] = []
     components: list[dict[str, Any]] = []
     bands: list[dict[str, Any]] = []
@@ -299,7 +316,7 @@ def _tables(split: dict[Head, HeadMargin], tops: dict[Head, int], seed: int) -> 
             number = band if band < len(each.wavelengths) - 1 else -1
             share = float(each.bands[:, band].mean())
             bands.append(name | {"band": number, "wavelength": float(wavelength), "share": share})
-        parts = (f"channel {tops[head]}", "other channels", "bias")
+        parts = (f"channel {named[head][0]}", "other channels", "bias")
         if each.pairs is not None:
             for q, query_part in enumerate(parts):
                 for k, key_part in enumerate(parts):

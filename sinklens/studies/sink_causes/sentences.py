@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-SHOWN = 3
+SHOWN, SHOWN_CHANNELS = 3, 4
 
 
 def cause_words(heads: pd.DataFrame, donors: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
@@ -24,13 +24,14 @@ def cause_words(heads: pd.DataFrame, donors: pd.DataFrame, meta: Mapping[str, An
 def _together(heads: pd.DataFrame, position: int) -> str:
     top = heads["channel"].value_counts()
     channel = min(top[top == top.max()].index)
-    half = int((heads["mass_lost"] >= 0.5).sum())
+    half, one = int((heads["mass_lost"] >= 0.5).sum()), int((heads["one_lost"] >= 0.5).sum())
     most = float(heads["random_lost_most"].max())
-    beside = "" if most != most else f"; as many random channels take at most {_percent(most)}"
+    beside = "" if most != most else f"; random sets of as many channels take at most {_percent(most)}"
     return (
         f"{len(heads)} head{'s look' if len(heads) > 1 else ' looks'} at position {position}: in {int(top.max())} of "
-        f"{len(heads)} channel {channel} of the keys has the largest share of the margin. Taking a head's channel out "
-        f"of its keys costs {half} of {len(heads)} at least half of their attention to it{beside}."
+        f"{len(heads)} channel {channel} of the keys has the largest share of the margin. Without its "
+        f"largest channel {one} of {len(heads)} lose{'s' if one == 1 else ''} at least half of the attention to it, "
+        f"without up to {int(heads['n_channels'].max())} channels {half}{beside}."
     )
 
 
@@ -40,9 +41,13 @@ def _head(row: Any, position: int) -> str:
         f"{row.channel_share:+.1f} of the {row.margin:+.1f} logits by which it prefers it; of all writers to the keys "
         f"{row.component} has the largest share ({row.component_share:+.1f})"
     )
-    text += f"; without that channel its attention there falls from {row.mass:.2f} to {row.mass_without:.2f}"
+    which = f"channels {row.channels}" if row.n_channels > 1 else "that channel"
+    which = f"its {row.n_channels} largest channels" if row.n_channels > SHOWN_CHANNELS else which
+    text += f"; without {which} its attention there falls from {row.mass:.2f} to {row.mass_without:.2f}"
     if row.n_random and row.random_lost == row.random_lost:
-        text += f" ({row.n_random} random channels: {_percent(row.random_lost)} lost on average, p = {row.p:.2g})"
+        text += (
+            f" ({row.n_random} random sets of as many: {_percent(row.random_lost)} lost on average, p = {row.p:.2g})"
+        )
     return f"{text}."
 
 
