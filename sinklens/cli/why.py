@@ -121,7 +121,7 @@ def why(
         printing.say_table([*SOURCES.values()], rows, "Massive activations", left=["token", "written by", "weight"])
     else:
         rows = [[row[name] for name in SHOWN] for row in found.heads.to_dict("records")]
-        caption = "margin and shares in logits; mass: attention to the key, with and without the fewest channels that halve it"
+        caption = "shares in logits; mass: attention to the key, with and without the fewest channels that halve it"
         printing.say_table([*SHOWN.values()], rows, "Why heads sink", caption, left=["head", "written by", "kind"])
     printing.say_notes(found.meta["warnings"])
     printing.say_saved(saved)
