@@ -1,8 +1,11 @@
 """`sinklens policies`: every rule in the list, and one explained."""
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
+import sinklens
 from sinklens.cli.program import app
 from sinklens.errors import InputError
 from sinklens.policies import make_policy, policies
@@ -20,6 +23,24 @@ def test_one_rule_is_explained() -> None:
     printed = CliRunner().invoke(app, ["policies", "tova"], env={"COLUMNS": "200"}).output
     assert "newest token" in printed and "Scope: causal. Group: layer." in printed
     assert isinstance(CliRunner().invoke(app, ["policies", "tovva"]).exception, InputError)
+
+
+def test_needles_beside_losses(tmp_path: Path) -> None:
+    words = [
+        "induction-2l",
+        "--policies",
+        "sink_window:recent=4,top_k",
+        "--budget",
+        "8",
+        "--max-tokens",
+        "24",
+        "--needle",
+    ]
+    more = ["--max-sequences", "2", "--needle-length", "40", "--needle-repeats", "1", "--out", str(tmp_path / "r")]
+    done = CliRunner().invoke(app, ["policy", "compare", *words, *more], env={"COLUMNS": "200"})
+    assert done.exception is None and "3 prompts of 40 tokens" in done.output
+    table = sinklens.open(tmp_path / "r").to_dataframe("needle_summary")
+    assert [*table["policy"]] == ["sink_window:recent=4", "top_k 8"] and "mean rank" in done.output
 
 
 def test_policies_are_made_from_words() -> None:

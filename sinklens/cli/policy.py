@@ -1,6 +1,6 @@
 """`sinklens policy compare`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,17 @@ SHOWN = {
     "mib": "cache MiB",
 }
 
+NEEDLES = {
+    "policy": "policy",
+    "needle_exact": "answered",
+    "needle_rank": "mean rank",
+    "delta_needle_log_prob": "d log p",
+    "delta_needle_log_prob_low": "from",
+    "delta_needle_log_prob_high": "to",
+    "needle_mass": "attention to it",
+    "needle_kept": "left",
+}
+
 
 @app.callback()
 def policy() -> None:
@@ -50,6 +61,16 @@ def compare(
     prompt: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens that are the prompt; only later rows count. Default: half.")
     ] = None,
+    needle: Annotated[
+        bool, typer.Option("--needle", help="Also hide needles in prompts and see which rules keep their answers.")
+    ] = False,
+    needle_kind: Annotated[
+        str, typer.Option(metavar="random|passkey|json|natural", help="As for sinklens needle.")
+    ] = "random",
+    needle_length: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens of a prompt. Default: --max-tokens, at most 256.")
+    ] = None,
+    needle_repeats: Annotated[int, typer.Option(metavar="N", help="Prompts of each of the depths 0, 0.5 and 1.")] = 8,
     allow_leak: Annotated[
         bool, typer.Option("--allow-leak", help="Run rules that look at what comes later, and mark them.")
     ] = False,
@@ -70,9 +91,14 @@ def compare(
     Every rule runs at every budget on the same texts. Only rows after the prompt count. With --out a killed comparison
     goes on where it stopped.
 
+    Heads that a rule leaves alone may come from the file that sinklens roles writes, as in
+    "head_split:full=runs/roles/head-roles.json:retrieval;recent=60".
+
     For example:
 
       sinklens policy compare
+
+      sinklens policy compare induction-2l --policies h2o,tova,top_k --budget 16 --needle
 
       sinklens policy compare model.gguf --policies h2o,tova,streaming_llm --budget 32,64 --max-tokens 256 --out runs/kv
 
@@ -88,14 +114,21 @@ def compare(
         RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
     with working(out, "finished batches") as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        from sinklens.studies.needles.make import make_needles
         from sinklens.studies.policies.run import compare_policies
 
+        needles = None
+        if needle:
+            length = needle_length or min(max_tokens or 256, int(bridge.cfg.n_ctx) - 16, 256)
+            words: dict[str, Any] = {"lengths": (length,), "depths": (0, 0.5, 1), "repeats": needle_repeats}
+            needles = make_needles(bridge, needle_kind, bos=bos, seed=seed, **words)  # type: ignore[arg-type]
         found = compare_policies(
             bridge,
             names,
             texts,  # type: ignore[arg-type]
             budgets=sizes or (),
             prompt=prompt,
+            needles=needles,
             allow_leak=allow_leak,
             bos=bos,  # type: ignore[arg-type]
             max_tokens=max_tokens,
@@ -115,4 +148,9 @@ def compare(
     rows = [[row[name] for name in SHOWN] for row in found.summary.to_dict("records")]
     caption = f"rows from token {meta['settings']['prompt']} on; d loss in nats per token with 95 % interval"
     printing.say_table([*SHOWN.values()], rows, "Policies", caption, left=["policy", "scope"])
+    if needles is not None:
+        table = found.to_dataframe("needle_summary")
+        rows = [[row[name] for name in NEEDLES] for row in table.to_dict("records")]
+        about = f"{len(needles)} prompts of {needles.meta['lengths'][0]} tokens; d log p in nats a token of the answer"
+        printing.say_table([*NEEDLES.values()], rows, "Needles", about, left=["policy"])
     printing.say_saved(saved)

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.draws import draws
+from sinklens.plots.policy_needles import add_needles
 from sinklens.plots.style import CATEGORICAL, empty_figure, new_figure, number, require_columns
 
 _TITLE: Final = "What each rule costs at the keys it really reads"
@@ -14,8 +15,13 @@ _NOTE: Final = "Rows after the prompt; keys a head reads for a row, mean over he
 _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
 
 
-@draws("sinklens-policies", needs={"summary": ("policy",)})
-def policy_costs(summary: pd.DataFrame) -> go.Figure:
+@draws(
+    "sinklens-policies",
+    needs={"summary": ("policy",), "needle_summary": ("policy",)},
+    wants=("needle_summary",),
+    made_by={"needle_summary": "compare_policies(..., needles=make_needles(model))"},
+)
+def policy_costs(summary: pd.DataFrame, needle_summary: pd.DataFrame | None = None) -> go.Figure:
     """Draw every policy by the keys that its heads really read for a row, and by the loss that this costs.
 
     Where no rule runs twice each has a row of its own. Rules that are run at several budgets are joined by a line; bars
@@ -25,6 +31,7 @@ def policy_costs(summary: pd.DataFrame) -> go.Figure:
     Args:
         summary: A comparison, or its table `summary`: `policy`, `rule`, `scope`, `group`, `kept`, `delta_loss` with
             `delta_loss_low` and `delta_loss_high`, `mass`.
+        needle_summary: Its table of that name, where it has needles: what the answers to needles lose stands beside.
 
     Raises:
         InputError: A missing column.
@@ -33,14 +40,18 @@ def policy_costs(summary: pd.DataFrame) -> go.Figure:
     table = summary[summary["kept"].notna() & summary["delta_loss"].notna()]
     if table.empty:
         return empty_figure(_TITLE, "Not applicable: no policy has both a number of keys and a loss.")
-    if table["rule"].is_unique:
+    needles = needle_summary is not None and not needle_summary.empty
+    if table["rule"].is_unique and not needles:
         return _side_by_side(table)
+    styles: dict[str, dict[str, Any]] = {}
     fig = new_figure(_TITLE, _NOTE, height=460)
     fig.add_hline(y=0, line={"width": 1, "dash": "dot", "color": "#888"})
     for at, (rule, rows) in enumerate(table.groupby("rule", sort=False)):
         rows = rows.sort_values("kept")
         first, colour = rows.iloc[0], CATEGORICAL[at % len(CATEGORICAL)]
         symbol = _SYMBOLS[(at // len(CATEGORICAL) + at) % len(_SYMBOLS)]
+        symbol = f"{symbol}-open" if first["scope"] == "global" else symbol
+        styles[str(rule)] = {"symbol": symbol, "color": colour}
         fig.add_scatter(
             x=rows["kept"],
             y=rows["delta_loss"].astype("float32"),
@@ -48,13 +59,15 @@ def policy_costs(summary: pd.DataFrame) -> go.Figure:
             mode="lines+markers",
             name=f"{rule} ({first['scope']}, {first['group']})",
             line={"color": colour, "width": 1.5},
-            marker={"symbol": f"{symbol}-open" if first["scope"] == "global" else symbol, "size": 9, "color": colour},
+            marker={**styles[str(rule)], "size": 9},
             hovertext=[_hover(row) for row in rows.to_dict("records")],
             hoverinfo="text",
         )
     fig.update_xaxes(title="keys read for a row (mean)", type="log")
     fig.update_yaxes(title="Δ loss against full attention (nats per token)")
     fig.update_layout(legend={"title": {"text": "rule (scope, group)"}}, showlegend=True)
+    if needle_summary is not None and needles:
+        add_needles(fig, needle_summary, styles)
     return fig
 
 

@@ -17,7 +17,8 @@ class HeadSplit(Policy):
     """Lets some heads read everything and gives the others a window with sinks.
 
     Args:
-        full: Heads that read everything, such as the retrieval heads of a role file.
+        full: Heads that read everything, such as the retrieval heads of a role file; in words ``L1H0+L2H3``, and for
+            ``sinklens policy compare`` also ``head-roles.json:retrieval``.
         sinks: First tokens that the others keep.
         recent: Most recent tokens that they keep, the query's own included.
     """
@@ -33,7 +34,8 @@ class HeadSplit(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "full", parse_heads(self.full) if self.full else ())
+        full = self.full.replace("+", ",") if isinstance(self.full, str) else self.full
+        object.__setattr__(self, "full", parse_heads(full) if full else ())
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:
         """Everything, or first and last tokens."""

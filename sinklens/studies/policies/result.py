@@ -10,6 +10,7 @@ import pandas as pd
 
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.results.result import Result
+from sinklens.studies.policies.needle_rows import needle_sentences
 
 FORMAT = "sinklens-policies"
 WORK = "comparison of policies"
@@ -41,6 +42,11 @@ class PolicyComparison(
     while the rule acts in all layers), ``mass_post_hoc`` (of the unchanged model's attention), ``first_mass`` and
     ``first_kept`` (share of the first four tokens, and what stays).
 
+    ``needle_summary`` and ``needles`` (where needles were asked): the same by policy, and every answer; full attention
+    stands in ``needles`` under an empty name. ``needle_exact``, ``needle_rank``, ``delta_needle_log_prob`` with its
+    interval over prompts, ``needle_mass`` (attention of the answer's rows to the needle before the rule acts in a
+    layer) and ``needle_kept`` (what of it is left).
+
     ``sequences``: loss, KL and agreement of every policy and text. ``heads``: what every head kept under every policy.
 
     Attributes:
@@ -56,7 +62,8 @@ class PolicyComparison(
     @property
     def verdict(self) -> list[str]:
         """Which rule costs least, which most, and whether the kept attention tells."""
-        return comparison_sentences(self.tables["summary"])
+        needles = needle_sentences(self.tables["needle_summary"]) if "needle_summary" in self.tables else []
+        return [*comparison_sentences(self.tables["summary"]), *needles]
 
 
 def summarise_policies(

@@ -28,7 +28,12 @@ from sinklens.results import RunFolder
 from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.ablation.recipe import model_identity
+from sinklens.studies.needles.needle_set import NeedleSet
+from sinklens.studies.needles.run import check_instances
+from sinklens.studies.policies.needle_rows import CLEAN, needle_batches, read_needles, summarise_needles
+from sinklens.studies.policies.needle_rows import METRICS as NEEDLE_METRICS
 from sinklens.studies.policies.result import FORMAT, WORK, PolicyComparison, summarise_policies
+from sinklens.studies.policies.role_fields import read_role_fields
 
 LOOK = 0.5
 """What a rule's choice alone costs, in passes of the model; in one pass all rules only look."""
@@ -54,6 +59,7 @@ def compare_policies(
     tokens: TokenBatch | Ids | None = None,
     budgets: Sequence[float] = (),
     prompt: int | None = None,
+    needles: NeedleSet | None = None,
     allow_leak: bool = False,
     bos: BosChoice = "auto",
     max_tokens: int | None = None,
@@ -83,6 +89,9 @@ def compare_policies(
         budgets: Keys a row, or below 1 a share of the longest sequence, for policies given as text without fields; each
             of those runs at every budget. For policies as objects: the one that they were made for, if any.
         prompt: Tokens of each text that are its prompt; default: half of the shortest.
+        needles: Prompts with a needle (:func:`~sinklens.studies.make_needles`) that every rule answers too: rank and
+            probability of the answer, and the attention to the needle that is left. The rules are those of the texts,
+            with as many keys.
         allow_leak: Run rules of scope "global" as well; their loss means nothing and is marked.
         bos: As for :func:`sinklens.scan`, like ``max_tokens`` and ``max_sequences``.
         max_tokens: Longest sequence; default: the model's context.
@@ -98,7 +107,8 @@ def compare_policies(
         InputError: No policy, two of one label, a rule that leaks, or a prompt as long as a text.
         ResultError: ``out`` holds something else.
 
-    Cost: for every batch a clean pass, one in which all rules only look, and one pass for each rule.
+    Cost: for every batch a clean pass, one in which all rules only look, and one pass for each rule; for every needle a
+    clean pass and one for each rule.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}.")
@@ -132,7 +142,10 @@ def compare_policies(
         "batch_size": batch_size,
         "seed": seed,
     }
-    run = _Run(bridge, batch, named, prompt, batch_size, progress)
+    if needles is not None:
+        check_instances(bridge, needles.instances)
+        spec["needles"] = needles.digest
+    run = _Run(bridge, batch, named, prompt, batch_size, needles, progress)
     with ExitStack() as stack:
         if folder is not None:
             stack.enter_context(folder.locked())
@@ -142,7 +155,8 @@ def compare_policies(
                 return found
             folder.note(folder.begin(spec, restart))
         parts = run.all_parts(folder)
-        tables = {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
+        names = dict.fromkeys(name for part in parts for name in part)
+        tables = {name: pd.concat([part[name] for part in parts if name in part], ignore_index=True) for name in names}
         order = {label: at for at, label in enumerate(named)}
         by_order = tables["sequences"].sort_values(["policy", "sequence"], key=lambda c: c.map(order).fillna(c))
         tables["sequences"] = by_order.reset_index(drop=True)
@@ -161,12 +175,21 @@ def compare_policies(
             ]
         )
         summary = summarise_policies(tables["sequences"], tables["heads"], tables["caches"], claims, seed)
+        if needles is not None:
+            order[CLEAN] = -1
+            by_order = tables["needles"].sort_values(["policy", "instance"], key=lambda c: c.map(order).fillna(c))
+            tables["needles"] = by_order.reset_index(drop=True)
+            tables["needle_summary"] = summarise_needles(tables["needles"], summary, seed)
         meta = {
             **header(bridge, batch),
             "source": source,
             "policies": described,
             "spec": spec,
-            "metrics": {name: {"version": 1, "definition": text} for name, text in METRICS.items()},
+            "needles": None if needles is None else dict(needles.meta),
+            "metrics": {
+                name: {"version": 1, "definition": text}
+                for name, text in {**METRICS, **(NEEDLE_METRICS if needles is not None else {})}.items()
+            },
             "settings": {"prompt": prompt, "budgets": [*budgets], "seed": seed, "batch_size": batch_size},
         }
         result = PolicyComparison(meta, {"summary": summary, **tables})
@@ -186,15 +209,16 @@ def _labelled(
         keys = _keys(budgets[0], length) if budgets else math.nan
         found = {str(label): (policy, float(keys)) for label, policy in policies.items()}
     else:
-        for text in [policies] if isinstance(policies, str) else policies:
+        for given in [policies] if isinstance(policies, str) else policies:
+            label, text = read_role_fields(given)
             own = ":" in text or not budgets or not budgeted(type(make_policy(text)))
             for size in [None] if own else [_keys(budget, length) for budget in budgets]:
                 policy = make_policy(text, keys=size, length=length)
                 same = size is None or policy == make_policy(text)  # at any budget, as full attention is
-                label = text if same else f"{text} {size}"
-                if label in found and found[label][0] != policy:
-                    raise InputError(f"Two policies are called {label!r}; give each once.")
-                found[label] = (policy, math.nan if same or size is None else float(size))
+                name = label if same else f"{label} {size}"
+                if name in found and found[name][0] != policy:
+                    raise InputError(f"Two policies are called {name!r}; give each once.")
+                found[name] = (policy, math.nan if same or size is None else float(size))
     if not found or not all(isinstance(policy, Policy) for policy, _ in found.values()):
         raise InputError(f"Expected policies by label, or names such as ['h2o', 'tova'], got {policies!r}.")
     return {label: (replace(rule, prompt=rule.prompt or prompt), keys) for label, (rule, keys) in found.items()}
@@ -226,19 +250,22 @@ class _Run:
         policies: Mapping[str, Policy],
         prompt: int,
         batch_size: int,
+        needles: NeedleSet | None,
         progress: Progress,
     ) -> None:
         self.bridge, self.batch, self.policies, self.prompt = bridge, batch, policies, prompt
-        self.batch_size, self.progress = batch_size, progress
+        self.batch_size, self.needles, self.progress = batch_size, needles, progress
         self.path = plan_for(bridge).path
 
     def all_parts(self, folder: RunFolder | None) -> list[dict[str, pd.DataFrame]]:
         """What every batch gave: measured, or found in the folder."""
         passes, parts = 1 + (1 + LOOK) * len(self.policies), []
+        n_needles = 0 if self.needles is None else len(self.needles)
         self.progress.begin(
             "Comparing policies",
-            len(self.batch) * passes,
-            f"{len(self.policies)} policies on {len(self.batch)} sequences, {2 + len(self.policies)} passes each.",
+            len(self.batch) * passes + n_needles * (1 + len(self.policies)),
+            f"{len(self.policies)} policies on {len(self.batch)} sequences, {2 + len(self.policies)} passes each"
+            + (f", and on {n_needles} needles." if n_needles else "."),
         )
         for number, indices in enumerate(equal_lengths(self.batch, self.batch_size)):
             kept = None if folder is None else folder.load(f"{number:05d}")
@@ -247,6 +274,18 @@ class _Run:
             parts.append(self.measure(indices) if kept is None else kept.tables)
             if folder is not None and kept is None:
                 folder.save(f"{number:05d}", parts[-1])
+        for number, some in enumerate(needle_batches(self.needles, self.batch_size) if self.needles else ()):
+            kept = None if folder is None else folder.load(f"needles-{number:05d}")
+            work = len(some) * (1 + len(self.policies))
+            if kept is not None:
+                self.progress.skip(work)
+                parts.append(kept.tables)
+                continue
+            instances = {each: self.needles.instances[each] for each in some} if self.needles else {}
+            parts.append({"needles": read_needles(self.bridge, instances, self.policies, self.path)})
+            self.progress.advance(work)
+            if folder is not None:
+                folder.save(f"needles-{number:05d}", parts[-1])
         return parts
 
     def measure(self, indices: list[int]) -> dict[str, pd.DataFrame]:

@@ -169,6 +169,8 @@ def policy_costs(data: st.DataObject) -> go.Figure:
     table["delta_loss_low"], table["delta_loss_high"] = table["delta_loss"] - 0.5, table["delta_loss"] + 0.25
     fig = plots.policy_costs(table)
     drawn = table[table["kept"].notna() & table["delta_loss"].notna()]
+    if not drawn.empty:
+        needles_beside(data, table, drawn)
     if drawn["rule"].is_unique:
         same(fig.data[0].x, drawn["delta_loss"])
         same(fig.data[0].error_x.arrayminus, drawn["delta_loss"] - drawn["delta_loss_low"], rtol=1e-3)
@@ -185,3 +187,19 @@ def policy_costs(data: st.DataObject) -> go.Figure:
         assert trace.name == f"{rule} ({rows['scope'].iloc[0]}, head)"
         assert trace.marker.symbol.endswith("-open") == (rows["scope"].iloc[0] == "global")
     return fig
+
+
+def needles_beside(data: st.DataObject, table: pd.DataFrame, drawn: pd.DataFrame) -> None:
+    """The panel to the right: the same rules in the same colours, at what their needles lose."""
+    needles = table[["policy", "rule", "scope", "kept"]].copy()
+    for name in ("needle_exact", "needle_rank", "delta_needle_log_prob", "needle_mass", "needle_kept"):
+        needles[name] = column(data, len(table), 0, 3)
+    both = plots.policy_costs(table, needles)
+    shown = needles[needles["delta_needle_log_prob"].notna() & needles["rule"].isin(drawn["rule"])]
+    right = [trace for trace in both.data if trace.xaxis == "x2"]
+    colours = {trace.name.split(" (")[0]: trace.marker.color for trace in both.data if trace.xaxis != "x2"}
+    assert len(colours) == drawn["rule"].nunique()
+    for trace, (rule, rows) in zip(right, shown.groupby("rule", sort=False), strict=True):
+        same(trace.x, rows.sort_values("kept")["kept"])
+        same(trace.y, rows.sort_values("kept")["delta_needle_log_prob"])
+        assert trace.marker.color == colours[rule]

@@ -12,12 +12,17 @@ import torch
 import sinklens
 from sinklens.attention import AttentionEngine
 from sinklens.errors import InputError, ResultError
-from sinklens.policies import Account
+from sinklens.policies import Account, make_policy
 from sinklens.policies.h2o import H2O
+from sinklens.policies.head_split import HeadSplit
 from sinklens.policies.sink_window import SinkWindow
+from sinklens.policies.top_k import TopK
 from sinklens.results.progress import Silent
-from sinklens.studies import PolicyComparison, compare_policies
+from sinklens.studies import PolicyComparison, Roles, compare_policies, make_needles
+from sinklens.studies.head_roles.role_file import RoleFile
 from sinklens.studies.policies.result import comparison_sentences
+from sinklens.studies.policies.role_fields import read_role_fields
+from tests.studies.head_roles.synthetic import scores
 
 IDS = torch.randint(4, 500, (3, 24), generator=torch.Generator().manual_seed(0))
 RULES = {"window": SinkWindow(1, 5), "h2o": H2O(3, 3)}
@@ -229,3 +234,68 @@ def test_every_sentence_is_recomputed_from_the_table(seed: int) -> None:
     if leaks:
         expected.append(f"{', '.join(leaks)} chose by what comes later; the loss there means nothing.")
     assert comparison_sentences(table) == expected
+
+
+@torch.no_grad()
+def test_needles_are_those_of_a_loop_by_hand(tmp_path: Path) -> None:
+    """The answer's rank and probability under each rule, token by token; attention to the needle from maps."""
+    bridge = sinklens.load("induction-2l")
+    needles = make_needles(bridge, lengths=(40,), depths=(0.2, 0.8), repeats=3, size=3)
+    rules = {"window": SinkWindow(1, 5), "top": TopK(8)}
+    options: dict[str, Any] = {"tokens": IDS % 64, "prompt": 10, "needles": needles, "batch_size": 2}
+    found = compare_policies(bridge, rules, **options)
+    table = found.to_dataframe("needles").set_index(["policy", "instance"])
+    for number, each in enumerate(needles.instances):
+        for name, rule in {"": None, **rules}.items():
+            ids, ranks, logs = list(each.ids), [], []
+            for token in each.answer:
+                if rule is None:
+                    row = bridge(torch.tensor([ids]))[0, -1]
+                else:
+                    with rule(bridge):
+                        row = bridge(torch.tensor([ids]))[0, -1]
+                ranks.append(1 + int((row > row[token]).sum()))
+                logs.append(float(row.log_softmax(-1)[token]))
+                ids.append(token)
+            own = table.loc[(name, number)]
+            assert own["rank"] == np.mean(ranks) and own["exact"] == (max(ranks) == 1)
+            assert own["log_prob"] == pytest.approx(np.mean(logs), abs=1e-4)
+    summary = found.to_dataframe("needle_summary").set_index("policy")
+    assert summary.loc["window", "needle_kept"] < 0.5 * summary.loc["top", "needle_kept"]
+    assert summary.loc["top", "needle_kept"] <= summary.loc["top", "needle_mass"] + 1e-9
+    assert summary.loc["window", "delta_needle_log_prob"] < -0.5 < summary.loc["top", "delta_needle_log_prob"]
+    clean = found.to_dataframe("needles").query("policy == ''")
+    assert summary["clean_needle_exact"].iloc[0] == pytest.approx(clean["exact"].mean()) and clean["exact"].mean() > 0.5
+
+    def sentence(name: str, word: str) -> str:
+        row = summary.loc[name]
+        return (
+            f"{name} keeps the needle {word}: {row['needle_exact']:.0%} answered, mean rank {row['needle_rank']:.3g}, "
+            f"{row['delta_needle_log_prob']:+.3f} nats a token of the answer; "
+            f"{row['needle_kept'] / row['needle_mass']:.0%} of the attention to the needle is left."
+        )
+
+    assert found.verdict[-2:] == [sentence("top", "best"), sentence("window", "worst")]
+    with pytest.raises(KeyboardInterrupt):
+        compare_policies(bridge, rules, progress=Stop(8), out=tmp_path / "run", **options)
+    again = compare_policies(bridge, rules, out=tmp_path / "run", **options)
+    pd.testing.assert_frame_equal(again.to_dataframe("needle_summary"), found.to_dataframe("needle_summary"))
+    fig = sinklens.open(tmp_path / "run").plot.policy_costs()
+    drawn = {trace.name: trace.y[0] for trace in fig.data if trace.xaxis == "x2"}
+    changes = summary["delta_needle_log_prob"].add_suffix(", needles").to_dict()
+    assert drawn == pytest.approx(changes, rel=1e-5)
+    assert all(
+        trace.xaxis != "x2" for trace in compare_policies(bridge, rules, tokens=IDS % 64).plot.policy_costs().data
+    )
+
+
+def test_heads_of_a_rule_come_from_a_role_file(tmp_path: Path) -> None:
+    parts = {"r": scores(retrieval=[0.0, 0.3, 0.9, 0.0] * 3)}
+    path = Roles.of(parts, model={"name": "m", "n_layers": 3, "n_heads": 4, "n_kv_heads": 2}).head_roles()
+    path = path.write(tmp_path / "head-roles.json")
+    label, words = read_role_fields(f"head_split:full={path}:retrieval,recent=5")
+    assert label == f"head_split:full={path.name}:retrieval,recent=5"
+    assert make_policy(words) == HeadSplit(RoleFile.read(path).heads("retrieval"), recent=5)
+    assert read_role_fields("tova") == ("tova", "tova")
+    with pytest.raises(InputError, match="no role"):
+        read_role_fields(f"head_split:full={path}:nothing")
