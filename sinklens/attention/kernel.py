@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sinklens.attention.block import AttentionShape, Block
+from sinklens.attention.causal import attend_causal, fits
 from sinklens.attention.masks import LazyMask
 from sinklens.attention.statistics import Statistic
 from sinklens.attention.survey import surveys
@@ -145,6 +146,8 @@ def attend(
     """
     shape = call.shape
     _check(call)
+    if rows_per_block is None and block_bytes is None and fits(call, statistics, edits):
+        return attend_causal(call, statistics, worth_threads=WORTH_THREADS)
     on_cpu = shape.device.type == "cpu"
     rows_per_block = rows_per_block or (ROWS_ON_CPU if on_cpu else 512)
     rows_per_block = -(-rows_per_block // shape.cell) * shape.cell  # maps pool whole cells of rows

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sinklens.attention import compiled
 from sinklens.attention.block import AttentionShape, Block
+from sinklens.attention.causal import CausalBlock, CausalSums
 from sinklens.attention.statistics import Statistic
 
 
@@ -17,6 +19,8 @@ class PooledMap(Statistic):
     """
 
     _sums = ("maps", "seen")
+    from_sums = True
+    watches = True
 
     def __init__(self, shape: AttentionShape, sequences: Sequence[int] = (0,)) -> None:
         super().__init__(shape)
@@ -39,6 +43,23 @@ class PooledMap(Statistic):
         self.maps[index, block.heads, rows, keys] = pooled.unflatten(-1, (-1, cell)).amax(-1)
         if block.first_heads:
             self.seen[index, rows, keys] = self._visible_cells(block)
+
+    def watch(self, block: CausalBlock) -> None:
+        """Set the cells of the block's rows."""
+        n_heads = block.heads.stop - block.heads.start
+        for index, sequence in enumerate(self.sequences):
+            if block.sequences.start <= sequence < block.sequences.stop:
+                first = (sequence - block.sequences.start) * n_heads
+                weights, real = block.weights[first : first + n_heads].numpy(), block.row_weight[sequence].numpy()
+                maps = self.maps[index, block.heads].numpy()
+                compiled.pooled_block(weights, block.rows.start, self.shape.cell, real, maps)
+
+    def take_sums(self, sums: CausalSums) -> None:
+        """Note which cells have a visible key: those that the last real row of a cell sees."""
+        super().take_sums(sums)
+        cell, k_cells = self.shape.cell, self.maps.shape[-1]
+        last = _pool_rows((sums.n_visible * sums.row_weight[self.sequences])[..., None], cell)
+        self.seen.copy_(torch.arange(k_cells) * cell < last)
 
     def _visible_cells(self, block: Block) -> Tensor:
         cell = self.shape.cell

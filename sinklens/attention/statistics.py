@@ -11,13 +11,17 @@ queries.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Self
+from functools import cached_property
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sinklens.attention import compiled
 from sinklens.attention.block import AttentionShape, Block
+from sinklens.attention.causal import CausalBlock, CausalSums
 
 CLOSED_FORM_FROM = 1024
 """Keys from which on margins are taken without looking at scores."""
@@ -31,6 +35,10 @@ class Statistic(ABC):
     """Whether :meth:`update` takes blocks of several sequences; else it gets one sequence at a time."""
     uses_up_scores: ClassVar[bool] = False
     """Whether it is shown blocks after the others, because it overwrites scores that nobody else waits for."""
+    from_sums: ClassVar[bool] = False
+    """Whether :meth:`take_sums` can do without :meth:`update` where a call is plainly causal."""
+    watches: ClassVar[bool] = False
+    """Whether :meth:`watch` wants to see the weights meanwhile."""
 
     def __init__(self, shape: AttentionShape) -> None:
         self.shape = shape
@@ -54,6 +62,14 @@ class Statistic(ABC):
         Asked only when scores are ``scaling q . k`` and nothing else, under a full causal mask.
         """
         return False
+
+    def watch(self, block: CausalBlock) -> None:
+        """Look at the weights of some rows before :meth:`take_sums`; threads call this at once."""
+        raise NotImplementedError
+
+    def take_sums(self, sums: CausalSums) -> None:
+        """Take a whole plain causal call; statistics that are :attr:`from_sums` extend this."""
+        self._row_weight.copy_(sums.row_weight)
 
     @abstractmethod
     def update(self, block: Block) -> None:
@@ -86,6 +102,7 @@ class ReceivedMass(Statistic):
 
     _sums = ("mass", "queries", "null_mass")
     takes_batches = True
+    from_sums = True
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
@@ -101,6 +118,14 @@ class ReceivedMass(Statistic):
             uniform = block.weight / block.n_visible.clamp(min=1)
             self.queries[block.sequence, block.keys] += block.spread(block.weight)
             self.null_mass[block.sequence, block.keys] += block.spread(uniform)
+
+    def take_sums(self, sums: CausalSums) -> None:
+        """Add a whole call."""
+        super().take_sums(sums)
+        width = self.shape.k_pos
+        self.mass[..., :width] += sums.received
+        self.queries[:, :width] += sums.spread(sums.row_weight)
+        self.null_mass[:, :width] += sums.spread(sums.row_weight / sums.n_visible)
 
     def compute(self) -> dict[str, Tensor]:
         """``mass``, ``queries`` and ``null_mass``, each per key."""
@@ -119,6 +144,7 @@ class Entropy(Statistic):
 
     _sums = ("entropy", "null")
     takes_batches = True
+    from_sums = True
     uses_up_scores = True
 
     def __init__(self, shape: AttentionShape) -> None:
@@ -142,6 +168,12 @@ class Entropy(Statistic):
         if block.first_heads:
             self.null[block.sequence, block.rows] = block.n_visible.clamp(min=1).log()
 
+    def take_sums(self, sums: CausalSums) -> None:
+        """Set the entropy of all rows."""
+        super().take_sums(sums)
+        self.entropy.copy_(sums.log_normalizer - sums.mean_score)
+        self.null.copy_(sums.n_visible.log())
+
     def compute(self) -> dict[str, Tensor]:
         """``entropy`` per head and query, ``entropy_null`` per query."""
         null = self._rows_or_nan(self.null[:, None])[:, 0]
@@ -156,6 +188,7 @@ class Distance(Statistic):
 
     _sums = ("distance",)
     takes_batches = True
+    from_sums = True
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
@@ -178,6 +211,11 @@ class Distance(Statistic):
             value = value / block.row_sum
         ahead = torch.arange(last - first_row, -1, -1, device=device).float()
         self.distance[block.sequence, block.heads, block.rows] = value - ahead
+
+    def take_sums(self, sums: CausalSums) -> None:
+        """Set the distance of all rows."""
+        super().take_sums(sums)
+        self.distance.copy_(sums.distance)
 
     def compute(self) -> dict[str, Tensor]:
         """``distance`` per head and query."""
@@ -214,6 +252,8 @@ class TopKey(Statistic):
 
     _sums = ("weight", "index")
     takes_batches = True
+    from_sums = True
+    watches = True
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
@@ -226,6 +266,15 @@ class TopKey(Statistic):
         self.weight[block.sequence, block.heads, block.rows] = weight
         self.index[block.sequence, block.heads, block.rows] = index + block.keys.start
 
+    def watch(self, block: CausalBlock) -> None:
+        """Set weight and index of the block's rows."""
+        sizes = block.weights.shape[:2]
+        weight, index = np.empty(sizes, np.float32), np.empty(sizes, np.int64)
+        compiled.top_block(block.weights.numpy(), block.own, weight, index)
+        for mine, found in ((self.weight, weight), (self.index, index)):
+            place = block.sequences, block.heads, block.rows
+            mine[place] = torch.from_numpy(found).view_as(mine[place])
+
     def compute(self) -> dict[str, Tensor]:
         """``top_weight`` and ``top_key`` (-1 for padding rows and rows without any weight)."""
         real = (self._row_weight[:, None] > 0) & (self.weight > 0)
@@ -237,6 +286,8 @@ class KeySetMass(Statistic):
 
     _sums = ("sets_mass",)
     takes_batches = True
+    from_sums = True
+    watches = True
 
     def __init__(self, shape: AttentionShape, sets: Mapping[str, Bool[Tensor, "batch k_pos"]]) -> None:
         super().__init__(shape)
@@ -253,6 +304,24 @@ class KeySetMass(Statistic):
             mass = (block.pattern @ inside[..., None, :, None]).squeeze(-1)
             self.sets_mass[index, block.sequence, block.heads, block.rows] = mass
 
+    def watch(self, block: CausalBlock) -> None:
+        """Set the masses of the block's rows."""
+        for index, (keys, ends) in enumerate(self._keys):
+            first = int(ends[block.sequences.start - 1]) if block.sequences.start else 0
+            mass = np.empty(block.weights.shape[:2], np.float32)
+            own = keys[first:], ends[block.sequences] - first
+            n_heads = block.heads.stop - block.heads.start
+            compiled.set_block(block.weights.numpy(), block.own, n_heads, *own, mass)
+            rows = torch.from_numpy(mass).view(-1, n_heads, mass.shape[-1])
+            self.sets_mass[index, block.sequences, block.heads, block.rows] = rows
+
+    @cached_property
+    def _keys(self) -> list[tuple[Any, Any]]:
+        """For each set its keys, sequence after sequence, and where each sequence's end."""
+        return [
+            (members.nonzero()[:, 1].numpy(), members.sum(-1).long().cumsum(0).numpy()) for members in self._members
+        ]
+
     def compute(self) -> dict[str, Tensor]:
         """``mass_<name>`` per head and query."""
         return {f"mass_{n}": self._rows_or_nan(self.sets_mass[i]) for i, n in enumerate(self.names)}
@@ -263,6 +332,7 @@ class MissingMass(Statistic):
 
     _sums = ("missing",)
     takes_batches = True
+    from_sums = True
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
@@ -289,6 +359,7 @@ class DeltaLogit(Statistic):
 
     _sums = ("total", "count")
     takes_batches = True
+    from_sums = True
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
@@ -338,6 +409,14 @@ class DeltaLogit(Statistic):
         self.total[block.sequence, block.heads, block.keys] += column - block.spread(row_sums)
         if block.first_heads:
             self.count[block.sequence, block.keys] += block.spread(weight)
+
+    def take_sums(self, sums: CausalSums) -> None:
+        """Add a whole call."""
+        super().take_sums(sums)
+        weight, width = sums.row_weight * (sums.n_visible > 1), self.shape.k_pos
+        others = (sums.n_visible - 1).clamp(min=1)
+        self.total[..., :width] += sums.leaned - sums.spread(sums.score_sum * (weight / others)[:, None])
+        self.count[:, :width] += sums.spread(weight)
 
     def compute(self) -> dict[str, Tensor]:
         """``delta_logit`` per key, NaN for keys that no such query sees."""

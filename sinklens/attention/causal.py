@@ -1,0 +1,185 @@
+"""Plain causal attention on a CPU, measured in passing: products by BLAS, everything between them compiled.
+
+What most layers of most models are: scores that are scaled dot products, a full causal mask, nothing edited. Statistics
+that can be made of a few sums over rows and columns (:attr:`Statistic.from_sums`) take them once at the end; where
+another one is asked for, :mod:`sinklens.attention.kernel` shows it every block instead.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sinklens.attention import compiled
+from sinklens.attention.block import AttentionShape
+from sinklens.attention.visibility import cut
+from sinklens.attention.workers import run_units
+
+ROWS, BYTES = 128, 1 << 21
+"""Query rows in a block at most, and bytes of its scores: they stay near the core until the values are taken."""
+
+
+@dataclass
+class CausalSums:
+    """What a plain causal call says of its pattern p and scores s, for statistics to take.
+
+    Attributes:
+        shape: Sizes of the call.
+        row_weight: 1 for real query rows, 0 for padding.
+        received: ``sum_i w_i p_ij``.
+        leaned: ``sum_i w_i n_i / (n_i - 1) s_ij`` with ``n_i`` keys visible to row i, rows that see one key left out.
+        log_normalizer: Log of each row's softmax denominator.
+        mean_score: ``sum_j p_ij s_ij``.
+        distance: ``sum_j p_ij (i - j)``.
+        score_sum: ``sum_j s_ij``.
+    """
+
+    shape: AttentionShape
+    row_weight: Float[Tensor, "batch q_pos"]
+    received: Float[Tensor, "batch head k_pos"]
+    leaned: Float[Tensor, "batch head k_pos"]
+    log_normalizer: Float[Tensor, "batch head q_pos"]
+    mean_score: Float[Tensor, "batch head q_pos"]
+    distance: Float[Tensor, "batch head q_pos"]
+    score_sum: Float[Tensor, "batch head q_pos"]
+
+    @cached_property
+    def n_visible(self) -> Float[Tensor, " q_pos"]:
+        """Number of keys that each row sees."""
+        return torch.arange(self.shape.offset + 1, self.shape.k_pos + 1).float()
+
+    def spread(self, row_value: Float[Tensor, "*head q_pos"]) -> Float[Tensor, "*head k_pos"]:
+        """``sum_i row_value_i 1[i sees k]`` in fp64."""
+        from_here_on = row_value.double().flip(-1).cumsum(-1).flip(-1)
+        before = from_here_on[..., :1].expand(*from_here_on.shape[:-1], self.shape.offset)
+        return torch.cat([before, from_here_on], -1)
+
+
+class CausalBlock(NamedTuple):
+    """Weights of some rows of some heads, while they are at hand.
+
+    Attributes:
+        weights: ``[sequence head, q_pos, k_pos]``, contiguous, 0 at hidden keys; overwritten after the look.
+        sequences: Those it is of.
+        heads: Query heads it is of.
+        rows: Query rows, counted within the call.
+        own: Column of the first row's own position.
+        row_weight: 1 for real query rows of the call, 0 for padding.
+    """
+
+    weights: Float[Tensor, "head q_pos k_pos"]
+    sequences: slice
+    heads: slice
+    rows: slice
+    own: int
+    row_weight: Float[Tensor, "batch q_pos"]
+
+
+def fits(call: Any, statistics: Sequence[Any], edits: Sequence[Any]) -> bool:
+    """Whether :func:`attend_causal` can do a call: compiled code at hand, plain causal, and no one asks for blocks."""
+    shaped = call.bias is not None or call.soft_cap is not None or call.sink_logits is not None or bool(edits)
+    plain = call.mask is None and call.causal and call.shape.q_pos > 1 and call.query.device.type == "cpu"
+    return plain and not shaped and all(each.from_sums for each in statistics) and compiled.available()
+
+
+def attend_causal(call: Any, statistics: Sequence[Any], *, worth_threads: int) -> Tensor:
+    """Output of a plain causal call ``[batch head q_pos d_value]``, and the statistics filled.
+
+    Args:
+        call: A call that :func:`fits`.
+        statistics: Made for its shape, all of them :attr:`~sinklens.attention.Statistic.from_sums`.
+        worth_threads: Scores from which on threads take heads and rows side by side.
+
+    Cost: products as in fused attention, and about 0.7 ns a score and core for softmax and sums.
+    """
+    job = _Call(call, statistics)
+    shape = call.shape
+    units = job.units(torch.get_num_threads())
+    parallel = shape.batch * shape.heads * shape.q_pos * shape.k_pos >= worth_threads
+    run_units(job.run, units, parallel=parallel)
+    for statistic in statistics:
+        statistic.take_sums(job.sums)
+    return job.out
+
+
+class _Call:
+    """A call cut into units: the row blocks of some KV heads of some sequences, or a part of these blocks."""
+
+    def __init__(self, call: Any, statistics: Sequence[Any]) -> None:
+        shape: AttentionShape = call.shape
+        self.shape, self.statistics = shape, [each for each in statistics if each.watches]
+        self.group = shape.heads // call.key.shape[1]
+        self.query = (call.query.float() * call.scaling).contiguous()
+        self.key, self.value = call.key.float().contiguous(), call.value.float().contiguous()
+        sizes = (shape.batch, shape.q_pos, shape.heads, call.value.shape[-1])  # laid out as the architecture reads it
+        self.out = torch.empty(sizes, dtype=call.value.dtype).transpose(1, 2)
+        weight = torch.ones(shape.batch, shape.q_pos) if call.real is None else call.real.float().contiguous()
+        columns = [torch.zeros(shape.batch, shape.heads, shape.k_pos) for _ in range(2)]
+        self.by_row = torch.empty(4, shape.batch, shape.heads, shape.q_pos)
+        self.sums = CausalSums(shape, weight, *columns, *self.by_row)
+        seen = self.sums.n_visible
+        self.weight, self.lean = weight.numpy(), (weight * (seen > 1) * seen / (seen - 1).clamp(min=1)).numpy()
+        self.back = np.arange(shape.k_pos - 1, -1, -1, dtype=np.float32)
+        self.lock, self.buffers = threading.Lock(), threading.local()
+
+    def units(self, workers: int) -> list[tuple[slice, slice, list[slice]]]:
+        """Sequences, KV heads and row blocks; every unit's work is about the same."""
+        shape, kv_heads = self.shape, self.key.shape[1]
+        by_row = 4 * self.group * shape.k_pos
+        size = max(1, min(ROWS, shape.q_pos, BYTES // by_row))
+        rows = cut(slice(0, shape.q_pos), size)
+        if len(rows) > 1:
+            # rows that share a cell of a map stay with one thread
+            bands = [cut(band, size) for band in cut(slice(0, shape.q_pos), -(-size // shape.cell) * shape.cell)]
+            parts = -(-4 * workers // (shape.batch * kv_heads)) if workers > 1 else 1
+            shares = [[rows for band in bands[part::parts] for rows in band] for part in range(min(parts, len(bands)))]
+            return [
+                (slice(sequence, sequence + 1), slice(head, head + 1), share)
+                for sequence in range(shape.batch)
+                for head in range(kv_heads)
+                for share in shares
+            ]
+        together = max(1, BYTES // (by_row * size * kv_heads))
+        return [(sequences, slice(0, kv_heads), rows) for sequences in cut(slice(0, shape.batch), together)]
+
+    def run(self, unit: tuple[slice, slice, list[slice]]) -> None:
+        """All row blocks of one unit."""
+        sequences, kv_heads, blocks = unit
+        shape, group = self.shape, self.group
+        heads = slice(kv_heads.start * group, kv_heads.stop * group)
+        n_sequences, n_heads = sequences.stop - sequences.start, heads.stop - heads.start
+        query = self.query[sequences, heads].reshape(-1, group, shape.q_pos, self.query.shape[-1])
+        key, value = self.key[sequences, kv_heads].flatten(0, 1), self.value[sequences, kv_heads].flatten(0, 1)
+        received, leaned = (torch.zeros(n_sequences * n_heads, shape.k_pos) for _ in range(2))
+        columns = received.numpy(), leaned.numpy()
+        weights = self.weight[sequences], self.lean[sequences], self.back
+        for rows in blocks:
+            own, n_rows, n_keys = rows.start + shape.offset, rows.stop - rows.start, rows.stop + shape.offset
+            scores = self._buffer(len(key), group * n_rows, n_keys)
+            # query heads that share a KV head are one product
+            torch.bmm(query[:, :, rows].reshape(len(key), group * n_rows, -1), key[:, :n_keys].mT, out=scores)
+            pattern = scores.view(-1, n_rows, n_keys)
+            by_row = np.empty((4, len(pattern), n_rows), np.float32)
+            compiled.causal_block(pattern.numpy(), own, rows.start, n_heads, *weights, *columns, by_row)
+            self.by_row[:, sequences, heads, rows] = torch.from_numpy(by_row).view(4, n_sequences, n_heads, n_rows)
+            for statistic in self.statistics:
+                statistic.watch(CausalBlock(pattern, sequences, heads, rows, own, self.sums.row_weight))
+            result = torch.bmm(scores, value[:, :n_keys])
+            self.out[sequences, heads, rows] = result.view(n_sequences, n_heads, n_rows, -1).to(self.out.dtype)
+        with self.lock:
+            self.sums.received[sequences, heads] += received.view(n_sequences, n_heads, -1)
+            self.sums.leaned[sequences, heads] += leaned.view(n_sequences, n_heads, -1)
+
+    def _buffer(self, *size: int) -> Tensor:
+        """A reused fp32 buffer of this thread: fresh megabytes for every block would cost page faults."""
+        count = size[0] * size[1] * size[2]
+        held: Tensor | None = getattr(self.buffers, "scores", None)
+        if held is None or held.numel() < count:
+            held = self.buffers.scores = torch.empty(count)
+        return held[:count].view(size)

@@ -1,0 +1,243 @@
+"""Causal softmax and the sums that statistics read, compiled: a row goes through everything while it is in cache.
+
+Separate operations read a block once for every sum, and two threads of them share the interpreter's lock. Here SIMD
+code that numba makes at first use (a few seconds, kept in ``__pycache__`` for later runs) takes each row through all of
+them without that lock. Without numba, :mod:`sinklens.attention.kernel` measures with torch; the tests compare both.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+try:
+    from llvmlite import ir
+    from numba import njit, types
+    from numba.extending import intrinsic
+except ImportError:
+    njit = None
+
+
+def available() -> bool:
+    """Whether numba is installed."""
+    return njit is not None
+
+
+def _jit(*relaxed: str, cached: bool = False) -> Callable[[Any], Any]:
+    """Compile at first use; ``relaxed`` names what may be done to the order and sign of floating point numbers."""
+
+    def decorate(function: Any) -> Any:
+        if njit is None:
+            return function
+        try:
+            return njit(fastmath=set(relaxed), nogil=True, cache=cached)(function)
+        except RuntimeError:  # no folder to keep it in
+            return njit(fastmath=set(relaxed), nogil=True)(function)
+
+    return decorate
+
+
+if njit is not None:
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def _as_float(context: Any, bits: Any) -> Any:
+        """The fp32 number with these bits."""
+
+        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], ir.FloatType())
+
+        return types.float32(types.int32), code
+
+
+F = np.float32
+LOG2_E, LN2_HIGH, LN2_LOW = F(1.44269504088896341), F(0.693359375), F(-2.12194440e-4)
+P0, P1, P2 = F(1.9875691500e-4), F(1.3981999507e-3), F(8.3334519073e-3)
+P3, P4, P5 = F(4.1665795894e-2), F(1.6666665459e-1), F(5.0000001201e-1)
+ZERO, ONE, LOWEST, BIAS, MANTISSA = F(0), F(1), F(-87), np.int32(127), np.int32(23)
+
+
+@_jit("contract")
+def _exp(x: Any) -> Any:
+    """``exp(x)`` for x <= 0 within 2e-7 of itself, 0 below -87: Cephes' ``expf`` without a branch."""
+    n = np.rint(max(x, LOWEST) * LOG2_E)
+    r = max(x, LOWEST) - n * LN2_HIGH - n * LN2_LOW
+    value = (((((P0 * r + P1) * r + P2) * r + P3) * r + P4) * r + P5) * (r * r) + r + ONE
+    scaled = value * _as_float(np.int32((np.int32(n) + BIAS) << MANTISSA))
+    return ZERO if x < LOWEST else scaled + (x - x)  # NaN stays NaN
+
+
+@_jit("nnan", "nsz")
+def _largest(scores: Any) -> Any:
+    largest = F(-np.inf)
+    for j in range(len(scores)):
+        largest = max(largest, scores[j])
+    return largest
+
+
+@_jit("reassoc", "nsz", "contract")
+def _lean(scores: Any, leaned: Any, lean: Any) -> Any:
+    """Add the scores to their columns' sums, and return their own sum."""
+    total = ZERO
+    for j in range(len(scores)):
+        total += scores[j]
+        leaned[j] += lean * scores[j]
+    return total
+
+
+@_jit("reassoc", "nsz", "contract")
+def _weigh(scores: Any, back: Any, top: Any) -> Any:
+    """Make scores into weights that are not normalised yet; their sum, and their sums with scores and distances."""
+    total, with_scores, with_distances = ZERO, ZERO, ZERO
+    for j in range(len(scores)):
+        score = scores[j]
+        weight = _exp(score - top)
+        scores[j] = weight
+        total += weight
+        with_scores += weight * score
+        with_distances += weight * back[j]
+    return total, with_scores, with_distances
+
+
+@_jit("contract")
+def _normalise(weights: Any, received: Any, factor: Any, counts: Any) -> None:
+    for j in range(len(weights)):
+        weight = weights[j] * factor
+        weights[j] = weight
+        received[j] += counts * weight
+
+
+@_jit("nnan", "nsz")
+def _highest(weights: Any, highest: Any) -> None:
+    for j in range(len(weights)):
+        highest[j] = max(highest[j], weights[j])
+
+
+@_jit(cached=True)
+def causal_block(
+    block: Any,
+    own: int,
+    first_row: int,
+    n_heads: int,
+    weight: Any,
+    lean: Any,
+    back: Any,
+    received: Any,
+    leaned: Any,
+    by_row: Any,
+) -> None:
+    """Make a block of scores into attention weights in place, 0 after each row's own key, and collect sums.
+
+    Args:
+        block: fp32 scores ``[sequence head, q_pos, k_pos]``.
+        own: Column of the first row's own position.
+        first_row: Its number among all rows.
+        n_heads: Heads of each sequence in the block.
+        weight: ``[sequence q_pos]``, what each row counts in what keys receive.
+        lean: ``[sequence q_pos]``, what it counts in the columns' sums of scores.
+        back: Distances from a row's own key back, downwards to 0 at its end.
+        received: fp32 ``[sequence head k_pos]``, added to: ``sum_i w_i p_ij``.
+        leaned: The same for ``sum_i l_i s_ij``.
+        by_row: ``[4 sequence head q_pos]`` of the block's rows: log of the softmax denominator, ``sum_j p_ij s_ij``,
+            ``sum_j p_ij (i - j)``, ``sum_j s_ij``.
+    """
+    n_blocks, n_rows, _ = block.shape
+    for index in range(n_blocks):
+        sequence = index // n_heads
+        got, sums = received[index], leaned[index]
+        for row in range(n_rows):
+            end = own + row + 1
+            scores = block[index, row, :end]
+            block[index, row, end:] = ZERO
+            top = _largest(scores)
+            by_row[3, index, row] = _lean(scores, sums, lean[sequence, first_row + row])
+            total, with_scores, with_distances = _weigh(scores, back[len(back) - end :], top)
+            factor = ONE / total
+            _normalise(scores, got, factor, weight[sequence, first_row + row])
+            by_row[0, index, row] = top + math.log(total)
+            by_row[1, index, row] = with_scores * factor
+            by_row[2, index, row] = with_distances * factor
+
+
+@_jit("nnan", "nsz")
+def _first(weights: Any, wanted: Any) -> int:
+    """Where the first of these weights is; 0 if none is."""
+    for start in range(0, len(weights), 64):
+        stop, found = min(start + 64, len(weights)), 0
+        for j in range(start, stop):
+            found += weights[j] == wanted
+        if found:
+            for j in range(start, stop):
+                if weights[j] == wanted:
+                    return j
+    return 0
+
+
+@_jit(cached=True)
+def top_block(block: Any, own: int, weight: Any, key: Any) -> None:
+    """The largest weight of each row and the first key that has it (NaN and 0 in a row of NaN).
+
+    Args:
+        block: Attention weights ``[head q_pos k_pos]``.
+        own: Column of the first row's own position.
+        weight: ``[head q_pos]``, filled.
+        key: The same of integers.
+    """
+    n_heads, n_rows, _ = block.shape
+    for head in range(n_heads):
+        for row in range(n_rows):
+            weights = block[head, row, : own + row + 1]
+            largest = _largest(weights)
+            weight[head, row] = weights[0] if math.isnan(weights[0]) else largest
+            key[head, row] = _first(weights, largest)
+
+
+@_jit(cached=True)
+def set_block(block: Any, own: int, n_heads: int, members: Any, ends: Any, mass: Any) -> None:
+    """What each row gives to a set of keys.
+
+    Args:
+        block: Attention weights ``[sequence head, q_pos, k_pos]``.
+        own: Column of the first row's own position.
+        n_heads: Heads of each sequence in the block.
+        members: The keys of the first sequence's set in rising order, then those of the second's, and so on.
+        ends: Where each sequence's keys end.
+        mass: ``[sequence head, q_pos]``, filled.
+    """
+    n_blocks, n_rows, _ = block.shape
+    for index in range(n_blocks):
+        sequence = index // n_heads
+        start = ends[sequence - 1] if sequence else 0
+        for row in range(n_rows):
+            total = ZERO
+            for place in range(start, ends[sequence]):
+                if members[place] > own + row:
+                    break
+                total += block[index, row, members[place]]
+            mass[index, row] = total
+
+
+@_jit(cached=True)
+def pooled_block(block: Any, first_row: int, cell: int, weight: Any, maps: Any) -> None:
+    """Largest weight in each ``cell x cell`` of some heads, rows without weight left out.
+
+    Args:
+        block: Attention weights of one sequence ``[head q_pos k_pos]``.
+        first_row: Number of the first row among all.
+        cell: Rows and keys that share a cell.
+        weight: ``[q_pos]`` of all rows.
+        maps: ``[head q_cell k_cell]``, raised where a weight is larger.
+    """
+    n_heads, n_rows, n_keys = block.shape
+    highest = np.empty(n_keys, np.float32)
+    for head in range(n_heads):
+        highest[:] = ZERO
+        for row in range(n_rows):
+            number = first_row + row
+            if weight[number] > 0:
+                _highest(block[head, row], highest)
+            if (number + 1) % cell == 0 or row == n_rows - 1:
+                cells = maps[head, number // cell]
+                for key in range(n_keys):
+                    cells[key // cell] = max(cells[key // cell], highest[key])
+                highest[:] = ZERO

@@ -1,0 +1,137 @@
+"""Compiled causal attention against dense fp64 attention, and against the kernel that shows every block."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from sinklens.attention import (
+    AttentionCall,
+    Distance,
+    Entropy,
+    FullMap,
+    KeySetMass,
+    MissingMass,
+    PooledMap,
+    ReceivedMass,
+    StatisticFactory,
+    TopKey,
+    causal,
+    compiled,
+    kernel,
+)
+from sinklens.attention.kernel import attend
+from sinklens.attention.statistics import DeltaLogit
+from tests.attention import dense
+from tests.attention.test_kernel import random_call
+
+pytestmark = pytest.mark.skipif(not compiled.available(), reason="numba is not installed")
+
+
+def measured(call: AttentionCall, sets: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Output and all statistics that the compiled way can give."""
+    maps: StatisticFactory = partial(PooledMap, sequences=range(call.query.shape[0]))
+    makers = [ReceivedMass, Entropy, Distance, TopKey, MissingMass, DeltaLogit, maps, partial(KeySetMass, sets=sets)]
+    statistics = dense.make(makers, call.shape)
+    output = attend(call, statistics)
+    return dense.computed(statistics) | {"output": output}
+
+
+def sets_of(batch: int, k_pos: int) -> dict[str, Tensor]:
+    keys = torch.arange(k_pos).expand(batch, -1)
+    some = torch.stack([(torch.arange(k_pos) + 2 * sequence) % 5 == 4 for sequence in range(batch)])
+    return {"first": keys == 0, "some": some, "none": keys < 0}
+
+
+@pytest.mark.parametrize("block_bytes", [None, 40_000])
+@pytest.mark.parametrize(
+    ("q_pos", "k_pos", "batch", "kv_heads"),
+    [(2, 2, 3, 1), (64, 64, 5, 2), (129, 129, 2, 4), (300, 300, 1, 2), (40, 300, 2, 1)],
+)
+def test_equals_dense_attention(
+    q_pos: int, k_pos: int, batch: int, kv_heads: int, block_bytes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if block_bytes is not None:
+        monkeypatch.setattr(causal, "BYTES", block_bytes)
+        monkeypatch.setattr(kernel, "WORTH_THREADS", 1)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(kernel, "_Job", None)  # the other way is not taken
+    real = torch.ones(batch, q_pos, dtype=torch.bool)
+    real[-1, q_pos - q_pos // 3 :] = False
+    call, sets = random_call(q_pos, k_pos, batch, kv_heads, real=real), sets_of(batch, k_pos)
+    visible = dense.causal(q_pos, k_pos, batch=batch) & real[..., None]
+    found = measured(call, sets)
+    scores = dense.scores(call)
+    pattern = dense.pattern(scores, dense.causal(q_pos, k_pos))
+    output = found.pop("output")
+    torch.testing.assert_close(output.double(), dense.output(pattern, call.value), atol=2e-5, rtol=0)
+    expected = dense.statistics(pattern, scores, visible, sets)
+    for name in ("top_key", "full_map"):
+        weights = expected.pop(name)
+    chosen = found.pop("top_key")
+    assert torch.equal(chosen == -1, ~real[:, None].expand_as(chosen))
+    best = weights.gather(-1, chosen.clamp(min=0)[..., None])[..., 0].masked_fill(~real[:, None], math.nan)
+    torch.testing.assert_close(best.float(), found["top_weight"], atol=1e-6, rtol=0, equal_nan=True)
+    dense.assert_right(found, expected, visible, 5e-5)
+
+
+def test_half_precision_is_computed_in_fp32() -> None:
+    call = random_call(70)
+    half = {name: getattr(call, name).bfloat16() for name in ("query", "key", "value")}
+    exact = {name: value.float() for name, value in half.items()}
+    sets = sets_of(2, 70)
+    low = measured(AttentionCall(0, **half, scaling=call.scaling), sets)
+    high = measured(AttentionCall(0, **exact, scaling=call.scaling), sets)
+    assert low["output"].dtype == torch.bfloat16
+    torch.testing.assert_close(low.pop("output").float(), high.pop("output"), atol=0.01, rtol=0.01)
+    torch.testing.assert_close(low, high, equal_nan=True, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+def test_what_is_not_finite_stays_so(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN, infinities and products that overflow end where they do without compilation, and nowhere else."""
+    call, sets = random_call(20, batch=2), sets_of(2, 20)
+    call.query[1, 2, 7] = bad
+    call.key[1, 1, 3] = abs(bad)
+    mine = measured(call, sets)
+    monkeypatch.setattr(compiled, "available", lambda: False)
+    other = measured(call, sets)
+    seen = slice(0, 8)  # torch's softmax makes NaN of keys after the row's own, too
+    for name in ("mass", "entropy", "distance", "output", "mass_some", "delta_logit"):
+        assert torch.equal(mine[name][:, :, seen].isfinite(), other[name][:, :, seen].isfinite()), name
+        assert not mine[name][1, 2].isfinite().all(), name
+        assert mine[name][0].isfinite().all() or name == "delta_logit", name
+
+
+def test_rows_of_one_key_and_of_far_smaller_ones() -> None:
+    """Weights below what fp32 holds are 0, and a row with one key gives it everything."""
+    call = random_call(6, batch=1)
+    call.key[0, :, 2] = 0
+    call.key[0, :, 2, 0], call.query[..., 0] = 400.0, 10.0
+    found = measured(call, {})
+    assert torch.equal(found["entropy"][0, :, 0], torch.zeros(4))
+    assert torch.equal(found["entropy"][0, :, 2:], torch.zeros(4, 4))
+    assert torch.equal(found["mass"][0, :, 2], torch.full((4,), 4.0))
+
+
+def test_the_first_of_equal_weights_is_the_strongest() -> None:
+    call = random_call(150, batch=1)
+    call.key[:] = call.key[:, :, :1]
+    statistic = TopKey(call.shape)
+    attend(call, [statistic])
+    assert torch.equal(statistic.compute()["top_key"], torch.zeros(1, 4, 150, dtype=torch.int64))
+    call.key[:, :, 100] = 9 * call.query[:, :2, 140]
+    statistic = TopKey(call.shape)
+    attend(call, [statistic])
+    assert statistic.compute()["top_key"][0, 0, 140] == 100
+
+
+def test_other_statistics_are_shown_blocks() -> None:
+    call = random_call(50)
+    assert causal.fits(call, [Entropy(call.shape)], [])
+    assert not causal.fits(call, [Entropy(call.shape), FullMap(call.shape)], [])
+    assert not causal.fits(call, [Entropy(call.shape)], [object()])
+    for change in ({"soft_cap": 2.0}, {"causal": False}, {"sink_logits": torch.zeros(4)}, {"bias": torch.zeros(1)}):
+        assert not causal.fits(random_call(50, **change), [], [])
