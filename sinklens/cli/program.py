@@ -9,6 +9,7 @@ from sinklens.cli.active_dormant import active_dormant
 from sinklens.cli.calibrate import calibrate
 from sinklens.cli.dashboard import dashboard
 from sinklens.cli.dynamics import dynamics
+from sinklens.cli.extreme import extreme
 from sinklens.cli.models import models
 from sinklens.cli.needle import needle
 from sinklens.cli.policies import policies
@@ -50,7 +51,20 @@ def options(
 
 
 app.command(cls=ScanCommand)(scan)
-for command in (report, ablate, active_dormant, calibrate, dashboard, dynamics, needle, policies, roles, why, models):
+for command in (
+    report,
+    ablate,
+    active_dormant,
+    calibrate,
+    dashboard,
+    dynamics,
+    extreme,
+    needle,
+    policies,
+    roles,
+    why,
+    models,
+):
     app.command()(command)
 app.add_typer(policy, name="policy")
 app.add_typer(lab, name="lab")

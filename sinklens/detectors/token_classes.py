@@ -170,10 +170,13 @@ def _even(position: np.ndarray, length: np.ndarray) -> np.ndarray:
 
 
 def _documents(tokens: Sequence[str], bos: Sequence[bool]) -> list[int]:
-    """A new one with every BOS (of several in a row with the first), and after every end-of-text token."""
+    """A new one with every BOS (of several in a row the first), and after every end-of-text token.
+
+    A BOS that is the marker of a chat turn (SmolLM2's) begins a turn and no document.
+    """
     found, current, opened = [], 0, False
     for place, text in enumerate(tokens):
-        begins = bos[place] and not (place and bos[place - 1])
+        begins = bos[place] and not (place and bos[place - 1]) and not _OPENS.match(text)
         if place and (begins or opened):
             current += 1
         opened = bool(_SEPARATOR.match(text)) and not bos[place]

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sinklens.studies.effects.follow_sinks import follow_sinks
     from sinklens.studies.effects.result import Effects
     from sinklens.studies.effects.run import measure_effects
+    from sinklens.studies.extreme_tokens.result import ExtremeTokens
+    from sinklens.studies.extreme_tokens.run import find_extreme_tokens
     from sinklens.studies.head_roles.result import Roles
     from sinklens.studies.head_roles.run import find_roles
     from sinklens.studies.head_scores.copying_scores import copying_scores
@@ -54,6 +56,7 @@ __all__ = [
     "Census",
     "Dynamics",
     "Effects",
+    "ExtremeTokens",
     "GateSettings",
     "MassiveSources",
     "NeedleResult",
@@ -73,6 +76,7 @@ __all__ = [
     "explain_sinks",
     "filter_heads",
     "find_active_dormant",
+    "find_extreme_tokens",
     "find_roles",
     "follow_sinks",
     "head_importance",

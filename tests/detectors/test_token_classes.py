@@ -67,6 +67,8 @@ def test_packed_documents_count_from_their_own_start() -> None:
     words = [None if pd.isna(word) else word for word in first["word_occurrence"]]
     assert words == [None, "first", "first", None, None, "first", "later", "first"]
     assert found[found["sequence"] == 1]["bos_like"].tolist() == [True, False]
+    chat = batch_of("<|im_start|> | user | \n | <|im_end|> | <|im_start|> | user | \n", bos="<|im_start|>")
+    assert set(token_classes(chat)["document"]) == {0}  # a BOS that marks turns begins no document
     given = token_classes(batch, documents=[[0, 0, 5, 5, 5, 5, 5, 5], [0, 0, 0, 0, 0, 0, 0, 0]])
     assert given["document"].tolist()[:4] == [0, 0, 1, 1]
     for wrong in ([[0, 1]], [[1, 0, 0, 0, 0, 0, 0, 0], [0] * 8]):

@@ -11,8 +11,7 @@ import pandas as pd
 
 from sinklens.errors import InputError, MissingExtraError, SinkLensError
 from sinklens.studies.ablation.recipe import ModelRecipe
-from sinklens.studies.ablation.tasks import Task
-from sinklens.studies.ablation.worker import OnShare, Results, run_on_worker
+from sinklens.studies.ablation.worker import Job, OnShare, Results, run_on_worker
 
 RETRIES = 3
 CONNECT_SECONDS = 10
@@ -34,7 +33,7 @@ class DaskCluster:
         self.name = self.address = address
         self._client: Any = None
 
-    def run(self, tasks: Sequence[Task], recipe: ModelRecipe, on_share: OnShare) -> Results:
+    def run(self, tasks: Sequence[Job], recipe: ModelRecipe, on_share: OnShare) -> Results:
         """Yield every part with its table as it is finished.
 
         Raises:
@@ -114,7 +113,7 @@ def _distributed() -> Any:
         ) from error
 
 
-def _answer(recipe: ModelRecipe, task: Task) -> pd.DataFrame | SinkLensError:
+def _answer(recipe: ModelRecipe, task: Job) -> pd.DataFrame | SinkLensError:
     """The part's table, or the error that running it again would not mend."""
     try:
         return run_on_worker(recipe, task)

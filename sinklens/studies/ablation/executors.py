@@ -12,8 +12,7 @@ from sinklens.errors import InputError
 from sinklens.studies.ablation.dask_cluster import DaskCluster
 from sinklens.studies.ablation.process_pool import ProcessPool
 from sinklens.studies.ablation.recipe import ModelRecipe
-from sinklens.studies.ablation.tasks import Task, run_task
-from sinklens.studies.ablation.worker import Executor, OnShare, Results
+from sinklens.studies.ablation.worker import Executor, Job, OnShare, Results
 
 ADDRESS = r"(tcp|tls|ucx|ws|wss|inproc)://.+"
 
@@ -71,10 +70,10 @@ class Serial:
     def __init__(self, model: TransformerBridge) -> None:
         self.model = model
 
-    def run(self, tasks: Sequence[Task], recipe: ModelRecipe, on_share: OnShare) -> Results:
+    def run(self, tasks: Sequence[Job], recipe: ModelRecipe, on_share: OnShare) -> Results:
         """Yield every part with its table."""
         for task in tasks:
-            yield task.part, run_task(self.model, task, partial(on_share, task.part.number))
+            yield task.part, task.run(self.model, partial(on_share, task.part.number))
 
     def close(self) -> None:
         """Nothing is held."""

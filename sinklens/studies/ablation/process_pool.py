@@ -14,8 +14,7 @@ import torch
 
 from sinklens.errors import SinkLensError
 from sinklens.studies.ablation.recipe import ModelRecipe
-from sinklens.studies.ablation.tasks import Task
-from sinklens.studies.ablation.worker import OnShare, Results, run_on_worker
+from sinklens.studies.ablation.worker import Job, OnShare, Results, run_on_worker
 
 RETRIES = 3
 """How often a part is run again after its worker died."""
@@ -42,7 +41,7 @@ class ProcessPool:
         self.name, self.workers = f"processes:{count}", count
         self._idle: list[_Worker] = []
 
-    def run(self, tasks: Sequence[Task], recipe: ModelRecipe, on_share: OnShare) -> Results:
+    def run(self, tasks: Sequence[Job], recipe: ModelRecipe, on_share: OnShare) -> Results:
         """Yield every part with its table as it is finished.
 
         Raises:
@@ -92,7 +91,7 @@ class ProcessPool:
             worker.stop()
         self._idle = []
 
-    def _give_up(self, worker: "_Worker", task: Task, times: int) -> None:
+    def _give_up(self, worker: "_Worker", task: Job, times: int) -> None:
         if times <= RETRIES:
             return
         status = worker.process.exitcode
@@ -107,7 +106,7 @@ class ProcessPool:
 class _Worker:
     """One process and the part in its hand."""
 
-    task: Task | None = None
+    task: Job | None = None
 
     def __init__(self, recipe: ModelRecipe) -> None:
         self.recipe = recipe
@@ -117,7 +116,7 @@ class _Worker:
         self.process.start()
         theirs.close()  # so that its death closes the pipe
 
-    def give(self, task: Task) -> None:
+    def give(self, task: Job) -> None:
         self.task = task
         with contextlib.suppress(OSError):  # it died; found out when its pipe is read
             self.pipe.send(task)

@@ -33,6 +33,10 @@ class Task:
     answers: Answers | None
     rows: int
 
+    def run(self, model: TransformerBridge, on_share: Callable[[float], None] | None = None) -> pd.DataFrame:
+        """Compute the part; see :func:`run_task`."""
+        return run_task(model, self, on_share)
+
 
 class _Shares(Silent):
     """Tells the share that is done to whoever waits for the part, in this process or another."""

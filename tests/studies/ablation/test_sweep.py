@@ -274,7 +274,7 @@ def test_a_finished_sweep_is_not_run_again(
     first = sweep(tiny, **options(out=tmp_path))
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / PLAN).write_text("left by a kill between saving and tidying")
-    monkeypatch.setattr("sinklens.studies.ablation.executors.run_task", None)
+    monkeypatch.setattr("sinklens.studies.ablation.tasks.run_task", None)
     again = sweep(tiny, **options(out=tmp_path))
     pd.testing.assert_frame_equal(again.tables["effects"], first.tables["effects"], **EXACT)
     assert not (tmp_path / PLAN).exists() and (tmp_path / "notes.txt").read_text("utf-8") == "mine"
