@@ -18,7 +18,7 @@ ROOMS = {
     "policies": 12,
     "evidence": 6,
     "passes": 0,
-    "studies": 47,
+    "studies": 48,
     "lab.tasks": 5,
     "lab.emergence": 9,
     "plots": 37,

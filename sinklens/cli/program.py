@@ -9,6 +9,7 @@ from sinklens.cli.active_dormant import active_dormant
 from sinklens.cli.calibrate import calibrate
 from sinklens.cli.dashboard import dashboard
 from sinklens.cli.dynamics import dynamics
+from sinklens.cli.evaluate import evaluate
 from sinklens.cli.extreme import extreme
 from sinklens.cli.models import models
 from sinklens.cli.needle import needle
@@ -59,6 +60,7 @@ for command in (
     dashboard,
     dynamics,
     extreme,
+    evaluate,
     needle,
     policies,
     roles,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sinklens.studies.effects.follow_sinks import follow_sinks
     from sinklens.studies.effects.result import Effects
     from sinklens.studies.effects.run import measure_effects
+    from sinklens.studies.evaluation.run import evaluate_tasks
     from sinklens.studies.extreme_tokens.result import ExtremeTokens
     from sinklens.studies.extreme_tokens.run import find_extreme_tokens
     from sinklens.studies.head_roles.result import Roles
@@ -73,6 +74,7 @@ __all__ = [
     "classification_task",
     "compare_policies",
     "copying_scores",
+    "evaluate_tasks",
     "explain_sinks",
     "filter_heads",
     "find_active_dormant",

@@ -1,0 +1,1 @@
+"""Task scores of a model as it is and under interventions, by lm-evaluation-harness."""
