@@ -120,13 +120,15 @@ def test_the_command(task: Path, tmp_path: Path) -> None:
 
 @needs_harness
 @pytest.mark.real
-def test_a_language_model_knows_capitals_and_a_window_without_their_names_does_not(smollm2: Any) -> None:
+def test_a_language_model_knows_capitals_by_the_keys_that_a_rule_keeps_and_not_by_random_ones(smollm2: Any) -> None:
     task = Path(__file__).parent / "capitals.jsonl"
     found = evaluate_tasks(smollm2, [task], {"window": SinkWindow(1, 2), "h2o": H2O(8, 8)}, controls=1)
     print(*found.verdict, sep="\n")
     scores = found.to_dataframe().query("metric == 'acc'").set_index("condition")
-    assert scores.loc["unchanged", "value"] > 0.6 and scores.loc["window", "delta_high"] < 0
-    assert scores.loc["window", "value"] < 0.5 <= scores.loc["h2o", "value"]
+    assert scores.loc["unchanged", "value"] > 0.9 and scores.loc["window", "delta_high"] < 0
+    assert scores.loc["h2o", "value"] > 0.9  # 16 keys chosen well are enough, and as many random ones are not
+    for name in ("h2o", "window"):
+        assert scores.loc[f"{name}, random 1", "value"] < scores.loc[name, "value"] - 0.1
 
 
 def test_what_cannot_be_evaluated_is_refused(model: Any, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
