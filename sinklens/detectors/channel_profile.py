@@ -36,20 +36,24 @@ class ChannelProfileDetector(Detector):
     Args:
         sequence: Which sequence of the run, from 0.
         k: Channels kept in each layer.
+        limit: Tokens kept; of a longer sequence the first ones, and all numbers are about these.
 
     Raises:
-        InputError: A negative sequence or fewer than one channel.
+        InputError: A negative sequence, or fewer than one channel or token.
 
-    Cost: O(layers pos k) numbers.
+    Cost: O(layers limit k) numbers.
     """
 
     name = "channel_profile"
     needs = ("hidden",)
+    by_default = True
 
-    def __init__(self, sequence: int = 0, k: int = 8) -> None:
-        if sequence < 0 or k < 1:
-            raise InputError(f"Expected a sequence from 0 on and at least one channel, got {sequence} and {k}.")
-        self.sequence, self.k = sequence, k
+    def __init__(self, sequence: int = 0, k: int = 8, limit: int = 1024) -> None:
+        if sequence < 0 or k < 1 or limit < 1:
+            raise InputError(
+                f"Expected a sequence from 0 on, at least one channel and one token, got {sequence}, {k} and {limit}."
+            )
+        self.sequence, self.k, self.limit = sequence, k, limit
         self._frames: dict[int, pd.DataFrame] = {}
 
     def update(self, record: LayerRecord) -> None:
@@ -57,7 +61,7 @@ class ChannelProfileDetector(Detector):
         row = self.sequence - record.first_sequence
         if record.hidden is None or not 0 <= row < len(record.batch):
             return
-        length = int(record.batch.lengths[row])
+        length = min(self.limit, int(record.batch.lengths[row]))
         hidden = record.hidden[row, :length].detach().float()
         channels = strongest_channels(hidden, self.k)
         kept = hidden[:, channels].T.cpu()
@@ -67,7 +71,7 @@ class ChannelProfileDetector(Detector):
                 "sequence": self.sequence,
                 "layer": record.layer,
                 "position": torch.arange(length).repeat(len(channels)).numpy(),
-                "token": list(record.batch.tokens[row]) * len(channels),
+                "token": list(record.batch.tokens[row][:length]) * len(channels),
                 "channel": channels.cpu().repeat_interleave(length).numpy(),
                 "value": kept.reshape(-1).numpy(),
                 "median": float(hidden.abs().median()),

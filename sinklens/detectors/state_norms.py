@@ -47,6 +47,7 @@ class StateNormDetector(Detector):
     name = "state_norms"
     metrics = (METRIC,)
     wants = ("keys",)
+    by_default = True
 
     def __init__(self, position: int = 0) -> None:
         if position < 0:

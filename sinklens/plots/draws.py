@@ -1,5 +1,6 @@
 """What each figure draws from: a registry of figures, and the step from a result to the tables that they read."""
 
+import html
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,20 @@ from sinklens.errors import InputError, SinkLensError
 
 CENSUS: Final = "sinklens-census"
 SWEEP: Final = "sinklens-sweep"
+
+MADE_BY: Final[Mapping[str, tuple[str, str]]] = {
+    CENSUS: ("scan", "sinklens.scan(model)"),
+    SWEEP: ("sweep", 'sinklens.sweep(model, "zero", ranking="own")'),
+    "sinklens-effects": ("effects", 'measure_effects(model, {"no sink": MaskKeys(0)}, tokens)'),
+    "sinklens-needles": ("needles", "measure_needles(model, make_needles(model))"),
+    "sinklens-roles": ("roles", "find_roles(model)"),
+    "sinklens-policies": ("policies", 'compare_policies(model, ["sink_window", "h2o"], budgets=[0.5])'),
+    "sinklens-active-dormant": ("active and dormant heads", "find_active_dormant(model)"),
+    "sinklens-calibration": ("calibration", "choose_gamma(model, task)"),
+    "sinklens-dynamics": ("dynamics", 'measure_dynamics("tiny-llama")'),
+}
+"""What the kinds of results are called, and a call that makes one; the calls beside ``scan`` and ``sweep`` are those of
+:mod:`sinklens.studies`."""
 
 Key = tuple[str, ...]
 P = ParamSpec("P")
@@ -48,6 +63,27 @@ class Figure:
         """Of the function."""
         return self.draw.__name__
 
+    @property
+    def shows(self) -> str:
+        """What it shows, in a line: the first of its docstring."""
+        first = inspect.getdoc(self.draw) or self.name
+        line = " ".join(first.split("\n\n")[0].split())
+        for word in ("Draw ", "List ", "Write "):
+            line = line.removeprefix(word)
+        return f"{line[0].upper()}{line[1:]}"
+
+    @property
+    def call(self) -> str:
+        """The whole call, from a model to the figure."""
+        made = next((self.made_by[table] for table in self.needs if self._only_by_asking(table)), None)
+        made = MADE_BY[self.of[0]][1] if made is None and self.of else made
+        made = f"sinklens.{made}".replace("[..., ", "[") if str(made).startswith("scan(") else made
+        return f"{made}.plot.{self.name}()" if self.of else f"plots.{self.name}(table)"
+
+    def _only_by_asking(self, table: str) -> bool:
+        """Whether no plain result of the kind has the table."""
+        return table in self.made_by and table not in self.wants and table not in _PLAIN
+
     def can_draw(self, result: Any) -> bool:
         """Whether the result holds everything that is needed."""
         if _kind(result) not in self.of:
@@ -55,6 +91,9 @@ class Figure:
         held = [_held(result, name) for name in self.needs if name not in self.wants]
         return all(one is not None and not (isinstance(one, Mapping) and not one) for one in held)
 
+
+_PLAIN: Final = ("state_norms", "channel_profile", "lifecycle")
+"""Tables of every scan with its default detectors, that others may lack."""
 
 FIGURES: dict[str, Figure] = {}
 """By name of the function; :func:`draws` fills it."""
@@ -107,13 +146,16 @@ def draws(
 
 
 class Drawings:
-    """The figures of one result: ``census.plot.sink_heatmap()``; ``dir(census.plot)`` lists what it can draw."""
+    """The figures of one result: ``census.plot.sink_heatmap()``; ``dir(census.plot)`` lists what it can draw.
+
+    Printed, it says what each of them shows, and which call makes what the others need.
+    """
 
     def __init__(self, result: Any) -> None:
         self._result = result
 
     def __dir__(self) -> list[str]:
-        return sorted(name for name, figure in FIGURES.items() if figure.can_draw(self._result))
+        return sorted(figure.name for figure in self._of_kind() if figure.can_draw(self._result))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         kind = _kind(self._result)
@@ -124,7 +166,40 @@ class Drawings:
         return drawing
 
     def __repr__(self) -> str:
-        return f"<figures: {', '.join(dir(self)) or 'none'}>"
+        rows = self._rows()
+        width = max((len(name) for name, _, _ in rows), default=0)
+        lines = [
+            f"  {name:<{width}}  {shows}{'' if call is None else f' (needs {call})'}" for name, shows, call in rows
+        ]
+        return "\n".join([self._headline(), *lines])
+
+    def _repr_html_(self) -> str:
+        left, rows = "<td style='text-align:left'>", []
+        for name, shows, call in self._rows():
+            needs = f" <i>needs <code>{html.escape(call)}</code></i>" if call else ""
+            rows.append(f"<tr>{left}<code>{name}()</code></td>{left}{html.escape(shows)}{needs}</td></tr>")
+        return f"{html.escape(self._headline())}<table>{''.join(rows)}</table>"
+
+    def _headline(self) -> str:
+        drawn = dir(self)
+        return f"{len(drawn)} figures of this result, as .plot.{drawn[0]}():" if drawn else "No figures of this result."
+
+    def _rows(self) -> list[tuple[str, str, str | None]]:
+        """Name, what it shows, and for what it cannot draw the call that it needs; those that it can draw first."""
+        drawn = {*dir(self)}
+        ordered = sorted(self._of_kind(), key=lambda figure: (figure.name not in drawn, figure.name))
+        return [
+            (
+                figure.name,
+                figure.shows,
+                None if figure.name in drawn else next(iter(figure.made_by.values()), figure.call),
+            )
+            for figure in ordered
+        ]
+
+    def _of_kind(self) -> list[Figure]:
+        kind = _kind(self._result)
+        return [figure for figure in FIGURES.values() if kind in figure.of]
 
 
 def one_row_each(table: pd.DataFrame, key: Key, function: str) -> None:

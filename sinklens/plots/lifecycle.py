@@ -44,7 +44,8 @@ def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> 
     mixes tokens) has no such bar.
 
     Args:
-        traced: What `measure(model, tokens, "lifecycle", entries=[(position, channel)])` gives.
+        traced: A census (position 0 of its first sequences, in the channel that grows largest there), or what
+            `measure(model, tokens, "lifecycle", entries=[(position, channel)])` gives.
         entry: Position and channel drawn; needed when the table has several.
 
     Raises:
@@ -55,7 +56,9 @@ def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> 
     """
     require_columns(traced, _COLUMNS, "lifecycle")
     if traced.empty:
-        return empty_figure(_TITLE, "Not applicable: no sequence reaches the position.")
+        return empty_figure(
+            _TITLE, "Not applicable: what attention and MLP add is not known, or does not make the output of a block."
+        )
     present = sorted({(int(p), int(c)) for p, c in zip(traced["position"], traced["channel"], strict=True)})
     if (entry is None and len(present) > 1) or (entry is not None and tuple(entry) not in present):
         asked = "" if entry is None else f", not {tuple(entry)}"

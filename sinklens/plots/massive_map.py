@@ -40,7 +40,7 @@ def massive_map(profile: pd.DataFrame, *, layer: int | None = None, kind: Litera
     1,000 tokens neighbours are pooled to the entry of largest magnitude, and the subtitle says so.
 
     Args:
-        profile: What `measure(model, tokens, "channel_profile")` gives, or a scan with that detector. Columns `layer`,
+        profile: A census, or what `measure(model, tokens, "channel_profile")` gives. Columns `layer`,
             `position`, `token`, `channel`, `value` (signed), `median` (of |h| in the layer).
         layer: Which layer, -1 for the embedding; by default the one with the largest entry.
         kind: "2d" or "3d".

@@ -23,7 +23,7 @@ _TITLE: Final = "Retrieval, sink and induction scores of the same heads"
 NAMED: Final = 8
 
 
-@draws(needs={"heads": ("layer", "head")}, made_by={"heads": "Roles.retrieval_join()"})
+@draws("sinklens-roles", needs={"heads": ("layer", "head")})
 def retrieval_join(heads: pd.DataFrame) -> go.Figure:
     """Draw every head by how much it rests on its sink in text and how much of a needle it copies.
 
@@ -31,13 +31,21 @@ def retrieval_join(heads: pd.DataFrame) -> go.Figure:
     heads at the right rest on their sink in ordinary text: they work only where there is something to copy.
 
     Args:
-        heads: What ``Roles.retrieval_join()`` gives, or its ``heads``: `layer`, `head`, `retrieval`, `importance`,
-            `induction` and their `rank_` columns.
+        heads: Roles, what ``Roles.retrieval_join()`` gives, or its ``heads``: `layer`, `head`, `retrieval`,
+            `importance`, `induction` and their `rank_` columns, which are made where they are missing.
 
     Raises:
         InputError: A missing column.
     """
     scores = ("retrieval", "importance", "induction")
+    if not any(f"rank_{name}" in heads for name in scores):
+        from sinklens.studies.head_roles.retrieval_join import retrieval_join as join
+
+        joined = join(heads)
+        if joined is None:
+            missing = ", ".join(name for name in scores if name not in heads or heads[name].isna().all())
+            return empty_figure(_TITLE, f"Not measured: {missing}; find_roles measures them when asked for.")
+        heads = joined.heads
     require_columns(heads, ("layer", "head", *scores, *(f"rank_{name}" for name in scores)), "retrieval_join")
     if heads.empty:
         return empty_figure(_TITLE, "Not applicable: no head has all three scores.")

@@ -39,7 +39,7 @@ def state_norms(norms: pd.DataFrame, *, position: int = 0) -> go.Figure:
     heads. A layer without attention has neither.
 
     Args:
-        norms: What `measure(model, tokens, "state_norms")` gives, or a scan with that detector. Columns `layer`,
+        norms: A census, or what `measure(model, tokens, "state_norms")` gives. Columns `layer`,
             `state`, `kv_head`, `norm`, `others`, `ratio`.
         position: Position of the sink, for the title.
 

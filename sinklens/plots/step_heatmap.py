@@ -25,7 +25,9 @@ _LOG: Final = ("max_over_median",)
 
 
 @draws("sinklens-dynamics", needs={"heads": ("step", "domain", "layer", "head")})
-def step_heatmap(table: pd.DataFrame, value: str, *, domain: str | None = None, limit: int = 64) -> go.Figure:
+def step_heatmap(
+    table: pd.DataFrame, value: str = "importance_first", *, domain: str | None = None, limit: int = 64
+) -> go.Figure:
     """Draw how one number of every head (or layer) changes over the checkpoints of a training.
 
     Columns are checkpoints in order, not to scale.
@@ -35,7 +37,7 @@ def step_heatmap(table: pd.DataFrame, value: str, *, domain: str | None = None, 
     Args:
         table: A result of `measure_dynamics` (its heads), or its table of heads or layers: step, domain, layer, head
             (of heads) and the value.
-        value: A column of it.
+        value: A column of it; default: the attention that position 0 receives.
         domain: Whose values; default: all domains together, or the only one.
         limit: Most rows drawn.
 

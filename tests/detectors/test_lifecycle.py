@@ -183,3 +183,37 @@ def test_a_half_that_is_not_there_is_passed_over() -> None:
     writer, canceller = steps(entry([4.0, -3.0], [nan, nan]))
     assert writer is not None and canceller is not None
     assert writer[:2] == (0, "attention") and canceller[:2] == (1, "attention")
+
+
+# ------------------------------------------------------------------ without entries, as in a scan
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mamba"])
+def test_without_entries_the_largest_channel_of_position_0_is_traced(name: str, zoo: Path) -> None:
+    """The channel by a naive search over what run_with_cache keeps; the numbers are those of an entry asked for."""
+    bridge = boot(name, zoo)
+    batch = tokenize(bridge, rows())
+    table = measure(bridge, batch, "lifecycle", batch_size=2).tables["lifecycle"]
+    largest = torch.zeros(bridge.cfg.d_model)
+    for row in rows():
+        _, cache = bridge.run_with_cache(torch.tensor([row]))
+        for layer in range(len(bridge.blocks)):
+            largest = torch.maximum(largest, cache[f"blocks.{layer}.hook_out"][0, 0].abs())
+    channel = int(largest.argmax())
+    assert set(table["channel"]) == {channel} and set(table["position"]) == {0}
+    pd.testing.assert_frame_equal(table, traced(bridge, [(0, channel)]), rtol=1e-4, atol=1e-5)
+
+
+def test_without_entries_halves_that_do_not_add_up_leave_an_empty_table(zoo: Path) -> None:
+    bridge = boot("llama", zoo)
+    with bridge.hooks(fwd_hooks=[("blocks.1.hook_out", lambda value, hook: 0.5 * value)]):
+        table = measure(bridge, tokenize(bridge, rows()), "lifecycle").tables["lifecycle"]
+    assert table.empty and list(table.columns) == list(traced(bridge, ENTRIES).columns)
+
+
+def test_without_entries_only_the_first_eight_sequences_are_traced_however_they_are_batched(zoo: Path) -> None:
+    bridge = boot("llama", zoo)
+    batch = tokenize(bridge, random_ids(11, 6).tolist())
+    table = measure(bridge, batch, "lifecycle", batch_size=3).tables["lifecycle"]
+    assert sorted(set(table["sequence"])) == list(range(8))
+    one = measure(bridge, batch.rows(slice(0, 5)), "lifecycle")
+    both = one.merge(measure(bridge, batch.rows(slice(5, 11)), "lifecycle", first_sequence=5))
+    pd.testing.assert_frame_equal(both.tables["lifecycle"], table, rtol=1e-4, atol=1e-5)

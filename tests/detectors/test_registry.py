@@ -186,6 +186,7 @@ def test_lists_derive_from_the_registry() -> None:
     kinds = registry.built_in_detectors()
     assert registry.default_detectors() == (
         "sinks", "value_drains", "residual_peaks", "massive_activations", "secondary_sinks", "decorrelation",
+        "channel_profile", "lifecycle", "state_norms",
     )  # fmt: skip
     assert list(METRICS) == list(dict.fromkeys(metric for kind in kinds.values() for metric in kind.metrics))
     assert all(kind.name == name and (kind.__doc__ or "").strip() for name, kind in kinds.items())

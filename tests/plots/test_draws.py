@@ -99,7 +99,14 @@ def test_a_census_draws_what_its_tables_do(census: Census) -> None:
         "sink_share": None,
     }
     assert dir(census.plot) == sorted(drawn)
-    assert repr(census.plot).startswith("<figures: attention_map, drain_scatter,")
+    lines = repr(census.plot).splitlines()
+    assert lines[0] == f"{len(drawn)} figures of this result, as .plot.attention_map():"
+    assert [line.split()[0] for line in lines[1 : len(drawn) + 1]] == sorted(drawn)
+    assert lines[1].endswith("keys to the right, colours from 0 to 1 on every map.")
+    rest = {line.split()[0]: line for line in lines[len(drawn) + 1 :]}
+    assert set(rest) == {name for name, figure in FIGURES.items() if census.format in figure.of} - {*drawn}
+    assert rest["compression"].endswith('(needs scan(model, detectors=[..., "compression"]))')
+    assert census.plot._repr_html_().count("<tr>") == len(lines) - 1
     for name, expected in drawn.items():
         if expected is not None:
             for found in (getattr(plots, name)(census), getattr(census.plot, name)()):

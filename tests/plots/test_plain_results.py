@@ -1,0 +1,102 @@
+"""Every registered figure draws the result that it is named after, as a plain call makes it."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+
+import sinklens
+import sinklens.plots
+from sinklens.detectors import measure
+from sinklens.interventions import MaskKeys
+from sinklens.models.tokens import TokenBatch
+from sinklens.passes.corpus import builtin_corpus
+from sinklens.plots.draws import CENSUS, FIGURES, SWEEP
+from sinklens.studies import (
+    choose_gamma,
+    classification_task,
+    compare_policies,
+    find_active_dormant,
+    find_roles,
+    make_needles,
+    measure_dynamics,
+    measure_effects,
+    measure_needles,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # small runs say that they are small
+assert sinklens.plots.sink_heatmap  # every figure has registered itself
+REGISTERED = sorted(name for name, figure in FIGURES.items() if figure.of)
+
+
+@cache
+def model() -> Any:
+    return sinklens.load("bb-1l")
+
+
+@cache
+def tokens() -> TokenBatch:
+    return builtin_corpus(model(), n_sequences=6).tokens
+
+
+def calibrated() -> Any:
+    prompts = builtin_corpus(model(), n_sequences=8).tokens
+    return choose_gamma(model(), classification_task(model(), prompts, [5, 6], [0, 1] * 4), controls=2)
+
+
+def needled(model: Any) -> Any:
+    return measure_needles(model, make_needles(model, lengths=[48], repeats=1))
+
+
+MAKERS: dict[str, Callable[[], Any]] = {
+    CENSUS: lambda: sinklens.scan(model(), tokens=tokens()),
+    SWEEP: lambda: sinklens.sweep(model(), "zero", tokens=tokens(), ranking="own", controls=3),
+    "sinklens-effects": lambda: measure_effects(model(), {"no sink": MaskKeys(0)}, tokens()),
+    "sinklens-needles": lambda: needled(sinklens.load("induction-2l")),
+    "sinklens-roles": lambda: find_roles(
+        "induction-2l",
+        scores=("retrieval", "pattern", "sinks"),
+        max_sequences=2,
+        options={"retrieval": {"repeats": 1, "lengths": [48]}},
+    ),
+    "sinklens-policies": lambda: compare_policies(model(), ["sink_window", "h2o"], tokens=tokens(), budgets=[8]),
+    "sinklens-active-dormant": lambda: find_active_dormant(model(), max_sequences=3),
+    "sinklens-calibration": calibrated,
+    "sinklens-dynamics": lambda: measure_dynamics("tiny-llama", steps=[0, 8000], max_sequences=2),
+}  # fmt: skip
+SPECIAL: dict[str, Callable[[], Any]] = {
+    "compression": lambda: sinklens.scan(model(), tokens=tokens(), detectors=["compression"]),
+    "domain_differences": lambda: sinklens.scan(model(), {"a": tokens().rows([0, 1]), "b": tokens().rows([2, 3])}),
+}
+"""What a plain call leaves out, because it is slow or about texts of several kinds."""
+
+
+@cache
+def made(kind: str) -> Any:
+    return (MAKERS | SPECIAL)[kind]()
+
+
+def test_every_kind_of_result_is_made_here() -> None:
+    assert {*MAKERS} == {kind for figure in FIGURES.values() for kind in figure.of}
+    assert [name for name, figure in FIGURES.items() if not figure.of] == ["sink_emergence"]  # of no result
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_a_figure_draws_a_plain_result_and_completion_lists_it(name: str) -> None:
+    for kind in FIGURES[name].of:
+        result = made(name if name in SPECIAL else kind)
+        drawn = getattr(sinklens.plots, name)(result)
+        assert drawn if isinstance(drawn, str) else drawn.data or "Not " in drawn.layout.annotations[0].text
+        if hasattr(result, "plot"):  # small results without tables have none
+            assert name in dir(result.plot)
+            again = getattr(result.plot, name)()
+            assert isinstance(again, str) or again.to_json() == drawn.to_json()
+
+
+@pytest.mark.parametrize("name", ["state_norms", "lifecycle", "massive_map"])
+def test_a_measurement_is_drawn_as_a_scan_is(name: str) -> None:
+    table = "channel_profile" if name == "massive_map" else name
+    drawn: go.Figure = getattr(sinklens.plots, name)(measure(model(), tokens(), table))
+    assert drawn.data and drawn.layout.title.text == getattr(sinklens.plots, name)(made(CENSUS)).layout.title.text
