@@ -108,6 +108,7 @@ def before_after(
         xaxis=value_axis(look.unit, domain=[0, _SPLIT], nticks=6),
         yaxis=named_axis(labels, range=[len(table) - 0.4, -1.2], showgrid=False, showline=False, ticks=""),
         showlegend=False,
+        meta={"least_width": "page"},
     )
     _add_columns(fig, _columns(table, metric, perplexity, controlled))
     return fig

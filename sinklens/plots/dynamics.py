@@ -84,6 +84,7 @@ def dynamics(steps: pd.DataFrame, heads: pd.DataFrame | None = None, *, domain: 
         notes.append("Lines: mean over heads; bands: the middle 80 % of heads; dashed: null.")
     notes.append("Logarithmic steps" + ("; step 0 stands apart." if axis.has_zero else "."))
     fig = new_figure(_TITLE, " ".join(notes), height=rows * _HEIGHT, wrap=150)
+    fig.update_layout(meta={"least_width": "page"})
     gap = 0.24 / rows
     side = (1 - gap * (rows - 1)) / rows - 0.06
     for place, (title, log, traces, values) in enumerate(panels):
@@ -134,7 +135,7 @@ def _legend(title: str, left: float, right: float, top: float, bottom: float) ->
         place = {"x": left + 0.03, "xanchor": "left", "y": bottom, "yanchor": "bottom"}
     elif title == _LOSS:
         place = {"x": right, "xanchor": "right", "y": 0.18 * bottom + 0.82 * top, "yanchor": "top"}
-    return place | {"font": {"size": 11}, "bgcolor": "rgba(255,255,255,0.6)", "tracegroupgap": 0}
+    return place | {"font": {"size": 12}, "bgcolor": "rgba(255,255,255,0.6)", "tracegroupgap": 0}
 
 
 class _StepAxis:

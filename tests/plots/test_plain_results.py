@@ -26,7 +26,10 @@ from sinklens.studies import (
     measure_needles,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # small runs say that they are small
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # small runs say that they are small
+    pytest.mark.xdist_group("plain_results"),  # the results are made once
+]
 assert sinklens.plots.sink_heatmap  # every figure has registered itself
 REGISTERED = sorted(name for name, figure in FIGURES.items() if figure.of)
 
