@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from string import Template
-from typing import Final
+from typing import Any, Final
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -85,12 +85,13 @@ def html_table(
         rows: Rows to write, all of them.
         columns: Column name to heading, in order; columns that `rows` lacks are left out.
         caption: Plain text above the table.
-        formats: Column name to format of its floats; three significant digits otherwise.
+        formats: Column name to format of its floats; otherwise each column has one precision, see
+            :func:`column_format`.
         words: Columns set flush left.
         tokens: Columns with token strings, written with visible white space.
     """
-    formats = formats or {}
     present = {name: heading for name, heading in columns.items() if name in rows.columns}
+    formats = {name: column_format(rows[name]) for name in present} | dict(formats or {})
     kinds = {name: "token" if name in tokens else "text" if name in words else "" for name in present}
     head = "".join(
         f'<th scope="col"{" class=text" if kinds[name] else ""}>{text(heading)}</th>'
@@ -103,16 +104,40 @@ def html_table(
             value = record[name]
             if kind == "token" and isinstance(value, str):
                 shown = text(visible_text(value))
-            elif isinstance(value, float) and value.is_integer() and name not in formats and abs(value) < 1e6:
-                shown = f"{value:,.0f}"
             else:
-                shown = cell(value, formats.get(name, ""))
+                shown = cell(value, formats[name])
             cells.append(f'<td class="{kind}">{shown}</td>' if kind else f"<td>{shown}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     title = f"<caption>{text(caption)}</caption>" if caption else ""
     return (
         f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
     )
+
+
+def column_format(values: "pd.Series[Any]") -> str:
+    """Return the format of a column's floats: as many decimals for all as give its median three digits.
+
+    A column of whole numbers has none. Small values get the decimals that they need to differ from 0, and where that
+    would take more than six, as in a column over many decades, every number has three digits of its own.
+
+    >>> (
+    ...     column_format(pd.Series([0.5, 12.25])),
+    ...     column_format(pd.Series([2.0, 4000.0])),
+    ...     column_format(pd.Series([1e-9, 1.0])),
+    ... )
+    (',.2f', ',.0f', '.3g')
+    """
+    if not pd.api.types.is_float_dtype(values):
+        return ""
+    sizes = values.abs().replace([math.inf], math.nan).dropna()
+    sizes = sizes[sizes > 0]
+    if sizes.empty or (sizes % 1 == 0).all():
+        return ",.0f"
+    decimals = max(0, 2 - math.floor(math.log10(float(sizes.median()))))
+    needed = -math.floor(math.log10(float(sizes.min())))
+    if needed > 6 or decimals > 6:
+        return ".3g"
+    return f",.{max(decimals, needed, 0)}f"
 
 
 def facts(pairs: Mapping[str, object]) -> str:

@@ -21,6 +21,8 @@ _TITLES: Final[dict[str, tuple[str, str]]] = {
 }
 
 
+_DECADES: Final = 100.0
+"""Values that span more than this have log colours."""
 _MEANS: Final = {
     "value_norm": ", mean over KV heads",
     "wo_value_norm": ", mean over heads",
@@ -41,8 +43,8 @@ def norms_by_token(profile: pd.DataFrame, *, value: NormValue = "resid_norm", li
     """Draw how long every token's hidden state (or value vector) is at every layer, layer 0 or the embedding on top.
 
     Residual norms span orders of magnitude once a peak appears and get log colours from the smallest to the
-    largest norm; value norms start their linear colours at 0, because a drained value is one near 0. Nothing
-    is clipped. Layers without the number (no attention: no values) are grey and listed; the embedding's row,
+    largest norm, as does what else spans two decades or more; other colours are linear and start at 0. Nothing is
+    clipped. Layers without the number (no attention: no values) are grey and listed; the embedding's row,
     labelled "embed", exists for residual norms only.
 
     Args:
@@ -73,13 +75,16 @@ def norms_by_token(profile: pd.DataFrame, *, value: NormValue = "resid_norm", li
         notes.append(f"First {limit:,} of {length:,} tokens.")
     if without:
         notes.append(f"Grey rows: not applicable in {layer_list(without)}.")
-    if value == "resid_norm":
+    positive = raw[raw > 0]
+    if value == "resid_norm" or positive.max() >= _DECADES * positive.min():
         with np.errstate(divide="ignore", invalid="ignore"):
             z = np.where(raw > 0, np.log10(raw), np.nan)
         low, high = float(np.nanmin(z)), float(np.nanmax(z))
         high = max(high, low + 0.01)
-        bar = log_colorbar(unit, 10**low, 10**high)
-        notes.append("Colour is the logarithm of the norm.")
+        bar = log_colorbar(unit if unit.endswith("(log)") else f"{unit}, log", 10**low, 10**high)
+        notes.append("Colour is the logarithm.")
+        zeros = int((raw == 0).sum())
+        notes += [f"Grey cells: {zeros} of exactly 0 have no logarithm."] if zeros else []
     else:
         z, low, high = raw, 0.0, float(np.nanmax(raw)) or 1.0
         bar = colorbar(unit)

@@ -1,10 +1,10 @@
-"""Sections on attention: heads, positions, threshold, maps, tokens."""
+"""Sections on attention: heads, positions, threshold, how heads attend, maps."""
 
 from typing import TYPE_CHECKING, Final
 
 from sinklens import plots
 from sinklens.app.page import figure, html_table, text
-from sinklens.app.sections.source import Downloads
+from sinklens.app.sections.source import Downloads, not_measured
 from sinklens.detectors.sink_ranking import by_importance
 from sinklens.plots.sink_heatmap import HeadValue
 from sinklens.plots.style import head_label
@@ -53,13 +53,6 @@ def sinks(census: "Census", downloads: Downloads) -> str:
     )
     if heads.empty:
         return body + '<p class="na">Not applicable: no layer of this model has attention.</p>'
-    measured = [value for value in _MORE_HEAD_MAPS if value in heads.columns]
-    known = [value for value in measured if heads[value].notna().any()]
-    absent = [value for value in measured if value not in known]
-    more = [figure(plots.sink_heatmap(census, value=value, hover="value"), f"fig-heads-{value}") for value in known]
-    body += f"<details><summary>More head maps ({len(more)})</summary>\n{''.join(more)}</details>\n"
-    if absent:
-        body += f'<p class="note">Not applicable to this model: {text(", ".join(absent))}.</p>'
     strongest = by_importance(heads).head(20)
     names = [head_label(int(row["layer"]), int(row["head"])) for row in strongest.to_dict("records")]
     body += html_table(
@@ -76,6 +69,32 @@ def sinks(census: "Census", downloads: Downloads) -> str:
         words=("name",),
     )
     return body + downloads.button("heads") + downloads.button("sinks")
+
+
+def roles(census: "Census", downloads: Downloads) -> str:
+    """How spread out each head's attention is, and the other numbers of every head."""
+    heads = census.tables["heads"]
+    if heads.empty:
+        return '<p class="na">Not applicable: no layer of this model has attention.</p>'
+    if "state_norms" in census.tables:
+        scatter = figure(plots.entropy_scatter(census), "fig-entropy")
+    else:
+        scatter = f'<p class="na">{text(not_measured(census, "sinklens.scan(model)"))}</p>'
+    measured = [value for value in _MORE_HEAD_MAPS if value in heads.columns]
+    known = [value for value in measured if heads[value].notna().any()]
+    unmeasured = [value for value in _MORE_HEAD_MAPS if value not in heads.columns]
+    absent = [value for value in measured if value not in known]
+    more = [figure(plots.sink_heatmap(census, value=value, hover="value"), f"fig-heads-{value}") for value in known]
+    body = (
+        "<p>A head that rests on its sink has a low entropy, and a sink with a short key is one of direction, not of "
+        "length. What heads do beside that (copying, induction, retrieval) is measured by <code>sinklens roles</code>."
+        f"</p>\n{scatter}<details><summary>Head maps ({len(more)})</summary>\n{''.join(more)}</details>\n"
+    )
+    if absent:
+        body += f'<p class="note">Not applicable to this model: {text(", ".join(absent))}.</p>'
+    if unmeasured:
+        body += f'<p class="note">Not measured in this run: {text(", ".join(unmeasured))}.</p>'
+    return body
 
 
 def positions(census: "Census", downloads: Downloads) -> str:
@@ -122,20 +141,3 @@ def maps(census: "Census", downloads: Downloads) -> str:
     if left:
         body += f'<p class="note">Left out to keep this file small: {text(left)}; see the saved census.</p>'
     return body
-
-
-def token_strips(census: "Census", downloads: Downloads) -> str:
-    """Tokens coloured by what they receive."""
-    table = census.tables["tokens"]
-    sequences = sorted(int(s) for s in table["sequence"].unique())
-    if not sequences:
-        return '<p class="na">Not applicable: no token was recorded.</p>'
-    body = (
-        "<p>Attention received, mean over all heads. Hover over a token for its "
-        "numbers.</p>\n"
-        f'<div class="strip">{plots.token_strip(census, sequences[0])}</div>'
-    )
-    for sequence in sequences[1:3]:
-        strip = plots.token_strip(census, sequence, limit=300)
-        body += f'<details><summary>Sequence {sequence}</summary><div class="strip">{strip}</div></details>'
-    return body + downloads.button("tokens")

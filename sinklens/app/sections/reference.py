@@ -1,4 +1,4 @@
-"""Sections to look things up: layers, definitions, provenance and all downloads."""
+"""Sections to look things up: what was measured and what not, layers, definitions, provenance and all downloads."""
 
 import json
 from typing import TYPE_CHECKING, Any, Final
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 import plotly
 
-from sinklens.app.page import facts, html_table, text
+from sinklens.app.page import callout, facts, html_table, text
 from sinklens.app.sections.source import Downloads
 from sinklens.plots.style import layer_list
+from sinklens.results.provenance import precision
 
 if TYPE_CHECKING:
     from sinklens.studies.census.result import Census
@@ -94,3 +95,64 @@ def provenance(census: "Census", downloads: Downloads) -> str:
     }
     settings = text(json.dumps(meta["settings"], indent=2, default=str))
     return facts(pairs) + f"<h3>Tables</h3>\n<p>{downloads.buttons()}</p>\n<h3>Settings</h3>\n<pre>{settings}</pre>"
+
+
+def measured(census: "Census", downloads: Downloads) -> str:
+    """Model, tokens, BOS, precision."""
+    model, tokens = census.meta["model"], census.meta["tokens"]
+    lengths = f"{tokens['max_length']:,} tokens"
+    if tokens["min_length"] != tokens["max_length"]:
+        lengths = f"{tokens['min_length']:,} to {lengths}"
+    pairs = {
+        "Model": model["name"],
+        "Loaded from": model["path"],
+        "Architecture": model["architecture"],
+        "Layers × heads (KV heads)": f"{model['n_layers']} × {model['n_heads']} ({model['n_kv_heads']})",
+        "d_model, d_head": f"{model['d_model']}, {model['d_head']}",
+        "Vocabulary": model["d_vocab"],
+        "Context": model["n_ctx"],
+        "Parameters": model["n_params"],
+        "Precision": precision(model),
+        "Device": model["device"],
+        "Texts": tokens["source"],
+        "Sequences": tokens["n_sequences"],
+        "Tokens in all": tokens["n_tokens"],
+        "Length of a sequence": lengths,
+    }
+    skipped = [f"Skipped: {reason}" for reason in tokens["skipped"]]
+    return (
+        facts(pairs) + f"<h3>First token</h3>\n{callout([tokens['bos']['statement']])}" + callout(skipped, warning=True)
+    )
+
+
+def absent(census: "Census", downloads: Downloads) -> str:
+    """What this run did not look at, and what this model does not have: two different things."""
+    from sinklens.app.sections import SECTIONS
+
+    missing = [
+        (section.title, section.made_by)
+        for section in SECTIONS
+        if not all(name in census.tables for name in section.needs)
+    ]
+    missing.append(("Roles of heads (retrieval, induction, previous token)", "sinklens roles MODEL"))
+    missing.append(("What a head's removal costs", "sinklens ablate MODEL"))
+    listed = "".join(f"<li>{text(title)}: <code>{text(call)}</code></li>" for title, call in missing)
+    body = f"<p>This run did not look at the following; these calls do.</p>\n<ul>{listed}</ul>\n"
+    lacking = [_NAMES.get(name, name) for name in _empty_columns(census)]
+    layers = [int(entry["layer"]) for entry in census.meta["model"]["attention"] if entry["path"] == "none"]
+    lacking += [f"attention in {layer_list(layers)}"] if layers else []
+    if lacking:
+        body += f"<p>Not applicable, because this model does not have it: {text('; '.join(lacking))}.</p>"
+    return body
+
+
+_NAMES: Final = {
+    "gate": "output gates of attention", "missing_mass": "a learned sink", "delta_logit": "a logit margin",
+    "bos_mass": "a BOS token (bos_mass)", "drain": "value states (drain)", "drain_wo": "|W_O v| (drain_wo)",
+}  # fmt: skip
+
+
+def _empty_columns(census: "Census") -> list[str]:
+    """Columns of the heads that were asked for and that no head has."""
+    heads = census.tables.get("heads")
+    return [] if heads is None or heads.empty else [name for name in heads.columns if heads[name].isna().all()]

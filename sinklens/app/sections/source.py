@@ -70,7 +70,8 @@ class Section:
         title: Its heading.
         write: Writes its HTML below the heading.
         needs: Tables it cannot do without; a scan with fewer detectors has fewer tables.
-        optional: Leave the section out where they are missing, instead of saying so.
+        optional: Leave the section out where they are missing; the list of what was not measured names it.
+        made_by: The call that measures it.
     """
 
     anchor: str
@@ -79,6 +80,7 @@ class Section:
     write: "Callable[[Census, Downloads], str]"
     needs: tuple[str, ...] = ()
     optional: bool = False
+    made_by: str = "sinklens.scan(model)"
 
     def shown(self, census: "Census") -> bool:
         """Whether the section stands in the report of this census."""
@@ -89,8 +91,7 @@ class Section:
         heading = f"<h2>{text(self.title)}</h2>\n"
         if all(name in census.tables for name in self.needs):
             return heading + self.write(census, downloads)
-        chosen = ", ".join(str(name) for name in census.meta["settings"].get("detectors", ()))
-        return f'{heading}<p class="na">Not measured: this scan ran only the detectors {text(chosen)}.</p>'
+        return f'{heading}<p class="na">{text(not_measured(census, self.made_by))}</p>'
 
 
 def _fitting(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str]:
@@ -106,3 +107,9 @@ def _fitting(table: pd.DataFrame, name: str) -> tuple[pd.DataFrame, str]:
     ordered = table.sort_values("importance", ascending=False)
     best = ordered.groupby(["layer", "head"]).head(keys).sort_index()
     return best, f"The {keys:,} most important keys of every head"
+
+
+def not_measured(census: "Census", made_by: str) -> str:
+    """Say that this run did not look, and which call does: another thing than a model that does not have it."""
+    chosen = ", ".join(str(name) for name in census.meta["settings"].get("detectors", ()))
+    return f"Not measured: this scan ran only the detectors {chosen}. {made_by} measures it."

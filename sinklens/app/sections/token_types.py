@@ -75,3 +75,20 @@ def domains(census: "Census", downloads: Downloads) -> str:
     caption = "Largest differences whose interval excludes 0 (5 % of all would by chance)"
     listing = html_table(largest, _DOMAINS, caption=caption, words=("name", "domain")) if len(largest) else ""
     return f"<p>Position 0 is a sink for {text(counts)}.</p>\n{body}{listing}{downloads.button('domains')}"
+
+
+def token_strips(census: "Census", downloads: Downloads) -> str:
+    """Tokens coloured by what they receive."""
+    table = census.tables["tokens"]
+    sequences = sorted(int(s) for s in table["sequence"].unique())
+    if not sequences:
+        return '<p class="na">Not applicable: no token was recorded.</p>'
+    body = (
+        "<p>Attention received, mean over all heads. Hover over a token for its "
+        "numbers.</p>\n"
+        f'<div class="strip">{plots.token_strip(census, sequences[0])}</div>'
+    )
+    for sequence in sequences[1:3]:
+        strip = plots.token_strip(census, sequence, limit=300)
+        body += f'<details><summary>Sequence {sequence}</summary><div class="strip">{strip}</div></details>'
+    return body + downloads.button("tokens")

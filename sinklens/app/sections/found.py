@@ -1,31 +1,72 @@
-"""The report's first screen: verdict, four numbers, and what was measured."""
+"""The report's first screen: what was found, each sentence with its section, and four numbers."""
 
 import math
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
-from sinklens.app.page import callout, facts, text
-from sinklens.app.sections.source import Downloads
+from sinklens.app.page import callout, text
 from sinklens.plots.style import number
-from sinklens.results.provenance import precision
+from sinklens.results.provenance import model_words, token_words
 
 if TYPE_CHECKING:
     from sinklens.studies.census.result import Census
+
+
+_SAID_IN: Final[dict[str, tuple[str, ...]]] = {
+    "sinks": ("Position ", "No attention sink", "Attention sinks", "No verdict on attention", "By layer",
+              "Out of reach", "Hard to reach", "Per query"),
+    "roles": ("Virtual sink", "Output gates"),
+    "drains": ("Value-state", "No value-state"),
+    "peaks": ("Residual peak", "No residual peak", "Mild residual peak", "Growth", "Elsewhere", "Single tokens"),
+    "massive": ("Massive", "No massive", "Not token-specific", "A sequence's largest"),
+    "types": ("After position 0",),
+    "secondary": ("Secondary sinks",),
+    "domains": ("By domain", "The domains"),
+}  # fmt: skip
+"""How the sentences of a section begin."""
+
+_SHOWN_FROM: Final = {
+    "sinks": "heads", "roles": "heads", "drains": "heads", "peaks": "residual_norms", "massive": "massive",
+    "types": "token_types", "secondary": "secondary_sinks", "domains": "domains",
+}  # fmt: skip
+"""A table without which the section has no figure."""
+_BLOCK: Final = re.compile(r"\bblock(s?)\b")
 
 
 def header(census: "Census") -> str:
     """Write the verdict in words, and four numbers."""
     meta = census.meta
     verdict = [str(sentence) for sentence in meta["verdict"]] or ["No verdict was recorded."]
-    rest = "".join(f"<li>{text(sentence)}</li>" for sentence in verdict[1:])
+    rest = "".join(f"<li>{_linked(sentence, census)}</li>" for sentence in verdict[1:])
     tiles = "".join(f'<div class="tile"><b>{text(n)}</b><span>{text(what)}</span></div>' for n, what in _tiles(census))
     return (
         f'<p class="kind">sinklens census of extreme tokens</p>\n<h1>{text(meta["model"]["name"])}</h1>\n'
-        f'<p class="headline">{text(verdict[0])}</p>\n'
+        f'<p class="note">{text(model_words(meta["model"]))}. {text(token_words(meta["tokens"]))}</p>\n'
+        f'<p class="headline">{_linked(verdict[0], census)}</p>\n'
         + (f'<ul class="verdict">{rest}</ul>\n' if rest else "")
+        + callout(list(meta["warnings"]), warning=True)
         + f'<div class="tiles">{tiles}</div>'
     )
+
+
+def section_of(sentence: str) -> str | None:
+    """The section that shows what a sentence of the verdict says; None for one that no section shows.
+
+    >>> section_of("Value-state drain in 3 of 6 sink heads.")
+    'drains'
+    """
+    return next((anchor for anchor, beginnings in _SAID_IN.items() if sentence.startswith(beginnings)), None)
+
+
+def _linked(sentence: str, census: "Census") -> str:
+    """A sentence with a link to its section, if the report has it; layers are called layers."""
+    anchor = section_of(sentence)
+    words = text(_BLOCK.sub(r"layer\1", sentence))
+    if anchor is None or _SHOWN_FROM[anchor] not in census.tables:
+        return words
+    return f'{words} <a class="see" href="#{anchor}">Figure</a>'
 
 
 def _tiles(census: "Census") -> list[tuple[str, str]]:
@@ -64,33 +105,3 @@ def _largest(layers: pd.DataFrame, column: str) -> dict[str, Any] | None:
 
 def _at(row: dict[str, Any]) -> str:
     return "at the embedding" if row["layer"] < 0 else f"after layer {int(row['layer'])}"
-
-
-def measured(census: "Census", downloads: Downloads) -> str:
-    """Model, tokens, BOS, precision, warnings."""
-    model, tokens = census.meta["model"], census.meta["tokens"]
-    lengths = f"{tokens['max_length']:,} tokens"
-    if tokens["min_length"] != tokens["max_length"]:
-        lengths = f"{tokens['min_length']:,} to {lengths}"
-    pairs = {
-        "Model": model["name"],
-        "Loaded from": model["path"],
-        "Architecture": model["architecture"],
-        "Layers × heads (KV heads)": f"{model['n_layers']} × {model['n_heads']} ({model['n_kv_heads']})",
-        "d_model, d_head": f"{model['d_model']}, {model['d_head']}",
-        "Vocabulary": model["d_vocab"],
-        "Context": model["n_ctx"],
-        "Parameters": model["n_params"],
-        "Precision": precision(model),
-        "Device": model["device"],
-        "Texts": tokens["source"],
-        "Sequences": tokens["n_sequences"],
-        "Tokens in all": tokens["n_tokens"],
-        "Length of a sequence": lengths,
-    }
-    skipped = [f"Skipped: {reason}" for reason in tokens["skipped"]]
-    return (
-        facts(pairs)
-        + f"<h3>First token</h3>\n{callout([tokens['bos']['statement']])}"
-        + callout([*census.meta["warnings"], *skipped], warning=True)
-    )
