@@ -47,7 +47,7 @@ notebooks: $(DEV) ## open JupyterLab with the notebooks
 docs: $(DEV) ## build docs/_build/html/index.html
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
 
-figures: $(DEV) ## rebuild the gallery, figures/gallery, from the built-in models
+figures: $(DEV) ## rebuild figures/gallery (real models, where they are) and figures/toys, with interactive files
 	$(BIN)/python probes/gallery.py
 
 test: lint types ## ruff, import-linter, mypy, then all tests and doctests but the slow ones

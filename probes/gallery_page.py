@@ -1,8 +1,9 @@
 """The gallery's index, as a page and as Markdown; `probes/gallery.py` writes it."""
 
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;margin:2rem auto;max-width:1180px;padding:0 1rem}
@@ -12,6 +13,36 @@ article.wide{grid-column:1/-1}
 img{width:100%;height:240px;object-fit:contain;object-position:top left}
 h2{font-size:1.05rem;margin:.4rem 0 .2rem}p{margin:.2rem 0 .5rem;color:#52606d}
 """
+
+
+class Page(NamedTuple):
+    """What a page says about itself, as plain text.
+
+    Attributes:
+        title: Over it.
+        words: What its figures show, with the source of the weights.
+        other: Folder and title of the other page.
+    """
+
+    title: str
+    words: str
+    other: tuple[str, str]
+
+
+PAGES = {
+    "real": Page(
+        "Gallery",
+        "The figures that sinklens draws, on SmolLM2-135M-Instruct (Apache-2.0) and, in the sink share, Gemma-3-270M "
+        "(Gemma Terms of Use), both dequantised from Q4: 50 texts of 64 tokens, without a BOS for SmolLM2. The weights "
+        "are not part of the repository (make real-models).",
+        ("toys", "the built-in models"),
+    ),
+    "toys": Page(
+        "Gallery of the built-in models",
+        "The same figures on the models that come with sinklens: tiny-llama, and where it says so others.",
+        ("gallery", "real language models"),
+    ),
+}
 
 
 class Described(Protocol):
@@ -30,13 +61,13 @@ class Described(Protocol):
         """How to read it, one sentence."""
 
 
-def html_page(entries: Sequence[Described], strips: Mapping[str, str], model: str) -> str:
+def html_page(entries: Sequence[Described], strips: Mapping[str, str], page: Page) -> str:
     """The page: thumbnails, titles, how to read them, and links.
 
     Args:
         entries: The figures, in order.
         strips: HTML of those that are no Plotly figures, by name.
-        model: What most of them show.
+        page: What it says about itself.
     """
     cards = []
     for entry in entries:
@@ -48,21 +79,28 @@ def html_page(entries: Sequence[Described], strips: Mapping[str, str], model: st
         image = f'<img loading="lazy" src="{entry.name}.png" alt="{html.escape(entry.title)}">'
         links = f'{table} · <a href="{entry.name}.html">interactive</a>'
         cards.append(f'<article><a href="{entry.name}.png">{image}</a>{words}<p>{links}</p></article>')
+    folder, other = page.other
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>sinklens gallery</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body><h1>Gallery</h1>\n'
-        f"<p>The figures that sinklens draws, on its built-in model {model}. Written by <code>make figures</code>, "
-        "which also writes the interactive files.</p>\n<main>\n" + "\n".join(cards) + "\n</main></body></html>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>sinklens: {page.title}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n<body>'
+        f"<h1>{page.title}</h1>\n"
+        f"<p>{html.escape(page.words)} Written by <code>make figures</code>, which also writes the interactive files "
+        f'(one plotly.min.js beside them). See also <a href="../{folder}/index.html">{other}</a>.</p>\n<main>\n'
+        + "\n".join(cards)
+        + "\n</main></body></html>\n"
     )
 
 
-def markdown(entries: Sequence[Described], strips: Mapping[str, str], model: str) -> str:
+def markdown(entries: Sequence[Described], strips: Mapping[str, str], page: Page) -> str:
     """The same as a table for readers of the repository."""
+    folder, other = page.other
     lines = [
-        "# Gallery",
+        f"# {page.title}",
         "",
-        f"The figures that sinklens draws, on its built-in model `{model}`. Written by `make figures`, which also",
-        "writes the interactive HTML files; `index.html` is a page with all of them.",
+        *textwrap.wrap(page.words, 118),
+        "",
+        "Written by `make figures`, which also writes the interactive HTML files; `index.html` is a page with all of",
+        f"them. See also [{other}](../{folder}/README.md).",
         "",
         "| figure | how to read it | table |",
         "|---|---|---|",

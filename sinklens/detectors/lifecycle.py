@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import Detector, Metric
+from sinklens.detectors.lifecycle_steps import PARTS, Step, steps
 from sinklens.detectors.registry import register
 from sinklens.errors import InputError, UnsupportedArchitectureError
 
@@ -23,68 +23,13 @@ METRIC = Metric(
     "Sun et al. 2024, arXiv 2402.17762; step-up and step-down blocks after Sun et al. 2026, arXiv 2603.05498",
 )
 
+__all__ = ["COLUMNS", "METRIC", "LifecycleDetector", "Step", "steps"]
+
 COLUMNS = ("sequence", "layer", "position", "token", "channel", "before", "attention", "mlp", "after")
-PARTS: Final = ("attention", "mlp")
 _ROUNDING: Final = 8.0
 _FIRST: Final = 8
 """Sequences whose position 0 is traced when no entry was asked for."""
 _First = tuple[int, int, str, dict[str, Tensor]]
-
-
-class Step(NamedTuple):
-    """The half of a block that changes an entry most in one direction.
-
-    Attributes:
-        layer: Block index.
-        part: "attention" or "mlp".
-        value: What it adds, signed.
-        share: ``value`` over the entry's largest value: 1 means it writes all of it, -1 that it cancels all.
-    """
-
-    layer: int
-    part: str
-    value: float
-    share: float
-
-
-def steps(entry: pd.DataFrame) -> tuple[Step | None, Step | None]:
-    """Which half-block writes an entry, and which one cancels it.
-
-    With ``p`` the layer after which ``|after|`` is largest and ``s`` its sign there: the writer is the largest
-    ``s * contribution`` up to layer ``p``, the canceller the most negative one after ``p``. ``None`` where there is
-    none, such as a canceller of an entry that is largest after the last block.
-
-    Args:
-        entry: One row per layer with ``layer, attention, mlp, after`` (means over sequences, if there were several).
-
-    Returns:
-        ``(writer, canceller)``.
-
-    Example:
-        >>> table = pd.DataFrame({"layer": [0, 1, 2], "attention": [0.0, 1.0, 0.5], "mlp": [90.0, 9.0, -80.0]})
-        >>> writer, canceller = steps(table.assign(after=[90.0, 100.0, 20.5]))
-        >>> writer[:3], canceller[:3]
-        ((0, 'mlp', 90.0), (2, 'mlp', -80.0))
-    """
-    ordered = entry.sort_values("layer")
-    after = ordered["after"].to_numpy(dtype=float)
-    if not len(after) or not np.nanmax(np.abs(after)):
-        return None, None
-    peak = int(np.nanargmax(np.abs(after)))
-    found = [
-        Step(int(layer), part, float(value), float(value) / float(after[peak]))
-        for part in PARTS
-        for layer, value in zip(ordered["layer"], ordered[part], strict=True)
-        if not math.isnan(value)
-    ]
-    last = int(ordered["layer"].iloc[peak])
-    writer = max((step for step in found if step.layer <= last and step.share > 0), key=_share, default=None)
-    canceller = min((step for step in found if step.layer > last and step.share < 0), key=_share, default=None)
-    return writer, canceller
-
-
-def _share(step: Step) -> float:
-    return step.share
 
 
 @register

@@ -20,6 +20,7 @@ MADE_BY: Final[Mapping[str, tuple[str, str]]] = {
     "sinklens-effects": ("effects", 'measure_effects(model, {"no sink": MaskKeys(0)}, tokens)'),
     "sinklens-needles": ("needles", "measure_needles(model, make_needles(model))"),
     "sinklens-roles": ("roles", "find_roles(model)"),
+    "sinklens-sink-causes": ("causes of sinks", "explain_sinks(model)"),
     "sinklens-policies": ("policies", 'compare_policies(model, ["sink_window", "h2o"], budgets=[0.5])'),
     "sinklens-active-dormant": ("active and dormant heads", "find_active_dormant(model)"),
     "sinklens-calibration": ("calibration", "choose_gamma(model, task)"),

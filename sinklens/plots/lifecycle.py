@@ -23,7 +23,7 @@ from sinklens.plots.style import (
 )
 
 if TYPE_CHECKING:
-    from sinklens.detectors.lifecycle import Step
+    from sinklens.detectors.lifecycle_steps import Step
 
 _TITLE: Final = "Life of an entry of the residual stream"
 _COLUMNS: Final = ("sequence", "layer", "position", "token", "channel", "before", "attention", "mlp", "after")
@@ -70,7 +70,7 @@ def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> 
     layers = [int(layer) for layer in table["layer"]]
     tokens = rows["token"].astype(str).unique()
     token = f", token {token_label(tokens[0])}" if len(tokens) == 1 else ""
-    from sinklens.detectors.lifecycle import steps
+    from sinklens.detectors.lifecycle_steps import steps
 
     writer, canceller = steps(table)
     n = rows["sequence"].nunique()

@@ -19,6 +19,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
     for item in (ROOT / "docs").iterdir():  # a copy by links: the build writes pages of its own beside the sources
         if item.name not in ("_build", "generated"):
             (source / item.name).symlink_to(item)
+    (tmp_path / "figures").symlink_to(ROOT / "figures")  # pictures of the page on figures
     # conf.py reads the version from the project beside it, so it has to be the real file
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "-b", "html"]
     done = subprocess.run(

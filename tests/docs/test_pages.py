@@ -76,3 +76,19 @@ def test_the_count_of_papers_is_that_of_the_table() -> None:
     named = {name for _, rules in rows for name in re.findall(r"`(\w+)`", rules)} & policies().keys()
     counted = re.search(r"(\d+) of them, by (\d+) rules", text)
     assert counted and [int(n) for n in counted.groups()] == [len(papers), len(named)]
+
+
+def test_every_figure_has_a_row_with_a_picture():
+    """The page shows the registry: names, what they show, input and call; a picture of each is committed."""
+    pytest.importorskip("docutils")
+    directive = importlib.import_module("figure_directive")
+    from sinklens import plots
+    from sinklens.plots.draws import FIGURES
+
+    rows = {name: rest for name, *rest in directive.rows()}
+    assert set(rows) == {*plots.__all__} - {"save_figure", "use_in_notebook"} == {n for n in FIGURES if FIGURES[n].of}
+    for name, (shows, of, call) in rows.items():
+        assert shows[0].isupper() and of and call.endswith(f".plot.{name}()"), name
+        if name != "token_strip":  # HTML, not a picture
+            assert (DOCS / directive.picture(name)).resolve().stat().st_size <= 150 * 1024, name
+    assert "```{figures}" in (DOCS / "plots.md").read_text("utf-8")

@@ -11,7 +11,7 @@ from sinklens.app.sections.token_types import domains, token_strips, token_types
 
 _MORE = 'sinklens.scan(model, detectors=[..., "compression"])'
 
-SECTIONS = (
+SECTIONS: tuple[Section, ...] = (
     Section("sinks", "Sinks", "Which heads have a sink", sinks, needs=("heads", "sinks")),
     Section("positions", "Positions", "Where attention goes", positions, needs=("sinks",)),
     Section("threshold", "Threshold", "Does the threshold matter?", threshold, needs=("eps_sweep",)),
@@ -30,7 +30,7 @@ SECTIONS = (
     Section("roles", "Roles", "How heads attend", roles, needs=("heads",)),
     Section("maps", "Maps", "Attention maps", maps),
     Section("measured", "Measured", "What was measured", measured),
-    Section("absent", "Not measured", "What was not measured", absent),
+    Section("absent", "Not measured", "What was not measured", lambda census, _: absent(census, SECTIONS)),
     Section("norms", "Norms", "Norms of states, keys and values", states),
     Section("layers", "Layers", "Layer by layer", layer_status),
     Section("definitions", "Definitions", "Definitions", definitions),

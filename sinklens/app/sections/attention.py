@@ -77,7 +77,7 @@ def roles(census: "Census", downloads: Downloads) -> str:
     if heads.empty:
         return '<p class="na">Not applicable: no layer of this model has attention.</p>'
     if "state_norms" in census.tables:
-        scatter = figure(plots.entropy_scatter(census), "fig-entropy")
+        scatter = figure(census.plot.entropy_scatter(), "fig-entropy")
     else:
         scatter = f'<p class="na">{text(not_measured(census, "sinklens.scan(model)"))}</p>'
     measured = [value for value in _MORE_HEAD_MAPS if value in heads.columns]

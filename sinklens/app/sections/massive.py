@@ -86,7 +86,7 @@ def massive_kinds(episodes: pd.DataFrame) -> pd.DataFrame:
     for (criterion, bucket, channel), spans in specific.groupby(["criterion", "bucket", "channel"], sort=False):
         spans = spans.sort_values("appears")
         ends = zip(spans["appears"], spans["leaves_after"], strict=True)
-        top = spans.loc[spans["peak"].idxmax()]
+        top = spans.sort_values("peak", ascending=False, kind="stable").iloc[0]
         rows.append(
             {
                 "criterion": criterion,

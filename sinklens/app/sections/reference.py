@@ -1,13 +1,14 @@
 """Sections to look things up: what was measured and what not, layers, definitions, provenance and all downloads."""
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 import plotly
 
 from sinklens.app.page import callout, facts, html_table, text
-from sinklens.app.sections.source import Downloads
+from sinklens.app.sections.source import Downloads, Section
 from sinklens.plots.style import layer_list
 from sinklens.results.provenance import precision
 
@@ -125,13 +126,11 @@ def measured(census: "Census", downloads: Downloads) -> str:
     )
 
 
-def absent(census: "Census", downloads: Downloads) -> str:
+def absent(census: "Census", sections: Sequence[Section]) -> str:
     """What this run did not look at, and what this model does not have: two different things."""
-    from sinklens.app.sections import SECTIONS
-
     missing = [
         (section.title, section.made_by)
-        for section in SECTIONS
+        for section in sections
         if not all(name in census.tables for name in section.needs)
     ]
     missing.append(("Roles of heads (retrieval, induction, previous token)", "sinklens roles MODEL"))

@@ -1,0 +1,214 @@
+"""What the gallery's figures are made from: runs of real models, and of the built-in ones."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import sinklens
+from sinklens.detectors import measure
+from sinklens.interventions import SlidingWindow
+from sinklens.models.real import real_model_path
+from sinklens.models.tokens import TokenBatch
+from sinklens.passes.sequences import choose_sequences
+from sinklens.plots.massive_table import strongest_activations
+from sinklens.results.result import Result
+from sinklens.studies import Dynamics, Roles, explain_sinks, find_roles, make_needles, measure_dynamics, measure_needles
+from sinklens.studies.census.builtin_domains import builtin_domains
+from sinklens.studies.census.result import Census
+from sinklens.studies.census.run import DETECTORS
+
+FIGURES = Path(__file__).parents[1] / "figures"
+
+
+class Runs:
+    """Each run is made once, only if a figure asks for it, and kept in a folder that a later call reads.
+
+    Args:
+        sequences: Texts of 64 tokens.
+        folder: Where the runs are kept; nothing is kept without one.
+    """
+
+    name = ""
+    """What most figures show."""
+    needle_model = ""
+    tested = 50
+    """Sequences that the heads are switched off on."""
+    controls = 20
+
+    def __init__(self, sequences: int, folder: Path | None = None) -> None:
+        self.sequences, self.folder = sequences, folder
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """A run, from the folder if it is there."""
+        if self.folder is None:
+            return make()
+        if not (self.folder / name).exists():
+            made: Result = make()
+            made.save(self.folder / name)
+        return sinklens.open(self.folder / name)
+
+    @cached_property
+    def model(self) -> Any:
+        """The model of most figures."""
+        raise NotImplementedError
+
+    @cached_property
+    def batch(self) -> TokenBatch:
+        """Its texts, those that a scan takes by default."""
+        batch, _source = choose_sequences(self.model, None, None, "auto", None, False, 0, None, self.sequences)
+        return batch
+
+    @cached_property
+    def census(self) -> Census:
+        """Everything a scan finds, with the maps of all heads."""
+        found: Census = self.kept("census", self._scan)
+        return found
+
+    def _scan(self) -> Census:
+        return sinklens.scan(
+            self.model, max_sequences=self.sequences, maps=10_000, detectors=[*DETECTORS, "compression"]
+        )
+
+    @cached_property
+    def others(self) -> dict[str, Census]:
+        """Scans of other models."""
+        raise NotImplementedError
+
+    @cached_property
+    def domains(self) -> Census:
+        """The same on drama and on source code."""
+        found: Census = self.kept("domains", self._scan_domains)
+        return found
+
+    def _scan_domains(self) -> Census:
+        given = builtin_domains(self.model, n_sequences=max(5, self.sequences // 3))
+        rows = {name: [place for place, of in enumerate(given.of) if of == name] for name in given.names}
+        texts = {name: replace(given.batch.rows(places)) for name, places in rows.items()}
+        return sinklens.scan(self.model, texts, maps=0, detectors=["sinks"])
+
+    @property
+    def traced(self) -> pd.DataFrame:
+        """Contributions to the largest entry of the residual stream."""
+        return self.census.lifecycle.to_dataframe()
+
+    @cached_property
+    def sweep(self) -> pd.DataFrame:
+        """What ablating heads does: each alone, the sink heads together, and the first k of their order."""
+        return self.kept("sweep", self._sweep).summary.to_dataframe()
+
+    def _sweep(self) -> Any:
+        heads = self.census.heads.to_dataframe()
+        sinks = [f"L{layer}H{head}" for layer, head in heads.loc[heads["is_sink"], ["layer", "head"]].to_numpy()]
+        groups = {"sink heads": sinks} if sinks else None
+        rows = self.batch.rows(slice(0, min(len(self.batch), self.tested)))
+        return sinklens.sweep(
+            self.model, "zero", tokens=rows, heads="all", groups=groups, ranking="own", controls=self.controls
+        )
+
+    @cached_property
+    def causes(self) -> Any:
+        """Why the strongest heads sink, on a few texts."""
+        rows = self.batch.rows(slice(0, min(len(self.batch), 6)))
+        return self.kept("causes", lambda: explain_sinks(self.model, tokens=rows, controls=2, donors=False))
+
+    @cached_property
+    def needles(self) -> Any:
+        """Needles in a text, in the model as it is and with a window of the last 128 tokens and 4 sinks."""
+        return self.kept("needles", self._needles)
+
+    def _needles(self) -> Any:
+        raise NotImplementedError
+
+
+class Real(Runs):
+    """SmolLM2-135M, and Gemma-3-270M beside it, both dequantised from Q4."""
+
+    name = "SmolLM2-135M"
+    needle_model = "SmolLM2-135M, passkeys"
+    tested = 4
+    controls = 10
+
+    @cached_property
+    def model(self) -> Any:
+        """SmolLM2."""
+        return sinklens.load(real_model_path("smollm2"))
+
+    @cached_property
+    def others(self) -> dict[str, Census]:
+        """Gemma-3-270M."""
+        return {"Gemma-3-270M": self.kept("gemma", self._gemma)}
+
+    def _gemma(self) -> Census:
+        return sinklens.scan(real_model_path("gemma3"), max_sequences=self.sequences)
+
+    def _needles(self) -> Any:
+        hidden = make_needles(self.model, "passkey", lengths=[128, 256, 384], depths=(0.0, 0.5, 1.0), repeats=3, size=2)
+        return measure_needles(
+            self.model, hidden, interventions={"window of 128, 4 sinks": SlidingWindow(128, sinks=4)}
+        )
+
+    @cached_property
+    def policies(self) -> pd.DataFrame:
+        """The committed comparison of KV-cache rules on SmolLM2."""
+        return pd.read_csv(FIGURES / "what_policies_keep_SmolLM2.csv").fillna({"budget": pd.NA})
+
+
+class Toys(Runs):
+    """The built-in models, which are small enough to be in the repository."""
+
+    name = "tiny-llama"
+    needle_model = "induction-2l"
+
+    @cached_property
+    def model(self) -> Any:
+        """tiny-llama."""
+        return sinklens.load("tiny-llama")
+
+    @cached_property
+    def others(self) -> dict[str, Census]:
+        """The Bigram-Backcopy models."""
+        return {name: sinklens.scan(name, max_sequences=self.sequences) for name in ("bb-3l", "bb-1l")}
+
+    @cached_property
+    def traced(self) -> pd.DataFrame:
+        """Contributions to the largest entry of the residual stream, in all texts."""
+        best = strongest_activations(self.census.massive_activations.to_dataframe(), 1).iloc[0]
+        entries = [(int(best["position"]), int(best["channel"]))]
+        return measure(self.model, self.batch, "lifecycle", entries=entries).tables["lifecycle"]
+
+    def _needles(self) -> Any:
+        model = sinklens.load("induction-2l")
+        hidden = make_needles(model, "random", lengths=[64, 128, 256, 448], repeats=5)
+        return measure_needles(model, hidden, interventions={"window of 128, 4 sinks": SlidingWindow(128, sinks=4)})
+
+    @cached_property
+    def dynamics(self) -> Dynamics:
+        """The model's checkpoints through training."""
+        found: Dynamics = self.kept(
+            "dynamics", lambda: measure_dynamics("tiny-llama", max_sequences=max(2, self.sequences // 4))
+        )
+        return found
+
+    @cached_property
+    def roles(self) -> Roles:
+        """Every head's roles in the model with induction heads."""
+        found: Roles = self.kept(
+            "roles", lambda: find_roles("induction-2l", scores=("retrieval", "pattern", "sinks"), max_sequences=20)
+        )
+        return found
+
+    @cached_property
+    def calibration(self) -> Any:
+        """A factor for the attention on position 0, chosen on the built-in prompts."""
+        folder = (self.folder or FIGURES / "runs" / "toys") / "calibration"
+        if not folder.exists():
+            main = "from sinklens.cli import main; main()"
+            command = [sys.executable, "-c", main, "calibrate", "tiny-llama", "--max-prompts", "60"]
+            subprocess.run([*command, "--out", str(folder)], check=True, stdout=subprocess.DEVNULL)
+        return sinklens.open(folder)
