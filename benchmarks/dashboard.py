@@ -6,8 +6,11 @@ browser has drawn what belongs to it (the figure's SVG is there and two frames h
 
 - ``first view, new server``: the first request after the server says that it is ready;
 - ``first view``: the same in a fresh browser profile, the server running;
-- ``head``, ``other head``, ``token``, ``other token``, ``score``, ``log colours``, ``compare``: the clicks after it,
-  the first of them as soon as the first view stands.
+- ``head``, ``other head``, ``token``, ``other token``, ``score``, ``map of a head``, ``log colours``, ``lines``,
+  ``arrow keys``, ``compare``: the clicks after it, the first of them as soon as the first view stands.
+
+The first view stands when the grid, the map of the strongest head, its numbers and the coloured text are drawn: what
+a window of 1280 x 800 shows.
 
 ``page weight`` is everything that was sent for the first view, uncompressed. ``work`` is the processor time that server
 and browser together spent: on a machine that is busy with something else, one waits longer than they work.
@@ -31,10 +34,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sinklens.detectors.sink_ranking import by_importance
 from sinklens.studies.census.result import AttentionMap, Census
 
 LAYERS, HEADS, LENGTH = 32, 32, 4096
-PROMISED = {"first view": 3.0, "click": 1.0, "page weight": 10.0}
+PROMISED = {"first view": 2.0, "click": 0.5, "page weight": 8.0}
 
 
 def big_census(seed: int = 0) -> Census:
@@ -96,8 +100,24 @@ def big_census(seed: int = 0) -> Census:
     tables = {"tokens": tokens, "profile": profile, "sinks": sinks, "value_drains": drains, "heads": heads}
     tables |= {"massive": massive, "residual_norms": profile[["layer", "position", "resid_norm"]].assign(n_sequences=1)}
     tables["layers"] = pd.DataFrame({"layer": range(-1, LAYERS), "attention": "fast"})
+    by_sequence = {
+        "importance": importance.reshape(LAYERS, HEADS, LENGTH).transpose(2, 0, 1),
+        "null": np.repeat(1 / np.arange(1, LENGTH + 1), LAYERS).reshape(LENGTH, LAYERS),
+        "value_norm": norm.reshape(LAYERS, HEADS, LENGTH)[:, ::4].transpose(2, 0, 1),
+        "output_norm": 0.8 * norm.reshape(LAYERS, HEADS, LENGTH).transpose(2, 0, 1),
+        "resid_norm": norms.reshape(LAYERS + 1, LENGTH).T,
+        "top_weight": rng.random((LENGTH, LAYERS, HEADS)),
+        "entropy": rng.random((1, LAYERS, HEADS)) * 7,
+        "distance": rng.random((1, LAYERS, HEADS)) * 500,
+    }
+    by_sequence = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in by_sequence.items()}
+    by_sequence["top_key"] = rng.integers(
+        0, np.arange(1, LENGTH + 1)[:, None, None], (LENGTH, LAYERS, HEADS), np.uint32
+    )
     cells = np.where(np.tri(128, dtype=bool), rng.random((128, 128)), np.nan).astype(np.float32)
-    maps = {f"L{i}H{i}": AttentionMap(i, i, cells, LENGTH // 128, LENGTH, words, "made up") for i in range(6)}
+    shown = by_importance(heads).iloc[0]
+    named = {(i, i) for i in range(5)} | {(int(shown["layer"]), int(shown["head"]))}
+    maps = {f"L{i}H{j}": AttentionMap(i, j, cells, LENGTH // 128, LENGTH, words, "made up") for i, j in sorted(named)}
     model = {"name": "made-up", "path": "", "architecture": "made up", "n_layers": LAYERS, "n_heads": HEADS}
     meta = {
         "sinklens_version": "benchmark",
@@ -118,7 +138,7 @@ def big_census(seed: int = 0) -> Census:
         "verdict": ["A made-up census."],
         "seconds": 0.0,
     }
-    return Census.of(meta, tables, maps)
+    return Census.of(meta, tables, maps, {f"by_sequence.{name}": each for name, each in by_sequence.items()})
 
 
 @contextmanager
@@ -205,7 +225,10 @@ def visit(browser: Any, address: str, first: str) -> tuple[dict[str, float], dic
     """One person's visit: seconds and processor seconds by step, and megabytes until the first view stood."""
     visitor = Visitor(browser, address)
     page = visitor.page
-    drawn = "document.querySelector('#grid .heatmaplayer image')"
+    drawn = (
+        "document.querySelector('#grid .heatmaplayer image') && document.querySelector('#map .heatmaplayer image') && "
+        "document.querySelector('#head-facts tr') && document.querySelector('#strip .light, #strip .dark')"
+    )
     visitor.timed(first, lambda: page.goto(address + "?run=a"), drawn)
     weight = visitor.weight / 1e6
 
@@ -229,6 +252,9 @@ def visit(browser: Any, address: str, first: str) -> tuple[dict[str, float], dic
     )
     visitor.timed("map of a head", lambda: visitor.cell(2, 2), head("L2H2") + _map(0, 1))
     visitor.timed("log colours", lambda: page.locator("#log label").click(), "true" + _map(-3, 0))
+    visitor.timed("lines", lambda: page.locator("#look label", has_text="lines").click(), _LINES)
+    page.focus("#grid-keys")
+    visitor.timed("arrow keys", lambda: page.keyboard.press("ArrowDown"), head("L3H2"))
     visitor.timed(
         "compare",
         lambda: visitor.choose("compare", "b · census"),
@@ -236,6 +262,9 @@ def visit(browser: Any, address: str, first: str) -> tuple[dict[str, float], dic
     )
     visitor.context.close()
     return visitor.seconds, visitor.work, weight
+
+
+_LINES = "document.querySelectorAll('#lines text').length > 50 && document.querySelector('#lines line')"
 
 
 def _token(position: int) -> str:

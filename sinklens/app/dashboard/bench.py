@@ -4,8 +4,8 @@ import json
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,8 +14,6 @@ import torch
 from sinklens.app.dashboard.census_run import CensusRun, census_run
 from sinklens.app.dashboard.compute import (
     MAX_TOTAL,
-    chosen_intervention,
-    effect_notes,
     exact_window,
     live_census,
     sequence_maps,
@@ -23,12 +21,14 @@ from sinklens.app.dashboard.compute import (
 )
 from sinklens.app.dashboard.folder import ResultFolder
 from sinklens.app.dashboard.kinds import open_run
+from sinklens.app.dashboard.methods import described, method
 from sinklens.app.dashboard.models import Models
 from sinklens.app.dashboard.run import Run
 from sinklens.app.dashboard.state import State
 from sinklens.app.dashboard.stored import MemoryTables
 from sinklens.app.dashboard.sweep_run import sweep_run
-from sinklens.app.dashboard.worker import Worker
+from sinklens.app.dashboard.trying import Trial, chosen_intervention, repeat_in_python, try_out
+from sinklens.app.dashboard.worker import Cancelled, Worker
 from sinklens.errors import InputError, ResultError
 from sinklens.interventions import Intervention
 from sinklens.models.tokens import BosChoice, TokenBatch, tokenize
@@ -39,6 +39,9 @@ from sinklens.studies.census.result import Census
 _OPEN: Final = 4
 _LIVE: Final = 24
 _LARGEST_WINDOW: Final = 256
+_MOST_WINDOWS: Final = 64
+_MOST_MAPS: Final = 256 * 2**20
+_QUICK: Final = 1024
 _LOG = logging.getLogger("sinklens.dashboard")
 
 
@@ -64,6 +67,8 @@ class Bench:
         self._live: OrderedDict[str, Run] = OrderedDict()
         self._by_key: dict[str, str] = {}
         self._numbers = 0
+        self.trials: list[Trial] = []
+        self._begun: set[tuple[str, int]] = set()
         self._lock = threading.RLock()
 
     # ------------------------------------------------------------------------------------------------ results
@@ -123,7 +128,7 @@ class Bench:
             label = label or f"{result.meta['model']['name']} · {type(result).__name__.lower()} in memory"
             tables = MemoryTables(result.tables)
             if isinstance(result, Census):
-                run = census_run(name, label, result.meta, tables, result.maps)
+                run = census_run(name, label, result.meta, tables, result.maps, lambda: result.arrays)
             else:
                 run = sweep_run(name, label, result.meta, tables)
             run.notes = tuple(notes)
@@ -159,7 +164,9 @@ class Bench:
                 census = live_census(bridge, progress, tokens=tokens, bos=bos, source=source)
                 label = f"{model} · {source or 'built-in sample'}"
                 base = self.add(census, label, key=key)
-            return self._under(state, bridge, base, progress)
+            said = f"sinklens.tokenize(model, [{text!r}], bos={bos!r})"
+            said = said if text.strip() else f"sinklens.builtin_corpus(model, n_sequences=1, bos={bos!r}).tokens"
+            return self._under(state, bridge, base, said, progress)
 
         return self.worker.start(title, work)
 
@@ -167,14 +174,21 @@ class Bench:
         shown = self._census_or_error(state.run)
         progress.step(f"Loading {shown.model.get('name')}")
         bridge = self.models.for_run(shown)
-        if state.method == "none":
+        if not state.method:
             self._add_maps(shown, state.sequence, progress)
             return Arrival()
-        return self._under(state, bridge, state.run, progress)
+        found = self.folder.path(state.run) if self.folder is not None and not state.run.startswith("live-") else None
+        ids = ".groupby('sequence')['token_id'].agg(list).tolist()"
+        tokens = f"[{shown.tokens(0)['token_id'].astype(int).tolist()}]"
+        if found is not None:
+            tokens = f"sinklens.open({str(found)!r}).to_dataframe('tokens'){ids}"
+        elif len(shown.lengths) > 1:
+            tokens = repr([shown.tokens(row)["token_id"].astype(int).tolist() for row in range(len(shown.lengths))])
+        return self._under(state, bridge, state.run, f"sinklens.tokenize(model, {tokens})", progress)
 
-    def _under(self, state: State, bridge: Any, base: str, progress: Progress) -> Arrival:
+    def _under(self, state: State, bridge: Any, base: str, tokens: str, progress: Progress) -> Arrival:
         """Measure the tokens of a result again under the chosen intervention, and compare the two."""
-        if state.method == "none":
+        if not state.method:
             return Arrival({"run": base, "compare": "", "sequence": 0, "token": None})
         before = self._census_or_error(base)
         if before.meta.get("intervention"):
@@ -184,10 +198,9 @@ class Bench:
             total = int(batch.lengths.sum())
             raise InputError(f"The shown result has {total:,} tokens; the dashboard runs up to {MAX_TOTAL:,} again.")
         progress.step("Preparing the intervention")
-        intervention = chosen_intervention(state, bridge, batch)
-        if intervention is None:
-            return Arrival()
-        label = intervention_label(state)
+        chosen = method(state.method)
+        intervention = chosen_intervention(chosen, state.fields, bridge, batch)
+        label = described(chosen, state.fields)
         key = json.dumps([base, label])
         known = self._by_key.get(key)
         if known is None or known not in self._live:
@@ -195,8 +208,13 @@ class Bench:
             eps = float(dict(before.meta.get("settings") or {}).get("eps", 0.3))
             source = str(before.meta["tokens"]["source"])
             changed = live_census(bridge, progress, tokens=batch, source=source, eps=eps, intervention=intervention)
-            notes = effect_notes(bridge, batch, intervention, progress)
-            known = self.add(changed, f"{label} · {before.label}", key=key, notes=(f"{label}. {notes[0]}", *notes[1:]))
+            name = self.models.name_for(before) or str(before.model.get("name"))
+            python = repeat_in_python(chosen, state.fields, intervention, name, tokens)
+            content = json.loads(intervention.to_json())
+            trial = Trial(base, "", label, content, python, name, source)
+            trial = try_out(trial, chosen, bridge, batch, intervention, progress)
+            known = self.add(changed, f"{label} · {before.label}", key=key, notes=trial.sentences())
+            self.trials.append(replace(trial, live=known))
         return Arrival({"run": base, "compare": known})
 
     def compute_maps(self, name: str, sequence: int) -> int:
@@ -226,17 +244,66 @@ class Bench:
                 f"The region has {q1 - q0:,} queries and {k1 - k0:,} keys; zoom further in: exact rows are shown for "
                 f"up to {_LARGEST_WINDOW} of each."
             )
+        brought = Arrival({"region": f"{q0}-{q1 - 1}:{k0}-{k1 - 1}"})
+        return self.worker.start("Exact rows", self._windows(name, sequence, head, [region], brought))
 
+    def compute_rows(self, name: str, sequence: int, head: tuple[int, int], token: int) -> int:
+        """Start computing all that one token reads, and all that read it, in one head.
+
+        Raises:
+            InputError: A computation is running already, or the text has no such token.
+        """
+        length = len(self._census_or_error(name).tokens(sequence))
+        if not 0 <= token < length:
+            raise InputError(f"Text {sequence} has the positions 0 to {length - 1}, not {token}.")
+        regions = [(token, token + 1, 0, length), (0, length, token, token + 1)]
+        return self.worker.start("Exact rows", self._windows(name, sequence, head, regions, Arrival()))
+
+    def _windows(
+        self,
+        name: str,
+        sequence: int,
+        head: tuple[int, int],
+        regions: Sequence[tuple[int, int, int, int]],
+        brought: Arrival,
+    ) -> Callable[[Progress], Arrival]:
         def work(progress: Progress) -> Arrival:
             shown = self._census_or_error(name)
             progress.step(f"Loading {shown.model.get('name')}")
             bridge = self.models.for_run(shown)
             row = self._batch(shown, bridge, sequence)
-            values = exact_window(bridge, row, head, region, _intervention_of(shown), progress)
-            shown.windows[(sequence, *head, region)] = values
-            return Arrival({"region": f"{q0}-{q1 - 1}:{k0}-{k1 - 1}"})
+            for region in regions:
+                values = exact_window(bridge, row, head, region, _intervention_of(shown), progress)
+                shown.windows[(sequence, *head, region)] = values
+            while len(shown.windows) > _MOST_WINDOWS:
+                shown.windows.pop(next(iter(shown.windows)))
+            return brought
 
-        return self.worker.start("Exact rows", work)
+        return work
+
+    def begin_maps(self, name: str, sequence: int) -> bool:
+        """Start computing the maps of a text if that is quick: its model is loaded, and nothing else runs.
+
+        Returns:
+            Whether it has begun; each text is begun once.
+        """
+        shown = self._census_or_error(name)
+        model = self.models.name_for(shown)
+        quick = model is not None and self.models.is_loaded(model) and len(shown.tokens(sequence)) <= _QUICK
+        if not quick or (name, sequence) in self._begun or (self.worker.status.busy and not self.worker.idles):
+            return False
+        self._begun.add((name, sequence))
+
+        def work(progress: Progress) -> Arrival:
+            try:
+                self._add_maps(shown, sequence, progress)
+            except Cancelled:
+                self._begun.discard((name, sequence))  # it gave way, and may begin again
+                return Arrival()
+            return Arrival()
+
+        self.worker.start("Attention maps", work, gives_way=True)
+        return True
 
     def can_compute(self, run: Run) -> bool:
         """Whether the model that made a result is at hand."""
@@ -248,6 +315,11 @@ class Bench:
         progress.step(f"Attention maps of sequence {sequence}")
         maps = sequence_maps(bridge, row, _intervention_of(shown), progress)
         shown.maps.update({(sequence, *head): each for head, each in maps.items()})
+        held = sum(each.values.nbytes for each in shown.maps.values())
+        for key in [key for key in shown.maps if key[0] != sequence and not shown.maps[key].why]:
+            if held <= _MOST_MAPS:
+                break
+            held -= shown.maps.pop(key).values.nbytes
 
     def _batch(self, shown: CensusRun, bridge: Any, sequence: int | None = None) -> TokenBatch:
         """The tokens of a census again, exactly."""
@@ -262,24 +334,10 @@ class Bench:
         return run
 
 
-def intervention_label(state: State) -> str:
-    """The intervention in words.
-
-    >>> intervention_label(State(method="scale", keys="0", gamma=0.5))
-    'keys 0 × 0.5'
-    >>> intervention_label(State(method="ablate", heads="L0H1", how="zero"))
-    'without L0H1 (zero)'
-    """
-    if state.method == "scale":
-        heads = f" in {state.heads.strip()}" if state.heads.strip() not in ("", "all") else ""
-        return f"keys {state.keys.strip()} × {state.gamma:.3g}{heads}"
-    return f"without {state.heads.strip()} ({state.how})"
-
-
 def open_source(
     source: "str | Path | Census | Sweep | Any | None",
     *,
-    models: Sequence[str] = (),
+    models: Sequence[Any] = (),
     device: str = "auto",
 ) -> Bench:
     """A bench for what the user named.
@@ -287,7 +345,7 @@ def open_source(
     Args:
         source: A folder of results, a result, a model's name or folder, a census or sweep in memory, a loaded bridge,
             or ``None`` for the built-in models.
-        models: More models that may be computed with.
+        models: More models that may be computed with: names, paths or loaded bridges.
         device: Where models are put.
 
     Raises:
@@ -310,11 +368,8 @@ def open_source(
             )
         return Bench(None, Models([str(source), *models], device=device))
     if isinstance(source, torch.nn.Module) and hasattr(source, "cfg"):
-        from sinklens.models.source import source_of
-
-        known = source_of(source)  # type: ignore[arg-type]
-        name = known.name if known is not None else str(getattr(source.cfg, "model_name", "model"))
-        return Bench(None, Models(models, {name: source}, device))  # type: ignore[dict-item]
+        given: Any = source
+        return Bench(None, Models([given, *models], device))
     raise InputError(
         "A dashboard opens a folder of results, a model's name or folder, a loaded model, a census or a sweep; got "
         f"{type(source).__name__}."

@@ -24,14 +24,14 @@ _PAGE = """<!DOCTYPE html>
 
 
 def build_app(
-    source: Any = None, *, models: Sequence[str] = (), device: str = "auto", hosts: Sequence[str] = ()
+    source: Any = None, *, models: Sequence[Any] = (), device: str = "auto", hosts: Sequence[str] = ()
 ) -> "Dash":
     """Make the dashboard for a folder of results, a model, or a result in memory; nothing is served yet.
 
     Args:
         source: A folder of results, one saved result, a model's name or folder, a loaded bridge, a census or a sweep,
             or ``None`` for the built-in models.
-        models: More models that the page may compute with; it can ask for no other.
+        models: More models that the page may compute with, by name, by path or loaded; it can ask for no other.
         device: Where models are put.
         hosts: More names that the page may be asked for under, besides 127.0.0.1 and localhost.
 
@@ -46,7 +46,7 @@ def build_app(
     from dash import Dash
 
     from sinklens.app.dashboard.bench import open_source
-    from sinklens.app.dashboard.callbacks import compute, everything, grid, head, navigate, save, text, token
+    from sinklens.app.dashboard.callbacks import compute, everything, form, grid, head, navigate, save, text, token
     from sinklens.app.dashboard.layout import layout
     from sinklens.app.dashboard.security import guard
 
@@ -67,7 +67,7 @@ def build_app(
     )
     computing = not bench.choices()
     app.layout = layout(bench.models.names, computing=computing)
-    for part in (navigate, grid, head, text, token, compute, everything, save):
+    for part in (navigate, grid, head, text, token, compute, form, everything, save):
         part.register(app, bench)
     guard(app.server, app.csp_hashes(), hosts)
     app.server.config[_BENCH] = bench

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import random
 from collections.abc import Sequence
 from functools import partial
 from typing import Final
@@ -12,30 +11,23 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.app.dashboard.state import State
 from sinklens.attention import PooledMap, StatisticFactory
 from sinklens.attention.block import AttentionShape, Block
 from sinklens.attention.statistics import Statistic
 from sinklens.capture import LayerRecord, capture
 from sinklens.errors import InputError, SinkLensError
-from sinklens.evidence.controls import all_heads, compare_with_controls, random_head_sets
-from sinklens.interventions import AblateHeads, Intervention, ScaleKeys, mean_outputs
-from sinklens.interventions.heads import check_heads, parse_heads
+from sinklens.interventions import Intervention
 from sinklens.models.architecture import context_length
 from sinklens.models.tokens import BosChoice, TokenBatch, tokenize
 from sinklens.results.progress import Progress
 from sinklens.studies.census.joins import Example
 from sinklens.studies.census.result import AttentionMap, Census
 from sinklens.studies.census.run import scan
-from sinklens.studies.effects.run import measure_effects
 
 MAX_CHARACTERS: Final = 100_000
 MAX_TOKENS: Final = 4096
 MAX_TOTAL: Final = 16_384
 """Tokens of all sequences together when the tokens of a shown result are run again."""
-
-_CONTROLS: Final = 5
-_MOST_LOGITS: Final = 100_000_000
 
 
 def token_limit(model: TransformerBridge) -> int:
@@ -95,105 +87,6 @@ def live_census(
         intervention=intervention,
         progress=progress,
     )
-
-
-def chosen_intervention(state: State, model: TransformerBridge, batch: TokenBatch) -> Intervention | None:
-    """The intervention that the controls describe, checked against the model; ``None`` for none.
-
-    Raises:
-        InputError: Heads or keys that cannot be read or that the model or text does not have.
-    """
-    if state.method == "none":
-        return None
-    if state.method == "scale":
-        heads = parse_heads(state.heads.strip() or "all")
-        check_heads(model, heads)
-        keys = parse_numbers(state.keys)
-        length = int(batch.lengths.max())
-        if max(keys) >= length:
-            raise InputError(
-                f"Key {max(keys)} does not exist: the longest sequence has the positions 0 to {length - 1}."
-            )
-        return ScaleKeys(keys=keys, gamma=state.gamma, heads=heads)
-    if not state.heads.strip():
-        raise InputError("Name the heads to ablate, such as L0H1 or L0H1,L2H3, or choose one in the grid.")
-    heads = parse_heads(state.heads.strip())
-    check_heads(model, heads)
-    if state.how == "mean":
-        return AblateHeads(heads, "mean", outputs=mean_outputs(model, batch, heads=heads))
-    return AblateHeads(heads, "uniform" if state.how == "uniform" else "zero")
-
-
-def parse_numbers(text: str) -> tuple[int, ...]:
-    """Key positions from text with commas and ranges.
-
-    Raises:
-        InputError: It is something else.
-
-    >>> parse_numbers("0, 5, 10-12")
-    (0, 5, 10, 11, 12)
-    """
-    found: set[int] = set()
-    for part in text.replace(" ", "").split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) - int(first) > 100_000:
-            raise InputError(f"Keys are written as positions from 0, such as 0 or 0,5,10-12; got {text[:40]!r}.")
-        found |= set(range(int(first), int(last or first) + 1))
-    if not found:
-        raise InputError("Name at least one key position, such as 0.")
-    return tuple(sorted(found))
-
-
-def effect_notes(
-    model: TransformerBridge, batch: TokenBatch, intervention: Intervention, progress: Progress
-) -> tuple[str, ...]:
-    """What the intervention does to the model's predictions on these tokens, beside equal-budget random controls.
-
-    Controls of heads are random sets of as many other heads of the same layers, those of keys as many other positions
-    with the same factor; five of each where that many exist.
-    """
-    if int(batch.lengths.max()) * int(model.cfg.d_vocab) > _MOST_LOGITS:
-        return ("Its effect on the loss was not measured: the logits of this text would need too much memory.",)
-    controls, kind = _controls(model, batch, intervention)
-    tested = {"tested": intervention} | {f"control {i}": each for i, each in enumerate(controls)}
-    progress.step("Measuring its effect and that of random controls")
-    effects = measure_effects(model, tested, batch, progress=progress)
-    rows = {str(row["intervention"]): row for row in effects.summary().to_dict("records")}
-    went = tuple(
-        each.replace("Under tested", "Sink", 1) for each in effects.verdict if each.startswith("Under tested:")
-    )
-    own = rows.pop("tested")
-    text = (
-        f"Loss on these tokens {own['clean_loss']:.3f} → {own['loss']:.3f} nats per token "
-        f"({own['delta_loss']:+.3f}); KL {own['kl']:.3g} nats; same first choice at {own['top1_agreement']:.0%} of "
-        "positions."
-    )
-    random_deltas = [float(row["delta_loss"]) for row in rows.values()]
-    if not random_deltas:
-        return text, *went, f"No control: there are not enough other {kind} for a random set of equal size."
-    among = compare_with_controls(float(own["delta_loss"]), random_deltas)
-    spread = "" if np.isnan(among.sd) else f" ± {among.sd:.3f}"
-    return (
-        text,
-        *went,
-        f"Controls, {among.n} random sets of as many other {kind}: {among.mean:+.3f}{spread} nats; the change ranks "
-        f"{among.rank:g} of {among.n + 1}.",
-    )
-
-
-def _controls(
-    model: TransformerBridge, batch: TokenBatch, intervention: Intervention
-) -> tuple[list[Intervention], str]:
-    if isinstance(intervention, AblateHeads) and not isinstance(intervention.heads, str):
-        drawn = random_head_sets(all_heads(model), intervention.heads, draws=_CONTROLS).sets
-        outputs = mean_outputs(model, batch) if intervention.how == "mean" else None
-        return [AblateHeads(tuple(heads), intervention.how, outputs=outputs) for heads in drawn], "heads"
-    if isinstance(intervention, ScaleKeys):
-        others = sorted(set(range(int(batch.lengths.min()))) - set(intervention.keys))
-        draw, size = random.Random(0), len(intervention.keys)
-        sets = {tuple(sorted(draw.sample(others, size))) for _ in range(_CONTROLS)} if len(others) >= size else set()
-        return [ScaleKeys(keys, intervention.gamma, intervention.heads) for keys in sorted(sets)], "positions"
-    return [], "heads"
 
 
 def sequence_maps(

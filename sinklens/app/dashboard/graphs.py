@@ -16,7 +16,9 @@ def place(name: str) -> html.Div:
     return html.Div(id=f"{name}-place", className="place")
 
 
-def wide_graph(name: str, figure: go.Figure | None, height: int | None = None, *, fitted: bool = False) -> Any:
+def wide_graph(
+    name: str, figure: go.Figure | None, height: int | None = None, *, fitted: bool = False, says: str = ""
+) -> Any:
     """A graph as wide as its place, of the figure's height; nothing without a figure.
 
     Args:
@@ -24,6 +26,7 @@ def wide_graph(name: str, figure: go.Figure | None, height: int | None = None, *
         figure: What it shows.
         height: Pixels; by default the figure's own.
         fitted: Let Plotly measure the labels and widen the margins, which takes it two tenths of a second.
+        says: What it is, for those who hear the page.
     """
     if figure is None:
         return None
@@ -31,9 +34,14 @@ def wide_graph(name: str, figure: go.Figure | None, height: int | None = None, *
         figure.update_xaxes(automargin=False)
         figure.update_yaxes(automargin=False)
     style = {"height": f"{height or figure.layout.height or 450}px"}
-    return dcc.Graph(id=name, figure=figure, config=_WIDE, responsive=True, style=style)
+    return _heard(dcc.Graph(id=name, figure=figure, config=_WIDE, responsive=True, style=style), says or name)
 
 
-def square_graph(name: str, figure: go.Figure | None) -> Any:
+def square_graph(name: str, figure: go.Figure | None, *, says: str = "") -> Any:
     """A graph of the figure's own width and height; nothing without a figure."""
-    return None if figure is None else dcc.Graph(id=name, figure=figure, config=_FIXED)
+    return None if figure is None else _heard(dcc.Graph(id=name, figure=figure, config=_FIXED), says or name)
+
+
+def _heard(graph: dcc.Graph, says: str) -> html.Div:
+    named: Any = {"aria-label": says[:300]}
+    return html.Div(graph, role="img", **named)

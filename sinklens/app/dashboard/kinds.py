@@ -40,7 +40,7 @@ def _any(name: str, label: str, tables: StoredTables) -> Run:
 def _census(name: str, label: str, tables: StoredTables) -> Run:
     arrays = tables.arrays() if tables.meta["maps"] else {}
     maps = Census(tables.meta, {}, arrays).maps
-    return census_run(name, label, tables.meta, tables, maps)
+    return census_run(name, label, tables.meta, tables, maps, tables.arrays)
 
 
 def _sweep(name: str, label: str, tables: StoredTables) -> Run:

@@ -11,6 +11,13 @@ from sinklens.models.builtin import builtin_models
 from sinklens.models.load import load
 from sinklens.models.source import source_of
 
+
+def name_of(model: TransformerBridge) -> str:
+    """What a loaded model is called: by its source, else as its configuration says."""
+    known = source_of(model)
+    return known.name if known is not None else str(getattr(model.cfg, "model_name", "model"))
+
+
 _LANGUAGE = "tiny-llama"
 """The built-in model that takes any text, and so stands before the others."""
 
@@ -19,16 +26,15 @@ class Models:
     """Names that the page may ask for; it can name no other, so it cannot make the program read another path.
 
     Args:
-        named: Names or paths given when the dashboard was started, the first of them chosen by default.
-        bridges: Models that are loaded already, by name.
+        named: Names, paths or loaded bridges given when the dashboard was started, the first of them chosen by default.
         device: Where models are put, as for :func:`sinklens.load`.
     """
 
-    def __init__(
-        self, named: Sequence[str] = (), bridges: dict[str, TransformerBridge] | None = None, device: str = "auto"
-    ) -> None:
-        self._loaded: dict[str, TransformerBridge] = dict(bridges or {})
-        self._given = [*self._loaded, *named]
+    def __init__(self, named: Sequence[str | TransformerBridge] = (), device: str = "auto") -> None:
+        self._loaded: dict[str, TransformerBridge] = {
+            name_of(each): each for each in named if not isinstance(each, str)
+        }
+        self._given = [each if isinstance(each, str) else name_of(each) for each in named]
         self._device = device
         self._lock = threading.Lock()
 

@@ -85,6 +85,19 @@ class Run:
         return dict(facts) if isinstance(facts, Mapping) else {}
 
     @property
+    def of(self) -> str:
+        """On what its numbers per head were taken, for the head of a panel; empty where there is nothing to tell."""
+        return ""
+
+    def at(self, sequence: int | None) -> "Run":
+        """This result with the numbers per head of one text by itself; ``None`` is the result as it is.
+
+        Raises:
+            ResultError: It does not keep them.
+        """
+        return self
+
+    @property
     def verdict(self) -> list[str]:
         """What was found, in sentences."""
         if self._said is None:
@@ -146,8 +159,18 @@ class Run:
                 out += [Fact(f"{key} · {group}" if group else str(key), _shown(record[key])) for key in left]
         return out
 
-    def head_figure(self, layer: int, head: int, token: int | None) -> go.Figure:
-        """What the result says about a head in one figure."""
+    def strongest(self) -> tuple[int, int] | None:
+        """The head that is shown first: the one with the largest number of the first score."""
+        if not self.scores:
+            return None
+        values = np.abs(self.values(self.scores[0].name))
+        if not np.isfinite(values).any():
+            return None
+        layer, head = np.unravel_index(int(np.nanargmax(values)), values.shape)
+        return int(layer), int(head)
+
+    def head_figure(self, layer: int, head: int, token: int | None, other: "Run | None" = None) -> go.Figure:
+        """What the result says about a head in one figure, with that of another result beside it."""
         return empty_figure("Nothing by position", "This result keeps no numbers by position or sequence.")
 
     def table_for_grid(self) -> pd.DataFrame:

@@ -16,7 +16,7 @@ PORT = 8050
 def serve(
     source: Any = None,
     *,
-    models: Sequence[str] = (),
+    models: Sequence[Any] = (),
     device: str = "auto",
     port: int = PORT,
     on_ready: Callable[[str], None] | None = None,
@@ -72,7 +72,7 @@ def make_server(app: Any, port: int = 0) -> Any:
 def show(
     source: Any = None,
     *,
-    models: Sequence[str] = (),
+    models: Sequence[Any] = (),
     device: str = "auto",
     jupyter_mode: Literal["inline", "external", "jupyterlab", "tab"] = "inline",
     height: int = 900,

@@ -1,37 +1,21 @@
 """What is on the screen, as one value that goes into the page's address and comes back from it."""
 
-import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Self
 from urllib.parse import parse_qs, urlencode
 
 from sinklens.errors import InputError
 from sinklens.interventions.heads import Head, head_name, parse_head
 
-METHODS: Final = ("none", "scale", "ablate")
-HOW: Final = ("zero", "uniform", "mean")
+OF: Final = ("texts", "text")
 COLOURS: Final = ("head", "all")
-GAMMA: Final = (0.01, 100.0)
+LOOKS: Final = ("map", "layer", "lines")
+ROLES: Final = ("query", "key")
 _LONGEST: Final = 400
-
-
-def gamma_of(exponent: object) -> float:
-    """The factor that a slider from ``log10`` of its ends stands for, with four digits.
-
-    >>> gamma_of(-1), gamma_of(None)
-    (0.1, 1.0)
-
-    Raises:
-        InputError: No number, or one beyond the slider's ends.
-    """
-    try:
-        power = 0.0 if exponent is None or exponent == "" else float(exponent)  # type: ignore[arg-type]
-        gamma = float(f"{10**power:.4g}")
-    except (TypeError, ValueError, OverflowError):
-        gamma = math.nan
-    if not GAMMA[0] <= gamma <= GAMMA[1]:
-        raise InputError(f"gamma lies between {GAMMA[0]:g} and {GAMMA[1]:g}, got 10 to the power {str(exponent)[:20]}.")
-    return gamma
+_MOST_FIELDS: Final = 24
+_FIELD: Final = "f."
+"""Before the names of an intervention's fields in the address."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +27,23 @@ class State:
         compare: Name of the result beside it, empty for none.
         score: What the layer x head grid colours, empty for the result's first.
         head: Chosen head such as ``L5H1``, empty for none.
-        sequence: Index of the sequence whose tokens are shown.
+        of: Whether numbers per head are means over all ``"texts"``, or those of the one ``"text"`` that is shown.
+        sequence: Index of the text (sequence) whose tokens, maps and token panel are shown.
         token: Position of the chosen token, ``None`` for none.
         log: Logarithmic colours of the attention map.
         colours: The strip of tokens is coloured by what the chosen head (``"head"``) or all heads (``"all"``) give.
         region: Exact rows of a pooled map, ``"first-last:first-last"`` of queries and keys; empty for the whole map.
         table: What is opened under "everything in this result".
-        method: Intervention to try: ``"none"``, ``"scale"`` (keys) or ``"ablate"`` (heads).
-        heads: Its heads, as typed.
-        keys: Its keys, as typed.
-        gamma: Its factor on the keys' attention.
-        how: Its kind of ablation.
+        look: Attention of the chosen head as a ``"map"`` or in ``"lines"``, or maps of all heads of its ``"layer"``.
+        role: Whether lines go from the chosen token as a ``"query"`` to what it reads, or to it as a ``"key"``.
+        method: Intervention to try, such as ``"MaskKeys"`` or ``"h2o"``; empty for none.
+        fields: Its fields as typed, by name.
     """
 
     run: str = ""
     compare: str = ""
     score: str = ""
+    of: str = "texts"
     head: str = ""
     sequence: int = 0
     token: int | None = None
@@ -66,11 +51,10 @@ class State:
     colours: str = "head"
     region: str = ""
     table: str = ""
-    method: str = "none"
-    heads: str = ""
-    keys: str = "0"
-    gamma: float = 1.0
-    how: str = "zero"
+    look: str = "map"
+    role: str = "query"
+    method: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
 
     def to_query(self) -> str:
         """The address's part from ``?`` on; what has its default is left out.
@@ -80,29 +64,29 @@ class State:
         """
         default = State()
         chosen = {
-            field.name: value
-            for field in fields(self)
-            if (value := getattr(self, field.name)) != getattr(default, field.name)
+            each.name: value
+            for each in fields(self)
+            if (value := getattr(self, each.name)) != getattr(default, each.name)
         }
         if "log" in chosen:
             chosen["log"] = 1
-        if "gamma" in chosen:
-            chosen["gamma"] = f"{self.gamma:.4g}"
+        chosen |= {f"{_FIELD}{name}": text for name, text in chosen.pop("fields", {}).items()}
         return f"?{urlencode(chosen)}" if chosen else ""
 
     @classmethod
     def from_query(cls, query: str | None) -> Self:
         """Read an address; what makes no sense in it keeps its default.
 
-        >>> State.from_query("?run=demo&head=l1h0&token=-3&gamma=nan&method=explode")
-        State(run='demo', compare='', score='', head='L1H0', sequence=0, token=None, log=False, colours='head', \
-region='', table='', method='none', heads='', keys='0', gamma=1.0, how='zero')
+        >>> State.from_query("?run=demo&head=l1h0&token=-3&method=MaskKeys&f.keys=0")
+        State(run='demo', compare='', score='', of='texts', head='L1H0', sequence=0, token=None, log=False, \
+colours='head', region='', table='', look='map', role='query', method='MaskKeys', fields={'keys': '0'})
         """
         try:
             given = {name: values[-1][:_LONGEST] for name, values in parse_qs((query or "").lstrip("?")).items()}
         except ValueError:
             given = {}
-        return cls.from_mapping(given)
+        typed = {name.removeprefix(_FIELD): text for name, text in given.items() if name.startswith(_FIELD)}
+        return cls.from_mapping(given | {"fields": typed})
 
     @classmethod
     def from_mapping(cls, given: object) -> Self:
@@ -110,10 +94,10 @@ region='', table='', method='none', heads='', keys='0', gamma=1.0, how='zero')
         values: dict[str, Any] = {}
         if not isinstance(given, dict):
             return cls()
-        for name in ("run", "compare", "score", "region", "table", "heads", "keys"):
+        for name in ("run", "compare", "score", "region", "table"):
             if isinstance(given.get(name), str):
                 values[name] = given[name][:_LONGEST]
-        for name, allowed in (("method", METHODS), ("how", HOW), ("colours", COLOURS)):
+        for name, allowed in (("of", OF), ("colours", COLOURS), ("look", LOOKS), ("role", ROLES)):
             if given.get(name) in allowed:
                 values[name] = given[name]
         for name in ("sequence", "token"):
@@ -125,17 +109,17 @@ region='', table='', method='none', heads='', keys='0', gamma=1.0, how='zero')
             values["head"] = head_name(parse_head(given.get("head")))
         except InputError:
             values["head"] = ""
-        try:
-            gamma = float(given.get("gamma", 1.0))
-            if GAMMA[0] <= gamma <= GAMMA[1]:
-                values["gamma"] = gamma
-        except (TypeError, ValueError, OverflowError):
-            pass
+        if _is_name(given.get("method")):
+            values["method"] = given["method"]
+        typed = given.get("fields")
+        if isinstance(typed, dict):
+            kept = [(k, v[:_LONGEST]) for k, v in typed.items() if _is_name(k) and isinstance(v, str)]
+            values["fields"] = dict(kept[:_MOST_FIELDS])
         return cls(**values)
 
     def to_mapping(self) -> dict[str, Any]:
         """As JSON for the page's own store."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {"fields": dict(self.fields)}
 
     def change(self, **changes: Any) -> Self:
         """This state with some fields changed; a choice that belonged to another head or result is dropped.
@@ -151,6 +135,11 @@ region='', table='', method='none', heads='', keys='0', gamma=1.0, how='zero')
     def pair(self) -> Head | None:
         """Layer and head chosen."""
         return parse_head(self.head) if self.head else None
+
+    @property
+    def text(self) -> int | None:
+        """The text that numbers per head are of by itself; ``None`` for means over all texts."""
+        return self.sequence if self.of == "text" else None
 
     @property
     def window(self) -> tuple[int, int, int, int] | None:
@@ -170,6 +159,10 @@ def parse_region(text: str) -> tuple[int, int, int, int] | None:
     except ValueError:
         return None
     return (q0, q1 + 1, k0, k1 + 1) if 0 <= q0 <= q1 and 0 <= k0 <= k1 else None
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 60 and value.isidentifier()
 
 
 def _index(value: Any) -> int | None:

@@ -78,7 +78,7 @@ class SweepRun(Run):
                     out.append(Fact(f"{effect.short} ({label}{how})", with_interval(record, metric), beside))
         return out
 
-    def head_figure(self, layer: int, head: int, token: int | None) -> go.Figure:
+    def head_figure(self, layer: int, head: int, token: int | None, other: Run | None = None) -> go.Figure:
         """The change of the loss on every sequence."""
         effects = self.tables.frame("effects")
         rows = effects[(effects["kind"] == "head") & (effects["layer"] == layer) & (effects["head"] == head)]

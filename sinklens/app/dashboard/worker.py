@@ -86,9 +86,15 @@ class Worker:
         self._lock = threading.Lock()
         self._progress: WorkerProgress | None = None
         self._thread: threading.Thread | None = None
+        self._gives_way = False
 
-    def start(self, title: str, work: Callable[[WorkerProgress], Any]) -> int:
+    def start(self, title: str, work: Callable[[WorkerProgress], Any], *, gives_way: bool = False) -> int:
         """Begin a computation.
+
+        Args:
+            title: What is computed.
+            work: Does it.
+            gives_way: Nobody asked for it, so it is stopped when another one is to begin.
 
         Returns:
             Its number.
@@ -96,11 +102,12 @@ class Worker:
         Raises:
             InputError: Another one is running.
         """
+        self._make_way()
         with self._lock:
             if self.status.busy:
                 raise InputError(f"{self.status.title} is still running; wait for it or cancel it, then try again.")
             number = self.status.number + 1
-            self._progress = WorkerProgress(self)
+            self._progress, self._gives_way = WorkerProgress(self), gives_way
             self.status = Status(number, title, busy=True)
             self._thread = threading.Thread(target=self._run, args=(work, self._progress), daemon=True)
             self._thread.start()
@@ -113,11 +120,23 @@ class Worker:
             progress.stopped.set()
             self._set(title="Stopping after this layer")
 
+    @property
+    def idles(self) -> bool:
+        """Whether it does only what nobody asked for."""
+        return self._gives_way
+
     def wait(self, seconds: float = 60.0) -> Status:
         """Wait for the running computation and return how it ended."""
         if self._thread is not None:
             self._thread.join(seconds)
         return self.status
+
+    def _make_way(self) -> None:
+        """Stop what nobody asked for, and wait until its layer is done."""
+        progress, thread = self._progress, self._thread
+        if self.status.busy and self._gives_way and progress is not None and thread is not None:
+            progress.stopped.set()
+            thread.join(60)
 
     def _run(self, work: Callable[[WorkerProgress], Any], progress: WorkerProgress) -> None:
         error, result = "", None

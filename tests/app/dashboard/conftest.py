@@ -1,5 +1,7 @@
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +44,16 @@ def saved(census: Census, small_census: Census, small_sweep: Sweep, tmp_path_fac
 @pytest.fixture
 def bench(saved: Path) -> Bench:
     return open_source(saved)
+
+
+@pytest.fixture(scope="session")
+def chrome(requires_chromium: str) -> Iterator[Any]:
+    """One browser for all tests."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=requires_chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

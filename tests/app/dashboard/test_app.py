@@ -67,13 +67,13 @@ def test_the_page_may_ask_nobody_else(client: FlaskClient) -> None:
         address = source.partition('"')[0]
         assert client.get(f"/{address.lstrip('/')}", headers=HOST).status_code == 200, address
     for graph in (wide_graph("x", go.Figure()), square_graph("x", go.Figure())):
-        assert graph.config["showSendToCloud"] is False and graph.config["plotlyServerURL"] == ""
+        assert graph.children.config["showSendToCloud"] is False and graph.children.config["plotlyServerURL"] == ""
 
 
 def test_every_part_that_a_callback_names_is_on_the_page(app: Any) -> None:
     layout = json.dumps(app.layout, default=lambda part: part.to_plotly_json())
     there = set(re.findall(r'"id": "([^"]+)"', layout)) | {"_pages_location"}
-    graphs = {"grid", "pair", "map", "map-b", "positions", "token-heads"}  # only while they show something
+    graphs = {"grid", "pair", "map", "map-b", "layer", "positions", "token-heads"}  # only while they show something
     named = {each["id"] for part in app.callback_map.values() for each in (*part["inputs"], *part["state"])}
     named |= {out.rpartition(".")[0] for name in app.callback_map for out in name.strip(".").split("...")}
     named = {name for name in named if not name.startswith("{")}

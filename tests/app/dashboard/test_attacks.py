@@ -3,7 +3,6 @@
 import gc
 import json
 import logging
-import math
 import resource
 import sys
 from pathlib import Path
@@ -14,9 +13,8 @@ from flask.testing import FlaskClient
 
 from sinklens.app.dashboard import build_app
 from sinklens.app.dashboard.bench import open_source
-from sinklens.app.dashboard.callbacks.navigate import _control
-from sinklens.app.dashboard.state import State, gamma_of
-from sinklens.errors import InputError
+from sinklens.app.dashboard.callbacks.navigate import changed
+from sinklens.app.dashboard.state import State
 from sinklens.models import load
 
 HOST = {"Host": "127.0.0.1:8050"}
@@ -33,18 +31,15 @@ def client(app: Any) -> FlaskClient:
     return app.server.test_client()  # type: ignore[no-any-return]
 
 
-def message(value: Any = 0, **changes: Any) -> dict[str, Any]:
-    """What the page sends when the slider of gamma moves."""
-    names = [f"row-{name}" for name in ("heads", "keys", "gamma", "how")]
-    outputs = [{"id": name, "property": "hidden"} for name in names] + [{"id": "gamma-shown", "property": "children"}]
+def message(value: Any = "data:;base64,PGI+", **changes: Any) -> dict[str, Any]:
+    """What the page sends when a text file is chosen."""
+    outputs = [{"id": name, "property": "value"} for name in ("text", "tokens-of")]
     return {
-        "output": "..{}..".format("...".join(f"{each['id']}.{each['property']}" for each in outputs)),
+        "output": "..text.value...tokens-of.value..",
         "outputs": outputs,
-        "inputs": [
-            {"id": "method", "property": "value", "value": "scale"},
-            {"id": "gamma", "property": "value", "value": value},
-        ],
-        "changedPropIds": ["gamma.value"],
+        "inputs": [{"id": "upload", "property": "contents", "value": value}],
+        "state": [{"id": "upload", "property": "filename", "value": "a.txt"}],
+        "changedPropIds": ["upload.contents"],
     } | changes
 
 
@@ -87,8 +82,8 @@ def test_a_malformed_message_is_refused_without_a_traceback(
 
 
 def test_the_message_that_they_damage_is_a_good_one(client: FlaskClient) -> None:
-    answer = client.post(UPDATE, json=message(-1), headers=HOST)
-    assert answer.status_code == 200 and '"0.1"' in answer.text
+    answer = client.post(UPDATE, json=message(), headers=HOST)
+    assert answer.status_code == 200 and json.loads(answer.text)["response"]["text"]["value"] == "<b>"
 
 
 @pytest.mark.parametrize(
@@ -123,24 +118,32 @@ def test_its_own_is(host: str, client: FlaskClient) -> None:
     assert client.post(UPDATE, json=message(), headers=headers).status_code == 200
 
 
-GAMMAS: list[Any] = [int("9" * 400), -int("9" * 400), "9" * 400, 1e308, -1e308, 2.5, -2.5, math.inf, math.nan, [1], "x"]
+NUMBERS = ["9" * 400, "-" + "9" * 399, "1e308", "-1e308", "1e400", "nan", "inf", "[1]", "x", "0x9", "9" * 5000]
 
 
-@pytest.mark.parametrize("value", GAMMAS, ids=[str(value)[:8] for value in GAMMAS])
-def test_gamma_beyond_its_slider_is_refused(value: Any, client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(InputError, match=r"gamma lies between 0.01 and 100") as error:
-        gamma_of(value)
-    assert len(str(error.value)) < 120
-    with pytest.raises(InputError, match="gamma lies"):
-        _control(State(), "gamma", value)
-    answer = client.post(UPDATE, data=json.dumps(message(value)), headers=HOST | {"Content-Type": "application/json"})
-    assert answer.status_code in (200, 204) and "gamma lies between" in answer.text
-    assert not [record for record in caplog.records if record.exc_info]
+@pytest.mark.parametrize("text", NUMBERS, ids=[text[:8] for text in NUMBERS])
+def test_a_number_that_no_intervention_takes_is_refused(text: str, app: Any) -> None:
+    bench, fields = app.server.config["SINKLENS_BENCH"], State.from_mapping({"fields": {"window": text}}).fields
+    assert len(fields["window"]) <= 400
+    for name in ("SlidingWindow", "top_k"):
+        field = "window" if name == "SlidingWindow" else "k"
+        bench.compute(State(method=name, fields={field: fields["window"]}), "bb-3l", "", "auto", False)
+        status = bench.worker.wait(120)
+        assert status.error and "failed" not in status.error and len(status.error) < 300, status.error
 
 
-@pytest.mark.parametrize("gamma", [int("9" * 400), "9" * 400, "1e400"])
-def test_an_address_with_such_a_gamma_is_one_without(gamma: Any) -> None:
-    assert State.from_mapping({"gamma": gamma}).gamma == 1.0
+FIELDS: list[Any] = [{"keys": 3}, {3: "x"}, [], "x", {"<b>": "1"}, {"a" * 99: "1"}, {f"a{n}": "1" for n in range(9999)}]
+
+
+@pytest.mark.parametrize("fields", FIELDS, ids=[str(each)[:9] for each in FIELDS])
+def test_fields_that_are_none_are_left_out(fields: Any) -> None:
+    assert len(State.from_mapping({"fields": fields}).fields) in (0, 24)
+
+
+@pytest.mark.parametrize("prop", ['{"field":"keys"}', '{"use":"keys"}', '{"trial":"x"}', "{}", "{", '{"a":1}', "{[]}"])
+def test_a_part_of_the_form_that_there_is_not_changes_nothing(prop: str, app: Any) -> None:
+    bench = app.server.config["SINKLENS_BENCH"]
+    assert changed(bench, State(), f"{prop}.value", {f"{prop}.value": ["<b>"]}) == State()
 
 
 def resident() -> float:
@@ -159,7 +162,7 @@ def test_two_hundred_computations_do_not_add_up() -> None:
 
     def work(number: int) -> None:
         # each tenth with a change, which measures the model many times over
-        state = State(method="ablate", heads="L0H0") if number % 10 == 0 else State()
+        state = State(method="AblateHeads", fields={"heads": "L0H0"}) if number % 10 == 0 else State()
         bench.compute(
             state,
             "bb-3l",

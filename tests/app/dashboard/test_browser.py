@@ -2,7 +2,6 @@
 
 import re
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import pytest
 
 from sinklens.app.dashboard.build import build_app
 from sinklens.app.dashboard.serve import make_server
+from tests.app.dashboard.screen import Screen, opened
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 pytestmark = pytest.mark.browser
 
@@ -20,60 +20,6 @@ HOSTILE = (
     "<script>window.hit = 1</script> <img src=x onerror='window.hit = 2'> <b>bold</b> &amp; %{x} $y$ </script> "
     "the king is dead, long live the king, and the queen is dead too"
 )
-
-
-class Screen:
-    """A page with what went wrong on it, and patience: it waits for a state of the page, never for a time."""
-
-    def __init__(self, page: Any, address: str) -> None:
-        self.page, self.address = page, address
-        self.problems: list[str] = []
-        page.on("console", lambda message: message.type == "error" and self.problems.append(message.text))
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("request", lambda request: self._foreign(request.url))
-
-    def _foreign(self, url: str) -> None:
-        if not url.startswith((self.address, "data:", "blob:", "about:")):
-            self.problems.append(f"request to {url}")
-
-    def open(self, query: str = "") -> None:
-        self.page.goto(self.address + query)
-        self.until("document.querySelector('#grid .main-svg, #pair .main-svg') && document.querySelector('#run-value')")
-
-    def until(self, condition: str, seconds: float = 90.0) -> None:
-        """Wait until a JavaScript expression is true (evaluated outside of the page's security policy)."""
-        end = time.monotonic() + seconds
-        while not self.page.evaluate(f"() => Boolean({condition})"):
-            assert time.monotonic() < end, f"never became true: {condition}; problems: {self.problems}"
-            self.page.wait_for_timeout(30)
-
-    def value(self, expression: str) -> Any:
-        return self.page.evaluate(f"() => ({expression})")
-
-    def says(self, selector: str, text: str) -> None:
-        self.until(f"document.querySelector({selector!r}).textContent.includes({text!r})")
-
-    def click_cell(self, graph: str, column: int, row: int) -> None:
-        """Click the middle of a heatmap's cell."""
-        self.value(f"document.querySelector('#{graph}').scrollIntoView({{block: 'center'}})")
-        # the event goes through Plotly's own hit test, as a person's click does
-        place = self.value(
-            f"(() => {{ const plot = document.querySelector('#{graph} .js-plotly-plot');"
-            "const layout = plot._fullLayout, box = plot.getBoundingClientRect();"
-            f"return [box.left + layout.xaxis._offset + layout.xaxis.d2p({column}),"
-            f"box.top + layout.yaxis._offset + layout.yaxis.d2p({row})]; }})()"
-        )
-        self.page.mouse.move(place[0] - 3, place[1] - 3)
-        self.page.mouse.move(*place)
-        self.page.wait_for_timeout(150)  # Plotly finds the point under the pointer a moment after it moved
-        self.page.mouse.click(*place)
-
-    def choose(self, name: str, text: str) -> None:
-        """Choose an option of a dropdown."""
-        self.page.click(f"#{name}")
-        self.page.locator(".dash-dropdown-option", has_text=text).first.click()
-        if self.page.locator(".dash-dropdown-option").count():
-            self.page.keyboard.press("Escape")
 
 
 @pytest.fixture(scope="module")
@@ -86,28 +32,9 @@ def address(saved: Path) -> Iterator[str]:
     thread.join(10)
 
 
-@pytest.fixture(scope="module")
-def chrome(requires_chromium: str) -> Iterator[Any]:
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=requires_chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def screen(chrome: Any, address: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Screen]:
-    context = chrome.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True)
-    screen = Screen(context.new_page(), address)
-    failed = request.session.testsfailed
-    try:
-        yield screen
-        assert screen.problems == []
-    finally:
-        if request.session.testsfailed > failed or screen.problems:  # kept by pytest with the last runs' folders
-            picture = tmp_path / "failed.png"
-            screen.page.screenshot(path=picture, full_page=True)
-            print(f"screenshot: {picture}; problems: {screen.problems}")
-        context.close()
+    yield from opened(chrome, address, tmp_path, request)
 
 
 def test_three_clicks_from_the_overview_to_one_head_on_one_token(screen: Screen) -> None:
@@ -130,7 +57,7 @@ def test_three_clicks_from_the_overview_to_one_head_on_one_token(screen: Screen)
     screen.until(f"JSON.stringify({framed}) === '[[1,3],[1,3]]'")
 
 
-def test_the_keyboard_is_enough_for_tokens(screen: Screen) -> None:
+def test_the_keyboard_is_enough(screen: Screen) -> None:
     screen.open("?run=tiny&head=L0H3&token=0")
     screen.until("document.querySelector('#strip .chosen')")
     screen.page.focus("#strip .chosen")
@@ -138,34 +65,92 @@ def test_the_keyboard_is_enough_for_tokens(screen: Screen) -> None:
     screen.page.keyboard.press("ArrowRight")
     screen.page.keyboard.press("Enter")
     screen.says("#token-title", "Token 2")
+    screen.page.focus("#grid-keys")
+    for key in ("ArrowDown", "ArrowDown", "ArrowLeft"):
+        screen.page.keyboard.press(key)
+    screen.says("#head-title", "L2H2")
     screen.page.click("#head-after")
-    screen.says("#head-title", "L1H0")
+    screen.says("#head-title", "L2H3")
+    unnamed = screen.value(
+        "[...document.querySelectorAll('button, input:not([type=file]), textarea, [role=listbox]')]"
+        ".filter((part) => part.offsetParent "
+        "&& !(part.ariaLabel || part.textContent || part.placeholder || part.closest('label') || part.title))"
+        ".map((part) => part.outerHTML)"
+    )
+    assert unnamed == []
+    pictures = screen.value("[...document.querySelectorAll('.dash-graph')].map((g) => g.parentElement.ariaLabel)")
+    assert len(pictures) >= 4 and all(len(said) > 10 for said in pictures)
+
+
+def test_the_first_screen_is_full_and_says_what_is_a_mean(screen: Screen) -> None:
+    screen.open("?run=tiny")
+    for part in ("#map .main-svg", "#strip .chosen", "#positions .main-svg", "#token-norm .main-svg"):
+        screen.until(f"document.querySelector('{part}')")
+    said = {part: screen.value(f"document.querySelector('#{part}-of').textContent") for part in OF}
+    assert said == OF
+    screen.page.click("#text-after")
+    screen.until("document.querySelector('#grid-of').textContent === 'text 1 of 3'")
+    screen.says("#head-of", "text 1 of 3")
+    screen.says("#positions-of", "text 1 of 3")
+    screen.says("#grid-title", "Importance")
+    screen.page.locator("#of label", has_text="mean over 3").click()
+    screen.says("#grid-of", "mean over 3 texts")
+    assert screen.value("document.querySelector('#text-of').textContent") == "text 1 of 3"
+
+
+OF = {
+    "grid": "mean over 3 texts", "head": "numbers: mean over 3 texts", "positions": "mean over 3 texts",
+    "text": "text 0 of 3", "token": "text 0 of 3",
+}  # fmt: skip
+
+
+def test_lines_lead_from_token_to_token(screen: Screen) -> None:
+    screen.open("?run=tiny&head=L0H3&token=5&look=lines&of=text&sequence=2")
+    screen.until("document.querySelector('#lines .chosen')")
+    assert screen.value("document.querySelectorAll('#lines line').length") == 1  # its strongest key alone is kept
+    screen.page.click("#maps")  # the model computes all
+    screen.says("#map-note", "Lines show every weight")
+    screen.until("document.querySelectorAll('#lines line').length > 1")
+    total = "[...document.querySelectorAll('#lines line')].reduce((sum, line) => sum + Number(line.dataset.weight), 0)"
+    assert abs(screen.value(total) - 1) < 0.02  # all that token 5 reads
+    screen.page.click("#lines [data-role='key'][data-position='0']")
+    screen.until(
+        "location.search.includes('role=key') && document.querySelector('#token-title').textContent[6] === '0'"
+    )
+    assert screen.value("document.querySelectorAll('#lines line').length") > 40
+    # another text: its maps come by themselves now, and those of the whole layer with them
+    screen.page.click("#text-before")
+    screen.says("#map-note", "Text 1. Lines show every weight")
+    screen.page.locator("#look label", has_text="layer").click()
+    screen.until("document.querySelector('#layer .main-svg')")
+    screen.click_cell("layer", 10, 10)
+    screen.says("#head-title", "L0H0")
 
 
 def test_an_intervention_is_tried_and_a_reload_finds_the_same_state(screen: Screen) -> None:
     screen.open("?run=tiny&head=L0H3&token=0")
     screen.page.click("#computing summary")
-    screen.page.locator("#method label", has_text="scale attention").click()
-    screen.page.locator("#tokens-of label", has_text="shown above").click()
-    screen.until("location.search.includes('method=scale')")
-    screen.page.focus("#gamma [role=slider]")
-    for _ in range(10):
-        screen.page.keyboard.press("ArrowLeft")
-    screen.until("document.querySelector('#gamma-shown').textContent === '0.316'")
-    screen.until("location.search.includes('gamma=0.3162')")
+    screen.choose("method", "ScaleKeys")
+    screen.until("location.search.includes('method=ScaleKeys') && document.querySelector('.fields')")
+    screen.page.fill(".fields .labelled:has(span:text('gamma')) input", "0.3162")
+    screen.page.keyboard.press("Enter")
+    screen.until("location.search.includes('f.gamma=0.3162')")
     screen.page.click("#compute")
-    screen.until("location.search.includes('compare=live-1')")
-    screen.says("#headline", "keys 0 × 0.316")
-    screen.says("#headline", "5 random sets")
+    screen.until("location.search.includes('compare=live-')")
+    screen.says("#headline", "ScaleKeys(keys=0, gamma=0.3162)")
+    screen.says("#headline", "5 random sets of as many other positions")
+    screen.says("#history", "ScaleKeys(keys=0, gamma=0.3162)")
+    screen.says("#python", "measure_effects(model")
     panels = "document.querySelector('#pair .js-plotly-plot').data.filter((t) => t.type === 'heatmap').length"
     screen.until(f"{panels} === 3")
     screen.until("document.querySelector('#map-b .main-svg')")
+    assert not screen.value("document.querySelector('#differ')")  # the same tokens: nothing to warn of
     before = _shown(screen)
-    assert before["gamma"] == "0.316" and before["head"] == "L0H3" and "keys 0" in before["compare"]
+    assert before["head"] == "L0H3" and "ScaleKeys" in before["compare"] and before["gamma"] == "0.3162"
     screen.page.reload()
     screen.until(f"document.querySelector('#pair .js-plotly-plot') && {panels} === 3")
     screen.until("document.querySelector('#token-title').textContent.includes('Token 0')")
-    screen.until("document.querySelector('#map-b .main-svg')")
+    screen.until("document.querySelector('#map-b .main-svg') && document.querySelector('.fields')")
     assert _shown(screen) == before
     # back in the browser's history is back on the page
     screen.choose("score", "Entropy")
@@ -177,10 +162,11 @@ def test_an_intervention_is_tried_and_a_reload_finds_the_same_state(screen: Scre
 def _shown(screen: Screen) -> dict[str, str]:
     read = {
         "run": "#run-value", "compare": "#compare-value", "score": "#score-value", "head": "#head-title",
-        "token": "#token-title", "gamma": "#gamma-shown",
+        "token": "#token-title",
     }  # fmt: skip
     found = {name: screen.value(f"document.querySelector('{where}').textContent") for name, where in read.items()}
-    return found | {"address": screen.value("location.search")}
+    gamma = screen.value("document.querySelectorAll('.fields input')[1].value")
+    return found | {"address": screen.value("location.search"), "gamma": gamma}
 
 
 def test_two_results_are_chosen_and_compared(screen: Screen) -> None:

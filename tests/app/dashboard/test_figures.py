@@ -6,13 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sinklens.app.dashboard.figures.by_position import by_position
+from sinklens.app.dashboard.figures.by_position import Positions, by_position
 from sinklens.app.dashboard.figures.exact_rows import exact_rows
+from sinklens.app.dashboard.figures.layer_maps import arranged, head_at, layer_maps
 from sinklens.app.dashboard.figures.score_grid import score_grid
 from sinklens.app.dashboard.figures.side_by_side import side_by_side
 from sinklens.app.dashboard.figures.token_norm import token_norm
 from sinklens.plots import sink_heatmap
 from sinklens.studies import Census
+from sinklens.studies.census.result import AttentionMap
 
 numbers = st.floats(-50, 50, width=32) | st.just(float("nan"))
 grids = arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 5)), elements=numbers)
@@ -65,11 +67,17 @@ def test_names_cannot_become_markup() -> None:
 def test_positions_repeat_tokens_and_keep_their_values() -> None:
     tokens = ["the", "the", "<i>", "the"]
     importance = np.array([0.5, 0.1, np.nan, 0.2])
-    fig = by_position(1, 2, {"importance": importance}, {"value_norm": np.arange(4.0)}, tokens, token=2)
+    one = Positions({"importance": importance}, {"value_norm": np.arange(4.0)}, "text 3 of 9", tokens)
+    fig = by_position(1, 2, [one], token=2)
     np.testing.assert_allclose(np.asarray(fig.data[0].y, dtype=float), importance, rtol=1e-6)
     assert list(fig.data[0].x) == [0, 1, 2, 3] and fig.data[0].text[2] == "&lt;i&gt;"
     assert fig.layout.shapes[0].x0 == 2
-    assert not by_position(1, 2, {}, {"value_norm": np.full(4, np.nan)}, tokens).data
+    assert "text 3 of 9" in fig.layout.xaxis.title.text
+    assert not by_position(1, 2, [Positions({}, {"value_norm": np.full(4, np.nan)})]).data
+    both = by_position(1, 2, [one, Positions({"importance": 2 * importance}, {}, "one text")])
+    by_name = {trace.name: np.asarray(trace.y, dtype=float) for trace in both.data}
+    np.testing.assert_allclose(by_name["B attention received"], 2 * by_name["A attention received"], rtol=1e-6)
+    assert "A: text 3 of 9; B: one text" in both.layout.xaxis.title.text
 
 
 def test_a_tokens_norm_stands_beside_the_others() -> None:
@@ -93,3 +101,25 @@ def test_exact_rows_stand_at_their_positions(log: bool) -> None:
     expected = np.where(np.isnan(values), np.nan, np.log10(np.maximum(values, 1e-3))) if log else values
     np.testing.assert_allclose(np.asarray(trace.z, dtype=float), expected, rtol=1e-5)
     assert fig.layout.yaxis.range == (8.5, 6.5)
+
+
+@pytest.mark.parametrize(("heads", "cells"), [(1, 10), (4, 64), (9, 64), (9, 128), (32, 128), (64, 37)])
+def test_maps_of_a_layer_stand_where_a_click_finds_them(heads: int, cells: int) -> None:
+    rng = np.random.default_rng(0)
+    maps = {
+        head: AttentionMap(3, head, rng.random((cells, cells)).astype(np.float32), 1, cells, ["t"] * cells, "")
+        for head in range(0, heads, 2)
+    }
+    fig = layer_maps(maps, heads, chosen=0)
+    canvas = np.asarray(fig.data[0].z, dtype=float)
+    columns, side, step = arranged(heads, cells)
+    found: dict[int, list[float]] = {}
+    for y, x in zip(*np.nonzero(np.isfinite(canvas)), strict=True):
+        head = head_at(int(x), int(y), heads, cells)
+        assert head is not None
+        found.setdefault(head, []).append(canvas[y, x])
+    assert set(found) == set(maps)
+    for head, values in found.items():
+        assert len(values) == side**2 and max(values) == pytest.approx(maps[head].values.max())
+    assert head_at(columns * step + 1, 0, heads, cells) is None and canvas.size < 90_000
+    assert [note.text for note in fig.layout.annotations] == [f"L3H{head}" for head in range(heads)]

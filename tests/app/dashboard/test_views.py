@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +97,14 @@ def test_a_head_of_a_sweep(bench: Bench) -> None:
     np.testing.assert_allclose(np.asarray(figure.data[0].x, dtype=float), np.sort(own), rtol=1e-5)
 
 
-def test_the_strip_is_text_and_its_colours_follow_the_head(bench: Bench, census: Census) -> None:
-    data, legend, _, last = text_view(bench, keys(bench, run="made-up", head="L2H1")["text-key"])
-    assert EVIL in data["tokens"] and len(data["tokens"]) == 48 and last == 1
-    own = census.tables["sinks"].query("layer == 2 and head == 1").sort_values("position")["importance"].to_numpy()
-    judged = own[: 48 - 9]
-    assert data["places"][: 48 - 9] == sorted_places(judged) and set(data["places"][48 - 9 :]) == {-1}
+def test_the_strip_is_text_and_its_colours_follow_the_head(bench: Bench, small_census: Census) -> None:
+    data, legend, of, _, last = text_view(bench, keys(bench, run="made-up", head="L2H1")["text-key"])
+    assert EVIL in data["tokens"] and len(data["tokens"]) == 48 and last == 1 and of == "text 0 of 2"
+    data = text_view(bench, keys(bench, run="tiny", head="L0H3", sequence=1)["text-key"])[0]
+    judged = small_census.sequence(1).importance[: 64 - 9, 0, 3].astype(float)
+    assert data["places"][: 64 - 9] == sorted_places(judged) and set(data["places"][64 - 9 :]) == {-1}
     assert data["places"][int(np.argmax(judged))] == 31
-    everyone, legend, _, _ = text_view(bench, keys(bench, run="made-up", head="L2H1", colours="all")["text-key"])
+    everyone, legend, *_ = text_view(bench, keys(bench, run="tiny", head="L0H3", sequence=1, colours="all")["text-key"])
     assert everyone["places"] != data["places"] and "mean over heads" in legend
     assert text_view(bench, keys(bench, run="made-up", sequence=9)["text-key"])[1].startswith("This census has")
 
@@ -115,28 +116,23 @@ def sorted_places(values: np.ndarray) -> list[int]:
 
 
 def test_a_token(bench: Bench, census: Census) -> None:
-    for position in (0, 7):
-        drawn = token_view(bench, keys(bench, run="made-up", token=position)["token-key"])[3]
-        heads = np.asarray(drawn.data[0].z, dtype=float)
-        for row in census.tables["sinks"].query("position == @position").to_dict("records"):
-            assert heads[row["layer"], row["head"]] == pytest.approx(row["importance"], rel=1e-5)
     view = token_view(bench, keys(bench, run="made-up", token=0)["token-key"])
     profile = census.tables["profile"].query("position == 0").sort_values("layer")
-    norms = {trace.name: np.asarray(trace.y, dtype=float) for trace in view[2].data}
+    norms = {trace.name: np.asarray(trace.y, dtype=float) for trace in view.norm.data}  # type: ignore[union-attr]
     np.testing.assert_allclose(norms["this token"], profile["resid_norm"], rtol=1e-5)
     massive = census.tables["massive"].query("sequence == 0 and position == 0")
     for channel in massive["channel"].unique():
-        assert f'"children": {channel}' in written(view[4])
-    title = token_view(bench, keys(bench, run="made-up", token=6)["token-key"])[0]
-    assert EVIL in title
-    assert "positions 0 to 47" in token_view(bench, keys(bench, run="made-up", token=999)["token-key"])[1]
+        assert f'"children": {channel}' in written(view.massive)
+    assert '"embed, 0-5"' in written(view.massive)  # layers of a channel as a span
+    assert EVIL in token_view(bench, keys(bench, run="made-up", token=6)["token-key"]).title
+    assert "positions 0 to 47" in token_view(bench, keys(bench, run="made-up", token=999)["token-key"]).facts
 
 
 def test_clicks_and_controls_change_the_state(bench: Bench) -> None:
     state = State(run="made-up")
 
     def after(prop: str, value: Any, before: State = state) -> State:
-        name = prop.partition(".")[0] if prop.endswith(".value") else prop
+        name = prop.partition(".")[0] if prop.endswith(".value") and prop[0] != "{" else prop
         return changed(bench, before, prop, {name: value})
 
     click = {"points": [{"x": 2, "y": 5}]}
@@ -146,39 +142,65 @@ def test_clicks_and_controls_change_the_state(bench: Bench) -> None:
     assert after("positions.clickData", click).token == 2
     assert after("positions.clickData", click, State(run="sweeps/zero")).token is None
     assert after("strip-pick.data", {"position": 7}).token == 7
-    assert after("gamma.value", -0.5).gamma == pytest.approx(0.3162)
+    masking = after("method.value", "MaskKeys")
+    typed = after('{"field":"keys"}.value', "3", masking)
+    assert (typed.method, dict(typed.fields)) == ("MaskKeys", {"keys": "3"})
+    assert after('{"field":"keys"}.value', "0", typed).fields == {}  # as it is by itself
+    assert after('{"field":"gamma"}.value', "3", masking) == masking
+    assert after("method.value", "AblateHeads", typed).fields == {}
+    assert after('{"use":"keys"}.n_clicks', 1, replace(masking, token=7)).fields == {"keys": "7"}
+    held = replace(masking, head="L0H3", fields={"heads": "L1H0"})
+    assert after('{"use":"heads"}.n_clicks', 1, held).fields == {"heads": "L1H0,L0H3"}
+    assert after('{"use":"heads"}.n_clicks', None, held) == held  # a button that has just come
+    editing = State(run="made-up", head="L2H3", method="EditValues")
+    assert after('{"use":"kv_heads"}.n_clicks', 1, editing).fields == {"kv_heads": "L2KV1"}
+    setting = State(run="made-up", token=0, method="SetActivations")
+    assert after('{"use":"where"}.n_clicks', 1, setting).fields == {"where": "0:0:7"}
+    assert after("head-step.data", {"layers": 2, "heads": -9}, State(run="made-up", head="L1H2")).head == "L3H0"
+    assert after("head-step.data", {"layers": "x"}, State(run="made-up", head="L1H2")).head == "L1H2"
+    line = after("line-pick.data", {"position": 5, "role": "key"})
+    assert (line.token, line.role) == (5, "key")
     assert after("token.value", 4).token == 4 and after("token.value", None, State(token=4)).token is None
     assert after("run.value", "tiny", State(run="made-up", token=3)).token is None
     assert after("head-after.n_clicks", 1, State(run="made-up", head="L0H3")).head == "L1H0"
-    assert after("use-head.n_clicks", 1, State(head="L0H3", heads="L1H0")).heads == "L1H0,L0H3"
+    layer = State(run="tiny", head="L0H0", look="layer")
+    assert after("layer.clickData", {"points": [{"x": 1, "y": 1}]}, layer).head == "L0H0"
     assert after("arrival.data", {"number": 2, "compare": "live-1"}).compare == "live-1"
     for nonsense in (None, {}, {"points": []}, {"points": [{"x": "a"}]}, [], {"points": [{"x": -4, "y": 0}]}):
         assert after("grid.clickData", nonsense) == state
 
 
 def test_a_state_fills_every_control(bench: Bench) -> None:
-    state = State(run="made-up", score="drain", head="L2H1", token=5, gamma=0.1, method="scale")
+    state = State(run="made-up", score="drain", head="L2H1", token=5, method="MaskKeys", fields={"keys": "3"})
     described = describe(bench, state)
-    assert (described["score"], described["head"], described["token"], described["gamma"]) == ("drain", "L2H1", 5, -1.0)
+    assert (described["score"], described["head"], described["token"]) == ("drain", "L2H1", 5)
+    assert (described["method"], described["form-key"]["fields"]) == ("MaskKeys", {"keys": "3"})
     assert State.from_query(described["search"]) == state
     unknown = describe(bench, State(run="made-up", score="none", head="L99H0"))
-    assert unknown["score"] == "sink_rate" and unknown["head"] is None
+    assert unknown["score"] == "sink_rate" and unknown["head"] in ("L1H0", "L2H1", "L2H2", "L5H3")  # a sink head
     assert describe(bench, State())["run"] == "broken"  # the first one; the grid says what is wrong with it
 
 
-def test_saved_files_hold_what_is_shown(bench: Bench, census: Census) -> None:
+def test_saved_files_hold_what_is_shown(bench: Bench, census: Census, small_census: Census) -> None:
     state = State(run="made-up", head="L2H1", token=6)
+    own = State(run="tiny", head="L0H3", token=6, of="text", sequence=1)
     for card in ("grid", "head", "positions", "token"):
-        page = saved_as(bench, state, card, "html")
+        chosen = own if card == "token" else state
+        page = saved_as(bench, chosen, card, "html")
         assert page.count("plotly.js v") == 1 and EVIL not in page.partition("<body>")[0]
-        assert len(saved_as(bench, state, card, "csv").splitlines()) > 5
+        assert len(saved_as(bench, chosen, card, "csv").splitlines()) > 5
+    rows = pd.read_csv(io.StringIO(saved_as(bench, own, "token", "csv")))
+    np.testing.assert_allclose(rows["importance"], small_census.sequence(1).importance[6].ravel(), rtol=1e-5)
+    rows = pd.read_csv(io.StringIO(saved_as(bench, own, "positions", "csv")))
+    np.testing.assert_allclose(rows["importance"], small_census.sequence(1).importance[:, 0, 3], rtol=1e-5)
+    assert rows["token"][0] == "<s>"
     rows = pd.read_csv(io.StringIO(saved_as(bench, state, "positions", "csv")))
     table = census.tables["sinks"].query("layer == 2 and head == 1").sort_values("position")
     assert rows["importance"].tolist() == pytest.approx(table["importance"].tolist(), rel=1e-5)
-    assert rows["token"][6] == EVIL and len(rows) == 48
+    assert len(rows) == 48
     assert saved_as(bench, State(run="made-up", table="table layers"), "all", "csv").startswith("layer,")
     with pytest.raises(InputError, match="no figure"):
-        saved_as(bench, State(run="made-up"), "head", "html")
+        saved_as(bench, State(run="sweeps/zero", head="L0H0"), "head", "html")
 
 
 def test_every_figure_and_table_of_every_result_opens(bench: Bench) -> None:

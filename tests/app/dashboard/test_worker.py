@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from sinklens.app.dashboard.worker import Worker, WorkerProgress
+from sinklens.app.dashboard.worker import Cancelled, Worker, WorkerProgress
 from sinklens.errors import InputError, ModelLoadError
 
 
@@ -62,3 +62,22 @@ def test_a_failing_one_is_said_in_a_sentence(error: Exception, said: str) -> Non
 
     worker.start("failing", work)
     assert said in worker.wait(10).error and not worker.status.busy
+
+
+def test_what_nobody_asked_for_gives_way() -> None:
+    worker, began = Worker(), threading.Event()
+    ended: list[str] = []
+
+    def long(progress: WorkerProgress) -> None:
+        began.set()
+        try:
+            while True:
+                progress.check()
+        except Cancelled:
+            ended.append("gave way")
+            raise
+
+    worker.start("maps", long, gives_way=True)
+    assert began.wait(10) and worker.idles
+    worker.start("asked for", lambda progress: ended.append("done"))
+    assert worker.wait().error == "" and ended == ["gave way", "done"] and not worker.idles

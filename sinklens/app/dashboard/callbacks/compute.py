@@ -4,12 +4,11 @@ import base64
 import binascii
 from typing import Any
 
-from dash import Dash, Input, Output, State, no_update
+from dash import ClientsideFunction, Dash, Input, Output, State, no_update
 
 from sinklens.app.dashboard.bench import Arrival, Bench
 from sinklens.app.dashboard.compute import MAX_CHARACTERS
 from sinklens.app.dashboard.state import State as Shown
-from sinklens.app.dashboard.state import gamma_of
 from sinklens.errors import InputError
 from sinklens.models.tokens import BosChoice
 
@@ -54,6 +53,13 @@ def register(app: Dash, bench: Bench) -> None:
         bench.worker.cancel()
         return bench.worker.status.title
 
+    app.clientside_callback(  # type: ignore[no-untyped-call]
+        ClientsideFunction("sinklens", "typed"),
+        Output("tokens-of", "value", allow_duplicate=True),
+        Input("text", "value"),
+        prevent_initial_call=True,
+    )
+
     @app.callback(
         Output("text", "value"),
         Output("tokens-of", "value"),
@@ -63,16 +69,6 @@ def register(app: Dash, bench: Bench) -> None:
     )
     def read(contents: str | None, name: str | None) -> tuple[Any, Any]:
         return (no_update, no_update) if contents is None else (uploaded(contents, name or "the file"), "text")
-
-    @app.callback(
-        *(Output(f"row-{name}", "hidden") for name in ("heads", "keys", "gamma", "how")),
-        Output("gamma-shown", "children"),
-        Input("method", "value"),
-        Input("gamma", "value"),
-    )
-    def controls(method: str | None, gamma: object) -> tuple[bool, bool, bool, bool, str]:
-        scale, ablate = method == "scale", method == "ablate"
-        return not (scale or ablate), not scale, not scale, not ablate, f"{gamma_of(gamma):.3g}"
 
 
 def watched(bench: Bench, before: dict[str, Any] | None) -> tuple[Any, ...]:

@@ -8,14 +8,17 @@ import plotly.graph_objects as go
 from dash import ClientsideFunction, Dash, Input, Output, State, html
 
 from sinklens.app.dashboard.bench import Bench
+from sinklens.app.dashboard.differences import differences
 from sinklens.app.dashboard.figures.side_by_side import side_by_side
 from sinklens.app.dashboard.graphs import wide_graph
 from sinklens.app.dashboard.run import Run
 from sinklens.app.dashboard.state import State as Shown
 from sinklens.errors import SinkLensError
+from sinklens.plots.axes import layer_rows
 from sinklens.plots.style import INK, empty_figure
 
-_TALLEST = 470
+_TALLEST = 400
+_LABELS = 20
 _TITLE = "Layers × heads"
 
 
@@ -26,20 +29,21 @@ def register(app: Dash, bench: Bench) -> None:
         Output("grid-place", "children"),
         Output("grid-note", "children"),
         Output("grid-title", "children"),
+        Output("grid-of", "children"),
         Output("headline", "children"),
         Output("panels", "className"),
         Input("grid-key", "data"),
         State("state", "data"),
         prevent_initial_call=True,
     )
-    def show_grid(key: dict[str, str], shown: dict[str, Any]) -> tuple[Any, ...]:
+    def show_grid(key: dict[str, Any], shown: dict[str, Any]) -> tuple[Any, ...]:
         figure, note, title = grid_view(bench, key)
         figure.update_layout(shapes=frames(Shown.from_mapping(shown), panels(figure)))
         # two graphs, because Plotly cannot go from one panel to three while its place changes its width
         name = "grid" if panels(figure) < 2 else "pair"
-        graph = wide_graph(name, figure, fitted=not key["score"])
+        graph = wide_graph(name, figure, fitted=not key["score"], says=f"{title}, by layer and head. {note}")
         wide = key["compare"] or not key["score"]
-        return graph, note, title, headline(bench, key), "panels compare" if wide else "panels"
+        return graph, note, title, said_of(bench, key), headline(bench, key), "panels compare" if wide else "panels"
 
     app.clientside_callback(  # type: ignore[no-untyped-call]
         ClientsideFunction("sinklens", "mark"),
@@ -50,22 +54,22 @@ def register(app: Dash, bench: Bench) -> None:
     )
 
 
-def grid_view(bench: Bench, key: dict[str, str]) -> tuple[go.Figure, str, str]:
+def grid_view(bench: Bench, key: dict[str, Any]) -> tuple[go.Figure, str, str]:
     """Figure, what the score is, and the title of the card.
 
     Args:
         bench: What is opened.
-        key: Names of ``run``, ``compare`` and ``score``.
+        key: Names of ``run``, ``compare`` and ``score``, and the ``text`` by itself, ``None`` for means over texts.
     """
     if not key["run"]:
         return empty_figure("No result yet", 'Type a text under "Compute" below and press the button.'), "", _TITLE
     try:
-        run = bench.run(key["run"])
-        other = bench.run(key["compare"]) if key["compare"] else None
+        run = bench.run(key["run"]).at(key.get("text"))
+        other = bench.run(key["compare"]).at(key.get("text")) if key["compare"] else None
         score = next((each for each in run.scores if each.name == key["score"]), None)
         others = {each.name for each in other.scores} if other is not None else set()
     except SinkLensError as error:
-        return empty_figure("This result cannot be shown", str(error)), "", _TITLE
+        return empty_figure("This cannot be shown", str(error)), "", _TITLE
     if score is None and run.drawings:  # a result that is not about single heads, such as a needle test
         title, draw = next(iter(run.drawings.items()))
         return draw(run.tables), "", title
@@ -99,12 +103,31 @@ def untitled(figure: go.Figure) -> tuple[go.Figure, str]:
     out, top = go.Figure(figure), int(figure.layout.margin.t or 0)
     height = min(int(figure.layout.height) - top + 26, _TALLEST)
     out.update_layout(title=None, margin={"t": 26}, height=height)
+    rows = len(figure.data[0].z) if figure.data[0].type == "heatmap" and figure.layout.yaxis.ticktext else 0
+    if rows > _LABELS and rows == len(figure.layout.yaxis.tickvals):
+        out.update_layout(yaxis=layer_rows(rows, limit=_LABELS))
     return out, said
 
 
-def headline(bench: Bench, key: dict[str, str]) -> list[Any]:
-    """What was found and on what it was measured; details folded."""
+def said_of(bench: Bench, key: dict[str, Any]) -> str:
+    """Whether the grid shows one text or a mean."""
+    try:
+        return bench.run(key["run"]).at(key.get("text")).of if key["run"] else ""
+    except SinkLensError:
+        return ""
+
+
+def headline(bench: Bench, key: dict[str, Any]) -> list[Any]:
+    """What was found and on what it was measured, details folded; and what two results differ in besides."""
     out: list[Any] = []
+    if key["run"] and key["compare"]:
+        try:
+            found = differences(bench.run(key["run"]), bench.run(key["compare"]))
+        except SinkLensError:
+            found = []
+        if found:
+            said: list[Any] = [html.B("Not like with like. "), " ".join(found)]
+            out.append(html.Div(said, className="message", role="status", id="differ"))
     for name in filter(None, (key["run"], key["compare"])):
         try:
             run = bench.run(name)
@@ -117,7 +140,8 @@ def headline(bench: Bench, key: dict[str, str]) -> list[Any]:
 def _said(run: Run, letter: str) -> html.Details:
     # what an intervention did, and its controls, stand together
     first, *rest = [*([" ".join(run.notes)] if run.notes else []), *run.verdict] or [run.label]
-    mark = [html.B(f"{letter} ")] if letter else []
+    mark: list[Any] = [html.B(f"{letter} ")] if letter else []
+    mark += [html.Span(run.of, className="of"), " "] if run.of else []
     lines = [*rest, *run.provenance]
     return html.Details([html.Summary([*mark, first]), html.Ul([html.Li(line) for line in lines])])
 

@@ -4,6 +4,7 @@ import html as html_escape
 import re
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, no_update
@@ -55,7 +56,7 @@ def register(app: Dash, bench: Bench) -> None:
 
 _GRAPHS = {
     "grid": ["grid", "pair"],
-    "head": ["map", "map-b"],
+    "head": ["map", "layer", "map-b"],
     "positions": ["positions"],
     "token": ["token-norm", "token-heads"],
     "all": ["drawing"],
@@ -106,13 +107,16 @@ def shown_figures(bench: Bench, run: Run, state: Shown, card: str) -> list[go.Fi
     if card == "positions":
         return [positions_view(bench, state, state.token)]
     if card == "token":
-        return list(token_view(bench, keys["token-key"])[2:4])
+        token = token_view(bench, keys["token-key"])
+        return [token.norm, token.heads]
     return [drawing(run, state.table)]
 
 
 def shown_table(run: Run, state: Shown, card: str) -> pd.DataFrame | None:
     """The numbers behind a card."""
-    pair = state.pair
+    pair, whole = state.pair, run
+    if card in ("grid", "head", "positions"):
+        run = run.at(state.text)
     if card == "grid":
         return run.table_for_grid()
     if card == "all":
@@ -126,10 +130,10 @@ def shown_table(run: Run, state: Shown, card: str) -> pd.DataFrame | None:
         return pd.DataFrame(rows)
     if not isinstance(run, CensusRun):
         return None
-    columns = run.tables.head("sinks", *pair) | run.tables.head("value_drains", *pair)
-    table = pd.DataFrame(columns)
+    shown = run.positions(*pair)
+    table = pd.DataFrame({**shown.received, **shown.values})
     table.insert(0, "position", range(len(table)))
-    tokens = run.token_strings(state.sequence)
+    tokens = whole.token_strings(state.sequence) if isinstance(whole, CensusRun) and run.is_one_text else []
     table.insert(1, "token", [*tokens[: len(table)], *[""] * (len(table) - len(tokens))])
     return table
 
@@ -137,12 +141,14 @@ def shown_table(run: Run, state: Shown, card: str) -> pd.DataFrame | None:
 def _token_rows(run: Run, state: Shown) -> pd.DataFrame | None:
     if state.token is None or not isinstance(run, CensusRun):
         return None
-    heads = run.received_by_head(state.token)
-    if heads is None:
+    one = run.text(state.sequence)
+    if one is None or state.token >= one.length:
         return None
+    heads = np.asarray(one.importance[state.token])
     layers, count = heads.shape
     return pd.DataFrame(
         {
+            "sequence": state.sequence,
             "position": state.token,
             "layer": [layer for layer in range(layers) for _ in range(count)],
             "head": list(range(count)) * layers,

@@ -12,6 +12,7 @@ from sinklens.app.dashboard.census_run import PAGE, CensusRun
 from sinklens.app.dashboard.state import State as Shown
 from sinklens.errors import SinkLensError
 from sinklens.plots.style import SEQUENTIAL, number, visible_text
+from sinklens.studies.census.result import not_kept
 
 _STOPS: Final = 32
 _SPAN: Final = 1e4
@@ -25,6 +26,7 @@ def register(app: Dash, bench: Bench) -> None:
     @app.callback(
         Output("strip-data", "data"),
         Output("strip-legend", "children"),
+        Output("text-of", "children"),
         Output("text-card", "style"),
         Output("sequence", "max"),
         Input("text-key", "data"),
@@ -42,8 +44,8 @@ def register(app: Dash, bench: Bench) -> None:
     )
 
 
-def text_view(bench: Bench, key: dict[str, Any]) -> tuple[dict[str, Any], str, dict[str, str], int | None]:
-    """What the strip shows, its legend, whether there is one, and the last sequence.
+def text_view(bench: Bench, key: dict[str, Any]) -> tuple[dict[str, Any], str, str, dict[str, str], int | None]:
+    """What the strip shows, its legend, which text it is, whether there is one, and the last one.
 
     Args:
         bench: What is opened.
@@ -53,10 +55,10 @@ def text_view(bench: Bench, key: dict[str, Any]) -> tuple[dict[str, Any], str, d
     try:
         run = bench.run(state.run) if state.run else None
         if not isinstance(run, CensusRun):
-            return {"tokens": []}, "", {"display": "none"}, None
+            return {"tokens": []}, "", "", {"display": "none"}, None
         rows = run.tokens(state.sequence)
     except SinkLensError as error:
-        return {"tokens": []}, str(error), {}, None
+        return {"tokens": []}, str(error), "", {}, None
     length = len(rows)
     received, what = _received(run, state, rows["received"].to_numpy(float))
     received = received.copy()
@@ -77,20 +79,23 @@ def text_view(bench: Bench, key: dict[str, Any]) -> tuple[dict[str, Any], str, d
         "light": [i >= 0.62 * _STOPS for i in range(_STOPS)],
     }
     cut = f" Tokens {start:,} to {min(length, start + PAGE) - 1:,} of {length:,}." if length > PAGE else ""
-    return data, f"{what}: {legend}.{cut}", {}, len(run.lengths) - 1
+    return data, f"{what}: {legend}.{cut}", f"text {state.sequence} of {len(run.lengths)}", {}, len(run.lengths) - 1
 
 
 def _received(run: CensusRun, state: Shown, overall: np.ndarray) -> tuple[np.ndarray, str]:
-    """Attention per query that each token receives, and what it is."""
+    """Attention per query that each token receives on this text, and what it is."""
     pair = state.pair
-    if state.colours == "head" and pair is not None:
-        own = run.received(*pair)
-        if own is not None and len(own) >= len(overall):
-            count = len(run.lengths)
-            mean = "" if count == 1 else f", mean over {count} sequences at each position"
-            return own[: len(overall)].astype(float), f"Attention {state.head} gives to each token per query{mean}"
+    all_heads = "Attention each token receives per query on this text, mean over heads"
+    if state.colours != "head" or pair is None:
+        return overall, all_heads
+    one = run.text(state.sequence)
+    if one is None:
+        why = not_kept(state.sequence, run.numbers.kept, len(run.lengths))
+        return overall, f"{why} {all_heads}"
+    if pair[0] >= one.importance.shape[1] or not np.isfinite(one.importance[:, pair[0], pair[1]]).any():
         return np.full(len(overall), np.nan), f"{state.head} has no attention to show"
-    return overall, "Attention each token receives per query, mean over heads"
+    own = np.asarray(one.importance[:, pair[0], pair[1]], dtype=float)
+    return own, f"Attention {state.head} gives to each token per query on this text"
 
 
 def _places(received: np.ndarray) -> tuple[list[int], str]:

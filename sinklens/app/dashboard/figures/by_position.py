@@ -12,6 +12,23 @@ from sinklens.plots.style import ABOVE, CATEGORICAL, MUTED, TEMPLATE, empty_figu
 
 
 @dataclass(frozen=True)
+class Positions:
+    """What a head does by position, in one result.
+
+    Attributes:
+        received: ``importance`` and ``null`` by position, NaN where there is none.
+        values: ``value_norm`` (of its KV head) and ``output_norm`` (after W_O) by position.
+        of: What the numbers are of: a text, or a mean over how many.
+        tokens: Of that text, for the hover.
+    """
+
+    received: Mapping[str, np.ndarray]
+    values: Mapping[str, np.ndarray]
+    of: str = ""
+    tokens: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class _Line:
     """One quantity by position: how it is called and drawn, and in which of the two panels."""
 
@@ -22,33 +39,32 @@ class _Line:
     panel: int
 
 
-def by_position(
-    layer: int,
-    head: int,
-    received: Mapping[str, np.ndarray],
-    values: Mapping[str, np.ndarray],
-    tokens: Sequence[str],
-    *,
-    token: int | None = None,
-    note: str = "",
-) -> go.Figure:
+def _lines(shown: Sequence[Positions]) -> list[_Line]:
+    """All lines: those of a second result are lighter in dash and named B."""
+    out = []
+    for i, each in enumerate(shown):
+        letter = f"{'AB'[i]} " if len(shown) > 1 else ""
+        dash = "dot" if i else "solid"
+        out += [
+            _Line(each.received.get("importance"), f"{letter}attention received", CATEGORICAL[4 if i else 0], dash, 1),
+            _Line(each.received.get("null"), f"{letter}uniform null", MUTED if i else "black", "dash", 1),
+            _Line(each.values.get("value_norm"), f"{letter}|v| (KV head)", CATEGORICAL[5 if i else 2], dash, 2),
+            _Line(each.values.get("output_norm"), f"{letter}|W_O v|", CATEGORICAL[3 if i else 1], dash, 2),
+        ]
+    return out
+
+
+def by_position(layer: int, head: int, shown: Sequence[Positions], *, token: int | None = None) -> go.Figure:
     """Draw one head by key position: importance with the causal-uniform null above, value norms below.
 
     Args:
         layer: Of the head.
         head: Its index.
-        received: ``importance`` and ``null`` by position, NaN where there is none.
-        values: ``value_norm`` (of its KV head) and ``output_norm`` (after W_O) by position.
-        tokens: Of the sequence shown, for the hover; may be shorter.
+        shown: In one result, or in two that are compared.
         token: Marked position.
-        note: What the numbers are means over.
     """
-    lines = [
-        _Line(received.get("importance"), "attention received", CATEGORICAL[0], "solid", 1),
-        _Line(received.get("null"), "uniform null", "black", "dash", 1),
-        _Line(values.get("value_norm"), "|v| (KV head)", CATEGORICAL[2], "solid", 2),
-        _Line(values.get("output_norm"), "|W_O v|", CATEGORICAL[1], "solid", 2),
-    ]
+    lines, tokens = _lines(shown), shown[0].tokens
+    note = shown[0].of if len(shown) == 1 else "; ".join(f"{'AB'[i]}: {each.of}" for i, each in enumerate(shown))
     drawn = [(line, y) for line in lines if (y := line.values) is not None and np.isfinite(y).any()]
     if not drawn:
         title = f"{head_label(layer, head)} by position"
@@ -58,7 +74,7 @@ def by_position(
     names = [token_label(token, 20) for token in tokens]
     for line, y in drawn:
         count, first = len(y), line is drawn[0][0]  # one line names the tokens: they are the same for all
-        marked = count <= 96 and line.dash == "solid"
+        marked = count <= 96 and line.dash != "dash"
         add_line(
             fig,
             np.arange(count),

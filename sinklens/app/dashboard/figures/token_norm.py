@@ -37,7 +37,7 @@ def token_norm(norms: pd.DataFrame, position: int, *, note: str = "") -> go.Figu
     hover = "layer %{x}<br>this token %{y:.4g}"
     add_line(fig, layers, own, "this token", CATEGORICAL[1], hover=hover, width=2.2, symbol="circle")
     fig.update_layout(
-        xaxis=layer_axis(layers, limit=20) | light_grid(),
+        xaxis=layer_axis(layers, limit=9) | light_grid(),
         yaxis={"title": {"text": f"residual norm (L2){', ' + note if note else ''}"}}
         | log_axis(np.concatenate([own, others.ravel()])),
         legend=ABOVE,
