@@ -11,6 +11,7 @@ from sinklens.cli.dashboard import dashboard
 from sinklens.cli.dynamics import dynamics
 from sinklens.cli.evaluate import evaluate
 from sinklens.cli.extreme import extreme
+from sinklens.cli.follow import follow
 from sinklens.cli.models import models
 from sinklens.cli.needle import needle
 from sinklens.cli.policies import policies
@@ -61,6 +62,7 @@ for command in (
     dynamics,
     extreme,
     evaluate,
+    follow,
     needle,
     policies,
     roles,

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sinklens.studies.evaluation.run import evaluate_tasks
     from sinklens.studies.extreme_tokens.result import ExtremeTokens
     from sinklens.studies.extreme_tokens.run import find_extreme_tokens
+    from sinklens.studies.generation.result import Generation
+    from sinklens.studies.generation.run import follow_generation
     from sinklens.studies.head_roles.result import Roles
     from sinklens.studies.head_roles.run import find_roles
     from sinklens.studies.head_scores.copying_scores import copying_scores
@@ -59,6 +61,7 @@ __all__ = [
     "Effects",
     "ExtremeTokens",
     "GateSettings",
+    "Generation",
     "MassiveSources",
     "NeedleResult",
     "NeedleSet",
@@ -80,6 +83,7 @@ __all__ = [
     "find_active_dormant",
     "find_extreme_tokens",
     "find_roles",
+    "follow_generation",
     "follow_sinks",
     "head_importance",
     "heterogeneous_heads",

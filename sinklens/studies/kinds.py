@@ -11,6 +11,7 @@ HOMES: Final[Mapping[str, str]] = {
     "sinklens-dynamics": "sinklens.studies.dynamics.result",
     "sinklens-effects": "sinklens.studies.effects.result",
     "sinklens-extreme-tokens": "sinklens.studies.extreme_tokens.result",
+    "sinklens-generation": "sinklens.studies.generation.result",
     "sinklens-massive-sources": "sinklens.studies.massive_sources.result",
     "sinklens-needles": "sinklens.studies.needles.result",
     "sinklens-policies": "sinklens.studies.policies.result",

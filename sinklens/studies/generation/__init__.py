@@ -1,0 +1,1 @@
+"""Sinks, drains and massive entries while a model generates."""
