@@ -7,6 +7,7 @@ import typer
 from sinklens.cli import options, printing
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_text
+from sinklens.errors import InputError
 
 SHOWN = {
     "name": "head",
@@ -51,16 +52,19 @@ def why(
             "--massive", help="Explain massive activations instead: the block and the weight that write them."
         ),
     ] = False,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Of a mixture of experts: the experts that make massive activations.")
+    ] = False,
     donors: Annotated[
         bool,
         typer.Option(
-            help="Also exchange values at the key (with --massive: put weights to zero), which takes the most time."
+            help="Also exchange values at the key (or put weights, or experts, to zero), which takes the most time."
         ),
     ] = True,
     controls: Annotated[
         int,
         typer.Option(
-            metavar="N", min=0, help="Random sets of as many channels (with --massive: weights) beside the named ones."
+            metavar="N", min=0, help="Random sets of as many channels (or weights, or experts) beside the named ones."
         ),
     ] = 10,
     text: options.TextFiles = None,
@@ -90,21 +94,26 @@ def why(
       sinklens why path/to/llama --massive --out runs/massive
     """
     texts = [read_text(name) for name in text] if text else None
+    if massive and experts:
+        raise InputError("Explain one thing at a time: --massive or --experts.")
+    kind = f"sinklens-{'massive-sources' if massive else 'super-experts' if experts else 'sink-causes'}"
     if out is not None:
         from sinklens.results.place import check_writable
 
-        check_writable(
-            out, "sinklens-massive-sources" if massive else "sinklens-sink-causes"
-        )  # before the work, not after it
+        check_writable(out, kind)  # before the work, not after it
     with working(out) as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         shared: dict[str, Any] = {"controls": controls, "bos": bos, "max_tokens": max_tokens, "seed": seed}
         shared |= {"max_sequences": max_sequences, "progress": progress}
         shared["batch_size"] = 8 if batch_size is None else batch_size
-        if massive:
+        if experts:
+            from sinklens.studies.super_experts.run import find_super_experts
+
+            found: Any = find_super_experts(bridge, texts, effects=donors, **shared)
+        elif massive:
             from sinklens.studies.massive_sources.run import trace_massive
 
-            found: Any = trace_massive(bridge, texts, effects=donors, **shared)
+            found = trace_massive(bridge, texts, effects=donors, **shared)
         else:
             from sinklens.studies.sink_causes.run import explain_sinks
 
@@ -116,7 +125,11 @@ def why(
         saved = [f"Report: {found.report(out / 'report.html')}", f"Tables: {out}"]
     printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"]))
     printing.say_verdict(found.verdict)
-    if massive:
+    if experts:
+        names = ["layer", "expert", "a", "n_tokens", "forms", "is_super", "is_super_code"]
+        rows = [[row[name] for name in names] for row in found.experts.head(12).to_dict("records")]
+        printing.say_table(names, rows, "Experts", "a: largest output before the router's weight; expert -1: shared")
+    elif massive:
         rows = [[row[name] for name in SOURCES] for row in found.sources.to_dict("records")]
         printing.say_table([*SOURCES.values()], rows, "Massive activations", left=["token", "written by", "weight"])
     else:

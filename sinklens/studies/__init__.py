@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from sinklens.studies.streaming_split.run import learn_gates
     from sinklens.studies.streaming_split.settings import GateSettings
     from sinklens.studies.streaming_split.split import razor_split
+    from sinklens.studies.super_experts.result import SuperExperts
+    from sinklens.studies.super_experts.run import find_super_experts
 
 __all__ = [
     "ActiveDormant",
@@ -70,6 +72,7 @@ __all__ = [
     "SinkCauses",
     "SplitCheck",
     "StreamingGates",
+    "SuperExperts",
     "Sweep",
     "attention_influence",
     "check_split",
@@ -83,6 +86,7 @@ __all__ = [
     "find_active_dormant",
     "find_extreme_tokens",
     "find_roles",
+    "find_super_experts",
     "follow_generation",
     "follow_sinks",
     "head_importance",

@@ -19,7 +19,8 @@ HOMES: Final[Mapping[str, str]] = {
     "sinklens-sink-causes": "sinklens.studies.sink_causes.result",
     "sinklens-split-check": "sinklens.studies.streaming_split.check",
     "sinklens-streaming-gates": "sinklens.studies.streaming_split.result",
-    "sinklens-task-scores": "sinklens.studies.evaluation.result",
+    "sinklens-super-experts": "sinklens.studies.super_experts.result",
     "sinklens-sweep": "sinklens.studies.ablation.result",
+    "sinklens-task-scores": "sinklens.studies.evaluation.result",
 }
 """Modules by ``format``."""

@@ -143,7 +143,8 @@ def _generate(
         (f"blocks.{layer}.hook_out", partial(follower.residual, layer=layer)) for layer in range(len(model.blocks))
     ]
     engine = AttentionEngine(model, statistics=[ReceivedMass], on_layer=follower.attention)
-    cache, feed, made = None, ids, []
+    cache, feed = None, ids
+    made: list[int] = []
     with turn(model), positions.watch(model), model.hooks(fwd_hooks=hooks), engine:
         for number in range(room + 1):
             follower.begin(len(ids) - len(feed), len(feed))

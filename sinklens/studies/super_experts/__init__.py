@@ -1,0 +1,1 @@
+"""Super experts of mixtures of experts: which they are, and the model without them."""
