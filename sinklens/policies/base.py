@@ -295,7 +295,10 @@ class _Apply:
             entries, cached = self.policy.entries(view, kept), self.policy.cached(view, kept)
             self.account.add(plain, self.policy.as_they_are(view, kept), entries, cached)
         if not self.only_look:
-            block.scores.copy_(scores.masked_fill(~kept, -math.inf)[..., block.keys.start :])
+            columns = slice(block.keys.start, None)
+            if scores is not plain.scores:
+                block.scores.copy_(scores[..., columns])
+            block.scores.masked_fill_(~kept[..., columns], -math.inf)
 
     def _view(self, block: Block) -> View:
         self._new_pass()
