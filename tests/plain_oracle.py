@@ -48,6 +48,7 @@ class Plain:
 def plain_model(path: Path) -> tuple[Any, Any]:
     """Model and tokenizer of a GGUF file, as anybody would load them."""
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    # transformers parses the file three times, and makes the table of names for every module
     once = {name: cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
     with mock.patch.multiple(gguf, **once):
         model = AutoModelForCausalLM.from_pretrained(

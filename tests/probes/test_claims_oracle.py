@@ -26,7 +26,7 @@ COUNTS = ("sink-at-first-token", "fewer-strong-sinks-in-small-models", "sinks-at
     scope="module",
     params=[
         "tiny-llama",
-        pytest.param("smollm2", marks=pytest.mark.real),
+        pytest.param("smollm2", marks=[pytest.mark.real, pytest.mark.slow]),
         pytest.param("gemma3", marks=[pytest.mark.real, pytest.mark.slow]),
     ],
 )

@@ -158,9 +158,9 @@ class Deadly(AblateHeads):
 def test_a_part_that_always_kills_its_worker_ends_in_one_sentence(
     model: TransformerBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process_pool, "RETRIES", 1)
+    monkeypatch.setattr(process_pool, "RETRIES", 0)  # one start of torch; a retry is in the test above
     pool = ProcessPool(1)
-    with pytest.raises(WorkerLostError, match=r"Part 0 lost its worker process 2 times \(the last by exit status 3\)"):
+    with pytest.raises(WorkerLostError, match=r"Part 0 lost its worker process 1 times \(the last by exit status 3\)"):
         list(pool.run(tasks(model, Deadly("all")), ModelRecipe.of(model, {"device": "cpu"}), lambda *_: None))
     pool.close()
 

@@ -15,9 +15,10 @@ from sinklens import load
 from sinklens.errors import InputError, ModelLoadError, ResultError
 from sinklens.results.header_file import HEADER, kind_of
 from sinklens.results.lock import locked
+from sinklens.results.progress import Share
 from sinklens.results.run_folder import PARTS, PLAN
 from sinklens.studies import Dynamics, measure_dynamics
-from sinklens.studies.census.domains import choose_domains
+from sinklens.studies.census.domains import Domains, choose_domains
 from sinklens.studies.dynamics import run as run_module
 from sinklens.studies.dynamics.measure import measure_checkpoint
 from tests import families
@@ -52,6 +53,24 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(run_module.DynamicsRun, "_measure", counting)
     return names
+
+
+@pytest.fixture(autouse=True)
+def remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure the same weights on the same tokens once: most tests here ask what is run again, not what comes out."""
+
+    def measured(model: Any, domains: Domains, *, progress: Share, **options: Any) -> Any:
+        weights = [(str(each.dtype), each.detach().float().numpy().tobytes()) for each in model.parameters()]
+        key = (hash(tuple(weights)), str(domains.batch.ids.tolist()), domains.of, str(options))
+        if key not in _MEASURED:
+            _MEASURED[key] = measure_checkpoint(model, domains, progress=progress, **options)
+        progress.finish()
+        return _MEASURED[key]
+
+    monkeypatch.setattr(run_module, "measure_checkpoint", measured)
+
+
+_MEASURED: dict[Any, Any] = {}
 
 
 # ------------------------------------------------------------------ the whole way
