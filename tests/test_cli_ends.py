@@ -44,7 +44,7 @@ def test_whatever_is_raised_ends_in_one_line(
     monkeypatch.setattr("sys.argv", ["sinklens", "scan", "bb-1l", *(["--debug"] if debug else [])])
     with pytest.raises(SystemExit) as end:
         cli.main()
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Memory:")]
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("Memory:", "Scan of"))]
     assert end.value.code == 1
     assert ("Traceback" in "\n".join(lines)) is debug
     assert debug or len(lines) == 1

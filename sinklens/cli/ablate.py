@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from sinklens.cli import options
-from sinklens.cli.ablate_work import asked_groups, asked_metrics, asked_ways, print_sweep, run_sweep
+from sinklens.cli.ablate_work import asked_groups, asked_metrics, asked_ways, check_asked, print_sweep, run_sweep
 from sinklens.cli.running import DryRun, working
 from sinklens.cli.values import numbers
 
@@ -127,13 +127,15 @@ def ablate(
       sinklens ablate path/to/llama --approx --executor processes:4 --out runs/quick
     """
     from sinklens.results import RunFolder
-    from sinklens.studies.ablation.question import OWN
-    from sinklens.studies.ablation.ranking_file import read_ranking
     from sinklens.studies.ablation.result import FORMAT, WORK
 
     shown = asked_metrics(metric)
+    check_asked(model, heads, how)
     if out is not None:
         RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
+    from sinklens.studies.ablation.question import OWN
+    from sinklens.studies.ablation.ranking_file import read_ranking
+
     asked: dict[str, Any] = {
         "heads": () if heads == "none" else heads,
         "groups": asked_groups(group),

@@ -8,8 +8,12 @@ from sinklens.cli.running import DryRun, Timed
 from sinklens.cli.texts import read_text
 from sinklens.cli.values import interventions, names, pairs
 from sinklens.errors import InputError
+from sinklens.interventions.heads import parse_heads
+from sinklens.models.locate import locate
 from sinklens.results.show_progress import ShowProgress
 
+WAYS = ("zero", "uniform", "mean", "resample")
+"""What ``AblateHeads`` does to heads, known here without torch."""
 METRICS = {"loss": "delta_loss", "kl": "kl", "top1": "top1_agreement", "logit_diff": "delta_logit_diff"}
 _MEANING = {
     "delta_loss": "delta loss: changed minus clean, nats",
@@ -26,6 +30,20 @@ def asked_metrics(text: str) -> list[str]:
     if unknown or not chosen:
         raise InputError(f"Unknown metric {', '.join(unknown) or '(none)'}; expected some of {', '.join(METRICS)}.")
     return [METRICS[name] for name in dict.fromkeys(chosen)]
+
+
+def check_asked(model: str, heads: str | None, how: list[str] | None) -> None:
+    """Refuse a model that is not there, and heads and ways that cannot be read, before torch is loaded.
+
+    Raises:
+        SinkLensError: Naming what is wrong.
+    """
+    locate(model)
+    for way in (way.strip() for words in how or [] for way in words.split(",")):
+        if way not in WAYS:
+            raise InputError(f"A way of ablation is one of {', '.join(WAYS)}; got {way!r}.")
+    if heads not in (None, "none"):
+        parse_heads(heads)
 
 
 def asked_groups(texts: list[str] | None) -> dict[str, object]:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from sinklens.cli import options
 from sinklens.cli.needle_report import print_needles
-from sinklens.cli.needle_work import Work, check_ablation, own_question, save_needles
+from sinklens.cli.needle_work import Work, check_ablation, check_words, own_question, save_needles
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_text
 from sinklens.cli.values import interventions, numbers
@@ -124,6 +124,7 @@ def needle(
       sinklens needle path/to/llama --kind natural --needle "The red key lies under the third stone." --question "Where
       does the red key lie?" --answer "under the third stone" --text book.txt
     """
+    check_words(kind, keep)
     words: dict[str, Any] = {
         "lengths": numbers(lengths, int, "--lengths", "64,128"),
         "depths": numbers(depths, float, "--depths", "0,0.5,1"),

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from sinklens.studies.needles.needle_set import NeedleSet
 
 WAYS = ("zero", "mean", "uniform")
+KINDS = ("random", "passkey", "json", "natural")
+KEEP = ("exact", "contained", "share", "rouge", "all")
+"""What needles and answers know, here without torch."""
 CHECKED = 12
 """Prompts on which random sets are masked."""
 
@@ -147,6 +150,13 @@ def own_question(needle: str | None, question: str | None, answer: str | None, k
     from sinklens.studies.needles.question import Question
 
     return [Question.about(*given)]
+
+
+def check_words(kind: str, keep: str | None) -> None:
+    """Refuse kinds of needles and filters of answers that there are not, before torch is loaded."""
+    for name, word, known in (("kind", kind, KINDS), ("keep", keep, KEEP)):
+        if word is not None and word not in known:
+            raise InputError(f"{name} must be one of {', '.join(known)}, got {word!r}.")
 
 
 def check_ablation(ablate: str | None, how: str, controls: int) -> list[str]:

@@ -7,11 +7,29 @@ from typing import Annotated, Any
 
 import typer
 
+from sinklens.errors import InputError
+
 
 def panel(name: str) -> Callable[..., Any]:
     """What declares an option that stands in a panel of the help: ``typer.Option`` with its name."""
     return partial(typer.Option, rich_help_panel=name)
 
+
+def _bos(value: str) -> str:
+    if value not in BOS:
+        raise InputError(f'bos must be "auto", "yes" or "no", got {value!r}.')
+    return value
+
+
+def _dtype(value: str | None) -> str | None:
+    if value is not None and value not in DTYPES:
+        raise InputError(f"Unknown dtype {value!r}; expected one of {', '.join(DTYPES)}.")
+    return value
+
+
+BOS = ("auto", "yes", "no")
+DTYPES = ("float32", "bfloat16", "float16")
+"""What :func:`sinklens.load` takes, known here without torch."""
 
 in_texts, in_running = panel("Texts"), panel("Running")
 
@@ -38,7 +56,10 @@ DomainTexts = Annotated[
         "code=script.py, heads are compared between them. Without it: built-in texts that fit the model.",
     ),
 ]
-Bos = Annotated[str, in_texts(metavar="auto|yes|no", help="Prepend a BOS: auto does what the model's tokenizer does.")]
+Bos = Annotated[
+    str,
+    in_texts(metavar="auto|yes|no", callback=_bos, help="Prepend a BOS: auto does what the model's tokenizer does."),
+]
 MaxTokens = Annotated[
     int | None,
     in_texts(
@@ -72,7 +93,9 @@ BatchSize = Annotated[
     int | None, in_running(metavar="N", help="Sequences per forward pass. Default: what fits the memory.")
 ]
 Device = Annotated[str, in_running(help="auto, cpu, cuda, cuda:N.")]
-Dtype = Annotated[str | None, in_running(help="float32, bfloat16 or float16. Default: as the checkpoint is stored.")]
+Dtype = Annotated[
+    str | None, in_running(callback=_dtype, help="float32, bfloat16 or float16. Default: as the checkpoint is stored.")
+]
 Seed = Annotated[int, in_running(min=0, help="Of everything that is drawn: texts, random sets, intervals.")]
 TrustRemoteCode = Annotated[
     bool, in_running("--trust-remote-code", help="Run modelling code that comes with the checkpoint.")

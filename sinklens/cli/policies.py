@@ -16,28 +16,27 @@ def policies(
 
       sinklens policies h2o
     """
-    import inspect
-
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from sinklens.cli import printing
+    from sinklens.cli import listed, printing
     from sinklens.errors import InputError
-    from sinklens.policies import policies as known
 
+    known = listed.policies()
     if name is not None:
-        found = known().get(name)
-        if found is None:
-            raise InputError(f"Unknown policy {name!r}; there are {', '.join(known())}.")
-        printing.say(inspect.cleandoc(found.__doc__ or ""))
-        printing.say(f"\nScope: {found.scope}. Group: {found.group}. Source: {found.source}.")
+        if name not in known:
+            raise InputError(f"Unknown policy {name!r}; there are {', '.join(known)}.")
+        of = known[name].constants
+        printing.say(known[name].doc)
+        printing.say(f"\nScope: {of['scope']}. Group: {of['group']}. Source: {of['source']}.")
         return
     table = Table(title="Policies: which earlier tokens a head may still read", show_lines=True)
     for column in ("policy", "scope", "group", "what a row reads", "source"):
         table.add_column(column, overflow="fold")
-    for kind in known().values():
-        gist = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
-        table.add_row(kind.name, kind.scope, kind.group, escape(gist), escape(kind.source))
+    for policy, kind in known.items():
+        gist = " ".join(kind.doc.split("\n\n")[0].split())
+        of = kind.constants
+        table.add_row(policy, of["scope"], of["group"], escape(gist), escape(of["source"]))
     Console().print(table)
     printing.say("scope: what a choice depends on; group: within what the kept keys are the same.")

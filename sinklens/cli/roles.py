@@ -8,6 +8,7 @@ from sinklens.cli.running import working
 from sinklens.cli.texts import read_text
 from sinklens.cli.values import names
 from sinklens.errors import InputError
+from sinklens.models.locate import locate
 
 in_measured, in_compared = options.panel("What is measured"), options.panel("What is compared")
 
@@ -81,17 +82,20 @@ def roles(
 
       sinklens roles path/to/llama --scores sinks --import llama.json --text book.txt --max-tokens 256
     """
-    from sinklens.results import RunFolder
-    from sinklens.studies.head_roles.criteria import CRITERIA, USUAL
-    from sinklens.studies.head_roles.read_scores import read_all
-    from sinklens.studies.head_roles.result import FORMAT, WORK, Roles
-
-    if out is not None:
-        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
     if model is None and (scores is not None or causal is not None or text):
         raise InputError("Name a MODEL to measure something on it; without one only files (--import) are compared.")
     if model is None and not given:
         raise InputError("Name a MODEL, or files with --import; see sinklens roles --help.")
+    from sinklens.results import RunFolder
+    from sinklens.studies.head_roles.result import FORMAT, WORK, Roles
+
+    if out is not None:
+        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
+    if model is not None:
+        locate(model)
+    from sinklens.studies.head_roles.criteria import CRITERIA, USUAL
+    from sinklens.studies.head_roles.read_scores import read_all
+
     words: dict[str, Any] = {"texts": [read_text(name) for name in text] if text else None, "bos": bos}
     words |= {"max_tokens": max_tokens, "max_sequences": max_sequences}
     every = {None: [*USUAL], "all": [*CRITERIA], "none": []}

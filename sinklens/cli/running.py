@@ -33,7 +33,10 @@ class DryRun(ShowProgress):
 
 
 def load_model(progress: ShowProgress, model: str, **loading: Any) -> Any:
-    """The model, with a sign on standard error while it is loaded."""
+    """The model, with a sign on standard error while it is loaded; a place that is wrong is told before torch is."""
+    from sinklens.models.locate import locate
+
+    locate(model)
     with progress.console.status(f"Loading {model} ..."):
         from sinklens.models import load
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from sinklens.cli import options
+from sinklens.cli import listed, options
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_texts
 from sinklens.cli.values import names
@@ -16,13 +16,18 @@ class ScanCommand(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Fill in the help of ``--detectors`` and print."""
-        from sinklens.detectors.registry import all_detectors, asked_for, default_detectors
-
-        usual, known = default_detectors(), all_detectors()
-        others = ", ".join(name for name, kind in known.items() if name not in usual and not asked_for(kind))
+        usual, others = listed.detectors() or _loaded_detectors()
         option: Any = next(each for each in self.params if each.name == "detectors")
-        option.help = f"Some of {', '.join(usual)} (the default: all of these), {others}."
+        option.help = f"Some of {', '.join(usual)} (the default: all of these), {', '.join(others)}."
         super().format_help(ctx, formatter)
+
+
+def _loaded_detectors() -> tuple[list[str], list[str]]:
+    """The usual detectors and the others, those of installed packages too."""
+    from sinklens.detectors.registry import all_detectors, asked_for, default_detectors
+
+    usual, known = default_detectors(), all_detectors()
+    return [*usual], [name for name, kind in known.items() if name not in usual and not asked_for(kind)]
 
 
 def scan(
@@ -80,7 +85,9 @@ def scan(
     }
     if detectors is not None:
         wanted["detectors"] = names(detectors)
+        listed.check_detectors(wanted["detectors"])
     with working(out) as progress:
+        progress.console.print(_plan(model, wanted, out), highlight=False, markup=False, soft_wrap=True)
         bridge = load_model(
             progress, model, device=device, dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code
         )
@@ -92,6 +99,14 @@ def scan(
         census.save(out)
         saved = [f"Report: {census.report(out / 'report.html')}", f"Tables: {out}"]
     _print(census, saved)
+
+
+def _plan(model: str, wanted: dict[str, Any], out: Any) -> str:
+    """What is about to be done, said before torch is loaded."""
+    which = ", ".join(wanted["detectors"]) if "detectors" in wanted else "the default detectors"
+    texts = wanted["source"] or "built-in texts"
+    where = "nothing is saved (--out DIR saves)" if out is None else f"results in {out}"
+    return f"Scan of {model}: {which} on at most {wanted['max_sequences']} sequences of {texts}; {where}."
 
 
 def _print(census: Any, saved: list[str]) -> None:

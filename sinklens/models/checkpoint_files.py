@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sinklens.errors import ModelLoadError
 from sinklens.models.weights import BUFFERS
 
@@ -118,6 +116,8 @@ def _safetensors_dtypes(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _pickled_dtypes(file: Path) -> Iterator[tuple[str, str]]:
+    import torch  # here: a place that is wrong is told before torch is loaded
+
     try:
         found = torch.load(file, map_location="meta", weights_only=True, mmap=True)
         tensors = [(str(name), each) for name, each in found.items() if isinstance(each, torch.Tensor)]

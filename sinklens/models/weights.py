@@ -4,12 +4,13 @@ import contextlib
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from torch import nn
-
 from sinklens.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Buffers that older versions of transformers saved and that models compute by themselves.
 BUFFERS = re.compile(
@@ -64,8 +65,10 @@ def _check(*, model: Any, pretrained_model_name_or_path: Any, loading_info: Any,
         )
 
 
-def _belongs_to_model(model: nn.Module, name: str) -> bool:
+def _belongs_to_model(model: "nn.Module", name: str) -> bool:
     """Whether a weight without a place would sit in a block of the model, or in a module that the model has."""
+    from torch import nn
+
     stacks = [stack for stack, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     if any(name.startswith(f"{stack}.") for stack in stacks):
         return True
