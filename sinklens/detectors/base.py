@@ -1,8 +1,8 @@
 """What all detectors share: the base class, definitions of metrics, and sums by layer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Final, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,10 @@ from sinklens.models.tokens import TokenBatch
 
 SHARED: Final[Mapping[str, tuple[str, ...]]] = {"layers": ("layer",), "head_scores": ("layer", "head", "kv_head")}
 """Tables that several detectors give, by the columns that tell rows apart: their other columns are joined."""
+
+
+LARGE: Final = 1 << 15
+"""Numbers of one layer from which on sums are kept in fp32 where that loses nothing, and its rows in 32 bits."""
 
 
 class Detector(ABC):
@@ -102,6 +106,12 @@ class Detector(ABC):
         ``kv_head``; their other columns are joined with those of the other detectors.
         """
 
+    def forget(self) -> None:
+        """Drop what was collected, when all tables are made; default: every :class:`LayerSums`."""
+        for value in vars(self).values():
+            if isinstance(value, LayerSums):
+                value.layers.clear()
+
     def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
         """What the tables of a finished census say, in sentences; default: nothing.
 
@@ -113,7 +123,10 @@ class Detector(ABC):
 
 
 class LayerSums:
-    """Named fp64 sums per layer that grow along the position axis when longer sequences arrive."""
+    """Named fp64 sums per layer that grow along the position axis when longer sequences arrive.
+
+    Large ones that fp32 holds exactly, as it does counts and what a single text adds, are kept in it.
+    """
 
     def __init__(self) -> None:
         self.layers: dict[int, dict[str, Tensor]] = {}
@@ -122,12 +135,19 @@ class LayerSums:
         """Add ``value`` (last axis = position) to a sum, widening whichever is shorter."""
         value = value.detach().to(device="cpu", dtype=torch.float64)
         held = self.layers.setdefault(layer, {}).get(name)
-        if held is None:
+        if held is not None:
+            width = max(held.shape[-1], value.shape[-1])
+            pad = torch.nn.functional.pad
+            value = pad(held.double(), (0, width - held.shape[-1])) + pad(value, (0, width - value.shape[-1]))
+        if value.numel() >= LARGE and bool((((narrow := value.float()) == value) | value.isnan()).all()):
+            self.layers[layer][name] = narrow
+        else:
             self.layers[layer][name] = value.clone()
-            return
-        width = max(held.shape[-1], value.shape[-1])
-        pad = torch.nn.functional.pad
-        self.layers[layer][name] = pad(held, (0, width - held.shape[-1])) + pad(value, (0, width - value.shape[-1]))
+
+    def arrays(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """Each layer with its sums by name, all in fp64."""
+        for layer, sums in sorted(self.layers.items()):
+            yield layer, {name: value.double().numpy() for name, value in sums.items()}
 
     def merge(self, other: "LayerSums") -> None:
         """Add all sums of another object."""
@@ -136,24 +156,28 @@ class LayerSums:
                 self.add(layer, name, value)
 
 
-def frame_of(parts: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> pd.DataFrame:
+def frame_of(parts: Sequence[Mapping[str, Any]], columns: Sequence[str] = (), *, spend: bool = False) -> pd.DataFrame:
     """One table from columns that were collected in parts: frames for every layer would take longer than the pass.
 
     Args:
         parts: Arrays of equal length by name, and single values that stand in every row of their part.
         columns: Names of a table without parts.
+        spend: Take the arrays out of the parts, so that no second copy of a large table lies beside the first.
     """
     if not parts:
         return pd.DataFrame(columns=[*columns])
     lengths = [max(np.size(values) for values in part.values()) for part in parts]
-    return pd.DataFrame(
-        {
-            name: np.concatenate(
-                [
-                    part[name] if np.ndim(part[name]) else np.full(length, part[name])
-                    for part, length in zip(parts, lengths, strict=True)
-                ]
-            )
-            for name in parts[0]
-        }
-    )
+    left: list[dict[str, Any]] = [cast(dict[str, Any], part) if spend else dict(part) for part in parts]
+    found = {}
+    for name in list(left[0]):
+        pieces = [part.pop(name) for part in left]
+        found[name] = np.concatenate(
+            [each if np.ndim(each) else np.full(length, each) for each, length in zip(pieces, lengths, strict=True)]
+        )
+    return pd.DataFrame(found, copy=False)
+
+
+def narrow(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same in 32 bits where they are :data:`LARGE`: tables of every head and position can have millions of rows."""
+    kinds: dict[str, Any] = {} if len(next(iter(columns.values()))) < LARGE else {"i": np.int32, "f": np.float32}
+    return {name: values.astype(kinds.get(values.dtype.kind, values.dtype)) for name, values in columns.items()}

@@ -27,5 +27,6 @@ def bos_cosine(hidden: Float[Tensor, "*batch pos d_model"], position: int = 0) -
     wide = hidden if hidden.element_size() > 2 else hidden.float()
     length = vector_norm(wide, dim=-1).clamp(min=SMALLEST)
     bos = wide[..., position, :] / length[..., position, None]
-    along: Tensor = (wide @ bos[..., None])[..., 0] / length
+    twice = bos[..., None].expand(*bos.shape, 2)  # a product with one column is slow for many short sequences
+    along: Tensor = (wide @ twice)[..., 0] / length
     return along.clamp(-1, 1)

@@ -13,7 +13,7 @@ from sinklens.attention import ReceivedMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import Detector
 from sinklens.detectors.massive_activations import ABSOLUTE, RATIO
-from sinklens.detectors.massive_channels import specific_tokens
+from sinklens.detectors.massive_channels import fp32_bounds, specific_tokens
 from sinklens.detectors.registry import register
 from sinklens.detectors.sinks import EPS, MIN_QUERIES, sequence_importance
 from sinklens.detectors.token_types import METRIC, token_types
@@ -134,9 +134,11 @@ class _Part:
 def _flag(part: _Part, record: LayerRecord) -> None:
     if record.hidden is None or record.residual is None:
         return
-    token_max, medians = record.residual.token_max.to(record.hidden.device), record.residual.median.tolist()
-    for flags, bounds in ((part.absolute, ABSOLUTE), (part.relative, [RATIO * median for median in medians])):
-        flags |= specific_tokens(record.hidden, token_max, bounds).cpu()
+    token_max = record.residual.token_max.to(record.hidden.device)
+    bounds = fp32_bounds(record.residual.median.to(record.hidden.device), ABSOLUTE, RATIO)
+    found = specific_tokens(record.hidden, token_max, bounds)
+    for flags, marked in zip((part.absolute, part.relative), found, strict=True):
+        flags |= marked.cpu()
 
 
 def drained_heads(

@@ -27,6 +27,7 @@ EPISODE_COLUMNS = (
     "criterion", "bucket", "channel", "episode", "appears", "leaves_after", "n_sequences", "n_sequences_least", "n_of",
     "peak", "peak_layer", "value", "token_share", "contrast", "everywhere",
 )  # fmt: skip
+TOGETHER = 1024
 _SUMS = ("n_sequences", "n_tokens", "value", "size", "peak")
 
 
@@ -61,13 +62,16 @@ class ChannelPresence:
         sequences, longer, tokens = self.counts[layer]
         sequences, longer = sequences + int((lengths > 0).sum()), longer + int((lengths > 1).sum())
         self.counts[layer] = sequences, longer, tokens + int((lengths - 1).clamp(min=0).sum())
-        later = hidden[:, 1:] if bool(real.all()) else hidden[:, 1:].masked_fill(~real[:, 1:, None], 0)
-        # fp64, because the massive entries are subtracted again and would take the digits of the rest with them
-        self.others[layer] += torch.linalg.vector_norm(later, ord=1, dim=(0, 1), dtype=torch.float64).cpu()
         largest = record.residual.token_max.to(hidden.device).masked_fill(~real, -1)
-        relative = [self.bounds[1] * median for median in record.residual.median.tolist()]
-        for criterion, bounds in enumerate(([self.bounds[0]] * len(relative), relative)):
-            above = torch.tensor([fp32_bound(bound) for bound in bounds], device=hidden.device)
+        both = fp32_bounds(record.residual.median.to(hidden.device), *self.bounds)
+        flagged, later = largest > torch.minimum(*both)[:, None], real.index_fill(1, real.new_zeros(1).long(), False)
+        # fp64 where massive entries are, because they are subtracted again and would take the digits of the rest
+        self.others[layer] += hidden[flagged & later].abs().sum(0, dtype=torch.float64).cpu()
+        usual = (later & ~flagged).float()[:, None]
+        states = hidden if bool(real.all()) else hidden.masked_fill(~real[..., None], 0)
+        for weight, some in zip(usual.split(TOGETHER, 2), states.split(TOGETHER, 1), strict=True):
+            self.others[layer] += (weight @ some.abs().float()).sum((0, 1), dtype=torch.float64).cpu()
+        for criterion, above in enumerate(both):
             # a token whose largest entry is not massive has none: most of them end here
             rows, places = (largest > above[:, None]).nonzero(as_tuple=True)
             if len(rows):
@@ -76,6 +80,8 @@ class ChannelPresence:
     @staticmethod
     def _count(sums: Tensor, states: Tensor, rows: Tensor, places: Tensor, above: Tensor) -> None:
         massive = states.abs() > above[:, None]
+        channels = massive.any(0).nonzero().flatten()  # few have any
+        massive, states, at = massive[:, channels], states[:, channels], channels.cpu()
         for bucket, members in enumerate((places == 0, places > 0)):
             met = massive[members]
             if not len(met):
@@ -84,8 +90,8 @@ class ChannelPresence:
             by_row = torch.zeros(int(rows.max()) + 1, met.shape[1], device=met.device)
             having = by_row.index_add_(0, rows[members], met.float()) > 0
             totals = (values.sum(0, dtype=torch.float64), values.abs().sum(0, dtype=torch.float64))
-            sums[bucket, :4] += torch.stack([having.sum(0).double(), met.sum(0).double(), *totals]).cpu()
-            sums[bucket, 4] = torch.maximum(sums[bucket, 4], values.abs().amax(0).double().cpu())
+            sums[bucket, :4, at] += torch.stack([having.sum(0).double(), met.sum(0).double(), *totals]).cpu()
+            sums[bucket, 4, at] = torch.maximum(sums[bucket, 4, at], values.abs().amax(0).double().cpu())
 
     def merge(self, other: Self) -> None:
         """Add what was counted in other sequences."""
@@ -131,59 +137,65 @@ class ChannelPresence:
                     )  # fmt: skip
 
 
-def fp32_bound(bound: float) -> float:
-    """The largest fp32 number that is not above ``bound``: an fp32 entry exceeds the one where it exceeds the other.
+def fp32_bound(bound: float | Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """The largest fp32 numbers that are not above ``bound``: an fp32 entry exceeds these where it exceeds the others.
 
     Comparing with ``bound`` itself would round it, and decide wrongly about entries that equal it.
 
-    >>> fp32_bound(100.0), fp32_bound(0.1) <= 0.1
+    >>> fp32_bound(100.0).item(), fp32_bound(0.1).item() <= 0.1
     (100.0, True)
     """
-    with np.errstate(over="ignore"):
-        rounded = np.float32(bound)
-    return float(np.nextafter(rounded, np.float32(-np.inf)) if float(rounded) > bound else rounded)
+    wide = torch.as_tensor(bound, dtype=torch.float64, device="cpu")  # fp64 is not everywhere
+    rounded = wide.float()
+    return torch.where(rounded.double() > wide, torch.nextafter(rounded, torch.tensor(-math.inf)), rounded)
+
+
+def fp32_bounds(
+    median: Float[Tensor, " batch"], absolute: float, ratio: float
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Both criteria's bounds for each sequence, see :func:`fp32_bound`."""
+    wide = median.cpu().double()
+    return fp32_bound(torch.full_like(wide, absolute)).to(median), fp32_bound(ratio * wide).to(median)
 
 
 def specific_tokens(
-    states: Float[Tensor, "*batch pos d_model"],
-    largest: Float[Tensor, "*batch pos"],
-    bounds: float | Sequence[float],
-) -> Bool[Tensor, "*batch pos"]:
-    """Which tokens have an entry above a bound that is also more than ten times its channel's median over the tokens.
+    states: Float[Tensor, "batch pos d_model"],
+    largest: Float[Tensor, "batch pos"],
+    bounds: Sequence[Float[Tensor, " batch"]],
+) -> list[Bool[Tensor, "batch pos"]]:
+    """For each bound: tokens with an entry above it that is also more than ten times its channel's median over them.
 
     A channel that is large at every token marks none of them.
 
     Args:
-        states: The residual stream of one sequence, or of several.
-        largest: The largest magnitude of each token; one at or below the bound is not looked at. NaN at padding.
-        bounds: On ``|h|``, strict; of each sequence, or of all.
+        states: The residual stream.
+        largest: The largest magnitude of each token; one at or below the bounds is not looked at. NaN at padding.
+        bounds: On ``|h|`` of each sequence, strict, in fp32.
 
-    Cost: O(pos) for each channel with an entry above the bound.
+    Cost: O(pos) for each channel with an entry above a bound.
 
     Example:
-        >>> h = torch.ones(5, 3)
-        >>> h[2, 0], h[:, 1] = 500.0, 400.0
-        >>> specific_tokens(h, h.amax(1), 100.0).nonzero().tolist()
-        [[2]]
+        >>> h = torch.ones(1, 5, 3)
+        >>> h[0, 2, 0], h[0, :, 1] = 500.0, 400.0
+        >>> specific_tokens(h, h.amax(2), [torch.tensor([100.0])])[0].nonzero().tolist()
+        [[0, 2]]
     """
-    if states.ndim == 2:
-        return specific_tokens(states[None], largest[None], bounds)[0]
-    given = [bounds] * len(states) if isinstance(bounds, float) else bounds
-    above = torch.tensor([fp32_bound(bound) for bound in given], device=states.device)
-    found = largest > above[:, None]
-    rows, places = found.nonzero(as_tuple=True)
+    lowest = torch.stack([*bounds]).amin(0)
+    rows, places = (largest > lowest[:, None]).nonzero(as_tuple=True)
+    marked = [torch.zeros_like(largest, dtype=torch.bool) for _ in bounds]
     if not len(rows):
-        return found
+        return marked
     large = states[rows, places].float().abs()
-    token, channel = (large > above[rows, None]).nonzero(as_tuple=True)
+    token, channel = (large > lowest[rows, None]).nonzero(as_tuple=True)
     column, of = (rows[token] * states.shape[-1] + channel).unique(return_inverse=True)
     row = column // states.shape[-1]
     everyone = states[row, :, column % states.shape[-1]].float().abs().masked_fill(largest[row].isnan(), math.nan)
-    usual = everyone.nanmedian(1).values[of]
-    marked = torch.zeros(len(rows), dtype=torch.bool, device=states.device)
-    marked[token[large[token, channel] > CONTRAST * usual]] = True
-    found[rows, places] = marked
-    return found
+    size = large[token, channel]
+    special = size > CONTRAST * everyone.nanmedian(1).values[of]
+    for found, above in zip(marked, bounds, strict=True):
+        chosen = token[special & (size > above[rows[token]])]
+        found[rows[chosen], places[chosen]] = True
+    return marked
 
 
 def episodes(channels: pd.DataFrame, presence: float = PRESENCE) -> pd.DataFrame:

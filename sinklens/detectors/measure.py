@@ -84,6 +84,7 @@ def measure(
     first_sequence: int = 0,
     nonfinite: NonFinite | None = None,
     progress: Progress = SILENT,
+    keep: bool = True,
     **options: Any,
 ) -> Measurement:
     """Run detectors over one pass: the statistics that they ask for are taken once, and no others.
@@ -103,6 +104,7 @@ def measure(
         first_sequence: Number of the first sequence in the records.
         nonfinite: As for :func:`~sinklens.capture.capture`; its ``mask`` takes the numbers out of the tables.
         progress: Told after each layer, in sequences times layers.
+        keep: Whether the detectors keep what :meth:`Measurement.merge` needs; without it, long texts need less memory.
         options: Settings for the named detectors that take them, such as ``eps=0.4``.
 
     Raises:
@@ -135,12 +137,16 @@ def measure(
         seconds=seconds,
     )
     with spent(seconds, "tables"):
-        tables = tables_of(chosen)
+        tables = tables_of(chosen, keep=keep)
     return Measurement(tuple(chosen), tables, range(first_sequence, first_sequence + len(rows)), seconds)
 
 
-def tables_of(detectors: Sequence[Detector]) -> dict[str, pd.DataFrame]:
+def tables_of(detectors: Sequence[Detector], *, keep: bool = True) -> dict[str, pd.DataFrame]:
     """All tables by name; the columns of those that are :data:`~sinklens.detectors.base.SHARED` stand side by side.
+
+    Args:
+        detectors: Those that make them.
+        keep: Whether each keeps what it collected.
 
     Raises:
         InputError: Two detectors give a table, or a column of a shared one, of one name; or something else than frames.
@@ -148,6 +154,8 @@ def tables_of(detectors: Sequence[Detector]) -> dict[str, pd.DataFrame]:
     tables: dict[str, pd.DataFrame] = {}
     for detector in detectors:
         found: Any = detector.tables()
+        if not keep:
+            detector.forget()
         if not isinstance(found, Mapping) or not all(isinstance(frame, pd.DataFrame) for frame in found.values()):
             raise InputError(f"{detector.name}: tables() must give DataFrames by name, got {type(found).__name__}.")
         for name, frame in found.items():

@@ -17,7 +17,7 @@ from torch import Tensor
 from sinklens.attention import ReceivedMass, StatisticFactory
 from sinklens.attention.statistics import DeltaLogit
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Detector, LayerSums, Metric, frame_of
+from sinklens.detectors.base import Detector, LayerSums, Metric, frame_of, narrow
 from sinklens.detectors.registry import register
 from sinklens.detectors.sinks_verdict import describe_sinks
 from sinklens.errors import InputError
@@ -233,13 +233,10 @@ class SinkDetector(Detector):
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """All tables; empty when no layer has attention."""
-        parts = [
-            self._layer(layer, {name: value.numpy() for name, value in sums.items()})
-            for layer, sums in sorted(self._sums.layers.items())
-        ]
+        parts = [self._layer(layer, sums) for layer, sums in self._sums.arrays()]
         tables, strongest, sweeps = zip(*parts, strict=True) if parts else ((), (), ())
         return {
-            "sinks": frame_of(tables, COLUMNS),
+            "sinks": frame_of(tables, COLUMNS, spend=True),
             "sink_heads": frame_of([part for part in strongest if len(part["head"])], COLUMNS),
             "eps_sweep": frame_of(sweeps, SWEEP_COLUMNS),
         }
@@ -284,7 +281,7 @@ class SinkDetector(Detector):
             "eps": np.tile(np.array(self.thresholds)[order], len(places)),
             "sink_rate": rates[order][:, head, position].T.ravel(),
         }
-        return table, strongest, sweep
+        return narrow(table), strongest, sweep
 
 
 def sequence_importance(record: LayerRecord) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sinklens.attention import ReceivedMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Detector, LayerSums, Metric, frame_of
+from sinklens.detectors.base import Detector, LayerSums, Metric, frame_of, narrow
 from sinklens.detectors.registry import register
 from sinklens.detectors.value_drains_verdict import describe_drains
 from sinklens.errors import InputError
@@ -110,28 +110,26 @@ class ValueDrainDetector(Detector):
     def tables(self) -> dict[str, pd.DataFrame]:
         """The table; ``output_norm`` and ``drain_wo`` are NaN where W_O cannot be read."""
         parts = []
-        for layer, sums in sorted(self._sums.layers.items()):
-            s = {name: value.numpy() for name, value in sums.items()}
+        for layer, s in self._sums.arrays():
             kv_heads, positions = s["value"].shape
             heads = self._heads[layer]
             count = np.where(s["count"] > 0, s["count"], np.nan)
             head = np.repeat(np.arange(heads), positions)
             kv_head = head // (heads // kv_heads)
             unknown = np.full((heads, positions), np.nan)
-            parts.append(
-                {
-                    "layer": layer,
-                    "head": head,
-                    "kv_head": kv_head,
-                    "position": np.tile(np.arange(positions), heads),
-                    "value_norm": np.repeat(s["value"] / count, heads // kv_heads, axis=0).ravel(),
-                    "drain": np.repeat(_ratio(s, "value"), heads // kv_heads, axis=0).ravel(),
-                    "output_norm": (s["output"] / count if "output" in s else unknown).ravel(),
-                    "drain_wo": (_ratio(s, "output") if "output" in s else unknown).ravel(),
-                    "n_sequences": np.tile(s["count"].astype(int), heads),
-                }
-            )
-        return {"value_drains": frame_of(parts, COLUMNS)}
+            columns = {
+                "layer": np.full(heads * positions, layer),
+                "head": head,
+                "kv_head": kv_head,
+                "position": np.tile(np.arange(positions), heads),
+                "value_norm": np.repeat(s["value"] / count, heads // kv_heads, axis=0).ravel(),
+                "drain": np.repeat(_ratio(s, "value"), heads // kv_heads, axis=0).ravel(),
+                "output_norm": (s["output"] / count if "output" in s else unknown).ravel(),
+                "drain_wo": (_ratio(s, "output") if "output" in s else unknown).ravel(),
+                "n_sequences": np.tile(s["count"].astype(int), heads),
+            }
+            parts.append(narrow(columns))
+        return {"value_drains": frame_of(parts, COLUMNS, spend=True)}
 
     def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
         """How small the value state of the sink is in the sink heads."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sinklens.attention import ReceivedMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Detector, LayerSums, Metric, frame_of
+from sinklens.detectors.base import Detector, LayerSums, Metric, frame_of, narrow
 from sinklens.detectors.registry import register
 from sinklens.detectors.sinks import EPS, MIN_QUERIES, MIN_SHARE
 from sinklens.detectors.visible_sinks_verdict import describe_windows
@@ -119,11 +119,14 @@ class VisibleSinkDetector(Detector):
     def tables(self) -> dict[str, pd.DataFrame]:
         """Both tables; empty when no layer has attention."""
         tables, strongest = [], []
-        for layer, sums in sorted(self._sums.layers.items()):
-            table, found = _table(layer, {name: value.numpy() for name, value in sums.items()})
-            tables.append(table)
+        for layer, sums in self._sums.arrays():
+            table, found = _table(layer, sums)
+            tables.append(narrow(table))
             strongest.append({name: values[found] for name, values in table.items()})
-        return {"sinks_visible": frame_of(tables, COLUMNS), "sink_heads_visible": frame_of(strongest, COLUMNS)}
+        return {
+            "sinks_visible": frame_of(tables, COLUMNS, spend=True),
+            "sink_heads_visible": frame_of(strongest, COLUMNS),
+        }
 
     def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
         """What sliding windows do to the counts of sink heads."""

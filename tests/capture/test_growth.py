@@ -3,14 +3,22 @@
 import ctypes
 import gc
 import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 import sinklens
+from sinklens.capture.record import LayerRecord, ValueNorms
+from sinklens.detectors.base import LayerSums
+from sinklens.detectors.measure import tables_of
+from sinklens.detectors.sinks import SinkDetector
+from sinklens.detectors.value_drains import ValueDrainDetector
+from sinklens.detectors.visible_sinks import VisibleSinkDetector
 from sinklens.models.builtin import data_dir
-from sinklens.models.tokens import tokenize
+from sinklens.models.tokens import TokenBatch, tokenize
 
 STATUS = Path("/proc/self/status")
 PEAK = Path("/proc/self/clear_refs")
@@ -28,6 +36,40 @@ def settle() -> None:
     """Give back what nobody holds."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def test_a_long_text_takes_few_bytes_for_each_head_and_position() -> None:
+    """What is held of a text, and the most that its tables take on the way: by far the most of a long scan's memory."""
+    n_layers, heads, length = 2, 16, 4096
+    generator = torch.Generator().manual_seed(0)
+    ids, nobody = torch.zeros(1, length, dtype=torch.int64), torch.zeros(1, length, dtype=torch.bool)
+    batch = TokenBatch(ids, ~nobody, nobody, [["a"] * length], None, "caller", "")
+
+    def draw(*size: int) -> torch.Tensor:
+        return torch.rand(1, *size, generator=generator)
+
+    detectors = [SinkDetector(), VisibleSinkDetector(), ValueDrainDetector()]
+    for layer in range(n_layers):
+        attention = {
+            "mass": draw(heads, length),
+            "queries": torch.arange(length, 0, -1)[None].float(),
+            "null_mass": draw(length),
+            "delta_logit": draw(heads, length),
+        }
+        values = ValueNorms(draw(heads // 4, length), draw(heads, length))
+        for detector in detectors:
+            detector.update(LayerRecord(layer, batch, 0, "fast", attention, values))
+    rows = n_layers * heads * length
+    kept = [sums for detector in detectors for sums in vars(detector).values() if isinstance(sums, LayerSums)]
+    held = sum(x.nbytes for sums in kept for by_name in sums.layers.values() for x in by_name.values())
+    tracemalloc.start()
+    tables = tables_of(detectors, keep=False)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(tables["sinks"]) == len(tables["value_drains"]) == rows
+    assert held / rows < 70
+    assert most / rows < 190
+    assert not any(sums.layers for sums in kept)
 
 
 @linux

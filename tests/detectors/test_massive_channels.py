@@ -167,7 +167,8 @@ def test_tokens_with_an_entry_of_their_own() -> None:
     h[0, 2] = 100.0  # not over the bound
 
     def tokens(states: Tensor) -> list[int]:
-        return specific_tokens(states, states.abs().amax(1), 100.0).nonzero().flatten().tolist()
+        found = specific_tokens(states[None], states.abs().amax(1)[None], [torch.tensor([100.0])])[0]
+        return found[0].nonzero().flatten().tolist()
 
     assert tokens(h) == [0, 3]
     h[0, 1] = 2900.0  # not ten times its channel's median

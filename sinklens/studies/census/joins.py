@@ -156,7 +156,7 @@ def join_heads(
         }
     )
     heads = heads.merge(first[[*KEY, "importance_first", "sink_rate_first", "null_first", "ceiling_first"]], on=KEY)
-    at_key = table[[*KEY, "position", "ceiling"]].rename(columns={"position": "sink_position"})
+    at_key = _at(table, heads)[[*KEY, "position", "ceiling"]].rename(columns={"position": "sink_position"})
     heads = heads.merge(at_key, on=[*KEY, "sink_position"])
     own = strongest_visible.drop(columns="ceiling").rename(columns={"position": "sink_position_visible"})
     own = own.astype({"layer": int, "head": int, "sink_position_visible": "Int64"})
@@ -166,9 +166,20 @@ def join_heads(
         enough = heads[f"sink_rate{suffix}"] >= SINK_HEAD_RATE
         heads[f"is_sink{suffix}"] = enough & (heads[f"ratio{suffix}"] >= SINK_HEAD_RATIO)
     if drains is not None and len(drains):
-        wanted = drains.rename(columns={"position": "sink_position"}).drop(columns="n_sequences")
+        wanted = _at(drains, heads).rename(columns={"position": "sink_position"}).drop(columns="n_sequences")
         heads = heads.merge(wanted, on=[*KEY, "sink_position"], how="left")
-    return heads
+    return _wide(heads)
+
+
+def _at(table: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
+    """The rows at positions that are some head's strongest: a join would look all of them up."""
+    return table[table["position"].isin(heads["sink_position"])]
+
+
+def _wide(heads: pd.DataFrame) -> pd.DataFrame:
+    """Joined columns as wide as the others: the tables of every position are narrow to save memory."""
+    wide = {"float32": "float64", "int32": "int64"}
+    return heads.astype({name: wide[str(kind)] for name, kind in heads.dtypes.items() if str(kind) in wide})
 
 
 def sinks_by_layer(heads: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """What a pass keeps of every head on each text, for :mod:`~sinklens.studies.census.by_sequence`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -104,14 +104,15 @@ def sequences_kept(lengths: Sequence[int], layers: int, heads: int) -> int:
     return int((np.cumsum([int(length) * each for length in lengths]) <= MOST_BYTES).sum())
 
 
-def _stacked(name: str, by_layer: Mapping[int, np.ndarray], layers: range) -> np.ndarray:
+def _stacked(name: str, by_layer: MutableMapping[int, np.ndarray], layers: range) -> np.ndarray:
     """Layers side by side, missing ones and heads that a layer does not have as missing."""
     example = next(iter(by_layer.values()))
     width = max(each.shape[1] for each in by_layer.values())
     out = np.full((len(example), len(layers), width), _missing(name), example.dtype)
     for index, layer in enumerate(layers):
         if layer in by_layer:
-            out[:, index, : by_layer[layer].shape[1]] = by_layer[layer]
+            found = by_layer.pop(layer)  # no second copy of all layers
+            out[:, index, : found.shape[1]] = found
     return out
 
 

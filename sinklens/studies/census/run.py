@@ -182,6 +182,7 @@ def scan(
         intervention=intervention,
         nonfinite=nonfinite,
         progress=Share(progress, records),
+        keep=False,
     )
     tables = join_tables(found.tables) | {"profile": example.profile()}
     if domains is not None:
