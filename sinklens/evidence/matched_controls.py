@@ -3,11 +3,8 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
-from jaxtyping import Bool
-from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
@@ -26,7 +23,9 @@ from sinklens.interventions import (
 from sinklens.interventions.base import Intervention
 from sinklens.models.tokens import TokenBatch
 from sinklens.policies.base import Policy
-from sinklens.policies.view import View
+from sinklens.policies.head_split import HeadSplit
+from sinklens.policies.matched_random import MatchedRandom
+from sinklens.policies.sink_window import SinkWindow
 
 _KEYS = {MaskKeys: "keys", ScaleKeys: "keys", EditValues: "keys"}
 
@@ -45,32 +44,6 @@ class MatchedControls:
     interventions: tuple[Intervention, ...] = ()
     kind: str = ""
     note: str = ""
-
-
-@dataclass(frozen=True)
-class RandomKeys(Policy):
-    """Reads as many keys in every row and head as another rule does, but random ones; its own token stays.
-
-    Args:
-        rule: A policy, or a :class:`~sinklens.interventions.SlidingWindow`.
-        seed: Which keys.
-    """
-
-    rule: Intervention
-    seed: int = 0
-
-    scope: ClassVar = "global"
-
-    def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:
-        """The keys with the largest of random numbers, as many as the rule keeps."""
-        kept = _kept(self.rule, view) & view.visible
-        draw = torch.Generator().manual_seed(hash((self.seed, view.layer, view.sequence, view.first_row)) % 2**62)
-        scores = torch.rand(view.scores.shape, generator=draw).to(view.scores.device)
-        scores = scores.masked_fill(~view.visible, -1.0)
-        own = (view.rows[:, None] == view.keys[None]).expand_as(scores) & view.visible
-        scores = scores.masked_fill(own & kept.any(-1, keepdim=True), 2.0)
-        place = torch.argsort(torch.argsort(scores, dim=-1, descending=True, stable=True), dim=-1)
-        return (place < kept.sum(-1, keepdim=True)) & view.visible
 
 
 def matched_controls(
@@ -114,10 +87,10 @@ def matched_controls(
     if isinstance(intervention, SetActivations):
         return _other_entries(model, batch, intervention, draws)
     if isinstance(intervention, Policy | SlidingWindow | CompensatedWindow):
-        rule: Any = intervention
-        if isinstance(rule, Policy) and type(rule).change_call is not Policy.change_call:
+        rule = intervention if isinstance(intervention, Policy) else _as_policy(model, intervention)
+        if type(rule).change_call is not Policy.change_call:
             return MatchedControls(note="No control: this rule changes keys and values and drops none.")
-        chosen = tuple(RandomKeys(rule, seed + n) for n in range(draws))
+        chosen = tuple(MatchedRandom(rule, seed + n) for n in range(draws))
         return MatchedControls(chosen, "keys in every row and head", "")
     heads: Any = getattr(intervention, "heads", "all")
     if isinstance(heads, str):
@@ -166,16 +139,9 @@ def _other_entries(
     return MatchedControls(tuple(controls), "entries of median size at the same tokens")
 
 
-def _kept(rule: Any, view: View) -> Bool[Tensor, "head q_pos k_pos"]:
-    """Which keys a rule lets each row read."""
-    if isinstance(rule, Policy):
-        of_rule: Tensor = rule.keep(view).expand_as(view.scores)
-        return of_rule
-    near = (view.distance < rule.window) | (view.keys < rule.sinks)[None]
-    kept: Tensor = near.expand_as(view.scores)
-    if isinstance(rule.heads, str):
-        return kept
-    others = [head for head in view.heads if (view.layer, head) not in rule.heads]
-    kept = kept.clone()
-    kept[[view.heads.index(head) for head in others]] = True
-    return kept
+def _as_policy(model: TransformerBridge, window: Any) -> Policy:
+    """The policy that keeps what a window keeps."""
+    if isinstance(window.heads, str):
+        return SinkWindow(sinks=window.sinks, recent=window.window)
+    others = tuple(head for head in all_heads(model) if head not in window.heads)
+    return HeadSplit(full=others, sinks=window.sinks, recent=window.window)

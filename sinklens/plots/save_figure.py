@@ -217,7 +217,7 @@ def save_figures(figures: Sequence[Saving], *, stacklevel: int = 2) -> list[Path
 
 def _page(one: Saving) -> str:
     library: bool | str = "directory" if one.shared_js else True
-    page: str = one.fig.to_html(include_plotlyjs=library, full_html=True, config=CONFIG, div_id="figure")
+    page: str = one.fig.to_html(include_plotlyjs=library, full_html=True, config={**CONFIG}, div_id="figure")
     title = html.unescape(str(one.fig.layout.title.text or one.stem.name).split("<br>")[0])
     charset = '<meta charset="utf-8" />'
     head = f"{charset}<title>{html.escape(title)}</title>"

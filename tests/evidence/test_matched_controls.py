@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from sinklens.evidence.matched_controls import RandomKeys, _kept, matched_controls
+from sinklens.evidence.matched_controls import matched_controls
 from sinklens.interventions import (
     AblateHeads,
     CalibrateSinks,
+    CompensatedWindow,
     EditValues,
     MaskKeys,
     ScaleKeys,
@@ -79,32 +80,28 @@ class Noted(Policy):
     scope = "causal"
 
     def keep(self, view: Any) -> Any:
-        found = _kept(self.rule, view) & view.visible
+        found = self.rule.keep(view).expand_as(view.scores) & view.visible
         self.store.append(found)
         return found
 
 
-@pytest.mark.parametrize(
-    "rule", [make_policy("h2o:heavy=4,recent=4"), SlidingWindow(6, 2), SlidingWindow(6, 0, ["L0H1"])], ids=str
-)
+@pytest.mark.parametrize("rule", [SlidingWindow(6, 2), SlidingWindow(6, 0, ["L0H1"]), CompensatedWindow(6)], ids=str)
 def test_as_many_random_keys_in_every_row(model: Any, batch: Any, rule: Any) -> None:
-    kept: dict[int, list[Any]] = {0: [], 1: []}
-    for seed, store in kept.items():
-        inner: list[Any] = []
-        control = Noted(RandomKeys(Noted(rule, inner), seed), store)
-        with torch.no_grad(), control(model):
+    found = matched_controls(model, batch, rule, draws=2)
+    assert found.kind == "keys in every row and head"
+    kept: list[list[Any]] = []
+    for control in found.interventions:
+        kept.append([])
+        with torch.no_grad(), Noted(control, kept[-1])(model):
             model(batch.ids, return_type=None)
-        assert len(inner) == len(store) == 8
-        for own, random in zip(inner, store, strict=True):
-            assert torch.equal(own.sum(-1), random.sum(-1))
-            assert bool(random.diagonal(dim1=-2, dim2=-1).all())
-    if isinstance(rule, SlidingWindow):
-        for layer, random in zip((0, 0, 1, 1, 2, 2, 3, 3), kept[0], strict=True):
-            for head, row in itertools.product(range(4), range(30)):
-                keys = [key for key in range(row + 1) if row - key < rule.window or key < rule.sinks]
-                named = rule.heads == "all" or (layer, head) in rule.heads
-                assert int(random[head, row].sum()) == (len(keys) if named else row + 1)
-    assert any(not torch.equal(*pair) for pair in zip(kept[0], kept[1], strict=True))
+    for layer, random in zip((0, 0, 1, 1, 2, 2, 3, 3), kept[0], strict=True):
+        for head, row in itertools.product(range(4), range(30)):
+            keys = [key for key in range(row + 1) if row - key < rule.window or key < rule.sinks]
+            named = rule.heads == "all" or (layer, head) in rule.heads
+            assert int(random[head, row].sum()) == (len(keys) if named else row + 1)
+    assert any(not torch.equal(*pair) for pair in zip(*kept, strict=True))
+    policy = make_policy("h2o:heavy=4,recent=4")
+    assert [each.policy for each in matched_controls(model, batch, policy).interventions] == [policy] * 5  # type: ignore[attr-defined]
 
 
 def test_what_drops_no_key_has_no_control(model: Any, batch: Any) -> None:

@@ -142,7 +142,9 @@ class CensusRun(Run):
         return self.heads(), score
 
     def _draw_grid(self, score: str) -> go.Figure:
-        return sink_heatmap(self.heads(), value=score, n_layers=self.model.get("n_layers"))  # type: ignore[arg-type]
+        heads = self.heads()
+        hover: Any = "all" if len(heads) <= _MOST_HOVERS else "value"  # the panel of the head has the others
+        return sink_heatmap(heads, value=score, n_layers=self.model.get("n_layers"), hover=hover)  # type: ignore[arg-type]
 
     def table_for_grid(self) -> pd.DataFrame:
         """The table of heads."""
@@ -213,6 +215,8 @@ class CensusRun(Run):
 
     def positions(self, layer: int, head: int) -> Positions:
         """Attention received and value norms of a head by position."""
+        if self.is_one_text and (own := self.numbers.of(0)) is not None:  # quicker than the rows of a long table
+            return _positions(own, layer, head, self.of, self.token_strings(0))
         received = self._at(layer, head, "sinks", ("importance", "null"))
         values = self._at(layer, head, "value_drains", ("value_norm", "output_norm"))
         return Positions(received, values, self.of, self.token_strings(0) if self.is_one_text else [])
@@ -232,14 +236,15 @@ class CensusRun(Run):
         table = self.tables.frame("massive")
         return table[(table["sequence"] == sequence) & (table["position"] == position)].sort_values("layer")
 
-    def norms(self, sequence: int) -> pd.DataFrame | None:
-        """Residual norms ``layer, position, resid_norm`` of one text; ``None`` where they were not kept."""
+    def norms(self, sequence: int) -> np.ndarray | None:
+        """Residual norms of one text ``[pos 1+layer]``, the embedding first; ``None`` where they were not kept."""
         numbers = self.text(sequence)
         if numbers is not None and numbers.resid_norm is not None:
-            position, layer = np.indices(numbers.resid_norm.shape)
-            columns = {"layer": layer - 1, "position": position, "resid_norm": numbers.resid_norm}
-            return pd.DataFrame({name: np.asarray(values).ravel() for name, values in columns.items()})
-        return self.tables.frame("profile") if sequence == 0 and "profile" in self.tables.names else None
+            return np.asarray(numbers.resid_norm, dtype=float)
+        if sequence != 0 or "profile" not in self.tables.names:
+            return None
+        grid = self.tables.frame("profile").pivot(index="position", columns="layer", values="resid_norm")
+        return grid.sort_index(axis=0).sort_index(axis=1).to_numpy(float)
 
     def _at(self, layer: int, head: int, table: str, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
         rows = self.tables.head(table, layer, head)
@@ -288,6 +293,7 @@ class CensusRun(Run):
 
 
 _MOST_TEXTS: Final = 16
+_MOST_HOVERS: Final = 600
 
 
 @dataclass
@@ -337,19 +343,26 @@ class TextRun(CensusRun):
 
     def positions(self, layer: int, head: int) -> Positions:
         """Attention received and value norms of a head by position, on this text."""
-        one, received, values = self.one, {}, {}
-        assert one is not None
-        if layer < one.importance.shape[1] and head < one.importance.shape[2]:
-            received = {"importance": one.importance[:, layer, head], "null": one.null[:, layer]}
-            if one.value_norm is not None:
-                group = max(1, one.importance.shape[2] // one.value_norm.shape[2])
-                values["value_norm"] = one.value_norm[:, layer, head // group]
-            if one.output_norm is not None:
-                values["output_norm"] = one.output_norm[:, layer, head]
-        return Positions(received, values, self.of, self.token_strings(self.sequence))
+        assert self.one is not None
+        return _positions(self.one, layer, head, self.of, self.token_strings(self.sequence))
 
     def _token_at(self, position: int) -> str:
         return f"token {visible_text(str(self.tokens(self.sequence)['token'].iloc[position]))}"
+
+
+def _positions(one: OneSequence, layer: int, head: int, of: str, tokens: list[str]) -> Positions:
+    """What a head does by position on one text."""
+    received: dict[str, np.ndarray] = {}
+    values: dict[str, np.ndarray] = {}
+    if layer < one.importance.shape[1] and head < one.importance.shape[2]:
+        received = {"importance": one.importance[:, layer, head], "null": one.null[:, layer]}
+        if one.value_norm is not None:
+            group = max(1, one.importance.shape[2] // one.value_norm.shape[2])
+            values["value_norm"] = one.value_norm[:, layer, head // group]
+        if one.output_norm is not None:
+            values["output_norm"] = one.output_norm[:, layer, head]
+    plain = [{name: np.asarray(each) for name, each in some.items()} for some in (received, values)]
+    return Positions(plain[0], plain[1], of, tokens)
 
 
 def _padded(values: np.ndarray, layers: int) -> np.ndarray:

@@ -25,7 +25,9 @@ def open_run(path: Path, name: str, label: str) -> Run:
     kind = known_kind(tables.kind)
     if kind is not None:
         refuse_newer(name, tables.meta, kind.newest)
-    tables.warm()
+    one_text = dict(tables.meta.get("tokens") or {}).get("n_sequences") == 1
+    if not (one_text and dict(tables.meta.get("by_sequence") or {}).get("kept")):  # else nothing reads them
+        tables.warm()
     make = _VIEWS.get(tables.kind, _any)
     with blamed(path):
         run = make(name, label, tables)

@@ -23,7 +23,10 @@ def layout(models: list[str], *, computing: bool) -> html.Div:
         [
             dcc.Location(id="url", refresh=False),
             *(dcc.Store(id=name) for name in ("state", "lists", "strip-data", "strip-pick", "strip-drawn", "marked")),
-            *(dcc.Store(id=name) for name in ("lines-data", "lines-drawn", "line-pick", "head-step")),
+            *(
+                dcc.Store(id=name)
+                for name in ("lines-data", "lines-drawn", "line-pick", "head-step", "positions-later", "token-later")
+            ),
             *(dcc.Store(id=f"{name}-key") for name in ("grid", "head", "positions", "token", "text", "all", "form")),
             dcc.Store(id="arrival"),
             dcc.Store(id="image"),

@@ -129,6 +129,7 @@ def test_lines_lead_from_token_to_token(screen: Screen) -> None:
 
 def test_an_intervention_is_tried_and_a_reload_finds_the_same_state(screen: Screen) -> None:
     screen.open("?run=tiny&head=L0H3&token=0")
+    screen.until("document.querySelector('#token-heads .main-svg')")  # it stands above, and moves the list down
     screen.page.click("#computing summary")
     screen.choose("method", "ScaleKeys")
     screen.until("location.search.includes('method=ScaleKeys') && document.querySelector('.fields')")

@@ -1,5 +1,4 @@
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 import pytest
 from hypothesis import given
@@ -81,8 +80,7 @@ def test_positions_repeat_tokens_and_keep_their_values() -> None:
 
 
 def test_a_tokens_norm_stands_beside_the_others() -> None:
-    rows = [(layer, position, 10.0 * layer + position + 1) for layer in range(3) for position in range(5)]
-    norms = pd.DataFrame(rows, columns=["layer", "position", "resid_norm"])
+    norms = np.array([[10.0 * layer + position + 1 for layer in range(3)] for position in range(5)])
     fig = token_norm(norms, 0)
     by_name = {trace.name: np.asarray(trace.y, dtype=float) for trace in fig.data}
     np.testing.assert_allclose(by_name["this token"], [1, 11, 21])

@@ -1,4 +1,20 @@
 /* What the page does by itself: the strip of tokens, and saving pictures. Tokens are only ever set as text. */
+const first = {};
+function afterFirstView(part, key, pause) {
+  first[part] = (first[part] || 0) + 1;
+  if (first[part] > 1) return key; /* somebody has chosen it */
+  const ends = Date.now() + 2500;
+  return new Promise(function (done) {
+    const look = function () {
+      const grid = document.querySelector("#grid .main-svg, #pair .main-svg");
+      const head = document.querySelector("#map .main-svg, #layer .main-svg, #lines svg");
+      if ((!grid || !head) && Date.now() < ends) return window.setTimeout(look, 40);
+      window.setTimeout(function () { done(first[part] > 1 ? window.dash_clientside.no_update : key); }, pause);
+    };
+    look();
+  });
+}
+
 window.dash_clientside = Object.assign({}, window.dash_clientside, {
   sinklens: {
     strip: function (data, key, drawn) {
@@ -83,6 +99,14 @@ window.dash_clientside = Object.assign({}, window.dash_clientside, {
         if (again) again.focus();
       }
       return (drawn || 0) + 1;
+    },
+
+    /* What lies below the first screen waits until that is drawn, and the token's panel a moment longer. */
+    laterPositions: function (key) {
+      return afterFirstView("positions", key, 150);
+    },
+    laterToken: function (key) {
+      return afterFirstView("token", key, 600);
     },
 
     /* Whoever types a text means it. */

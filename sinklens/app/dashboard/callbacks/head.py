@@ -69,7 +69,7 @@ def register(app: Dash, bench: Bench) -> None:
         Output("positions-card", "hidden"),
         Output("positions-title", "children"),
         Output("positions-of", "children"),
-        Input("positions-key", "data"),
+        Input("positions-later", "data"),
         State("state", "data"),
         prevent_initial_call=True,
     )
@@ -80,6 +80,14 @@ def register(app: Dash, bench: Bench) -> None:
         title = f"{state.head} {'by position' if isinstance(run, CensusRun) else 'by sequence'}"
         graph = wide_graph("positions", figure, 350, says=f"{title}: attention received and value norms")
         return graph, figure is None, title, run.of if run is not None else ""
+
+    for part in ("positions", "token"):  # below the first screen, which is drawn first
+        app.clientside_callback(  # type: ignore[no-untyped-call]
+            ClientsideFunction("sinklens", f"later{part.capitalize()}"),
+            Output(f"{part}-later", "data"),
+            Input(f"{part}-key", "data"),
+            prevent_initial_call=True,
+        )
 
     app.clientside_callback(  # type: ignore[no-untyped-call]
         ClientsideFunction("sinklens", "lines"),

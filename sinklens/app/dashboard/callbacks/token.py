@@ -33,7 +33,7 @@ def register(app: Dash, bench: Bench) -> None:
         Output("token-massive", "children"),
         Output("token-card", "className"),
         Output("token", "max"),
-        Input("token-key", "data"),
+        Input("token-later", "data"),
         prevent_initial_call=True,
     )
     def show_token(key: dict[str, Any]) -> tuple[Any, ...]:
