@@ -85,7 +85,8 @@ def saved(bench: Bench, state: Shown, card: str, form: str) -> str:
     if not figures:
         raise InputError("There is no figure here to save; choose a head or token first.")
     parts = [
-        str(figure.to_html(full_html=False, include_plotlyjs=i == 0, config={**CONFIG})) for i, figure in enumerate(figures)
+        str(figure.to_html(full_html=False, include_plotlyjs=i == 0, config={**CONFIG}))
+        for i, figure in enumerate(figures)
     ]
     lines = [run.label, *run.notes, *run.verdict[:1], *run.provenance]
     said = "".join(f"<p>{html_escape.escape(line)}</p>" for line in lines)
