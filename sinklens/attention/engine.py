@@ -23,9 +23,11 @@ from transformer_lens.model_bridge.generalized_components.attention import Atten
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from sinklens.attention.extra_pass import attend_with_pass, form_for
 from sinklens.attention.fallback import hook_layers
 from sinklens.attention.fused import fused
 from sinklens.attention.kernel import AttentionCall, Edit, attend
+from sinklens.attention.kernel_choice import Kernel, chosen
 from sinklens.attention.masks import lazy_mask, real_rows
 from sinklens.attention.statistics import Statistic, StatisticFactory
 from sinklens.attention.turns import Turn, engine_of, turn
@@ -33,6 +35,9 @@ from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers
 
 IMPLEMENTATION = "sinklens"
+
+EDITED_FROM = 4096
+"""Keys from which on an edited pass without statistics runs in fused attention, where that can carry the edit."""
 
 LayerListener = Callable[[int, Tensor, list[Statistic]], None]
 """Called after each layer's attention with index, values ``[batch kv_head k_pos d_value]``, statistics."""
@@ -58,6 +63,7 @@ class AttentionEngine:
         on_layer: Listener that receives each finished layer, in the order of execution.
         real: Which positions are real tokens ``[batch pos]``; padding rows get weight 0.
         skipped: Layers that the caller keeps from running; every other layer has to call the engine.
+        kernel: ``"blocks"`` or ``"extra pass"``; default: what :func:`~sinklens.attention.plan_for` found.
 
     Raises:
         UnsupportedArchitectureError: After a forward pass in which some attention layer never reached the
@@ -83,6 +89,7 @@ class AttentionEngine:
         on_layer: LayerListener | None = None,
         real: Tensor | None = None,
         skipped: Collection[int] = (),
+        kernel: Kernel | None = None,
     ) -> None:
         if path not in ("fast", "fallback", "none"):
             raise InputError(f'path must be "fast", "fallback" or "none", got {path!r}; plan_for(model) knows it.')
@@ -95,6 +102,7 @@ class AttentionEngine:
         self.on_layer = on_layer
         self.real = real
         self.skipped = frozenset(skipped)
+        self.kernel: Kernel = kernel or chosen(model)
         self._real_rows: dict[tuple[int, int, torch.device], Tensor | None] = {}
         self.calls: list[int] = []
         self.seconds = 0.0  # in the kernel so far; a GPU works on after the call returns
@@ -181,7 +189,7 @@ class AttentionEngine:
         # fused kernels round differently, so a layer may take one only where nothing is compared with an edited run
         own = bool(statistics) or self.edited is None or call.layer in self.edited
         started = time.perf_counter()
-        output = attend(call, statistics, self.edits) if own else fused(call)
+        output = self._computed(call, statistics) if own else fused(call)
         self.seconds += time.perf_counter() - started
         output_edits: list[Any] = [edit for edit in self.edits if hasattr(edit, "edit_output")]
         for edit in output_edits:
@@ -194,6 +202,19 @@ class AttentionEngine:
                 observer.observe_output(call.shape, output)
         self.finish(call.layer, call.value, statistics)
         return output
+
+    def _computed(self, call: AttentionCall, statistics: list[Statistic]) -> Tensor:
+        """One layer in the kernel that takes it.
+
+        Without statistics the passes before and after an edit are compared, and two kernels round differently: there
+        fused attention is for edits of scores in long texts alone.
+        """
+        long = any(hasattr(edit, "edit_scores") for edit in self.edits) and call.shape.k_pos >= EDITED_FROM
+        if self.kernel == "extra pass" and (statistics or long):
+            form = form_for(call, statistics, self.edits)
+            if not isinstance(form, str):
+                return attend_with_pass(call, form, statistics)
+        return attend(call, statistics, self.edits)
 
     def finish(self, layer: int, value: Tensor, statistics: list[Statistic]) -> None:
         """Note that a layer is done, and hand it to the listener.

@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -10,8 +10,19 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention.engine import AttentionEngine, delegated
+from sinklens.attention.extra_pass import usable
+from sinklens.attention.kernel_choice import Kernel, choose
 from sinklens.attention.maps import FullMap
-from sinklens.attention.statistics import Statistic
+from sinklens.attention.statistics import (
+    DeltaLogit,
+    Distance,
+    Entropy,
+    MissingMass,
+    ReceivedMass,
+    Statistic,
+    StatisticFactory,
+    TopKey,
+)
 from sinklens.attention.turns import turn
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers, context_length, has_learned_sink, window_of
@@ -42,6 +53,10 @@ class AttentionPlan:
     reason: str
     finite: bool = True
     """Whether the model's logits for ordinary tokens are numbers."""
+    kernel: Kernel = "blocks"
+    """What computes statistics on the fast path."""
+    kernel_reason: str = ""
+    """Why it is that kernel."""
 
 
 _State = tuple[object, ...]
@@ -75,6 +90,7 @@ def plan_for(model: TransformerBridge, *, nonfinite: bool = False) -> AttentionP
         with turn(model):
             plan = _find_plan(model, vetted=plan is not None)
         _plans[model] = state, plan
+        choose(model, plan.kernel)
     if not plan.finite and not nonfinite:
         raise InputError(
             "The model gives NaN or infinite logits for ordinary tokens, so nothing can be measured: use intact "
@@ -111,7 +127,9 @@ def _find_plan(model: TransformerBridge, vetted: bool) -> AttentionPlan:
             # attention code that bypasses AttentionInterface chokes on the lazy mask in its own way
             failure = f"its attention code does not take the engine's mask ({type(error).__name__}: {error})"
         if failure is None:
-            return _make(model, "fast", "AttentionInterface; patterns and logits equal the bridge's", finite)
+            fast = _make(model, "fast", "AttentionInterface; patterns and logits equal the bridge's", finite)
+            kernel, reason = _find_kernel(model, ids)
+            return replace(fast, kernel=kernel, kernel_reason=reason)
         problem = None if vetted else _differs_from_hugging_face(model, ids, logits)
         problem = problem or _compare(model, "fallback", ids, logits, patterns)
     if problem is not None:
@@ -124,6 +142,47 @@ def _find_plan(model: TransformerBridge, vetted: bool) -> AttentionPlan:
         stacklevel=3,
     )
     return _make(model, "fallback", failure, finite)
+
+
+def _find_kernel(model: TransformerBridge, ids: Tensor) -> tuple[Kernel, str]:
+    """The quicker kernel where it can run and gives the statistics of the exact one."""
+    reason = usable(ids.device)
+    if reason:
+        return "blocks", reason
+    try:
+        worst = _kernel_gap(model, ids)
+    except Exception as error:  # compilers of kernels fail in many ways, none of which should cost a measurement
+        return "blocks", f"the extra pass does not run here ({type(error).__name__}: {str(error)[:200]})"
+    limit = TOLERANCE.get(next(model.parameters()).dtype, LOW_PRECISION_TOLERANCE)
+    if not worst <= limit:
+        return "blocks", f"the extra pass differs by {worst:.1e} (limit {limit:.0e})"
+    return "extra pass", f"Triton; its statistics equal those by blocks ({worst:.0e})"
+
+
+def _kernel_gap(model: TransformerBridge, ids: Tensor) -> float:
+    """Largest difference of a statistic, of its scale; in half precision of the first layer, which sees one input."""
+    kinds: list[StatisticFactory] = [ReceivedMass, Entropy, Distance, TopKey, MissingMass, DeltaLogit]
+    found: dict[str, dict[int, dict[str, Tensor]]] = {}
+    kernels: tuple[Kernel, ...] = ("blocks", "extra pass")
+    for kernel in kernels:
+        own = found[kernel] = {}
+
+        def take(layer: int, _: Tensor, statistics: list[Statistic], own: dict[int, dict[str, Tensor]] = own) -> None:
+            own[layer] = {name: value for each in statistics for name, value in each.compute().items()}
+
+        with AttentionEngine(model, statistics=kinds, on_layer=take, kernel=kernel):
+            model(ids)
+    layers = list(found["blocks"]) if next(model.parameters()).dtype in TOLERANCE else [min(found["blocks"])]
+    gaps = [0.0]
+    for layer in layers:
+        for name, right in found["blocks"][layer].items():
+            value = found["extra pass"][layer][name]
+            if name == "top_key":  # near ties are nobody's fault; the weights are compared
+                continue
+            if not torch.equal(value.isnan(), right.isnan()):
+                return float("inf")
+            gaps.append(float(((value - right).abs() / (1 + right.abs())).nan_to_num().max()))
+    return max(gaps)
 
 
 def _make(model: TransformerBridge, path: Path, reason: str, finite: bool = True) -> AttentionPlan:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from jaxtyping import Bool
 from torch import Tensor
 
-from sinklens.attention import Block
-from sinklens.interventions.heads import Heads, heads_in_block
+from sinklens.attention import AttentionShape, Block
+from sinklens.attention.score_form import ScoreChange
+from sinklens.interventions.heads import Heads, heads_in_block, heads_in_layer
 
 
 class HiddenKeys:
@@ -16,10 +17,23 @@ class HiddenKeys:
     Args:
         hidden: Says which keys of a block to hide, broadcastable to ``[q_pos k_pos]``.
         heads: Heads that lose them.
+        in_closed_form: Says the same for kernels that see no block, for the heads of a layer that lose keys.
     """
 
-    def __init__(self, hidden: Callable[[Block], Bool[Tensor, "#q_pos k_pos"]], heads: Heads = "all") -> None:
-        self.hidden, self.heads = hidden, heads
+    def __init__(
+        self,
+        hidden: Callable[[Block], Bool[Tensor, "#q_pos k_pos"]],
+        heads: Heads = "all",
+        in_closed_form: Callable[[AttentionShape, list[int]], ScoreChange | None] | None = None,
+    ) -> None:
+        self.hidden, self.heads, self.in_closed_form = hidden, heads, in_closed_form
+
+    def score_change(self, shape: AttentionShape) -> ScoreChange | None:
+        """What is hidden in closed form, ``None`` where there is none."""
+        heads = heads_in_layer(self.heads, shape)
+        if not heads:
+            return ScoreChange()
+        return None if self.in_closed_form is None else self.in_closed_form(shape, heads)
 
     def edit_scores(self, block: Block) -> None:
         """Hide the keys."""

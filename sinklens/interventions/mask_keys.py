@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sinklens.attention import Block
+from sinklens.attention import AttentionShape, Block
+from sinklens.attention.score_form import ScoreChange
 from sinklens.errors import InputError
 from sinklens.interventions.base import Intervention
 from sinklens.interventions.heads import Heads, parse_heads
@@ -56,4 +57,12 @@ class MaskKeys(Intervention):
                 return chosen & (positions.rows(block)[:, None] != keys)
             return chosen
 
-        return [HiddenKeys(hidden, self.heads)]
+        def in_closed_form(shape: AttentionShape, heads: list[int]) -> ScoreChange:
+            named = torch.isin(positions.key_positions(shape), torch.tensor(self.keys, device=shape.device))
+            shift = shape.zeros(shape.batch, shape.heads, shape.k_pos)
+            shift[:, heads] = shift[:, heads].masked_fill(named[:, None], -torch.inf)
+            # the last key is seen by itself alone
+            others = named[:, :-1] if self.spare_self else named
+            return ScoreChange(shift, self.spare_self, hides=bool(others.any()))
+
+        return [HiddenKeys(hidden, self.heads, in_closed_form)]

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from sinklens.attention import Block
+from sinklens.attention import AttentionShape, Block
+from sinklens.attention.score_form import ScoreChange
 from sinklens.errors import InputError
 from sinklens.interventions.base import Intervention
-from sinklens.interventions.heads import Heads, heads_in_block, parse_heads
+from sinklens.interventions.heads import Heads, heads_in_block, heads_in_layer, parse_heads
 from sinklens.interventions.positions import Positions, parse_keys
 
 
@@ -61,6 +62,17 @@ class _AddToScores:
         if bool(chosen.any()):
             shift = math.log(self.method.gamma) * chosen.to(block.scores.dtype)
             block.scores[heads] += shift
+
+    def score_change(self, shape: AttentionShape) -> ScoreChange:
+        """The same for kernels that see no block."""
+        heads = heads_in_layer(self.method.heads, shape)
+        if heads == []:
+            return ScoreChange()
+        positions = self.positions.key_positions(shape)
+        named = torch.isin(positions, torch.tensor(self.method.keys, device=shape.device))
+        shift = shape.zeros(shape.batch, shape.heads, shape.k_pos)
+        shift[:, heads] = math.log(self.method.gamma) * named[:, None].float()
+        return ScoreChange(shift)
 
 
 def _parse_gamma(gamma: Any) -> float:

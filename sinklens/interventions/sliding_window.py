@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sinklens.attention import Block
+from sinklens.attention import AttentionShape, Block
+from sinklens.attention.score_form import ScoreChange
 from sinklens.errors import InputError
 from sinklens.interventions.base import Intervention
 from sinklens.interventions.heads import Heads, as_index, parse_heads
@@ -89,4 +91,11 @@ class SlidingWindow(Intervention):
             keys = positions.keys(block)
             return (positions.rows(block)[:, None] - keys >= self.window) & (keys >= self.sinks)
 
-        return [HiddenKeys(hidden, self.heads)]
+        def in_closed_form(shape: AttentionShape, heads: list[int]) -> ScoreChange:
+            limits = torch.zeros(shape.heads, dtype=torch.int32, device=shape.device)
+            limits[heads] = self.window
+            keys = positions.key_positions(shape)
+            farthest = (keys[:, -1:] - keys >= self.window) & (keys >= self.sinks)
+            return ScoreChange(limits=limits, spared=keys < self.sinks, hides=bool(farthest.any()))
+
+        return [HiddenKeys(hidden, self.heads, in_closed_form)]

@@ -88,6 +88,8 @@ def attention_facts(plan: AttentionPlan) -> dict[str, Any]:
     """How each layer's attention is measured, and why so."""
     return {
         "attention_reason": plan.reason,
+        "attention_kernel": plan.kernel,
+        "attention_kernel_reason": plan.kernel_reason,
         "attention": [
             {"layer": p.layer, "path": p.path, "window": p.window, "learned_sink": p.learned_sink} for p in plan.layers
         ],

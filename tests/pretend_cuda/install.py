@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import flex_attention as flex
 
 from tests.pretend_cuda import tensor
+from tests.pretend_cuda.aside import aside
 from tests.pretend_cuda.rules import SAME, DeviceFault
 from tests.pretend_cuda.tensor import GpuTensor, PretendMode
 
 FREE, TOTAL = 8 << 30, 16 << 30
 """Bytes that the pretend GPU says are free, and has."""
 
+_real_flex = flex.flex_attention
 _real_sdpa = torch.nn.functional.scaled_dot_product_attention
 _applying = threading.local()
 
@@ -31,6 +34,7 @@ def install(guard: ctypes.CDLL, devices: int) -> None:
     torch.Tensor.pin_memory = lambda self, device=None: self  # type: ignore[method-assign,assignment]
     torch.nn.functional.scaled_dot_product_attention = _sdpa
     torch._C._nn.scaled_dot_product_attention = _sdpa
+    flex.flex_attention = _flex
     _replace_parameters()
     bootstrap = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
 
@@ -79,7 +83,7 @@ def _set_torch_cuda(guard: ctypes.CDLL, devices: int) -> None:
         return before
 
     torch.cuda._exchange_device = exchange  # type: ignore[assignment]
-    torch.cuda._maybe_exchange_device = exchange  # type: ignore[assignment]
+    torch.cuda._maybe_exchange_device = lambda index: exchange(index)  # type: ignore[assignment]
     torch.cuda.set_device = lambda device: exchange(torch.device(device).index or 0)  # type: ignore[assignment]
 
 
@@ -149,3 +153,22 @@ def _sdpa(
         )
         scores = scores + bias
     return torch.softmax(scores, -1) @ value
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Any:
+    """FlexAttention cannot be traced under a mode; on the pretend GPU its functions see all indices at once."""
+    if not isinstance(query, GpuTensor):
+        with aside():
+            return _real_flex(query, key, value, **options)
+    group = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(group, 1) for x in (key, value))
+    scores = (query @ key.transpose(-1, -2)).float() * options["scale"]
+    axes = [torch.arange(size, device=query.device) for size in scores.shape]
+    b, h, i, j = (axis.view([-1 if place == at else 1 for at in range(4)]) for place, axis in enumerate(axes))
+    if options.get("score_mod") is not None:
+        scores = options["score_mod"](scores, b, h, i, j)
+    seen = options["block_mask"].mask_mod(b, h, i, j)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
+    return (weights @ value.float()).to(value.dtype), flex.AuxOutput(lse=lse)
