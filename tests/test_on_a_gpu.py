@@ -14,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens import load, scan, sweep, tokenize
 from sinklens.app.dashboard.bench import open_source
 from sinklens.app.dashboard.state import State
+from sinklens.attention import AttentionEngine, ReceivedMass
 from sinklens.detectors.registry import all_detectors, asked_for
 from sinklens.errors import UnsupportedArchitectureError
 from sinklens.interventions import (
@@ -216,6 +217,27 @@ def test_live_dashboard(pairs: Pairs) -> None:
         found += [bench.census("live-1"), bench.census("live-2")]
     same_tables(found[0], found[2])
     same_tables(found[1], found[3])
+
+
+# ------------------------------------------------------------------ two devices
+def test_statistics_stay_on_the_device_of_their_layer(zoo: Path, pairs: Pairs) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU here")
+    places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.layers.0": 0}
+    places |= {"model.layers.1": 1, "model.norm": 1, "lm_head": 1}
+    model = load(families.checkpoint("llama", zoo), device_map=places)
+    ids = families.random_ids(batch=2, pos=24)
+    found: dict[int, torch.device] = {}
+
+    def look(layer: int, _: torch.Tensor, statistics: list[Any]) -> None:
+        found[layer] = statistics[0].mass.device
+        assert statistics[0].compute()["mass"].device == found[layer]
+
+    with AttentionEngine(model, statistics=[ReceivedMass], on_layer=look):
+        model(ids.to("cuda:0"))
+    assert found == {0: torch.device("cuda:0"), 1: torch.device("cuda:1")}
+    with torch.no_grad():
+        same_tables(scan(pairs("llama")[0], tokens=ids), scan(model, tokens=ids))
 
 
 # ------------------------------------------------------------------ waits

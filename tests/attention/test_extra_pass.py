@@ -32,6 +32,7 @@ from tests.attention import dense
 from tests.attention.test_families import FAST, expected, reference
 from tests.attention.test_kernel import random_call, sliding, to
 
+# runs on a real GPU with the other tests marked cuda
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = ["cpu"] if INTERPRETED else ["cuda"]
 pytestmark = [
@@ -41,6 +42,7 @@ pytestmark = [
     ),
     pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
     pytest.mark.filterwarnings("ignore:overflow encountered"),
+    *([] if INTERPRETED else [pytest.mark.cuda]),
 ]
 OUTPUT, STATISTICS = 2e-5, 2e-5
 ON_GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.masking_utils import and_masks, causal_mask_function, sliding_window_overlay
 
 from sinklens.attention import AttentionCall, statistics
+from sinklens.attention.distance_in_chunks import distance_in_chunks
 from sinklens.attention.kernel import attend, make_shape
 from sinklens.attention.masks import LazyMask
 from sinklens.errors import InputError, UnsupportedArchitectureError
@@ -271,11 +272,11 @@ def test_distances_at_long_context() -> None:
     scores.masked_fill_(keys > rows, -math.inf)
     scores[1].masked_fill_(rows - keys > 3, -math.inf)  # nothing but neighbours
     right = (scores.double().softmax(-1) * (rows - keys)).sum(-1)
-    found = statistics.distance_in_chunks(scores.softmax(-1), first_row, 0)
+    found = distance_in_chunks(scores.softmax(-1), first_row, 0)
     gap = (found - right).abs()
     assert float(gap[0].max()) < 3e-3 and float(right[0].max()) > 3000
     assert float(gap[1].max()) < 2e-5
-    part = statistics.distance_in_chunks(scores.softmax(-1)[1:, :, 7000:], first_row, 7000)
+    part = distance_in_chunks(scores.softmax(-1)[1:, :, 7000:], first_row, 7000)
     torch.testing.assert_close(part, found[1:], atol=2e-5, rtol=0)
 
 

@@ -16,13 +16,15 @@ ROOT = Path(__file__).parents[2]
 MARK = "mark.cuda"
 LONG = "tests/test_on_a_gpu.py"
 """Takes as long as all others together, so that it has a process of its own."""
+KERNELS = "tests/attention/test_extra_pass.py"
+"""Needs Triton's interpreter: ``test_triton.py`` starts it."""
 
 
 def marked_files() -> list[str]:
     """Test files that mark something ``cuda``, without importing them."""
     files = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
-    found = [path for path in files if MARK in path.read_text("utf-8")]
-    return sorted(str(path.relative_to(ROOT)) for path in found)
+    found = {str(path.relative_to(ROOT)) for path in files if MARK in path.read_text("utf-8")}
+    return sorted(found - {KERNELS})
 
 
 @pytest.mark.long
