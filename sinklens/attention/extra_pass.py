@@ -3,15 +3,15 @@
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sinklens.attention.fused_lse import fused_lse
 from sinklens.attention.kernel import AttentionCall, is_plain
+from sinklens.attention.launch import Sums, launch
 from sinklens.attention.maps import PooledMap
 from sinklens.attention.score_form import ScoreForm, form_of
 from sinklens.attention.statistics import (
@@ -30,35 +30,6 @@ MOST_SETS = 8
 
 _GIVEN = (ReceivedMass, Entropy, Distance, TopKey, MissingMass, DeltaLogit, KeySetMass, PooledMap)
 _OF_ROWS = (Entropy, Distance, TopKey, KeySetMass)
-
-
-@dataclass
-class Sums:
-    """What one pass found; every tensor in fp32.
-
-    Attributes:
-        form: Which keys every query sees.
-        weight: 1 for real queries that see a key, ``[batch q_pos]``.
-        lse: Log-sum-exp of each row over real keys.
-        kept: Share of the real keys in each row, 1 without a learned sink.
-        rows: ``entropy``, ``distance``, ``top_weight``, ``row_sum`` by ``[batch head q_pos]``.
-        top_key: Strongest key of each query.
-        sets: Mass on key sets, ``[set batch head q_pos]``.
-        mass: Received mass, ``[batch head k_pos]``.
-        columns: Weighted sums of scores by key.
-        pooled: Display maps, -1 where nothing is visible.
-    """
-
-    form: ScoreForm
-    weight: Tensor
-    lse: Tensor
-    kept: Tensor
-    rows: dict[str, Float[Tensor, "batch head q_pos"]]
-    top_key: Int[Tensor, "batch head q_pos"]
-    sets: Tensor
-    mass: Float[Tensor, "batch head k_pos"]
-    columns: Float[Tensor, "batch head k_pos"]
-    pooled: Tensor
 
 
 def usable(device: torch.device) -> str:
@@ -125,8 +96,6 @@ def _passed(
     call: AttentionCall, form: ScoreForm, lse: Tensor, total: Tensor, weight: Tensor, statistics: Sequence[Statistic]
 ) -> Sums:
     """Launch the kernels."""
-    from sinklens.attention.launch import launch
-
     members = next((s._members for s in statistics if isinstance(s, KeySetMass)), None)
     maps = next((s for s in statistics if isinstance(s, PooledMap)), None)
     margin = any(isinstance(s, DeltaLogit) for s in statistics) and not form.change.hides

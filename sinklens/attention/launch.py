@@ -1,12 +1,13 @@
 """Sizes, buffers and launches of the Triton kernels."""
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from sinklens.attention.extra_pass import Sums
 from sinklens.attention.kernel import AttentionCall
 from sinklens.attention.score_form import ScoreForm
 
@@ -18,6 +19,35 @@ TILES = (SAFE, (128, 64, 4), (128, 64, 8), (128, 128, 8), (64, 128, 4))
 
 WORTH_TUNING = 4096
 """Keys from which on tile sizes are tried."""
+
+
+@dataclass
+class Sums:
+    """What one pass found; every tensor in fp32.
+
+    Attributes:
+        form: Which keys every query sees.
+        weight: 1 for real queries that see a key, ``[batch q_pos]``.
+        lse: Log-sum-exp of each row over real keys.
+        kept: Share of the real keys in each row, 1 without a learned sink.
+        rows: ``entropy``, ``distance``, ``top_weight``, ``row_sum`` by ``[batch head q_pos]``.
+        top_key: Strongest key of each query.
+        sets: Mass on key sets, ``[set batch head q_pos]``.
+        mass: Received mass, ``[batch head k_pos]``.
+        columns: Weighted sums of scores by key.
+        pooled: Display maps, -1 where nothing is visible.
+    """
+
+    form: ScoreForm
+    weight: Tensor
+    lse: Tensor
+    kept: Tensor
+    rows: dict[str, Float[Tensor, "batch head q_pos"]]
+    top_key: Int[Tensor, "batch head q_pos"]
+    sets: Tensor
+    mass: Float[Tensor, "batch head k_pos"]
+    columns: Float[Tensor, "batch head k_pos"]
+    pooled: Tensor
 
 
 def launch(

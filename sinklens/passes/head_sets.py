@@ -26,6 +26,21 @@ from sinklens.results.progress import SILENT, Progress
 TOKENS_PER_PASS = {"cpu": 4096, "cuda": 1 << 16}
 """Tokens of one forward pass, all copies together, unless the caller says otherwise."""
 
+LOGITS_BYTES = 2 << 30
+"""Most bytes of a pass's logits on a GPU: 65,536 tokens of a vocabulary of 128k hold 16.8 GB in fp16."""
+
+
+def tokens_per_pass(device: str, d_vocab: int, item: int) -> int:
+    """Most tokens of a forward pass that computes logits of all of them, at least one.
+
+    Args:
+        device: Its type.
+        d_vocab: Logits of a token.
+        item: Bytes of a logit.
+    """
+    most = TOKENS_PER_PASS.get(device, TOKENS_PER_PASS["cpu"])
+    return max(1, min(most, LOGITS_BYTES // (d_vocab * item))) if device == "cuda" else most
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -66,7 +81,8 @@ def run_head_sets(
         intervention: Any intervention with a field ``heads``; its own heads do not matter.
         head_sets: Sets of ``(layer, head)``, none empty.
         answers: For logit differences.
-        max_rows: Sequences in one forward pass, copies included; default: by the number of tokens.
+        max_rows: Sequences in one forward pass, copies included; default: by the number of tokens and, on
+            a GPU, the size of their logits.
         progress: Told of every finished set, in blocks that ran for it.
 
     Raises:
@@ -130,7 +146,8 @@ def _prepare(
     sets = [tuple(heads) for heads in head_sets]
     everywhere = _on_all(model, intervention, sets)
     ids = batch.ids.to(next(model.parameters()).device)
-    rows = max_rows or TOKENS_PER_PASS.get(ids.device.type, TOKENS_PER_PASS["cpu"]) // ids.shape[1]
+    item = next(model.parameters()).element_size()
+    rows = max_rows or tokens_per_pass(ids.device.type, int(model.cfg.d_vocab), item) // ids.shape[1]
     return _Run(model, everywhere, ids, sets), max(1, rows // len(batch))
 
 

@@ -25,7 +25,7 @@ from sinklens.interventions import (
 )
 from sinklens.models.tokens import TokenBatch, tokenize
 from sinklens.passes.attribution import attribute_heads
-from sinklens.passes.head_sets import run_head_sets
+from sinklens.passes.head_sets import run_head_sets, tokens_per_pass
 from tests.families import FAMILIES, boot
 from tests.heard import Heard
 from tests.ties import margin, same_shares
@@ -309,3 +309,21 @@ def test_interventions_that_read_the_residual_stream_are_run_plainly(zoo: Path) 
     assert not measured.shared
     plain: Intervention = AblateHeads("all")
     same(measured.changed, run_head_sets(model, batch, plain, SETS, answers=answers_for(batch)).changed)
+
+
+def test_the_logits_of_a_pass_are_bounded_on_a_gpu() -> None:
+    """A pass of 65,536 tokens of a vocabulary of 128k would hold 16.8 GB of them."""
+    for d_vocab, item in ((128256, 2), (128256, 4), (262144, 2)):
+        assert 1 < tokens_per_pass("cuda", d_vocab, item) <= 2**31 / (d_vocab * item)
+    assert tokens_per_pass("cuda", 1000, 4) == 1 << 16  # a small vocabulary leaves the tokens
+    assert tokens_per_pass("cpu", 128256, 2) == tokens_per_pass("mps", 128256, 2) == 4096
+    assert tokens_per_pass("cuda", 10**12, 4) == 1
+
+
+def test_default_rows_follow_the_logits(monkeypatch: pytest.MonkeyPatch, zoo: Path) -> None:
+    from sinklens.passes import head_sets
+
+    model = boot("llama", zoo)
+    batch = batch_of(model)
+    monkeypatch.setattr(head_sets, "tokens_per_pass", lambda *_: 2 * len(batch) * batch.ids.shape[1])
+    assert head_sets._prepare(model, batch, AblateHeads("all"), SETS, None)[1] == 2

@@ -10,7 +10,7 @@ from sinklens.capture.memory import free_memory
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
 from sinklens.passes.batches import equal_lengths
-from sinklens.passes.head_sets import TOKENS_PER_PASS
+from sinklens.passes.head_sets import tokens_per_pass
 from sinklens.studies.ablation.parts import HeadSet, Part
 
 
@@ -78,7 +78,8 @@ def choose_layout(
     n_parameters = sum(p.numel() for p in model.original_model.parameters())
     pass_seconds = 2 * n_parameters * length / NOMINAL[kind]  # of one sequence
     budget = _budget(model, kind, workers)
-    per_pass = max(1, TOKENS_PER_PASS[kind] // length)
+    item = next(model.parameters()).element_size()
+    per_pass = max(1, tokens_per_pass(kind, int(model.cfg.d_vocab), item) // length)
     chunk = batch_size or max(1, min(n_sequences, per_pass, int(PART_SECONDS / CLEAN_PASSES / pass_seconds)))
     rows = max(chunk, per_pass)
     while rows > (batch_size or 1) and _memory(model, chunk, rows, length, backward) > budget:
