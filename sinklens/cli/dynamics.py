@@ -8,7 +8,7 @@ import typer
 from sinklens.cli import options
 from sinklens.cli.running import working
 from sinklens.cli.texts import read_texts
-from sinklens.cli.values import numbers
+from sinklens.cli.values import names, numbers
 
 SHOWN = {
     "step": "step",
@@ -41,6 +41,14 @@ def dynamics(
         str | None, typer.Option(metavar="N,...", help="Only these steps, as the names of the checkpoints tell them.")
     ] = None,
     threshold: options.Threshold = 0.3,
+    roles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Also follow every head's scores and roles by these criteria of 'sinklens roles', such as "
+            "pattern,text,retrieval: excess over the first step, and how far heads specialise.",
+        ),
+    ] = None,
     text: options.DomainTexts = None,
     bos: options.Bos = "auto",
     max_tokens: options.MaxTokens = None,
@@ -62,6 +70,8 @@ def dynamics(
     For example:
 
       sinklens dynamics tiny-llama --out runs/emergence
+
+      sinklens dynamics tiny-llama --steps 0,8000 --roles pattern,text
 
       sinklens dynamics path/to/training-output --text prose=book.txt --text code=script.py --max-tokens 256
 
@@ -86,6 +96,7 @@ def dynamics(
             max_tokens=max_tokens,
             max_sequences=max_sequences,
             eps=threshold,
+            roles=names(roles) if roles else (),
             batch_size=batch_size,
             seed=seed,
             source=", ".join(text) if text else None,
@@ -131,5 +142,10 @@ def _print(result: Any, saved: list[str]) -> None:
         "others'; peak: largest residual entry over the median; norm: residual norm over the others'; loss in nats",
         where="dynamics.csv (--out DIR)",
     )
+    if "roles" in result.tables:
+        growth = result.role_growth()
+        shown = ["step", "score", "mean", "top", "excess_top", "specialisation", "specialisation_excess", "n_labelled"]
+        cells = [[row[name] for name in shown] for row in growth.sort_values(["score", "step"]).to_dict("records")]
+        printing.say_table(shown, cells, "Scores of heads by step", "excess: over the first step", left=["score"])
     printing.say_notes(meta["warnings"])
     printing.say_saved(saved)

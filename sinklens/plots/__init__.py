@@ -33,6 +33,7 @@ from sinklens.plots.policy_costs import policy_costs
 from sinklens.plots.received_mass import received_mass
 from sinklens.plots.residual_peaks import residual_peaks
 from sinklens.plots.retrieval_join import retrieval_join
+from sinklens.plots.role_growth import role_growth
 from sinklens.plots.save_figure import save_figure
 from sinklens.plots.secondary_sinks import secondary_sinks
 from sinklens.plots.sink_causes import sink_causes
@@ -72,6 +73,7 @@ __all__ = [
     "received_mass",
     "residual_peaks",
     "retrieval_join",
+    "role_growth",
     "save_figure",
     "secondary_sinks",
     "sink_causes",

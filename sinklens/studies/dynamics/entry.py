@@ -21,6 +21,7 @@ from sinklens.studies.census.domains import Domains, DomainTexts, by_domain_of, 
 from sinklens.studies.dynamics.result import FORMAT, WORK, Dynamics
 from sinklens.studies.dynamics.run import DynamicsRun
 from sinklens.studies.dynamics.series import Series, find_series
+from sinklens.studies.head_roles.criteria import CRITERIA
 
 
 @usual_torch()
@@ -35,6 +36,7 @@ def measure_dynamics(
     split: bool = True,
     max_sequences: int = 100,
     eps: float = EPS,
+    roles: Sequence[str] = (),
     batch_size: int | None = None,
     loading: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
@@ -67,6 +69,8 @@ def measure_dynamics(
         split: Cut long texts into sequences of ``max_tokens``.
         max_sequences: Draw at most this many sequences of each domain from all over its texts.
         eps: Threshold of the sink rate.
+        roles: Also every head's scores and roles by these criteria of :func:`~sinklens.studies.find_roles`, such as
+            ``["pattern", "text", "retrieval"]``, each on its own input.
         batch_size: Sequences in one forward pass; default: what fits the memory.
         loading: What :func:`sinklens.load` takes beside the name: ``device``, ``dtype``, ``trust_remote_code``.
         out: Directory for the work and the result; without it nothing is saved.
@@ -82,7 +86,8 @@ def measure_dynamics(
 
     Source: after the training dynamics of Guo et al. 2024 (arXiv 2410.13835) and Gu et al. 2025 (arXiv 2410.10781).
 
-    Cost: per checkpoint loading it and about three forward passes over the sequences; one model in memory at a time.
+    Cost: per checkpoint loading it and about three forward passes over the sequences, and what the criteria of roles
+    take; one model in memory at a time.
     """
     started = time.perf_counter()
     if isinstance(series, Series):
@@ -104,7 +109,11 @@ def measure_dynamics(
 
     if out is not None:
         RunFolder(Path(out), FORMAT, WORK).check()
-    settings = {"eps": eps, "max_tokens": max_tokens, "max_sequences": max_sequences, "seed": seed}
+    if unknown := [name for name in roles if name not in CRITERIA]:
+        raise InputError(f"Unknown criteria {', '.join(unknown)}; expected some of {', '.join(CRITERIA)}.")
+    settings: dict[str, Any] = {"eps": eps, "max_tokens": max_tokens, "max_sequences": max_sequences, "seed": seed}
+    if roles:
+        settings["roles"] = list(dict.fromkeys(roles))
     run = DynamicsRun(chosen, read, settings, dict(loading or {}), batch_size, progress)
     result = run.to(None if out is None else Path(out), restart)
     result.meta.setdefault("seconds", time.perf_counter() - started)

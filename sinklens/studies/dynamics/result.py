@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from sinklens.results.result import Result
+from sinklens.studies.dynamics.role_growth import ROLE_COLUMNS, growth_sentences, role_growth, with_excess
 
 ALL = "all"
 """All domains together."""
@@ -54,6 +55,20 @@ class Dynamics(
         """One row per checkpoint: step, name, tokens trained on (where known), ``measured``, else the ``reason``."""
         return self.tables["checkpoints"].copy()
 
+    def roles(self) -> pd.DataFrame:
+        """One row per step, head and score: value, null, has_role, and excess over the head's value at the first step.
+
+        Empty unless ``roles=`` named criteria.
+        """
+        return with_excess(self.tables.get("roles", pd.DataFrame(columns=["step", "name", *ROLE_COLUMNS])))
+
+    def role_growth(self) -> pd.DataFrame:
+        """One row per step and score: strongest heads, excess over the first step, specialisation, labelled heads.
+
+        See :func:`~sinklens.studies.dynamics.role_growth.role_growth`.
+        """
+        return role_growth(self.roles())
+
     @property
     def domains(self) -> list[str]:
         """Domains of the tables; ``"all"`` first where there are several."""
@@ -62,7 +77,8 @@ class Dynamics(
     @property
     def verdict(self) -> list[str]:
         """What grew when, in sentences; and which checkpoints are missing."""
-        return dynamics_sentences(self.tables["steps"], self.tables["checkpoints"], self.meta["settings"]["eps"])
+        said = dynamics_sentences(self.tables["steps"], self.tables["checkpoints"], self.meta["settings"]["eps"])
+        return said + (growth_sentences(self.role_growth()) if "roles" in self.tables else [])
 
 
 _FIGURES = {

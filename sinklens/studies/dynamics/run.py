@@ -25,6 +25,7 @@ from sinklens.results.run_folder import ANEW
 from sinklens.studies.census.domains import Domains
 from sinklens.studies.dynamics.measure import DETECTORS, measure_checkpoint
 from sinklens.studies.dynamics.result import FORMAT, PARTS, WORK, Dynamics
+from sinklens.studies.dynamics.roles import measure_roles
 from sinklens.studies.dynamics.series import Checkpoint, Series
 
 METRICS = metrics_of([built_in_detectors()[name] for name in DETECTORS])
@@ -143,7 +144,7 @@ class DynamicsRun:
             "domains": {name: self.domains.of.count(name) for name in self.domains.names},
             "model": dict(zip(("architecture", "n_layers", "n_heads"), self.shape, strict=True)),
             "dtype": str(self.loading.get("dtype") or "as stored"),
-            "settings": {name: self.settings[name] for name in ("eps", "seed")},
+            "settings": {name: self.settings[name] for name in ("eps", "seed", "roles") if name in self.settings},
             "metrics": {metric.name: metric.version for metric in METRICS},
         }
 
@@ -196,8 +197,12 @@ class DynamicsRun:
             eps=self.settings["eps"],
             seed=self.settings["seed"],
             batch_size=self.batch_size,
-            progress=Share(self.progress, 1.0),
+            progress=Share(self.progress, 0.5 if self.settings.get("roles") else 1.0),
         )
+        if self.settings.get("roles"):
+            part = Share(self.progress, 0.5)
+            tables["roles"] = measure_roles(model, self.settings["roles"], seed=self.settings["seed"], progress=part)
+            part.finish()
         if folder is not None:
             folder.save(_part(checkpoint), tables, self.stamps[str(checkpoint.step)])
         self.done[checkpoint] = tables
@@ -206,7 +211,7 @@ class DynamicsRun:
         """All checkpoints one after the other, by step."""
         ordered = [checkpoint for checkpoint in self.series.checkpoints if checkpoint in self.done]
         tables = {}
-        for name in PARTS:
+        for name in (*PARTS, *(["roles"] if self.settings.get("roles") else [])):
             frames = []
             for checkpoint in ordered:
                 frame = self.done[checkpoint][name].copy()
@@ -257,7 +262,7 @@ def _parts(held: Dynamics, series: Series) -> dict[Checkpoint, Tables]:
                 name: held.tables[name][held.tables[name]["step"] == checkpoint.step]
                 .drop(columns=["step", "name"])
                 .reset_index(drop=True)
-                for name in PARTS
+                for name in (*PARTS, *(["roles"] if "roles" in held.tables else []))
             }
     return parts
 

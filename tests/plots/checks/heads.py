@@ -272,6 +272,22 @@ def sink_causes(data: st.DataObject) -> go.Figure:
     return fig
 
 
+@shows("role_growth")
+def role_growth(data: st.DataObject) -> go.Figure:
+    steps = sorted(data.draw(st.lists(st.integers(0, 9000), min_size=1, max_size=5, unique=True)))
+    scores = ["previous_token", "<b>", "induction"]
+    table = pd.DataFrame([(step, score) for step in steps for score in scores], columns=["step", "score"])
+    table["excess_top"] = column(data, len(table), -1, 1, nan=True)
+    table["specialisation"] = column(data, len(table), 0, 1, nan=True)
+    fig = plots.role_growth(table)
+    for number, score in enumerate(sorted(scores)):
+        rows = table[table["score"] == score]
+        for trace, name in zip(fig.data[2 * number : 2 * number + 2], ("excess_top", "specialisation"), strict=True):
+            same(trace.y, rows[name])
+            assert [*trace.x] == [*range(len(steps))]
+    return fig
+
+
 @shows("token_types")
 def token_types(data: st.DataObject) -> go.Figure:
     kinds = [("word", "start"), ("special", "start"), ("word", "first"), ("delimiter", "later")]
