@@ -92,7 +92,9 @@ def matched_controls(
             return MatchedControls(note="No control: this rule changes keys and values and drops none.")
         chosen = tuple(MatchedRandom(rule, seed + n) for n in range(draws))
         return MatchedControls(chosen, "keys in every row and head", "")
-    heads: Any = getattr(intervention, "heads", "all")
+    heads: Any = getattr(intervention, "heads", None)
+    if heads is None:
+        return MatchedControls(note=f"No control of equal size is known for {type(intervention).__name__}.")
     if isinstance(heads, str):
         return MatchedControls(note="No control of equal size: all heads are meant, and none is left to compare with.")
     sets = random_head_sets(all_heads(model), heads, draws=draws, seed=seed)

@@ -28,8 +28,8 @@ class Field:
 
     Attributes:
         name: Of the dataclass's field.
-        kind: ``"heads"``, ``"kv_heads"``, ``"keys"``, ``"entries"``, ``"choice"``, ``"flag"``, ``"number"``,
-            ``"whole number"`` or ``"json"``.
+        kind: ``"heads"``, ``"kv_heads"``, ``"keys"``, ``"entries"``, ``"weights"``, ``"choice"``,
+            ``"flag"``, ``"number"``, ``"whole number"`` or ``"json"``.
         default: As typed; what is left empty counts as this.
         options: Of a choice.
         optional: Whether it may be left empty.
@@ -184,6 +184,7 @@ _EXAMPLES: Final = {
     "kv_heads": "write KV heads such as L0KV1, or all",
     "keys": "write positions from 0, such as 0 or 0,5,10-12",
     "entries": "write entries as layer:position:channel, such as 1:0:447, with commas between",
+    "weights": "write weights such as model.layers.2.mlp.down_proj.weight[507, 1081], with semicolons between",
     "choice": "choose one",
     "flag": "choose yes or no",
     "number": "write a number such as 0.5",
@@ -215,6 +216,8 @@ def _read(field: Field, text: str) -> Any:
     try:
         if field.kind in ("heads", "kv_heads"):
             return text if text == "all" else [part.strip() for part in text.split(",") if part.strip()]
+        if field.kind == "weights":
+            return [part.strip() for part in text.split(";") if part.strip()]
         if field.kind == "keys":
             return numbers_from(text)
         if field.kind == "entries":
@@ -273,6 +276,8 @@ def _field(each: Any, hint: Any, said: str) -> Field:
         return Field(each.name, "kv_heads", **known)
     if each.name in _KEYS and int not in options:
         return Field(each.name, "keys", **known)
+    if each.name == "weights":
+        return Field(each.name, "weights", **known)
     if each.name == "where":
         return Field(each.name, "entries", **known)
     choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]

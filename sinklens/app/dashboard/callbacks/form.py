@@ -98,7 +98,11 @@ def _row(field: Field, value: str) -> html.Div:
         control = dcc.Dropdown(list(field.options), value or None, id=identity, clearable=field.optional and not value)
     else:
         holder = {"heads": "all, or L0H1,L2H3", "kv_heads": "all, or L0KV1", "keys": "0, or 0,5,10-12"}
-        holder |= {"entries": "layer:position:channel", "json": "JSON"}
+        holder |= {
+            "weights": "model.layers.2.mlp.down_proj.weight[507, 1081]",
+            "entries": "layer:position:channel",
+            "json": "JSON",
+        }
         control = dcc.Input(
             id=identity, type="text", value=value, placeholder=holder.get(field.kind, field.kind), debounce=True,
             maxLength=400, autoComplete="off",
