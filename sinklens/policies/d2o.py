@@ -58,19 +58,23 @@ class D2O(Policy):
             slots = slots.masked_fill(cache["live"] < 0, -math.inf)
             cache["sum"] += torch.softmax(slots, -1)
             owner = cache["owner"][:, columns]
-            scores = slots.gather(1, owner.clamp(min=0)) + cache["weight"][:, columns]
+            scores = (slots + cache["gain"]).gather(1, owner.clamp(min=0)) + cache["weight"][:, columns]
             found[:, row] = scores.masked_fill((owner < 0) | (view.keys < 0) | (view.keys > position), -math.inf)
             self._drop(cache, position)
         return found
 
     def _cache(self, view: View) -> dict[str, Any]:
-        """Slots (live position, key, sum, merged), and of every token its slot and the logarithm of its weight."""
+        """Slots (live position, key, unit key, sum, merged), and of every token its slot.
+
+        The logarithm of a token's weight is ``weight`` of the token and ``gain`` of its slot.
+        """
         heads, size, length = len(view.heads), self.heavy + self.recent + 1, int(view.keys[-1]) + 1
         cache = view.state
         if "live" not in cache:
             empty = view.scores.new_zeros(heads, size)
             cache |= {"live": torch.full_like(empty, -1, dtype=torch.long), "sum": empty, "merged": empty > 0}
-            cache |= {"key": view.key.new_zeros(heads, size, view.key.shape[-1]), "count": 0, "mean": None}
+            key = view.key.new_zeros(heads, size, view.key.shape[-1])
+            cache |= {"key": key, "unit": key.clone(), "gain": empty.clone(), "count": 0, "mean": None}
             cache |= {"free": cache["live"][:, 0] * 0, "owner": cache["live"][:, :0], "weight": empty[:, :0]}
         missing = length - cache["owner"].shape[1]
         if missing > 0:
@@ -81,6 +85,7 @@ class D2O(Policy):
     def _add(self, cache: dict[str, Any], key: Tensor, position: int) -> None:
         at = torch.arange(len(key), device=key.device), cache["free"]
         cache["live"][at], cache["key"][at], cache["sum"][at], cache["merged"][at] = position, key, 0.0, False
+        cache["unit"][at], cache["gain"][at] = torch.nn.functional.normalize(key, dim=-1), 0.0
         cache["owner"][:, position] = cache["free"]
         cache["count"] += 1
 
@@ -94,7 +99,7 @@ class D2O(Policy):
         out = cache["sum"].masked_fill(safe, math.inf).argmin(-1)
         cache["free"], each = out, torch.arange(len(out), device=out.device)
         gone = cache["key"][each, out]
-        like = torch.cosine_similarity(cache["key"], gone[:, None], dim=-1)
+        like = (cache["unit"] @ cache["unit"][each, out, :, None])[..., 0]
         like[each, out] = -math.inf
         best, into = like.max(-1)
         cache["mean"] = best if cache["mean"] is None else self.pace * best + (1 - self.pace) * cache["mean"]
@@ -102,10 +107,13 @@ class D2O(Policy):
         share = best.exp() / (best.exp() + math.e)
         old, owner = cache["key"][each, into], cache["owner"]
         mixed = (1 - share)[:, None] * old + share[:, None] * gone
-        cache["key"][each, into] = torch.where(merges[:, None], mixed, old)
+        mixed = torch.where(merges[:, None], mixed, old)
+        cache["key"][each, into], cache["unit"][each, into] = mixed, torch.nn.functional.normalize(mixed, dim=-1)
         cache["merged"][each, into] |= merges
-        moves, stays = owner == out[:, None], (owner == into[:, None]) & merges[:, None]
-        cache["weight"] += moves * share.log()[:, None] + stays * (1 - share).log()[:, None]
+        moves = owner == out[:, None]
+        cache["gain"][each, into] += torch.where(merges, (1 - share).log(), 0.0)
+        change = cache["gain"][each, out] + share.log() - cache["gain"][each, into]
+        cache["weight"] += moves * change[:, None]
         cache["owner"] = torch.where(moves, torch.where(merges, into, -1)[:, None], owner)
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:

@@ -15,6 +15,7 @@ from torch import Tensor
 import sinklens
 from sinklens.attention import AttentionEngine, plan_for
 from sinklens.errors import UnsupportedArchitectureError
+from sinklens.models.builtin import data_dir
 from sinklens.policies import View
 from sinklens.policies.coverage import Coverage
 from sinklens.policies.fake_quant import FakeQuantKV, hadamard, quantised
@@ -321,6 +322,24 @@ def test_streaming_in_miniature(smollm2: Any) -> None:
         loss[name] = float(-logits.gather(-1, batch[:, 49:, None]).mean())
     costs = {name: loss[name] - loss["full"] for name in rules}
     assert costs["window"] > 1 and max(abs(costs["sinks"]), abs(costs["streaming"])) < costs["window"] / 4, costs
+
+
+@pytest.mark.real
+@torch.no_grad()
+def test_keys_chosen_at_one_layer_fit_the_next_ones_better_than_chance_and_a_correction_helps(smollm2: Any) -> None:
+    """TidalDecode's assumption: largest keys overlap between layers, head by head, and more from a nearer layer."""
+    text = (data_dir() / "texts" / "shakespeare.txt").read_text("utf-8")[3000:5000]
+    ids = torch.tensor([smollm2.tokenizer(text, add_special_tokens=False)["input_ids"][:96]])
+    calls = layers_under(smollm2, Full(), ids)[0]
+    largest = {at: np.argsort(-calls[at].s[:, 64:96], -1)[..., :16].reshape(-1, 16) for at in (2, 12, 14, 16, 20, 24)}
+
+    def overlap(a: int, b: int) -> float:
+        return float(np.mean([len(set(x) & set(y)) / 16 for x, y in zip(largest[a], largest[b], strict=True)]))
+
+    chance = float(np.mean([16 / (t + 1) for t in range(64, 96)]))
+    first, corrected = (float(np.mean([overlap(at, late) for late in (14, 16, 20, 24)])) for at in (2, 12))
+    print(f"overlap {first:.2f} from layer 2, {corrected:.2f} from layer 12, {chance:.2f} by chance")
+    assert corrected > first + 0.05 > chance + 0.1
 
 
 def released_h2o(attention: Tensor, heavy: int, recent: int) -> Tensor:
