@@ -210,7 +210,7 @@ def test_live_dashboard(pairs: Pairs) -> None:
     found = []
     for model in pairs("llama"):
         bench = open_source(model)
-        state = State(method="scale", keys="0", gamma=0.25)
+        state = State(method="ScaleKeys", fields={"keys": "0", "gamma": "0.25"})
         bench.compute(state, bench.models.names[0], "The king is dead, long live the king. ", "auto", False)
         status = bench.worker.wait(120)
         assert status.error == "", status.error

@@ -105,7 +105,10 @@ class LifecycleDetector(Detector):
         if record.halves is None or record.hidden is None:
             self._unsound = True
             return
-        parts = {name: part[rows, :1].float() for name, part in (record.halves | {"after": record.hidden}).items()}
+        # on the CPU at once: halves of a block may lie on two devices, and one copy each serves all sequences
+        parts = {
+            name: part[rows, :1].float().cpu() for name, part in (record.halves | {"after": record.hidden}).items()
+        }
         try:
             self._check(record, parts, torch.finfo(record.hidden.dtype).eps)
         except UnsupportedArchitectureError:
@@ -113,7 +116,7 @@ class LifecycleDetector(Detector):
             return
         for row in rows:
             place = (record.first_sequence + row, record.layer, record.batch.tokens[row][0])
-            self._firsts.append((*place, {name: part[row, 0].cpu() for name, part in parts.items()}))
+            self._firsts.append((*place, {name: part[row, 0] for name, part in parts.items()}))
 
     def _first_rows(self) -> list[tuple[Any, ...]]:
         """The rows of position 0, in the channel of its largest entry."""
@@ -135,7 +138,7 @@ class LifecycleDetector(Detector):
     def _check(self, record: LayerRecord, parts: dict[str, Tensor], eps: float | None = None) -> None:
         """Every entry of every token adds up, to the rounding of the model's own sums."""
         after = parts["after"]
-        terms = [parts[name].float() for name in ("before", *PARTS) if name in parts]
+        terms = [parts[name].float().to(after.device) for name in ("before", *PARTS) if name in parts]
         gap, scale = -after.float(), after.float().abs()
         for term in terms:
             gap, scale = gap + term, scale + term.abs()
