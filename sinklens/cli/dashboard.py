@@ -30,7 +30,7 @@ def dashboard(
 
     Serves a page to this machine alone (127.0.0.1): the layer x head grid of a result, a head's attention map beside
     its numbers and nulls, a token's residual norms and the heads that sink on it; two results side by side; and live
-    measurements of a text under an intervention. Stop it with Ctrl-C.
+    measurements of a text under any intervention or policy, beside random controls of equal size. Stop it with Ctrl-C.
 
     For example:
 

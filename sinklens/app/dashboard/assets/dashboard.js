@@ -2,7 +2,18 @@
 const first = {};
 function afterFirstView(part, key, pause) {
   first[part] = (first[part] || 0) + 1;
-  if (first[part] > 1) return key; /* somebody has chosen it */
+  const number = first[part];
+  const other = (key && key.compare) || "";
+  const same = first.other === other;
+  first.other = part === "positions" ? other : first.other;
+  if (number > 1 && (same || part !== "positions")) return key; /* somebody has chosen it */
+  if (number > 1) { /* three grids are drawn first */
+    return new Promise(function (done) {
+      window.setTimeout(function () {
+        done(first[part] > number ? window.dash_clientside.no_update : key);
+      }, 250);
+    });
+  }
   const ends = Date.now() + 2500;
   return new Promise(function (done) {
     const look = function () {
