@@ -14,6 +14,9 @@ from sinklens.attention.score_form import ScoreForm
 SAFE = (64, 64, 4)
 """Rows and keys of a tile and warps that fit every supported GPU."""
 
+SMALL = (32, 32, 4)
+"""The same where a row of queries and keys takes more than 512 bytes (fp32 heads wider than 128)."""
+
 TILES = (SAFE, (128, 64, 4), (128, 64, 8), (128, 128, 8), (64, 128, 4))
 """What is tried once for each kind of call on a GPU; see :func:`_best`."""
 
@@ -185,6 +188,8 @@ class _Launch:
 
     def tile(self, of_rows: bool, margin: bool) -> tuple[int, int, int]:
         """Rows, keys and warps of a tile."""
+        if self.kinds["BD"] * self.query.element_size() > 512:
+            return SMALL
         if self.shape.k_pos < WORTH_TUNING or torch.version.cuda is None:
             return SAFE
         kind = tuple(sorted((name, value) for name, value in self.kinds.items() if name != "SPARE_SELF"))
