@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final, Self, cast
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sinklens.attention import StatisticFactory
@@ -20,7 +21,7 @@ SHARED: Final[Mapping[str, tuple[str, ...]]] = {"layers": ("layer",), "head_scor
 
 
 LARGE: Final = 1 << 15
-"""Numbers of one layer from which on sums are kept in fp32 where that loses nothing, and its rows in 32 bits."""
+"""Numbers of one layer from which on sums take fewer than 64 bits where that loses nothing, and its rows 32."""
 
 
 class Detector(ABC):
@@ -125,7 +126,7 @@ class Detector(ABC):
 class LayerSums:
     """Named fp64 sums per layer that grow along the position axis when longer sequences arrive.
 
-    Large ones that fp32 holds exactly, as it does counts and what a single text adds, are kept in it.
+    Large ones take as few bytes as hold them: counts fit into fp16, and what a single text adds is kept in fp32.
     """
 
     def __init__(self) -> None:
@@ -139,10 +140,7 @@ class LayerSums:
             width = max(held.shape[-1], value.shape[-1])
             pad = torch.nn.functional.pad
             value = pad(held.double(), (0, width - held.shape[-1])) + pad(value, (0, width - value.shape[-1]))
-        if value.numel() >= LARGE and bool((((narrow := value.float()) == value) | value.isnan()).all()):
-            self.layers[layer][name] = narrow
-        else:
-            self.layers[layer][name] = value.clone()
+        self.layers[layer][name] = _short(value, rounded=held is None) if value.numel() >= LARGE else value.clone()
 
     def arrays(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Each layer with its sums by name, all in fp64."""
@@ -154,6 +152,15 @@ class LayerSums:
         for layer, sums in other.layers.items():
             for name, value in sums.items():
                 self.add(layer, name, value)
+
+
+def _short(value: Float[Tensor, "..."], *, rounded: bool) -> Float[Tensor, "..."]:
+    """The same in the narrowest type that holds it exactly; ``rounded``: fp32 at most."""
+    for kind in (torch.float16, torch.float32):
+        narrow = value.to(kind)
+        if (rounded and kind == torch.float32) or bool(((narrow == value) | value.isnan()).all()):
+            return narrow
+    return value.clone()
 
 
 def frame_of(parts: Sequence[Mapping[str, Any]], columns: Sequence[str] = (), *, spend: bool = False) -> pd.DataFrame:
