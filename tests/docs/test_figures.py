@@ -17,6 +17,7 @@ import sinklens
 from sinklens import plots
 from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
+from sinklens.studies import explain_sinks
 from sinklens.studies.policies.result import PolicyComparison
 from tests.plots.checks import array, named, same
 from tests.plots.synthetic_sweep import ZERO, synthetic_effects, synthetic_summary
@@ -148,6 +149,36 @@ def policy_costs(fig: Any, now: dict[str, Any]) -> None:
         same(trace.y, rows["delta_loss"])
 
 
+def lifecycle(fig: Any, now: dict[str, Any]) -> None:
+    means = now["census"].tables["lifecycle"].groupby("layer")[["before", "attention", "mlp", "after"]].mean()
+    same(named(fig, "attention adds").y, means["attention"])
+    same(named(fig, "MLP adds").y, means["mlp"])
+    same(named(fig, "entry after the layer").y, [means["before"].iloc[0], *means["after"]])
+
+
+def drain_scatter(fig: Any, now: dict[str, Any]) -> None:
+    heads = now["census"].tables["heads"]
+    kinds = {trace.name.split(" (")[0]: trace for trace in fig.data if trace.name}
+    for name, rows in (("sink head", heads[heads["is_sink"]]), ("other head", heads[~heads["is_sink"]])):
+        drawn = sorted(zip(array(kinds[name].x), array(kinds[name].y), strict=True))
+        same(drawn, sorted(zip(rows["importance"], rows["drain"], strict=True)))
+
+
+def sink_share(fig: Any, now: dict[str, Any]) -> None:
+    means = now["census"].tables["heads"].groupby("layer")[["importance_first", "null_first"]].mean()
+    lines = [array(trace.y) for trace in fig.data if trace.y is not None and len(trace.y) == len(means)]
+    for column in means:
+        assert any(np.allclose(line, means[column], rtol=1e-5) for line in lines), column
+
+
+def sink_causes(fig: Any, now: dict[str, Any]) -> None:
+    causes = now["causes"]
+    total = causes.tables["channels"].query("side == 'key'").groupby(["layer", "head"])["share"].sum()
+    marks = named(fig, "margin")
+    order = causes.tables["heads"][["layer", "head"]].itertuples(index=False, name=None)
+    same(array(marks.x), [total[head] for head in order], rtol=1e-3)
+
+
 CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "plots.sink_heatmap(census)": sink_heatmap,
     "census.plot.sink_heatmap()": sink_heatmap,
@@ -159,6 +190,10 @@ CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "census.plot.massive_table(n=8)": massive_table,
     "census.plot.massive_activations()": massive_activations,
     "census.plot.token_types()": token_types,
+    "census.plot.lifecycle()": lifecycle,
+    "census.plot.drain_scatter()": drain_scatter,
+    "census.plot.sink_share()": sink_share,
+    "causes.plot.sink_causes()": sink_causes,
     "plots.before_after(effects)": before_after,
     "plots.active_dormant(table)": active_dormant,
     "plots.active_dormant(heads)": active_dormant,
@@ -166,6 +201,7 @@ CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "plots.head_scores(patterns, columns=['previous_token', 'duplicate_token', 'induction'])": head_scores,
     "plots.dynamics(dynamics)": dynamics,
     "found.plot.policy_costs()": policy_costs,
+    "answers.plot.policy_costs()": policy_costs,
 }
 """By the call as it stands on a page; it gets the figure and the results that the call's names stand for."""
 
@@ -200,7 +236,9 @@ def now() -> dict[str, Any]:
     return {
         "plots": plots,
         "found": compared,
+        "answers": compared,
         "census": census,
+        "causes": explain_sinks("tiny-llama", max_sequences=4, top=3, controls=0, donors=False),
         "strongest": next(iter(census.maps.values())),
         "effects": SimpleNamespace(summary=lambda: rows, to_dataframe=lambda: effects),
         "table": table,
