@@ -26,6 +26,7 @@ from sinklens.plots.head_scores import head_scores
 from sinklens.plots.lifecycle import lifecycle
 from sinklens.plots.massive_activations import massive_activations
 from sinklens.plots.massive_map import massive_map
+from sinklens.plots.massive_sources import massive_sources
 from sinklens.plots.massive_table import massive_table
 from sinklens.plots.needle_grid import needle_grid
 from sinklens.plots.norms_by_token import norms_by_token
@@ -66,6 +67,7 @@ __all__ = [
     "lifecycle",
     "massive_activations",
     "massive_map",
+    "massive_sources",
     "massive_table",
     "needle_grid",
     "norms_by_token",

@@ -10,11 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from sinklens import builtin_corpus
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.bos_similarity import bos_cosine
+from sinklens.detectors.measure import measure
 from sinklens.detectors.secondary_sinks import SecondarySinkDetector, Window, lifetime_label, sink_windows
 from sinklens.errors import InputError
+from sinklens.interventions import ZeroWeights
 from sinklens.models.tokens import TokenBatch
+from tests.real_models import real_model
 
 LAYERS, LENGTH, D_MODEL = 36, 300, 64
 PLANTED = {222: range(16, 34), 50: range(20, 23), 60: range(6, 35), 90: range(7, 34), 70: range(16, 29)}
@@ -274,3 +278,20 @@ def test_settings_are_checked() -> None:
             SecondarySinkDetector(**settings)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"with different .* cannot be merged"):
         SecondarySinkDetector().merge(SecondarySinkDetector(0.8))
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_smollm2s_first_the_is_one_and_two_weights_make_it() -> None:
+    """Real positives with their cause: two weights of block 2 put to zero leave none, two random ones leave all."""
+    model = real_model("smollm2")
+    batch = builtin_corpus(model, n_sequences=20).tokens
+    down = "model.layers.2.mlp.down_proj.weight"
+    counts = {}
+    for name, weights in {"": [], "cause": ["507, 90", "507, 430"], "random": ["227, 1316", "319, 51"]}.items():
+        change = ZeroWeights([f"{down}[{place}]" for place in weights]) if weights else None
+        table = measure(model, batch, "secondary_sinks", intervention=change).tables["secondary_sinks"]
+        found = table[table["label"] == "secondary"]
+        assert set(found["token"]) <= {" the"} and (found["importance"] > 3 * found["null"]).all()
+        counts[name] = len(found)
+    assert counts[""] == counts["random"] > 5 and counts["cause"] == 0

@@ -26,7 +26,8 @@ def figure_functions() -> dict[str, Any]:
         loaded = importlib.import_module(f"sinklens.plots.{module.name}")
         for name, function in inspect.getmembers(loaded, inspect.isfunction):
             own = function.__module__ == loaded.__name__ and not name.startswith("_")
-            if own and function.__annotations__.get("return") is go.Figure and module.name != "style":
+            own &= module.name not in ("style", "print_layout")
+            if own and function.__annotations__.get("return") is go.Figure:
                 found[name] = function
     return found
 

@@ -116,9 +116,10 @@ def test_a_donor_is_the_value_of_another_token(causes: SinkCauses) -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_channel_507_makes_smollm2s_strongest_sinks() -> None:
+def test_channel_247_makes_smollm2s_strongest_sinks() -> None:
     found = explain_sinks(real_model("smollm2"), max_sequences=16, donors=False)
     heads = found.heads
-    assert len(heads) == 10 and (heads["gap"] < 1e-4).all()
+    assert len(heads) == 10 and (heads["gap"] < 1e-4).all() and (heads["channel"] == 247).all()
+    assert (heads["n_channels"] <= 4).all() and (heads["random_lost_most"] < 0.1).all()
     assert (heads["mass_lost"] >= 0.5).all() and (heads["random_lost_most"] < heads["mass_lost"]).all()
     assert isinstance(found.tables["channels"], pd.DataFrame)

@@ -272,6 +272,22 @@ def sink_causes(data: st.DataObject) -> go.Figure:
     return fig
 
 
+@shows("massive_sources")
+def massive_sources(data: st.DataObject) -> go.Figure:
+    count = data.draw(st.integers(1, 4))
+    table = pd.DataFrame({"channel": [*range(count)], "episode": 0, "appears": 1, "leaves_after": 3})
+    table["value"] = [data.draw(st.sampled_from([-1.0, 1.0])) * x for x in column(data, count, 1, 100)]
+    table["writer_share"] = table["value"] * column(data, count, 0.5, 1)
+    table["weight_share"] = table["writer_share"] * column(data, count, 0, 1, nan=True)
+    table = table.assign(writer="MLP <b>", weight=[None if x != x else "a[1, 2]" for x in table["weight_share"]])
+    fig = plots.massive_sources(table)
+    bars = [array(trace.x) for trace in fig.data]
+    same(sum(bars), np.ones(count))
+    same(bars[0], (table["weight_share"].fillna(0) / table["value"]).tolist())
+    same(bars[2], (1 - table["writer_share"] / table["value"]).tolist())
+    return fig
+
+
 @shows("role_growth")
 def role_growth(data: st.DataObject) -> go.Figure:
     steps = sorted(data.draw(st.lists(st.integers(0, 9000), min_size=1, max_size=5, unique=True)))
