@@ -249,7 +249,8 @@ def test_every_intervention_and_policy_has_a_form(name: str) -> None:
     assert {each.name for each in dataclasses.fields(method.kind)} <= named
     page = json.dumps(form_of(name, {}), default=lambda part: part.to_plotly_json())
     assert all(f'{{"field": "{field.name}"}}' in page for field in method.fields)
-    typed = {"heads": "L0H1", "where": "1:0:66", "table": '{"L0H3": [16, 0.0]}', "sinks": "0", "weights": "a.b[1, 2];a.c[3]"}
+    typed = {"heads": "L0H1", "where": "1:0:66", "table": '{"L0H3": [16, 0.0]}', "sinks": "0"}
+    typed["weights"] = "a.b[1, 2];a.c[3]"
     made = build(method, {n: text for n, text in typed.items() if n in named}, lambda name, arguments: None)
     assert isinstance(made, method.kind) and Intervention.from_json(made.to_json()) == made
     assert described(method, typed).startswith(f"{method.kind.__name__}(")
