@@ -47,19 +47,21 @@ class D2O(Policy):
             return view.scores
         cache = self._cache(view)
         found = torch.full_like(view.scores, -math.inf)
-        first, columns = int(view.keys[0]), view.keys.clamp(min=0)
+        query, first = view.query, int(view.keys[0])
+        start = max(first, 0)
         for row, position in enumerate(view.rows.tolist()):
             if position < 0:  # padding before the text
                 continue
             self._add(cache, view.key[:, position - first], position)
             at = (cache["live"] - first).clamp(0, len(view.keys) - 1)
-            products = view.capped((cache["key"] @ view.query[:, row, :, None])[..., 0])
+            products = view.capped((cache["key"] @ query[:, row, :, None])[..., 0])
             slots = torch.where(cache["merged"], products, view.scores[:, row].gather(1, at))
             slots = slots.masked_fill(cache["live"] < 0, -math.inf)
             cache["sum"] += torch.softmax(slots, -1)
-            owner = cache["owner"][:, columns]
-            scores = (slots + cache["gain"]).gather(1, owner.clamp(min=0)) + cache["weight"][:, columns]
-            found[:, row] = scores.masked_fill((owner < 0) | (view.keys < 0) | (view.keys > position), -math.inf)
+            by_slot = torch.nn.functional.pad(slots + cache["gain"], (0, 1), value=-math.inf)  # the last: lost
+            so_far = slice(start, position + 1)
+            scores = by_slot.gather(1, cache["owner"][:, so_far]) + cache["weight"][:, so_far]
+            found[:, row, start - first : position + 1 - first] = scores
             self._drop(cache, position)
         return found
 
@@ -78,7 +80,7 @@ class D2O(Policy):
             cache |= {"free": cache["live"][:, 0] * 0, "owner": cache["live"][:, :0], "weight": empty[:, :0]}
         missing = length - cache["owner"].shape[1]
         if missing > 0:
-            cache["owner"] = torch.nn.functional.pad(cache["owner"], (0, missing), value=-1)
+            cache["owner"] = torch.nn.functional.pad(cache["owner"], (0, missing), value=size)
             cache["weight"] = torch.nn.functional.pad(cache["weight"], (0, missing))
         return cache
 
@@ -105,7 +107,7 @@ class D2O(Policy):
         cache["mean"] = best if cache["mean"] is None else self.pace * best + (1 - self.pace) * cache["mean"]
         merges = best >= cache["mean"]
         share = best.exp() / (best.exp() + math.e)
-        old, owner = cache["key"][each, into], cache["owner"]
+        old, owner = cache["key"][each, into], cache["owner"][:, : position + 1]
         mixed = (1 - share)[:, None] * old + share[:, None] * gone
         mixed = torch.where(merges[:, None], mixed, old)
         cache["key"][each, into], cache["unit"][each, into] = mixed, torch.nn.functional.normalize(mixed, dim=-1)
@@ -113,8 +115,8 @@ class D2O(Policy):
         moves = owner == out[:, None]
         cache["gain"][each, into] += torch.where(merges, (1 - share).log(), 0.0)
         change = cache["gain"][each, out] + share.log() - cache["gain"][each, into]
-        cache["weight"] += moves * change[:, None]
-        cache["owner"] = torch.where(moves, torch.where(merges, into, -1)[:, None], owner)
+        cache["weight"][:, : position + 1] += moves * change[:, None]
+        owner.copy_(torch.where(moves, torch.where(merges, into, size + 1)[:, None], owner))
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:
         """What stands in a slot."""
