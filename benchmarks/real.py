@@ -7,11 +7,25 @@ tokens), each beside
 - ``output_attentions``: the same model with eager attention that returns all T x T patterns;
 - ``patterns``: ``TransformerBridge.run_with_cache`` of all patterns.
 
-Rounds are interleaved and ratios are taken within a round, because machines are noisy; ``cpu`` is the process' own time
-of the same round. Then other calls while time is left (roles, needles, a sweep over heads, active-dormant heads), and
-the memory of a scan of 8,192 tokens beyond the weights. Needs SmolLM2: ``make real-models``.
+Then, one round each after a warm-up on a piece, with ``over_plain`` as their ratio to the plain way beside them:
+
+- ``ablate``: every head of three layers (of the 30) set to zero alone on 16 x 64 tokens, beside the loop of
+  ``run_with_hooks`` over the same heads; ``estimate``: the time it announced over the time it took. The layers are the
+  first, the middle and the last but one, so that their share of blocks left to run is that of all 270 heads;
+- ``needle``: retrieval scores of one prompt of 1,024 tokens, beside prefill and decoding that reads attention at each
+  token, as the paper's released code does it;
+- ``roles``: the usual criteria on 16 texts, beside ``run_with_cache`` of all patterns of those texts;
+- ``active-dormant``: every head on 2 x 64 tokens, beside patterns of the texts and the loop of ``run_with_hooks`` over
+  every tenth head, times ten;
+- ``dynamics``: the nine checkpoints of tiny-llama on 20 texts, beside loading each with transformers and a forward pass
+  with ``output_attentions=True`` over as many tokens.
+
+Last the memory of a scan of 8,192 tokens beyond the weights. Rounds are interleaved and ratios are taken within a
+round, because machines are noisy; ``cpu`` is the process' own time of the same round. Needs SmolLM2: ``make
+real-models``. Rows measured by name replace those of that name in the table and leave the others::
 
     python benchmarks/real.py --out benchmarks/real.csv
+    python benchmarks/real.py --rows ablate,dynamics --out benchmarks/real.csv
 """
 
 import argparse
@@ -20,7 +34,8 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,8 +43,12 @@ from typing import Any
 import pandas as pd
 import torch
 from capture import M_MMAP_THRESHOLD, PeakMemory
+from needle import decode
+from rich.console import Console
+from torch.nn.functional import cross_entropy
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 import sinklens
 from sinklens.models import load
@@ -38,7 +57,8 @@ from sinklens.models.quiet import quietly
 from sinklens.models.real import real_model_path
 from sinklens.models.tokens import TokenBatch, tokenize
 from sinklens.passes.corpus import builtin_corpus
-from sinklens.studies import make_needles, retrieval_scores
+from sinklens.results.show_progress import ShowProgress
+from sinklens.studies import make_needles, measure_dynamics, retrieval_scores
 from sinklens.studies.active_dormant.run import find_active_dormant
 from sinklens.studies.head_roles.run import find_roles
 
@@ -49,20 +69,27 @@ SETTINGS = {"use_cache": False, "logits_to_keep": 1}
 
 
 class Table:
-    """Rows that are printed and written as soon as they are there."""
+    """Rows that are printed and written as soon as they are there; old rows of other names stay.
 
-    def __init__(self, out: Path | None) -> None:
-        self.out, self.rows = out, []  # type: ignore[var-annotated]
+    Args:
+        out: The table's file.
+        names: What is measured anew.
+    """
+
+    def __init__(self, out: Path | None, names: Sequence[str]) -> None:
+        self.out = out
+        old = pd.read_csv(out) if out is not None and out.is_file() else pd.DataFrame({"row": []})
+        self.rows: list[dict[str, Any]] = old[~old["row"].isin(names)].to_dict("records")
         self.where = {
             "machine": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "versions": " ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "transformer-lens")),
         }
 
-    def add(self, **row: Any) -> None:
+    def add(self, row: str, **values: Any) -> None:
         """One more row."""
-        print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-        self.rows.append(row | self.where)
+        print(row, ", ".join(f"{name} {value}" for name, value in values.items()), flush=True)
+        self.rows.append({"row": row} | values | self.where)
         if self.out is not None:
             pd.DataFrame(self.rows).to_csv(self.out, index=False)
 
@@ -106,92 +133,190 @@ def side_by_side(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
     return found
 
 
-def scans(table: Table, bridge: TransformerBridge, rounds: int, lengths: list[int], limit: float) -> None:
-    """Scans beside the passes that they replace."""
+def scan_row(name: str, table: Table, bridge: TransformerBridge, rounds: int) -> None:
+    """Scans of one shape beside the passes that they replace."""
+    length = int(name.removeprefix("scan-"))
     fused, eager = plain_model("sdpa"), plain_model("eager")
-
-    def patterns(batch: TokenBatch) -> None:
-        bridge.run_with_cache(batch.ids, names_filter=lambda name: name.endswith("attn.hook_pattern"), **SETTINGS)
-
-    for length in (64, *lengths):
-        if time.perf_counter() > limit:
-            print(f"No time left for {length} tokens.")
-            return
-        batch = builtin_corpus(bridge).tokens if length == 64 else text_of(bridge, length)
-        calls: dict[str, Callable[[], Any]] = {"sdpa": forwards(fused, batch)}
-        calls["scan"] = lambda batch=batch: sinklens.scan(bridge, tokens=batch, batch_size=BATCH)
-        if length > 64:
-            calls["output_attentions"] = forwards(eager, batch, output_attentions=True)
-            calls["patterns"] = lambda batch=batch: patterns(batch)
-        found = side_by_side(calls, rounds)
-        for name, took in found.items():
-            over = [
-                statistics.median(mine[kind] / plain[kind] for mine, plain in zip(took, found["sdpa"], strict=True))
-                for kind in (0, 1)
-            ]
-            table.add(
-                call=name,
-                shape=f"{len(batch)} x {length}",
-                seconds=round(statistics.median(wall for wall, _ in took), 3),
-                cpu=round(statistics.median(cpu for _, cpu in took), 3),
-                over_sdpa=round(over[0], 2),
-                cpu_over_sdpa=round(over[1], 2),
-            )
-        parts = sinklens.scan(bridge, tokens=batch, batch_size=BATCH).meta["seconds_by_part"]
-        for part, seconds in parts.items():
-            table.add(call=f"scan: {part}", shape=f"{len(batch)} x {length}", seconds=round(seconds, 3))
+    batch = builtin_corpus(bridge).tokens if length == 64 else text_of(bridge, length)
+    calls: dict[str, Callable[[], Any]] = {"sdpa": forwards(fused, batch)}
+    calls["scan"] = lambda: sinklens.scan(bridge, tokens=batch, batch_size=BATCH)
+    if length > 64:
+        calls["output_attentions"] = forwards(eager, batch, output_attentions=True)
+        calls["patterns"] = lambda: patterns(bridge, batch)
+    found = side_by_side(calls, rounds)
+    for call, took in found.items():
+        over = [
+            statistics.median(mine[kind] / plain[kind] for mine, plain in zip(took, found["sdpa"], strict=True))
+            for kind in (0, 1)
+        ]
+        table.add(
+            name,
+            call=call,
+            shape=f"{len(batch)} x {length}",
+            seconds=round(statistics.median(wall for wall, _ in took), 3),
+            cpu=round(statistics.median(cpu for _, cpu in took), 3),
+            over_sdpa=round(over[0], 2),
+            cpu_over_sdpa=round(over[1], 2),
+        )
+    parts = sinklens.scan(bridge, tokens=batch, batch_size=BATCH).meta["seconds_by_part"]
+    for part, seconds in parts.items():
+        table.add(name, call=f"scan: {part}", shape=f"{len(batch)} x {length}", seconds=round(seconds, 3))
 
 
-def others(table: Table, bridge: TransformerBridge, limit: float) -> None:
-    """One run each of what else is called, as far as time allows."""
-    texts = builtin_corpus(bridge, n_sequences=16).tokens
-    calls: dict[str, Callable[[], Any]] = {
-        "roles, 16 texts": lambda: find_roles(bridge, max_sequences=16),
-        "retrieval scores, 1,024 tokens": lambda: retrieval_scores(
-            bridge, make_needles(bridge, lengths=(1024,), depths=(0.5,), repeats=1)
-        ),
-        "sweep of layer 18, 16 x 64": lambda: sinklens.sweep(
-            bridge, tokens=texts, heads=[f"L18H{head}" for head in range(9)]
-        ),
-        "active-dormant, 16 texts": lambda: find_active_dormant(bridge, max_tokens=64, max_sequences=16),
-    }
-    for name, call in calls.items():
-        if time.perf_counter() > limit:
-            print(f"No time left for {name}.")
-            return
-        started = time.perf_counter()
+def patterns(bridge: TransformerBridge, batch: TokenBatch) -> None:
+    """All T x T patterns, as TransformerLens keeps them."""
+    bridge.run_with_cache(batch.ids, names_filter=lambda name: name.endswith("attn.hook_pattern"), **SETTINGS)
+
+
+def loop(bridge: TransformerBridge, batch: TokenBatch, heads: Sequence[tuple[int, int]]) -> None:
+    """The loop that everybody writes: one forward pass with a hook for each head, and its loss."""
+
+    def silence(z: torch.Tensor, hook: Any, head: int) -> torch.Tensor:
+        z[:, :, head] = 0
+        return z
+
+    for layer, head in heads:
+        hook = (f"blocks.{layer}.attn.hook_z", partial(silence, head=head))
+        logits = bridge.run_with_hooks(batch.ids, fwd_hooks=[hook])
+        cross_entropy(logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten())
+
+
+class Estimate(ShowProgress):
+    """Keeps the time that was announced first."""
+
+    announced = float("nan")
+
+    def estimated(self) -> None:
+        """Take it down."""
+        if self.announced != self.announced:
+            self.announced = self.pace.total
+
+
+def beside(
+    table: Table, row: str, shape: str, ours: Callable[[], Any], plain: Callable[[], Any], times: float = 1, **more: Any
+) -> float:
+    """One round of both; the seconds of ours."""
+    found = {}
+    for name, call in (("plain", plain), ("sinklens", ours)):
+        wall, cpu = time.perf_counter(), time.process_time()
         call()
-        table.add(call=name, shape="SmolLM2", seconds=round(time.perf_counter() - started, 2))
+        factor = times if name == "plain" else 1
+        found[name] = factor * (time.perf_counter() - wall), factor * (time.process_time() - cpu)
+    for name, (wall, cpu) in found.items():
+        ratios = [mine / theirs for mine, theirs in zip((wall, cpu), found["plain"], strict=True)]
+        named = {"over_plain": round(ratios[0], 3), "cpu_over_plain": round(ratios[1], 3)}
+        table.add(row, call=name, shape=shape, seconds=round(wall, 3), cpu=round(cpu, 3), **named, **more)
+    return found["sinklens"][0]
 
 
-def peak(table: Table, bridge: TransformerBridge) -> None:
+def ablate(table: Table, bridge: TransformerBridge) -> None:
+    """Sweeps over heads."""
+    batch, told = builtin_corpus(bridge, n_sequences=16).tokens, Estimate(Console(quiet=True))
+    heads = [(layer, head) for layer in (0, 14, 28) for head in range(9)]
+    loop(bridge, batch, heads[:1])
+    sinklens.sweep(bridge, tokens=batch, heads=heads[-1:], controls=0)
+    took = beside(
+        table,
+        "ablate",
+        f"{len(heads)} heads, 16 x 64",
+        lambda: sinklens.sweep(bridge, tokens=batch, heads=heads, controls=0, progress=told),
+        lambda: loop(bridge, batch, heads),
+    )
+    table.add("ablate", call="announced", shape="over taken", seconds=told.announced, estimate=told.announced / took)
+
+
+def needle(table: Table, bridge: TransformerBridge) -> None:
+    """Retrieval scores of one long prompt."""
+    needles, model = make_needles(bridge, lengths=(1024,), depths=(0.5,), repeats=1), plain_model("sdpa")
+    ids = torch.tensor([needles.instances[0].ids])
+    retrieval_scores(bridge, make_needles(bridge, lengths=(64,), depths=(0.5,), repeats=1))
+    beside(table, "needle", "1 x 1024", lambda: retrieval_scores(bridge, needles), lambda: decode(model, ids))
+
+
+def roles(table: Table, bridge: TransformerBridge) -> None:
+    """The usual criteria."""
+    batch = builtin_corpus(bridge, n_sequences=16).tokens
+    ours = partial(find_roles, bridge, max_sequences=16)
+    beside(table, "roles", "16 x 64", ours, lambda: patterns(bridge, batch))
+
+
+def active_dormant(table: Table, bridge: TransformerBridge) -> None:
+    """Every head judged by what its removal costs."""
+    batch = builtin_corpus(bridge, n_sequences=2).tokens
+    heads = [(layer, head) for layer in range(30) for head in range(9)][::10]
+
+    def plain() -> None:
+        patterns(bridge, batch)
+        loop(bridge, batch, heads)
+
+    ours = partial(find_active_dormant, bridge, max_tokens=64, max_sequences=2)
+    beside(table, "active-dormant", "270 heads, 2 x 64", ours, plain, times=10)
+
+
+def dynamics(table: Table, bridge: TransformerBridge) -> None:
+    """A series of checkpoints."""
+    folder = data_dir() / "models" / "tiny-llama" / "checkpoints"
+    batch = builtin_corpus(load("tiny-llama"), n_sequences=20).tokens
+
+    def plain() -> None:
+        for path in sorted(folder.iterdir()):
+            model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32).eval()
+            model(batch.ids, output_attentions=True)
+
+    beside(
+        table,
+        "dynamics",
+        "9 checkpoints, 20 texts",
+        partial(measure_dynamics, "tiny-llama", max_sequences=20),
+        plain,
+    )
+
+
+def memory(table: Table, bridge: TransformerBridge) -> None:
     """Growth of the resident set while 8,192 tokens are scanned."""
     sinklens.scan(bridge, tokens=text_of(bridge, 64))
     ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 20)  # see capture.py; it makes allocation slower
-    with PeakMemory("cpu") as memory:
+    with PeakMemory("cpu") as peak:
         sinklens.scan(bridge, tokens=text_of(bridge, LONGEST))
-    table.add(call="scan", shape=f"1 x {LONGEST}", extra_mb=round(memory.extra / 1e6))
+    table.add("memory", call="scan", shape=f"1 x {LONGEST}", extra_mb=round(peak.extra / 1e6))
+
+
+OTHERS: dict[str, Callable[[Table, TransformerBridge], None]] = {
+    "ablate": ablate,
+    "needle": needle,
+    "roles": roles,
+    "active-dormant": active_dormant,
+    "dynamics": dynamics,
+    "memory": memory,
+}
+ROWS = (*(f"scan-{length}" for length in (64, *LENGTHS)), *OTHERS)
 
 
 @torch.no_grad()
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds after one warm-up")
-    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="of the single texts")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of a scan after one warm-up")
+    parser.add_argument("--rows", default=",".join(ROWS), help="what is measured, joined with commas")
     parser.add_argument("--minutes", type=float, default=9, help="start nothing new after so long")
-    parser.add_argument("--only-scans", action="store_true", help="leave out the other calls and the memory")
-    parser.add_argument("--out", type=Path, help="write the table as CSV, row by row")
+    parser.add_argument("--out", type=Path, help="write the table as CSV, row by row; rows of other names stay")
     options = parser.parse_args()
+    names = options.rows.split(",")
+    unknown = [name for name in names if name not in OTHERS and not name.removeprefix("scan-").isdecimal()]
+    if unknown:
+        parser.error(f"there are no rows {', '.join(unknown)}; there are {', '.join(ROWS)}")
     warnings.filterwarnings("ignore")
+    logging.disable_progress_bar()
     limit = time.perf_counter() + 60 * options.minutes
     bridge = load(real_model_path("smollm2"))
-    table = Table(options.out)
-    scans(table, bridge, options.rounds, [int(length) for length in options.lengths.split(",") if length], limit)
-    if not options.only_scans:
-        others(table, bridge, limit)
-        if time.perf_counter() < limit:
-            peak(table, bridge)
+    table = Table(options.out, names)
+    for name in names:
+        if time.perf_counter() > limit:
+            print(f"No time left for {name}.")
+        elif name in OTHERS:
+            OTHERS[name](table, bridge)
+        else:
+            scan_row(name, table, bridge, options.rounds)
 
 
 if __name__ == "__main__":
