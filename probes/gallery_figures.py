@@ -262,6 +262,12 @@ def sink_causes(runs: Runs) -> Drawn:
     return plots.sink_causes(runs.causes), runs.causes.tables["heads"][names]
 
 
+def massive_sources(runs: Runs) -> Drawn:
+    """Which weights write massive activations."""
+    table = next(iter(runs.sources.tables.values()))
+    return plots.massive_sources(runs.sources), table.select_dtypes(["number", "object", "str"]).head(400)
+
+
 def policy_costs(runs: Any) -> Drawn:
     """What rules keep and cost."""
     names = (
@@ -339,6 +345,8 @@ ENTRIES = (
           "their sink are drained.", drain_scatter),
     Entry("sink_causes", "What makes heads sink", "Shares of the margin by residual channel (above) and by writer "
           "(below).", sink_causes, of=("real",)),
+    Entry("massive_sources", "Which weights write massive activations", "From the entry back to the weight that writes "
+          "it.", massive_sources, of=("toys",)),
     Entry("entropy_scatter", "Entropy against key norm", "A sink head below 1 has a sink with a short key: direction, "
           "not length, makes it.", entropy_scatter),
     Entry("ablation_heatmap", "Ablation of every head", "Red: the loss rises without the head; diamonds mark intervals "

@@ -18,7 +18,16 @@ from sinklens.models.tokens import TokenBatch
 from sinklens.passes.sequences import choose_sequences
 from sinklens.plots.massive_table import strongest_activations
 from sinklens.results.result import Result
-from sinklens.studies import Dynamics, Roles, explain_sinks, find_roles, make_needles, measure_dynamics, measure_needles
+from sinklens.studies import (
+    Dynamics,
+    Roles,
+    explain_sinks,
+    find_roles,
+    make_needles,
+    measure_dynamics,
+    measure_needles,
+    trace_massive,
+)
 from sinklens.studies.census.builtin_domains import builtin_domains
 from sinklens.studies.census.result import Census
 from sinklens.studies.census.run import DETECTORS
@@ -40,6 +49,8 @@ class Runs:
     tested = 50
     """Sequences that the heads are switched off on."""
     controls = 20
+    massive_ratio = 1000.0
+    """Medians from which an entry is massive."""
 
     def __init__(self, sequences: int, folder: Path | None = None) -> None:
         self.sequences, self.folder = sequences, folder
@@ -118,6 +129,12 @@ class Runs:
         return self.kept("causes", lambda: explain_sinks(self.model, tokens=rows, controls=2, donors=False))
 
     @cached_property
+    def sources(self) -> Any:
+        """Which weights write the massive activations, on a few texts."""
+        rows = self.batch.rows(slice(0, min(len(self.batch), 6)))
+        return self.kept("sources", lambda: trace_massive(self.model, tokens=rows, ratio=self.massive_ratio))
+
+    @cached_property
     def needles(self) -> Any:
         """Needles in a text, in the model as it is and with a window of the last 128 tokens and 4 sinks."""
         return self.kept("needles", self._needles)
@@ -164,6 +181,7 @@ class Toys(Runs):
 
     name = "tiny-llama"
     needle_model = "induction-2l"
+    massive_ratio = 20.0
 
     @cached_property
     def model(self) -> Any:

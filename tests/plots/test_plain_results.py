@@ -25,6 +25,7 @@ from sinklens.studies import (
     measure_dynamics,
     measure_effects,
     measure_needles,
+    trace_massive,
 )
 
 pytestmark = [
@@ -66,6 +67,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
         options={"retrieval": {"repeats": 1, "lengths": [48]}},
     ),
     "sinklens-sink-causes": lambda: explain_sinks(model(), tokens=tokens(), controls=0, donors=False, top=2),
+    "sinklens-massive-sources": lambda: trace_massive("tiny-llama", max_sequences=2),
     "sinklens-policies": lambda: compare_policies(model(), ["sink_window", "h2o"], tokens=tokens(), budgets=[8]),
     "sinklens-active-dormant": lambda: find_active_dormant(model(), max_sequences=3),
     "sinklens-calibration": calibrated,
