@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from sinklens.studies.causal_check.run import run_causal_check
     from sinklens.studies.census.result import Census
     from sinklens.studies.census.run import scan
+    from sinklens.studies.conflict_heads.result import ConflictHeads
+    from sinklens.studies.conflict_heads.run import find_conflict_heads
+    from sinklens.studies.document_ranking.prompts import RankingTask
+    from sinklens.studies.document_ranking.result import DocumentRanking
+    from sinklens.studies.document_ranking.run import rank_documents
     from sinklens.studies.dynamics.entry import measure_dynamics
     from sinklens.studies.dynamics.result import Dynamics
     from sinklens.studies.effects.follow_sinks import follow_sinks
@@ -42,6 +47,8 @@ if TYPE_CHECKING:
     from sinklens.studies.needles.needle_set import NeedleSet
     from sinklens.studies.needles.result import NeedleResult
     from sinklens.studies.needles.retrieval_scores import retrieval_scores
+    from sinklens.studies.path_patching.result import PatchedPaths, circuit_overlap
+    from sinklens.studies.path_patching.run import patch_paths
     from sinklens.studies.policies.result import PolicyComparison
     from sinklens.studies.policies.run import compare_policies
     from sinklens.studies.sink_causes.result import SinkCauses
@@ -59,6 +66,8 @@ __all__ = [
     "Calibration",
     "CausalCheck",
     "Census",
+    "ConflictHeads",
+    "DocumentRanking",
     "Dynamics",
     "Effects",
     "ExtremeTokens",
@@ -67,7 +76,9 @@ __all__ = [
     "MassiveSources",
     "NeedleResult",
     "NeedleSet",
+    "PatchedPaths",
     "PolicyComparison",
+    "RankingTask",
     "Roles",
     "SinkCauses",
     "SplitCheck",
@@ -77,6 +88,7 @@ __all__ = [
     "attention_influence",
     "check_split",
     "choose_gamma",
+    "circuit_overlap",
     "classification_task",
     "compare_policies",
     "copying_scores",
@@ -84,6 +96,7 @@ __all__ = [
     "explain_sinks",
     "filter_heads",
     "find_active_dormant",
+    "find_conflict_heads",
     "find_extreme_tokens",
     "find_roles",
     "find_super_experts",
@@ -96,8 +109,10 @@ __all__ = [
     "measure_dynamics",
     "measure_effects",
     "measure_needles",
+    "patch_paths",
     "pattern_scores",
     "profile_heads",
+    "rank_documents",
     "razor_split",
     "retrieval_scores",
     "run_causal_check",

@@ -1,0 +1,1 @@
+"""Attention as a retriever: which document answers a question, by where the question looks."""

@@ -1,0 +1,231 @@
+"""Rank documents by the attention that a question gives them."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens.errors import InputError
+from sinklens.interventions import Intervention
+from sinklens.interventions.heads import check_heads, parse_heads
+from sinklens.models.architecture import context_length
+from sinklens.models.as_bridge import AnyModel, as_bridge
+from sinklens.models.tokens import BosChoice, tokenize
+from sinklens.models.torch_state import usual_torch
+from sinklens.results.header import header
+from sinklens.results.progress import SILENT, Progress
+from sinklens.studies.document_ranking.methods import METHODS, Seen
+from sinklens.studies.document_ranking.prompts import (
+    Prompt,
+    RankingTask,
+    Words,
+    attention_from,
+    blank_question,
+    builtin_tasks,
+    make_prompt,
+    words_of,
+)
+from sinklens.studies.document_ranking.result import DocumentRanking
+
+RANK_COLUMNS = ("task", "method", "document", "gold", "n_tokens", "score", "rank")
+USE_COLUMNS = ("task", "share", "share_null", "log_prob", "lost_gold", "lost_other")
+
+
+@usual_torch()
+@torch.no_grad()
+def rank_documents(
+    model: AnyModel,
+    documents: Sequence[Words] | None = None,
+    question: Words | None = None,
+    *,
+    tasks: Sequence[RankingTask] | None = None,
+    methods: Sequence[str] = tuple(METHODS),
+    heads: Sequence[object] | None = None,
+    use: bool = True,
+    intervention: Intervention | None = None,
+    bos: BosChoice = "auto",
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> DocumentRanking:
+    """Put documents into the order in which a question looks at them, by several rules and two controls.
+
+    ::
+
+        found = rank_documents("smollm2", ["Gorwin was bitten by a dog.", "It snowed for weeks."], "Which animal?")
+        found.ranks
+
+    Nothing is generated and nothing was trained for it: the documents and then the question are read, and the rules
+    sum the attention from the question's tokens to each document's.
+
+    Args:
+        model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
+        documents: Texts, or lists of ids, at least two; with ``question``, and instead of ``tasks``.
+        question: Text, or ids.
+        tasks: Several :class:`RankingTask`, to see how often the right document comes first. Default without documents:
+            twenty built-in questions among six sentences each, which share no content word with their answer.
+        methods: ``icr`` (calibrated by the content-free question "N/A", outliers left out), ``calibrated`` (all),
+            ``query_attention`` (no calibration), ``infini`` (best phrase in the last layer), ``last_token`` (a negative
+            control), ``overlap`` (share of the question's words, no model), ``random``.
+        heads: Sum over these heads alone, such as retrieval heads; default: all, as the papers do.
+        use: Also measure context use where a task has its gold document and an answer.
+        intervention: A change of the model under which it ranks.
+        bos: As for :func:`sinklens.tokenize`.
+        seed: Of the random rule, of ties, and of built-in tasks.
+        progress: Told in tasks.
+
+    Raises:
+        InputError: Fewer than two documents, empty ones, texts mixed with ids, an unknown method, or a prompt longer
+            than the context.
+        UnsupportedArchitectureError: The model has no attention that can be measured exactly.
+
+    Source: Chen, Gutierrez, Su (ICLR 2025), arXiv 2410.02642 (ICR); Ye et al. (2025), arXiv 2502.12962 (InfiniRetri,
+    its sentence scorer without the loop over windows and without the question's weights); context use after the
+    question of Tang et al. (2024), arXiv 2410.02115 (L-CiteEval), not its benchmark.
+
+    Cost: two forward passes with measured attention a task, and four for context use.
+    """
+    model = as_bridge(model)
+    if (documents is None) != (question is None) or (tasks is not None and documents is not None):
+        raise InputError("Give documents and a question, or tasks, or none of them for the built-in tasks.")
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or not methods:
+        raise InputError(
+            f"Unknown methods {', '.join(map(repr, unknown)) or '(none given)'}; there are {', '.join(METHODS)}."
+        )
+    if documents is not None and question is not None:
+        tasks = [RankingTask(documents, question)]
+    tasks = builtin_tasks(seed=seed) if tasks is None else list(tasks)
+    chosen = None
+    if heads is not None:
+        chosen = parse_heads(heads)
+        check_heads(model, chosen)
+        chosen = None if chosen == "all" else chosen
+    for task in tasks:
+        _check(task)
+    prompts = [make_prompt(model, task.documents, task.question, None, bos) for task in tasks]
+    limit = context_length(model)
+    longest = max((len(prompt.ids) for prompt in prompts), default=0)
+    if not tasks or (limit is not None and longest > limit):
+        raise InputError(
+            f"Expected tasks whose prompts fit the context of {limit}; got {len(tasks)}, the longest {longest}."
+        )
+    progress.begin("Ranking documents", len(tasks))
+    ranks: list[tuple[Any, ...]] = []
+    used: list[dict[str, Any]] = []
+    for number, (task, prompt) in enumerate(zip(tasks, prompts, strict=True)):
+        seen = _look(model, task, prompt, chosen, intervention, bos, seed + number)
+        for method in methods:
+            scores = METHODS[method](seen)
+            order = _ranks(scores, seed + number)
+            ranks += [
+                (number, method, i, None if task.gold is None else i == task.gold, span.stop - span.start, score, rank)
+                for i, (span, score, rank) in enumerate(zip(prompt.spans, scores, order, strict=True))
+            ]
+        if use and task.gold is not None and task.answer is not None:
+            used.append(
+                {"task": number, **context_use(model, task, intervention=intervention, bos=bos, seed=seed + number)}
+            )
+        progress.advance(1)
+    settings: dict[str, Any] = {
+        "methods": [*methods],
+        "heads": None if chosen is None else [list(h) for h in chosen],
+        "seed": seed,
+    }
+    settings["intervention"] = None if intervention is None else str(intervention)
+    meta = header(
+        model, tokenize(model, [prompt.ids for prompt in prompts]), "documents and questions", settings=settings
+    )
+    table = pd.DataFrame(ranks, columns=[*RANK_COLUMNS]).astype({"gold": "boolean"})
+    return DocumentRanking(meta, {"ranks": table, "use": pd.DataFrame(used, columns=[*USE_COLUMNS])})
+
+
+def context_use(
+    model: TransformerBridge,
+    task: RankingTask,
+    *,
+    intervention: Intervention | None = None,
+    bos: BosChoice = "auto",
+    seed: int = 0,
+) -> dict[str, float]:
+    """Whether a task's answer comes out of its gold document; see :attr:`DocumentRanking.use` for the entries.
+
+    Two ways that need not agree: where the rows that predict the answer look, and what the answer's probability loses
+    when the document is taken out of the prompt, beside a random other document.
+    """
+    gold = task.gold
+    if gold is None or task.answer is None:
+        raise InputError("Context use needs a task with its gold document and an answer.")
+    prompt = make_prompt(model, task.documents, task.question, task.answer, bos)
+    rows = slice(prompt.answer.start - 1, prompt.answer.stop - 1)
+    mass = attention_from(model, prompt.ids, {"answer": rows}, None, intervention)[0]["answer"]
+    masses = [float(mass[span].sum()) for span in prompt.spans]
+    sizes = [span.stop - span.start for span in prompt.spans]
+    other = random.Random(f"{seed}/other").choice([i for i in range(len(sizes)) if i != gold])
+    whole = _log_prob(model, prompt, intervention)
+    lost = []
+    for left_out in (gold, other):
+        kept = [document for i, document in enumerate(task.documents) if i != left_out]
+        lost.append(whole - _log_prob(model, make_prompt(model, kept, task.question, task.answer, bos), intervention))
+    found = {"share": masses[gold] / sum(masses), "share_null": sizes[gold] / sum(sizes), "log_prob": whole}
+    return found | {"lost_gold": lost[0], "lost_other": lost[1]}
+
+
+def _log_prob(model: TransformerBridge, prompt: Prompt, intervention: Intervention | None) -> float:
+    ids = torch.tensor([prompt.ids], device=next(model.parameters()).device)
+    if intervention is None:
+        logits = model(ids)
+    else:
+        with intervention(model):
+            logits = model(ids)
+    rows = slice(prompt.answer.start - 1, prompt.answer.stop - 1)
+    chances = logits[0, rows].float().log_softmax(-1)
+    return float(chances.gather(-1, ids[0, prompt.answer][:, None]).mean())
+
+
+def _look(
+    model: TransformerBridge,
+    task: RankingTask,
+    prompt: Prompt,
+    heads: Any,
+    intervention: Intervention | None,
+    bos: BosChoice,
+    seed: int,
+) -> Seen:
+    sets = {"question": prompt.question, "last": slice(len(prompt.ids) - 1, len(prompt.ids))}
+    total, final = attention_from(model, prompt.ids, sets, heads, intervention)
+    blank = make_prompt(model, task.documents, blank_question(model, task, seed), None, bos)
+    calibration = attention_from(model, blank.ids, {"question": blank.question}, heads, intervention)[0]
+    width = prompt.spans[-1].stop
+    return Seen(
+        total["question"][:width],
+        calibration["question"][:width],
+        total["last"][:width],
+        final["question"][:width],
+        prompt.spans,
+        words_of(task.question),
+        [words_of(each) for each in task.documents],
+        seed,
+    )
+
+
+def _ranks(scores: Sequence[float], seed: int) -> list[int]:
+    """Ranks from 1, the largest first; equal ones in random order."""
+    tie = np.random.default_rng([seed, 1]).permutation(len(scores))
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], tie[i]))
+    return [order.index(i) + 1 for i in range(len(scores))]
+
+
+def _check(task: RankingTask) -> None:
+    parts = [*task.documents, task.question, *([] if task.answer is None else [task.answer])]
+    texts = {isinstance(part, str) for part in parts}
+    if len(task.documents) < 2 or len(texts) > 1 or any(not len(part) for part in parts):
+        raise InputError(
+            f"Expected two or more documents and a question, all texts or all lists of ids, none empty; got "
+            f"{len(task.documents)} documents."
+        )
+    if task.gold is not None and not 0 <= task.gold < len(task.documents):
+        raise InputError(f"gold must be a number from 0 to {len(task.documents) - 1}, got {task.gold}.")
