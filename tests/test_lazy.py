@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import sinklens
 from sinklens import cli
 from sinklens.cli import ablate_work, listed, needle_work, options
-from sinklens.detectors.registry import all_detectors, asked_for, default_detectors
+from sinklens.detectors.registry import all_detectors, asked_for, choose_detectors, default_detectors
 from sinklens.errors import InputError
 from sinklens.interventions.ablate_heads import HOW
 from sinklens.models.load import DTYPES
@@ -62,6 +63,7 @@ WRONG = [
     ("scan", "bb-1l", "--dtype", "int8"), ("scan", "/nowhere/model"), ("scan", "bb-1l", "--text", "/nowhere"),
     ("needle", "bb-1l", "--depths", "x"),
     ("needle", "bb-1l", "--kind", "x"), ("needle", "bb-1l", "--keep", "x"), ("ablate", "bb-1l", "--how", "x"),
+    ("scan", "bb-1l", "--detectors", "sink"),
     ("ablate", "/nowhere/model"), ("ablate", "bb-1l", "--heads", "first"), ("active-dormant", "bb-1l", "--keys", "x"),
 ]  # fmt: skip
 
@@ -80,7 +82,8 @@ def test_a_report_needs_no_torch(saved: Path) -> None:
 def test_what_is_read_from_the_source_is_what_is_loaded() -> None:
     usual = default_detectors()
     known = {name: kind for name, kind in all_detectors().items() if not asked_for(kind)}
-    assert listed.detectors() == ([*usual], [name for name in known if name not in usual])
+    found = listed.detectors()
+    assert found is not None and {*found[0]} == {*usual} and {*found[1]} == {*known} - {*usual}
     assert [*listed.policies()] == [*policies()]
     for name, kind in policies().items():
         told = listed.policies()[name]
@@ -93,8 +96,13 @@ def test_what_is_read_from_the_source_is_what_is_loaded() -> None:
 
 
 def test_an_unknown_detector_is_told_with_those_that_are_near() -> None:
-    with pytest.raises(InputError, match=r"Unknown detectors sink; .* Did you mean sinks"):
-        listed.check_detectors(["sinks", "sink"])
+    for wrong in (["sinks", "sink"], [], ["nothing", "like it"]):
+        with pytest.raises(InputError) as told:
+            listed.check_detectors(wrong)
+        with pytest.raises(InputError) as loaded:
+            choose_detectors(wrong)
+        # detectors of one rank come in the order in which they were loaded
+        assert sorted(re.split(r"[ ,]+", str(told.value))) == sorted(re.split(r"[ ,]+", str(loaded.value)))
     listed.check_detectors(["sinks"])
 
 

@@ -5,6 +5,7 @@ constants stand in the files; what is inherited is looked up in the bases that l
 """
 
 import ast
+import difflib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -65,15 +66,21 @@ def check_detectors(names: list[str]) -> None:
     Raises:
         InputError: There is one, or there are none at all.
     """
-    listed = detectors()
-    if listed is None:
+    if detectors() is None:
         return
-    every = {each.constants["name"] for each in _classes("detectors").values() if each.registered}
-    if not names or not every.issuperset(names):
-        from sinklens.detectors.registry import choose_detectors  # it has the sentence, with the names that are near
-
-        choose_detectors(names)
-        raise InputError(f"Unknown detectors among {', '.join(names)}.")
+    every = sorted(
+        (each.constants["rank"], each.constants["name"])
+        for each in (_inherited(_classes("detectors"), kind) for kind in _classes("detectors"))
+        if each.registered
+    )
+    known = [name for _, name in every]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        close = [match for name in unknown for match in difflib.get_close_matches(name, known)]
+        near = f" Did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
+        raise InputError(
+            f"Unknown detectors {', '.join(unknown) or '(none)'}; expected some of {', '.join(known)}.{near}"
+        )
 
 
 @cache
