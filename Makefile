@@ -11,7 +11,7 @@ HASHES ?=
 PYTEST ?=
 # What measures, compared with oracles: run once more as a machine without AVX would compute it.
 NUMERIC := tests/test_ties.py tests/test_oracle.py $(addprefix tests/,passes/test_head_sets.py studies/effects/test_effects.py studies/census/test_scan.py studies/needles/test_run.py) \
-  $(addprefix tests/,attention/test_engine.py detectors/test_sink_detector.py interventions/test_methods.py lab/test_gates.py)
+  $(addprefix tests/,attention/test_engine.py attention/test_causal.py detectors/test_sink_detector.py interventions/test_methods.py lab/test_gates.py)
 
 # Only the environment decides what is imported.
 unexport PYTHONPATH PYTHONHOME
@@ -54,7 +54,7 @@ test: lint types ## ruff, import-linter, mypy, then all tests and doctests but t
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST)
 
 test-portable: $(DEV) ## the numeric tests as a processor without AVX computes them
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(NUMERIC)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(NUMERIC)
 
 test-slow: $(DEV) ## the slow tests alone
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow $(PYTEST)

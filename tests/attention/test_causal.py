@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import sinklens
 from sinklens.attention import (
     AttentionCall,
     Distance,
@@ -135,3 +136,9 @@ def test_other_statistics_are_shown_blocks() -> None:
     assert not causal.fits(call, [Entropy(call.shape)], [object()])
     for change in ({"soft_cap": 2.0}, {"causal": False}, {"sink_logits": torch.zeros(4)}, {"bias": torch.zeros(1)}):
         assert not causal.fits(random_call(50, **change), [], [])
+
+
+def test_a_scan_with_its_defaults_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One detector whose statistic is not made of sums would make every scan slower, in silence."""
+    monkeypatch.setattr(kernel, "_Job", None)
+    assert not sinklens.scan("bb-1l", max_sequences=2, max_tokens=32).tables["heads"].empty
