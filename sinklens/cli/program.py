@@ -7,6 +7,7 @@ import typer
 from sinklens.cli.ablate import ablate
 from sinklens.cli.active_dormant import active_dormant
 from sinklens.cli.calibrate import calibrate
+from sinklens.cli.conflict import conflict
 from sinklens.cli.dashboard import dashboard
 from sinklens.cli.dynamics import dynamics
 from sinklens.cli.evaluate import evaluate
@@ -14,8 +15,10 @@ from sinklens.cli.extreme import extreme
 from sinklens.cli.follow import follow
 from sinklens.cli.models import models
 from sinklens.cli.needle import needle
+from sinklens.cli.paths import paths
 from sinklens.cli.policies import policies
 from sinklens.cli.policy import app as policy
+from sinklens.cli.rank import rank
 from sinklens.cli.report import report
 from sinklens.cli.roles import roles
 from sinklens.cli.scan import ScanCommand, scan
@@ -67,6 +70,9 @@ for command in (
     policies,
     roles,
     why,
+    rank,
+    paths,
+    conflict,
     models,
 ):
     app.command()(command)

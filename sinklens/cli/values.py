@@ -1,6 +1,6 @@
 """What options mean, where a value has parts: numbers, NAME=VALUE, files of interventions."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,4 +58,26 @@ def interventions(files: Iterable[Path] | None) -> dict[str, Any]:
             found[path.stem] = Intervention.from_json(readable(path).read_text("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The intervention {path} cannot be read: {error}.") from error
+    return found
+
+
+def records(path: Path, names: Sequence[str], option: str) -> list[dict[str, str]]:
+    """Objects of texts from a JSON file: a list in which each has these names and no others.
+
+    Raises:
+        InputError: A file that cannot be read, or holds something else.
+    """
+    from sinklens.models.reading import read_json
+
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"The file {path} of {option} cannot be read as JSON: {error}.") from error
+    form = "{" + ", ".join(f'"{name}": TEXT' for name in names) + "}"
+    if not isinstance(found, list) or not found:
+        raise InputError(f"{option} takes a JSON list of {form}; {path} holds none.")
+    for number, each in enumerate(found):
+        texts = isinstance(each, dict) and all(isinstance(value, str) and value for value in each.values())
+        if not texts or {*each} != {*names}:
+            raise InputError(f"{option} takes a JSON list of {form}; entry {number} of {path} is another.")
     return found

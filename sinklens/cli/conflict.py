@@ -1,0 +1,73 @@
+"""`sinklens conflict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sinklens.cli import options, printing, values
+from sinklens.cli.running import load_model, working
+
+
+def conflict(
+    model: options.Model,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help='At least four of [{"prompt": TEXT, "context": WORD, "memory": WORD, "unrelated": WORD}, ...]: what '
+            "the prompt says, what the model knows, and a third answer. Default: sixteen false capitals.",
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(metavar="N", min=1, help="Heads of each side that are taken away.")] = 5,
+    how: Annotated[str, typer.Option(metavar="zero,mean", help="What is put in place of their output.")] = "zero,mean",
+    controls: options.Controls = 10,
+    bos: options.Bos = "auto",
+    out: options.Out = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    seed: options.Seed = 0,
+    trust_remote_code: options.TrustRemoteCode = False,
+) -> None:
+    """Find heads that argue for what the prompt says, and heads that argue for what the model knows.
+
+    Heads are chosen on every other prompt by what they write for each answer, and taken away on the rest, beside random
+    sets of as many heads.
+
+    For example:
+
+      sinklens conflict path/to/llama --out runs/conflict
+
+      sinklens conflict model.gguf --prompts false-facts.json --top 3 --how zero
+    """
+    words = ("prompt", "context", "memory", "unrelated")
+    given = None if prompts is None else values.records(prompts, words, "--prompts")
+    if out is not None:
+        from sinklens.results.place import check_writable
+
+        check_writable(out, "sinklens-conflict-heads")  # before the work, not after it
+    with working(out) as progress:
+        bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        from sinklens.studies.conflict_heads.run import ConflictPrompt, find_conflict_heads
+
+        found = find_conflict_heads(
+            bridge,
+            None if given is None else [ConflictPrompt(**each) for each in given],
+            top=top,
+            ways=values.names(how),
+            controls=controls,
+            bos=bos,  # type: ignore[arg-type]
+            seed=seed,
+            progress=progress,
+        )
+    saved = []
+    if out is not None:
+        found.save(out)
+        saved = [f"Report: {found.report(out / 'report.html')}", f"Tables: {out}"]
+    printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"], "prompts"))
+    printing.say_verdict(found.verdict)
+    order = found.heads["conflict"].abs().sort_values(ascending=False, kind="stable").index[:16]
+    names = ["name", "conflict", "low", "high", "context", "memory", "side"]
+    rows = [[row[name] for name in names] for row in found.heads.loc[order].to_dict("records")]
+    printing.say_table(names, rows, "Heads that take sides", "in logits, at the last token", left=["name", "side"])
+    printing.say_saved(saved)
