@@ -47,7 +47,7 @@ def builtin_corpus(
     if n_sequences < 1:
         raise InputError(f"n_sequences must be at least 1, got {n_sequences}.")
     limit = context_length(model)
-    length = length or min(LENGTH, limit or LENGTH)
+    length = min(LENGTH, limit or LENGTH) if length is None else length
     source = source_of(model)
     recipe = builtin_models()[source.builtin].recipe if source is not None and source.builtin else {}
     task = data_dir() / "texts" / f"{recipe.get('task')}.json"

@@ -13,6 +13,7 @@ import sinklens.detectors.registry as registry
 from sinklens import Census, scan
 from sinklens.capture import capture
 from sinklens.capture.record import LayerRecord
+from sinklens.cli import listed
 from sinklens.cli.program import app
 from sinklens.detectors import METRICS, Detector, Metric, measure, register
 from sinklens.detectors.sinks import SinkDetector
@@ -117,7 +118,8 @@ def test_a_detector_of_your_own_goes_through_a_scan_and_is_saved_with_it(
 
 
 def test_a_package_registers_one_by_entry_point(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(registry, "entry_points", lambda group: [Point(KeyNormPeak)] if group else [])
+    for module in (registry, listed):  # where classes are loaded, and where names are checked without loading any
+        monkeypatch.setattr(module, "entry_points", lambda group: [Point(KeyNormPeak)] if group else [])
     runner = CliRunner()
     done = runner.invoke(
         app,

@@ -165,6 +165,7 @@ BAD: dict[str, tuple[Callable[[TransformerBridge], Any], str]] = {
         lambda m: scan(m, "abc" * 9, max_sequences=0),
         "max_sequences must be a whole number of at least 1",
     ),
+    "no token of built-in texts": (lambda m: scan(m, max_tokens=0), "max_tokens must be at least 1, got 0"),
     "cut batch": (lambda m: scan(m, tokens=tokenize(m, "abc" * 9), max_tokens=5), "give max_tokens to tokenize"),
     "ids beyond the vocabulary": (lambda m: scan(m, tokens=[[VOCAB] * 20]), f"holds id {VOCAB}"),
     "float ids": (lambda m: scan(m, tokens=torch.ones(2, 20)), "Expected integer ids"),

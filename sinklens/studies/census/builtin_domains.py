@@ -43,7 +43,7 @@ def builtin_domains(
     if n_sequences < 1 or (data_dir() / "texts" / f"{recipe.get('task')}.json").is_file():
         corpus = builtin_corpus(model, bos=bos, n_sequences=n_sequences, length=length, seed=seed)
         return Domains(corpus.tokens, ("text",) * len(corpus.tokens), corpus.source)
-    length = length or min(LENGTH, context_length(model) or LENGTH)
+    length = min(LENGTH, context_length(model) or LENGTH) if length is None else length
     batches = {}
     for name, file in TEXTS.items():
         text = (data_dir() / "texts" / file).read_text("utf-8")
