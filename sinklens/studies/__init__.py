@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from sinklens.studies.head_scores.heterogeneous_heads import heterogeneous_heads
     from sinklens.studies.head_scores.pattern_scores import pattern_scores
     from sinklens.studies.head_scores.text_scores import text_scores
+    from sinklens.studies.injection.result import Injection
+    from sinklens.studies.injection.run import inject_tokens
     from sinklens.studies.massive_sources.result import MassiveSources
     from sinklens.studies.massive_sources.run import trace_massive
     from sinklens.studies.needles.grid import measure_needles, score_needles
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from sinklens.studies.path_patching.run import patch_paths
     from sinklens.studies.policies.result import PolicyComparison
     from sinklens.studies.policies.run import compare_policies
+    from sinklens.studies.pooling.result import PoolingComparison
+    from sinklens.studies.pooling.run import compare_pooling
     from sinklens.studies.sink_causes.result import SinkCauses
     from sinklens.studies.sink_causes.run import explain_sinks
     from sinklens.studies.streaming_split.check import SplitCheck, check_split
@@ -73,11 +77,13 @@ __all__ = [
     "ExtremeTokens",
     "GateSettings",
     "Generation",
+    "Injection",
     "MassiveSources",
     "NeedleResult",
     "NeedleSet",
     "PatchedPaths",
     "PolicyComparison",
+    "PoolingComparison",
     "RankingTask",
     "Roles",
     "SinkCauses",
@@ -91,6 +97,7 @@ __all__ = [
     "circuit_overlap",
     "classification_task",
     "compare_policies",
+    "compare_pooling",
     "copying_scores",
     "evaluate_tasks",
     "explain_sinks",
@@ -104,6 +111,7 @@ __all__ = [
     "follow_sinks",
     "head_importance",
     "heterogeneous_heads",
+    "inject_tokens",
     "learn_gates",
     "make_needles",
     "measure_dynamics",

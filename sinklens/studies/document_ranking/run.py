@@ -165,16 +165,19 @@ def context_use(
     masses = [float(mass[span].sum()) for span in prompt.spans]
     sizes = [span.stop - span.start for span in prompt.spans]
     other = random.Random(f"{seed}/other").choice([i for i in range(len(sizes)) if i != gold])
-    whole = _log_prob(model, prompt, intervention)
+    whole = answer_log_prob(model, prompt, intervention)
     lost = []
     for left_out in (gold, other):
         kept = [document for i, document in enumerate(task.documents) if i != left_out]
-        lost.append(whole - _log_prob(model, make_prompt(model, kept, task.question, task.answer, bos), intervention))
+        lost.append(
+            whole - answer_log_prob(model, make_prompt(model, kept, task.question, task.answer, bos), intervention)
+        )
     found = {"share": masses[gold] / sum(masses), "share_null": sizes[gold] / sum(sizes), "log_prob": whole}
     return found | {"lost_gold": lost[0], "lost_other": lost[1]}
 
 
-def _log_prob(model: TransformerBridge, prompt: Prompt, intervention: Intervention | None) -> float:
+def answer_log_prob(model: TransformerBridge, prompt: Prompt, intervention: Intervention | None) -> float:
+    """Of a token of the prompt's answer, mean, nats, teacher-forced."""
     ids = torch.tensor([prompt.ids], device=next(model.parameters()).device)
     if intervention is None:
         logits = model(ids)

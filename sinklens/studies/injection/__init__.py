@@ -1,0 +1,1 @@
+"""Tokens put into a text: whether they become its sink."""

@@ -1,0 +1,1 @@
+"""Texts as vectors: which positions of a layer to average."""
