@@ -10,6 +10,7 @@ import pandas as pd
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import ControlComparison, compare_with_controls
 from sinklens.results.result import Result
+from sinklens.studies.path_patching.result import set_words
 
 MEASURES: Mapping[str, tuple[str, int]] = {
     "exact": ("share of needles whose whole answer is the model's first choice", -1),
@@ -25,7 +26,7 @@ class CausalCheck(Result, format="sinklens-causal-check", title="Causal check", 
 
     Attributes:
         meta: Model, needles, texts, heads, definitions, settings, warnings.
-        tables: ``sets``, ``instances`` and ``summary``, see the properties.
+        tables: ``sets``, ``instances`` and ``summary``, and ``patched`` where it was asked for; see the properties.
     """
 
     @property
@@ -45,6 +46,15 @@ class CausalCheck(Result, format="sinklens-causal-check", title="Causal check", 
         """One row per way, size, set, measure and instance (needle or text): value."""
         return self.tables["instances"]
 
+    @property
+    def patched(self) -> pd.DataFrame | None:
+        """One row per set exchanged between the needles and the same with another answer; None without ``patching``.
+
+        Columns: top, kind (tested, random), draw, heads, necessity and sufficiency, each with low and high over
+        needles: the share of what tells both kinds of prompts apart that is lost, or comes back.
+        """
+        return self.tables.get("patched")
+
     def summary(self) -> pd.DataFrame:
         """One row per way, size and measure: the tested heads among their random controls.
 
@@ -56,6 +66,9 @@ class CausalCheck(Result, format="sinklens-causal-check", title="Causal check", 
         n_matched, matched_mean, matched_sd, matched_own, matched_as_large and matched_p, the same for random sets of
         equal own harm (NaN for the loss, by which they were chosen); n_idle, idle_mean and idle_p for sets of idle
         heads. NaN where there is no such set.
+
+        With ``patching`` also necessity and sufficiency (the same for all ways and measures of a size), each with
+        low, high, random (mean of the random sets) and p.
         """
         rows = []
         by_loss = self.sets[self.sets["measure"] == "loss"]
@@ -81,13 +94,26 @@ class CausalCheck(Result, format="sinklens-causal-check", title="Causal check", 
             row |= {"n_matched": matched.n, "matched_mean": matched.mean, "matched_sd": matched.sd}
             row |= {"matched_own": own.mean(), "matched_as_large": matched.n_as_large, "matched_p": matched.p}
             idle, _ = kinds["idle"]
-            rows.append(row | {"n_idle": idle.n, "idle_mean": idle.mean, "idle_p": idle.p})
+            row |= {"n_idle": idle.n, "idle_mean": idle.mean, "idle_p": idle.p}
+            rows.append(row | ({} if self.patched is None else _exchanged(self.patched, top)))
         return pd.DataFrame(rows).rename(columns={"value": "tested"})
 
     @property
     def verdict(self) -> list[str]:
         """What was found, in sentences: the ways side by side, each against its controls, and what is amiss."""
-        return causal_words(self.summary(), self.meta)
+        return causal_words(self.summary(), self.meta, self.patched)
+
+
+def _exchanged(patched: pd.DataFrame, top: object) -> dict[str, float]:
+    """The tested set of a size among the random ones, by patching."""
+    mine = patched[patched["top"] == top]
+    tested, random = mine[mine["kind"] == "tested"].iloc[0], mine[mine["kind"] == "random"]
+    found: dict[str, float] = {}
+    for name in ("necessity", "sufficiency"):
+        beside = compare_with_controls(float(tested[name]), random[name])
+        found |= {each: float(tested[each]) for each in (name, f"{name}_low", f"{name}_high")}
+        found |= {f"{name}_random": beside.mean, f"{name}_p": beside.p}
+    return found
 
 
 def with_harm(instances: pd.DataFrame, clean: Mapping[str, pd.Series], seed: int) -> pd.DataFrame:
@@ -113,12 +139,13 @@ FEW = 0.05
 """A p above this is never printed without what keeps it there."""
 
 
-def causal_words(summary: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
+def causal_words(summary: pd.DataFrame, meta: Mapping[str, Any], patched: pd.DataFrame | None = None) -> list[str]:
     """For each size: all ways side by side, each way against its controls, and warnings; then the idle heads.
 
     Args:
         summary: From :meth:`CausalCheck.summary`.
         meta: The result's; ``loss_spread`` is the yardstick of what harms plain text by itself.
+        patched: From :attr:`CausalCheck.patched`.
     """
     spread = meta.get("loss_spread")
     out = []
@@ -129,6 +156,11 @@ def causal_words(summary: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
         out.append(_side_by_side(top, ways, by, meta))
         out += [_against_controls(by[way, measure]) for measure in ("exact", "loss") for way in ways]
         out += _warnings(top, ways, by, spread)
+        if patched is not None:
+            here = patched[patched["top"] == top]
+            tested: Any = next(here[here["kind"] == "tested"].itertuples())
+            words = set_words(tested, here[here["kind"] == "random"])
+            out.append(f"Patching {_heads(top)} between needles and the same needles with another answer: {words}.")
     idle = meta["idle_heads"]
     if idle["heads"]:
         out.append(

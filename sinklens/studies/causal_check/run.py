@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionEngine, plan_for
+from sinklens.attention import AttentionEngine, Block, plan_for
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import DRAWS, all_heads, random_head_sets
@@ -27,6 +27,8 @@ from sinklens.passes.sequences import choose_sequences
 from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.studies.causal_check.equal_harm import POOL, RULE, equal_harm, idle_heads
+from sinklens.studies.causal_check.patching import RULE as RULE_OF_PATCHING
+from sinklens.studies.causal_check.patching import NamedSet, patched_needles
 from sinklens.studies.causal_check.result import MEASURES, CausalCheck, with_harm
 from sinklens.studies.needles.grid import score_needles
 from sinklens.studies.needles.make import make_needles
@@ -67,6 +69,7 @@ def run_causal_check(
     controls: int = DRAWS,
     exclude: Sequence[object] = (),
     batch_size: int = 8,
+    patching: bool = False,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> CausalCheck:
@@ -106,6 +109,8 @@ def run_causal_check(
             below ``1 / (n + 1)`` can come out.
         exclude: Heads that must not be in a random set, such as others believed to matter.
         batch_size: Texts in one forward pass.
+        patching: Also patch each set, and random ones of as many heads, between the needles and the same needles with
+            another answer, both ways: is it needed, and is it enough.
         seed: Of needles, random sets and bootstrap.
         progress: Told how it goes on, in tokens.
 
@@ -116,8 +121,12 @@ def run_causal_check(
 
     Source: Wu et al. 2025 (arXiv 2404.15574); their random heads could be retrieval heads, their masking is uniform.
 
+    Patching keeps a head at work on another text where masking takes its work away: a head can be needed by one and not
+    by the other. :data:`~sinklens.studies.causal_check.patching.RULE` says what is exchanged.
+
     Cost: for each way and set one pass over the needles and part of one over the texts, and for each of the
-    ``5 * controls`` candidates for equal own harm part of one over the texts.
+    ``5 * controls`` candidates for equal own harm part of one over the texts; with ``patching`` two a set over the
+    needles.
     """
     model = as_bridge(model)
     order = _ranking(model, ranking)
@@ -145,7 +154,9 @@ def run_causal_check(
     n_chosen = len(sets) + len(sizes) * controls
     reading = float(n_chosen * int(prompts.lengths.sum()))
     losing = 0.5 * (len(sets) + len(candidates)) * int(batch.lengths.sum())
-    progress.begin("Masking sets of heads", len(ways) * (losing + reading))
+    named = [(each.top, each.kind, each.draw, each.heads) for each in sets if each.kind in ("tested", "random")]
+    exchanging = 2.0 * len(named) * int(prompts.lengths.sum()) if patching else 0.0
+    progress.begin("Masking sets of heads", len(ways) * (losing + reading) + exchanging)
     for way in ways:
         every = [*sets, *candidates]
         on_texts = _masked(model, way, order, every, batch, batch_size)
@@ -184,8 +195,22 @@ def run_causal_check(
         "n_texts": usual.n,
         "warnings": notes + ([batch.unused.sentence(len(batch))] if batch.unused else []),
     }
-    found = CausalCheck(meta, {"sets": with_harm(instances, clean, seed), "instances": instances})
+    tables = {"sets": with_harm(instances, clean, seed), "instances": instances}
+    if patching:
+        tables["patched"], meta["patching"] = _patched(
+            model, needles, named, batch_size, seed, Share(progress, exchanging)
+        )
+    found = CausalCheck(meta, tables)
     return CausalCheck(meta, found.tables | {"summary": found.summary()})
+
+
+def _patched(
+    model: TransformerBridge, needles: NeedleSet, sets: Sequence[NamedSet], batch_size: int, seed: int, progress: Share
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Each set exchanged both ways, and what that means."""
+    table, difference = patched_needles(model, needles, sets, batch_size=batch_size, seed=seed, progress=progress)
+    progress.finish()
+    return table, {"definition": RULE_OF_PATCHING, "logit_diff": difference}
 
 
 def _usual_needles(model: TransformerBridge, seed: int) -> NeedleSet:
@@ -328,7 +353,15 @@ def _changes(
     masked = AblateHeads(tuple(idle), how=way, outputs=outputs)
     for numbers in parts:
         ids = batch.rows(numbers).ids.to(next(model.parameters()).device)
-        with AttentionEngine(model, path=plan_for(model).path):
+        same: Any = _Untouched()
+        with AttentionEngine(model, path=plan_for(model).path, edits=[same]):
             logits = model(ids)
         with masked(model):
             yield float((model(ids) - logits).abs().max())
+
+
+class _Untouched:
+    """An edit that changes nothing: compiled attention, which rounds otherwise, takes no edited call."""
+
+    def edit_scores(self, block: Block) -> None:
+        """Leave the scores."""

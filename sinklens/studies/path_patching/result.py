@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from scipy.stats import hypergeom
@@ -72,18 +73,27 @@ def path_words(paths: pd.DataFrame, sets: pd.DataFrame) -> list[str]:
             text += f"; next {order.iloc[1]['sender']} with {order.iloc[1]['effect'] + 0.0:.2f}"
         out.append(f"{text}.")
     for row in sets[sets["kind"] == "tested"].itertuples():
-        others = sets[sets["kind"] == "random"]
-        parts = []
-        for name in ("necessity", "sufficiency"):
-            value = float(getattr(row, name))
-            low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
-            part = f"{name} {value + 0.0:.2f}" + ("" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]")
-            if len(others):
-                beside = compare_with_controls(value, others[name])
-                part += f" (as many random heads {beside.mean + 0.0:.2f}, p = {beside.p:.2g})"
-            parts.append(part)
-        out.append(f"{row.heads}: {', '.join(parts)}.")
+        out.append(f"{row.heads}: {set_words(row, sets[sets['kind'] == 'random'])}.")
     return out
+
+
+def set_words(row: Any, others: pd.DataFrame) -> str:
+    """Necessity and sufficiency of a set, beside those of random sets.
+
+    Args:
+        row: With necessity, sufficiency, and low and high of each.
+        others: The same of random sets.
+    """
+    parts = []
+    for name in ("necessity", "sufficiency"):
+        value = float(getattr(row, name))
+        low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
+        part = f"{name} {value + 0.0:.2f}" + ("" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]")
+        if len(others):
+            beside = compare_with_controls(value, others[name])
+            part += f" (as many random heads {beside.mean + 0.0:.2f}, p = {beside.p:.2g})"
+        parts.append(part)
+    return ", ".join(parts)
 
 
 @dataclass(frozen=True)

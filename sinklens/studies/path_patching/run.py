@@ -1,17 +1,14 @@
 """Patch the paths between heads, and sets of heads both ways."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
-from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import all_heads, random_head_sets
 from sinklens.interventions.heads import Head, check_heads, head_name, parse_head, parse_heads
 from sinklens.models.as_bridge import AnyModel, as_bridge
@@ -21,6 +18,7 @@ from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.path_patching.passes import Changes, Receiver, Recorded, run
 from sinklens.studies.path_patching.result import PatchedPaths
+from sinklens.studies.path_patching.sets import Scale, patch_sets
 
 LOGITS = "logits"
 PATH_COLUMNS = ("sender", "layer", "head", "receiver", "effect", "low", "high")
@@ -99,7 +97,7 @@ def patch_paths(
     after = run(model, other)
     progress.advance(2)
     start, end = answers(before), answers(after)
-    scale = _Scale(start, end, seed)
+    scale = Scale(start, end, seed)
     rows: list[tuple[Any, ...]] = []
     for head in chosen:
         rows += _send(
@@ -107,12 +105,9 @@ def patch_paths(
         )
         progress.advance(1)
     patched = []
-    for kind, draw, some in sets:
-        lost = run(model, ids, Changes(z={h: after.z[h[0]][:, h[1]] for h in some}))
-        kept = run(model, other, Changes(z={h: before.z[h[0]][:, h[1]] for h in some}))
-        values = [*scale.share(answers(lost) - start), *scale.share(end - answers(kept))]
-        patched.append((kind, draw, ", ".join(map(head_name, some)), *values))
-        progress.advance(2)
+    changes = patch_sets(model, ids, other, before, after, [some for _, _, some in sets], answers, progress)
+    for (kind, draw, some), lost, kept in zip(sets, *changes, strict=True):
+        patched.append((kind, draw, ", ".join(map(head_name, some)), *scale.share(lost), *scale.share(kept)))
     settings = {"receivers": [*receivers], "controls": controls, "freeze_mlps": freeze_mlps, "seed": seed}
     meta = header(
         model,
@@ -130,20 +125,6 @@ def patch_paths(
 LAST = 1 << 30
 
 
-class _Scale:
-    """Differences of logit differences as shares of what tells the prompts apart."""
-
-    def __init__(self, start: Tensor, end: Tensor, seed: int) -> None:
-        self.total, self.seed = float((end - start).double().mean()), seed
-
-    def share(self, change: Float[Tensor, " batch"]) -> tuple[float, float, float]:
-        """Value and interval; NaN where nothing tells them apart."""
-        if abs(self.total) < 1e-6:
-            return math.nan, math.nan, math.nan
-        found = paired_interval((change.double() / self.total).tolist(), seed=self.seed)
-        return found.value, found.low, found.high
-
-
 def _send(
     model: TransformerBridge,
     ids: Tensor,
@@ -153,7 +134,7 @@ def _send(
     after: Recorded,
     freeze_mlps: bool,
     answers: Any,
-    scale: _Scale,
+    scale: Scale,
 ) -> list[tuple[Any, ...]]:
     """The effects of one sender on the receivers after it."""
     mine = [(name, each) for name, each in receivers if each is None or each[0] > sender[0]]
