@@ -212,6 +212,15 @@ def test_circuit_overlap_counts_sets() -> None:
     assert found.p == pytest.approx(sum(s >= 2 for s in shares) / len(shares))
     assert found.expected == pytest.approx(sum(shares) / len(shares))
     assert (found.shared, found.share, found.jaccard) == (("L0H1", "L0H2"), pytest.approx(2 / 3), 0.5)
-    assert circuit_overlap(pool[:3], pool[3:], n_heads=6).p == 1
+    assert circuit_overlap(pool[:3], pool[3:], n_heads=6).p == 1 and math.isnan(found.p_in_layers)
+    first, second = ["L0H0", "L0H1", "L1H2"], ["L0H1", "L1H2", "L1H3"]
+    kept = circuit_overlap(first, second, n_heads=8, layer_heads=4)
+    layers = [[f"L{layer}H{i}" for i in range(4)] for layer in (0, 1)]
+    drawn = [{a, *pair} for a in layers[0] for pair in combinations(layers[1], 2)]
+    shares = [len(set(first) & some) for some in drawn]
+    assert kept.expected_in_layers == pytest.approx(sum(shares) / len(shares))
+    assert kept.p_in_layers == pytest.approx(sum(share >= 2 for share in shares) / len(shares))
+    with pytest.raises(InputError, match="of a layer"):
+        circuit_overlap(first, second, n_heads=8, layer_heads=1)
     with pytest.raises(InputError):
         circuit_overlap([], pool, n_heads=6)

@@ -1,15 +1,18 @@
 """Effects of paths between heads, and of sets of heads."""
 
 import math
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy.stats import hypergeom
 
 from sinklens.errors import InputError
 from sinklens.evidence.controls import compare_with_controls
+from sinklens.interventions.heads import parse_head
 from sinklens.results.result import Result
 
 FORMAT = "sinklens-path-patching"
@@ -106,6 +109,9 @@ class CircuitOverlap:
         jaccard: Of the heads of either.
         expected: Heads that two random sets of these sizes share.
         p: Probability that they share as many or more (hypergeometric).
+        expected_in_layers: Heads that two random sets share which take as many heads of each layer as these do; NaN
+            without ``layer_heads``.
+        p_in_layers: Probability that such sets share as many or more.
     """
 
     shared: tuple[str, ...]
@@ -113,15 +119,21 @@ class CircuitOverlap:
     jaccard: float
     expected: float
     p: float
+    expected_in_layers: float = math.nan
+    p_in_layers: float = math.nan
 
 
-def circuit_overlap(first: Collection[str], second: Collection[str], *, n_heads: int) -> CircuitOverlap:
+def circuit_overlap(
+    first: Collection[str], second: Collection[str], *, n_heads: int, layer_heads: int | None = None
+) -> CircuitOverlap:
     """Whether two tasks use the same heads, beside what chance shares.
 
     Args:
         first: Names of the heads of one circuit, such as the senders of the largest effects.
         second: Of the other.
         n_heads: Heads that both were chosen from.
+        layer_heads: Heads of each layer among them. With it there is also the stricter null: circuits that merely lie
+            in the same layers share heads by chance.
 
     Raises:
         InputError: An empty circuit, or more heads than there are.
@@ -130,13 +142,25 @@ def circuit_overlap(first: Collection[str], second: Collection[str], *, n_heads:
     tasks of GPT-2 Medium, without a null.
 
     >>> circuit_overlap(["L0H1", "L1H2", "L2H0"], ["L1H2", "L2H0", "L3H3"], n_heads=100)
-    CircuitOverlap(shared=('L1H2', 'L2H0'), share=0.666..., jaccard=0.5, expected=0.09, p=0.0018...)
+    CircuitOverlap(shared=('L1H2', 'L2H0'), share=0.666..., jaccard=0.5, expected=0.09, p=0.0018..., ...)
     """
     a, b = set(first), set(second)
     if not a or not b or len(a | b) > n_heads:
         raise InputError(f"Expected two circuits of at most {n_heads} heads, got {len(a)} and {len(b)}.")
     shared = a & b
     p = float(hypergeom.sf(len(shared) - 1, n_heads, len(a), len(b)))
-    return CircuitOverlap(
-        tuple(sorted(shared)), len(shared) / min(len(a), len(b)), len(shared) / len(a | b), len(a) * len(b) / n_heads, p
-    )
+    share, expected = len(shared) / min(len(a), len(b)), len(a) * len(b) / n_heads
+    in_layers = (math.nan, math.nan) if layer_heads is None else _in_layers(a, b, layer_heads, len(shared))
+    return CircuitOverlap(tuple(sorted(shared)), share, len(shared) / len(a | b), expected, p, *in_layers)
+
+
+def _in_layers(a: Collection[str], b: Collection[str], size: int, n_shared: int) -> tuple[float, float]:
+    """Heads shared by random sets with as many heads of each layer: how many, and how often as many or more."""
+    first, second = (Counter(parse_head(name)[0] for name in some) for some in (a, b))
+    if max((first | second).values()) > size:
+        raise InputError(f"Expected at most {size} heads of a layer, got {max((first | second).values())}.")
+    chances = np.ones(1)
+    for layer in first:
+        counts = np.arange(min(first[layer], second[layer]) + 1)
+        chances = np.convolve(chances, hypergeom.pmf(counts, size, first[layer], second[layer]))
+    return float(chances @ np.arange(len(chances))), float(chances[n_shared:].sum())
