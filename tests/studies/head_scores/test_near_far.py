@@ -1,0 +1,94 @@
+"""Heads that see near or far keys alone: loops over whole patterns, a head that looks near, heads that look far."""
+
+import pytest
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens import load
+from sinklens.attention import Block
+from sinklens.errors import InputError
+from sinklens.evidence.effects import token_losses
+from sinklens.interventions import Intervention
+from sinklens.interventions.heads import heads_in_block
+from sinklens.models.as_bridge import as_bridge
+from sinklens.models.tokens import to_batch
+from sinklens.studies.head_scores.near_far import near_far_costs
+from tests.families import byte_tokenizer
+from tests.studies.test_path_patching import plain
+
+
+class OneByOne(Intervention):
+    """Keys of one head of layer 1 hidden in loops."""
+
+    def __init__(self, sees: str, window: int, head: int) -> None:
+        self.sees, self.window, self.head = sees, window, head
+
+    def edits(self, positions: object) -> list[object]:
+        return [self]
+
+    def edit_scores(self, block: Block) -> None:
+        heads = heads_in_block(((1, self.head),), block)
+        if heads == []:
+            return
+        scores = block.scores[heads]
+        for row in range(scores.shape[-2]):
+            for key in range(scores.shape[-1]):
+                far = block.rows.start + row - (block.keys.start + key) >= self.window
+                if block.keys.start + key > 0 and far == (self.sees == "near"):
+                    scores[..., row, key] = -torch.inf
+        block.scores[heads] = scores
+
+
+@torch.no_grad()
+def test_both_ways_equal_loops() -> None:
+    model = as_bridge(plain(), tokenizer=byte_tokenizer())
+    ids = torch.randint(6, 261, (2, 12), generator=torch.Generator().manual_seed(3))
+    found = near_far_costs(model, ["L1H2"], tokens=ids, window=3, controls=2).set_index(["kind", "draw", "sees"])
+    assert len(found) == 6 and {*found["heads"]} <= {"L1H0", "L1H1", "L1H2", "L1H3"}
+    for sees in ("near", "far"):
+        costs = []
+        for row in ids:
+            batch = to_batch(model, [row.tolist()], bos="no")
+            before = token_losses(model(batch.ids), batch).nanmean()
+            with OneByOne(sees, 3, 2)(model):
+                costs.append(float(token_losses(model(batch.ids), batch).nanmean() - before))
+        assert found.loc[("tested", -1, sees), "cost"] == pytest.approx(sum(costs) / 2, abs=1e-5)
+        assert abs(sum(costs)) > 1e-4
+
+
+@pytest.fixture(scope="module")
+def repeated() -> tuple[TransformerBridge, torch.Tensor]:
+    model = load("induction-2l", device="cpu")
+    draw = torch.Generator().manual_seed(0)
+    block = torch.stack([torch.randperm(60, generator=draw)[:20] + 4 for _ in range(6)])
+    return model, torch.cat((block, block), 1)
+
+
+def test_the_previous_token_head_works_near_and_induction_heads_far(
+    repeated: tuple[TransformerBridge, torch.Tensor],
+) -> None:
+    """A copy stands twenty tokens back, the token before one."""
+    model, ids = repeated
+    before, copies = (
+        near_far_costs(model, heads, tokens=ids, window=8, controls=3).set_index(["kind", "draw", "sees"])
+        for heads in (["L0H0"], ["L1H0", "L1H1", "L1H2", "L1H3"])
+    )
+    near, far = (before.loc[("tested", -1, sees), :] for sees in ("near", "far"))
+    assert abs(near["cost"]) < 0.05 and far["low"] > 0.5
+    random = before.loc["random"]["cost"]
+    assert random.abs().max() < 0.7 * far["cost"] and random.median() < 0.1
+    near, far = (copies.loc[("tested", -1, sees), :] for sees in ("near", "far"))
+    assert near["low"] > 0.5 and far["cost"] < 0.7 * near["cost"]
+
+
+def test_what_cannot_be_asked(repeated: tuple[TransformerBridge, torch.Tensor]) -> None:
+    model, ids = repeated
+    for heads, words, sentence in (
+        ([], {}, "Expected heads"),
+        (["L9H0"], {}, "L9H0"),
+        (["L0H0"], {"window": 0}, "window and sinks from 1"),
+        (["L0H0"], {"sinks": 0}, "window and sinks from 1"),
+        (["L0H0"], {"window": 60}, "No sequence has a far key"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            near_far_costs(model, heads, tokens=ids, **words)  # type: ignore[arg-type]
