@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from sinklens.studies.pooling.run import compare_pooling
     from sinklens.studies.sink_causes.result import SinkCauses
     from sinklens.studies.sink_causes.run import explain_sinks
+    from sinklens.studies.span_heads.result import SpanHeads
+    from sinklens.studies.span_heads.run import find_span_heads
     from sinklens.studies.streaming_split.check import SplitCheck, check_split
     from sinklens.studies.streaming_split.result import StreamingGates
     from sinklens.studies.streaming_split.run import learn_gates
@@ -87,6 +89,7 @@ __all__ = [
     "RankingTask",
     "Roles",
     "SinkCauses",
+    "SpanHeads",
     "SplitCheck",
     "StreamingGates",
     "SuperExperts",
@@ -106,6 +109,7 @@ __all__ = [
     "find_conflict_heads",
     "find_extreme_tokens",
     "find_roles",
+    "find_span_heads",
     "find_super_experts",
     "follow_generation",
     "follow_sinks",

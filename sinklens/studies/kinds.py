@@ -22,6 +22,7 @@ HOMES: Final[Mapping[str, str]] = {
     "sinklens-pooling": "sinklens.studies.pooling.result",
     "sinklens-roles": "sinklens.studies.head_roles.result",
     "sinklens-sink-causes": "sinklens.studies.sink_causes.result",
+    "sinklens-span-heads": "sinklens.studies.span_heads.result",
     "sinklens-split-check": "sinklens.studies.streaming_split.check",
     "sinklens-streaming-gates": "sinklens.studies.streaming_split.result",
     "sinklens-super-experts": "sinklens.studies.super_experts.result",

@@ -14,6 +14,7 @@ from sinklens.studies import Injection, inject_tokens
 from sinklens.studies.injection.passes import Place, insert, parse_token
 from sinklens.studies.injection.result import injection_words
 from tests.passes.planted_sink import CHANNEL, SINK, planted_sink, sink_ids
+from tests.real_models import real_model
 
 
 def texts(batch: int = 6, pos: int = 12) -> torch.Tensor:
@@ -153,3 +154,14 @@ def test_sentences_files_and_wrong_input(model: TransformerBridge, found: Inject
     ):  # fmt: skip
         with pytest.raises(InputError):
             inject_tokens(model, **{"tokens": texts(2), "token": SINK, **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_smollm2s_sink_is_a_place_and_no_token() -> None:
+    found = inject_tokens(real_model("smollm2"), places=["start", "middle"], max_sequences=6, draws=2)
+    table = found.summary().set_index(["place", "measure"])
+    for kind in ("token", "random"):
+        assert table.loc[("start", "sink_inserted"), kind] > 0.4 > 0.1 > table.loc[("start", "sink_first"), kind]
+        assert table.loc[("middle", "sink_inserted"), kind] < 0.05
+    assert abs(table.loc[("start", "sink_inserted"), "difference"]) < 0.05

@@ -1,0 +1,58 @@
+"""How much a head's output at the answer changes without a span of the prompt."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from sinklens.attention import AttentionEngine, AttentionShape, plan_for
+from sinklens.errors import UnsupportedArchitectureError
+from sinklens.interventions.heads import Head
+
+
+class _Last:
+    """Observer that keeps every head's output in the last row."""
+
+    def __init__(self) -> None:
+        self.by_layer: dict[int, Tensor] = {}
+
+    def observe_output(self, shape: AttentionShape, output: Tensor) -> None:
+        self.by_layer[shape.layer] = output[0, :, -1].double().cpu()
+
+
+def last_outputs(model: TransformerBridge, ids: list[int]) -> dict[int, Float[Tensor, "head d_value"]]:
+    """Output z of every head at the last token of a prompt, before W_O, by layer."""
+    path = plan_for(model).path
+    if path == "none":
+        raise UnsupportedArchitectureError(f"{model.cfg.architecture} has no attention heads.")
+    last: Any = _Last()
+    with torch.no_grad(), AttentionEngine(model, path=path, observers=[last]):
+        model(torch.tensor([ids], device=next(model.parameters()).device), return_type=None)
+    found: dict[int, Tensor] = last.by_layer
+    return found
+
+
+def dependence(
+    whole: dict[int, Float[Tensor, "head d_value"]], without: dict[int, Float[Tensor, "head d_value"]]
+) -> dict[Head, float]:
+    """``|z(with the span) - z(without)|`` of every head: the text form of vision-aware head divergence."""
+    return {
+        (layer, head): float((z[head] - without[layer][head]).norm())
+        for layer, z in whole.items()
+        for head in range(len(z))
+    }
+
+
+def outliers(divergence: Float[np.ndarray, " head"], size: Float[np.ndarray, " head"]) -> Bool[np.ndarray, " head"]:
+    """Heads of one layer that VHR leaves out: divergence and ``|z(without)|^2`` both above mean plus deviation.
+
+    Such a head moves because it is large, whatever the span.
+
+    >>> outliers(np.array([1.0, 1.0, 1.0, 9.0]), np.array([1.0, 1.0, 1.0, 9.0])).tolist()
+    [False, False, False, True]
+    """
+    flags: np.ndarray = (divergence > divergence.mean() + divergence.std()) & (size > size.mean() + size.std())
+    return flags
