@@ -134,7 +134,7 @@ def policies(work: Path, out: Path) -> None:
             row = {"rule": rule, "model": name, "same_keys": float(np.mean(shares)), "least": min(shares)}
             rows.append(row | {"logits_apart": apart, "why": SAME[rule]})
     table = pd.DataFrame(rows)
-    versions = json.loads((work / "versions.json").read_text())
+    versions = json.loads((work / "versions.json").read_text("utf-8"))
     lines = ["| rule | model | same keys | worst head | logits apart |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         numbers = f"{row['same_keys']:.3f} | {row['least']:.3f} | {row['logits_apart']:.1e}"

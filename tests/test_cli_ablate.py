@@ -56,7 +56,7 @@ def test_it_saves_prints_and_is_not_run_twice(
     assert "zero: of 8 heads L" in printed and "ScaleKeys(keys=0, gamma=0.5)" in printed and f"Tables: {out}" in printed
     result = Sweep.load(out)
     assert len(result.effects) == 3 * 8 * 6 and result.meta["tokens"]["source"] == str(text)
-    monkeypatch.setattr("sinklens.studies.ablation.executors.run_task", None)
+    monkeypatch.setattr("sinklens.studies.ablation.tasks.run_task", None)
     assert sinklens(*words)[0] == 0, "nothing is computed again"
     status, _, err = sinklens(*words[:-4], "--out", out)
     assert status == 2 and "holds another sweep" in err and "gamma=0.5" in err and "--restart" in err
@@ -233,13 +233,13 @@ def test_interrupted_it_says_how_to_go_on(
     words = ("ablate", model, "--text", text, *SMALL, "--batch-size", 1, "--out", tmp_path / "out")
     original, calls = tasks.run_task, []
 
-    def interrupted(*arguments: Any) -> Any:
+    def interrupted(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr("sinklens.studies.ablation.executors.run_task", interrupted)
+    monkeypatch.setattr("sinklens.studies.ablation.tasks.run_task", interrupted)
     status, _, err = sinklens(*words)
     assert status == 130 and f"finished parts are in {tmp_path / 'out'}; the same command goes on" in err
     status, _, err = sinklens(*words)

@@ -82,10 +82,15 @@ class CausalBlock(NamedTuple):
 
 
 def fits(call: Any, statistics: Sequence[Any], edits: Sequence[Any]) -> bool:
-    """Whether :func:`attend_causal` can do a call: compiled code at hand, plain causal, and no one asks for blocks."""
+    """Whether :func:`attend_causal` can do a call: compiled code at hand, plain causal, and no one asks for blocks.
+
+    A call of which nothing is measured stays with the blocks, as the edited calls do that it is compared with: what
+    changes nothing then changes no bit.
+    """
     shaped = call.bias is not None or call.soft_cap is not None or call.sink_logits is not None or bool(edits)
     plain = call.mask is None and call.causal and call.shape.q_pos > 1 and call.query.device.type == "cpu"
-    return plain and not shaped and all(each.from_sums for each in statistics) and compiled.available()
+    of_sums = bool(statistics) and all(each.from_sums for each in statistics)
+    return of_sums and plain and not shaped and compiled.available()
 
 
 def attend_causal(call: Any, statistics: Sequence[Any], *, worth_threads: int) -> Tensor:

@@ -50,7 +50,7 @@ def super_experts(
         InputError: An unknown rule, or one without what it needs.
 
     Example:
-        >>> table = pd.DataFrame({"layer": 0, "expert": range(200), "a": [105.0, 10.2, *[1.0] * 198]})
+        >>> table = pd.DataFrame({"layer": 0, "expert": range(400), "a": [105.0, 10.2, *[1.0] * 398]})
         >>> super_experts(table, formation=[0]), super_experts(table, "code", n_layers=2)
         ([(0, 0)], [(0, 0), (0, 1)])
     """

@@ -66,7 +66,7 @@ def _title(fig: go.Figure, pixels: int) -> int:
     size = 15 if pixels < 600 else 17
     first, *rest = str(fig.layout.title.text or "").split("<br>")
     notes = html.unescape(" ".join(_SPAN.sub("", line) for line in rest))
-    lines = _wrapped(html.unescape(first), (pixels - 40) / (0.62 * size))
+    lines = _wrapped(html.unescape(first), (pixels - 40) / (0.66 * size))
     small = _wrapped(notes, (pixels - 24) / (0.52 * 12))
     words = "<br>".join(html.escape(line, quote=False) for line in lines)
     words += "".join(

@@ -152,6 +152,16 @@ def test_an_intervention_may_end_in_another_thread(zoo: Path) -> None:
     assert len(records(bridge)) == 4  # two sequences, two layers
 
 
+def alone(work: Any) -> Any:
+    """Run a coroutine in a thread of its own: in this one a browser of other tests may keep a loop running."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(ended(work))).result()
+
+
+async def ended(work: Any) -> Any:
+    return await work
+
+
 def test_a_second_task_gets_a_sentence_and_not_a_deadlock(zoo: Path) -> None:
     bridge = boot("llama", zoo)
     expected, before = bridge(IDS), state(bridge)
@@ -176,7 +186,7 @@ def test_a_second_task_gets_a_sentence_and_not_a_deadlock(zoo: Path) -> None:
         inside, done = asyncio.Event(), asyncio.Event()
         return await asyncio.gather(first(inside, done), second(inside, done))
 
-    changed, refused = asyncio.run(both())
+    changed, refused = alone(both())
     assert len(refused) == 3
     with AblateHeads(["L0H0"])(bridge):
         assert torch.equal(bridge(IDS), changed)
@@ -191,7 +201,7 @@ def test_measuring_in_a_thread_while_the_own_task_is_inside_is_refused_at_once(z
         with AblateHeads(["L0H0"])(bridge), pytest.raises(InputError, match="already open"):
             await asyncio.to_thread(records, bridge)
 
-    asyncio.run(asyncio.wait_for(work(), timeout=60))
+    alone(asyncio.wait_for(work(), timeout=60))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

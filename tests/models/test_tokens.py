@@ -331,6 +331,8 @@ def test_nothing_is_lost_unaccounted(lengths: list[int], max_tokens: int, bos: A
         for text in texts:  # its rows, one after the other, are its beginning
             own, length = 0, 0
             while own < len(kept) and text[length:].startswith(kept[own]) and length < len(text):
+                if own and 2 * (len(text) - length) < room:  # this row is the next text's, which only begins alike
+                    break
                 length += len(kept[own])
                 own += 1
                 if len(kept[own - 1]) < room:

@@ -14,21 +14,9 @@ from sinklens.results import Result
 from sinklens.results.header_file import HEADER
 from sinklens.results.result import KINDS, kind_class
 from sinklens.results.tables import save_result
+from sinklens.studies.kinds import HOMES
 
-KNOWN = {
-    "sinklens-active-dormant",
-    "sinklens-calibration",
-    "sinklens-causal-check",
-    "sinklens-census",
-    "sinklens-dynamics",
-    "sinklens-effects",
-    "sinklens-needles",
-    "sinklens-policies",
-    "sinklens-roles",
-    "sinklens-split-check",
-    "sinklens-streaming-gates",
-    "sinklens-sweep",
-}
+KNOWN = {*HOMES}
 
 
 @dataclass(frozen=True)

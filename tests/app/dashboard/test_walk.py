@@ -157,5 +157,6 @@ def test_a_dark_page_where_the_system_asks_for_one(
         for part in ("h2", ".note", "#strip-legend"):
             assert screen.value(f"({luminance})('{part}', 'color')") > 0.5, part
         for part in ("#grid .xtick text", "#positions .ytick text"):
+            screen.until(f"document.querySelector('{part}')")
             assert screen.value(f"({luminance})('{part}', 'fill')") > 0.5, part
         keep(screen, "dark")
