@@ -66,7 +66,7 @@ def _title(fig: go.Figure, pixels: int) -> int:
     size = 15 if pixels < 600 else 17
     first, *rest = str(fig.layout.title.text or "").split("<br>")
     notes = html.unescape(" ".join(_SPAN.sub("", line) for line in rest))
-    lines = _wrapped(html.unescape(first), (pixels - 40) / (0.66 * size))
+    lines = _wrapped(html.unescape(first), (pixels - 40) / (0.62 * size))
     small = _wrapped(notes, (pixels - 24) / (0.52 * 12))
     words = "<br>".join(html.escape(line, quote=False) for line in lines)
     words += "".join(
@@ -74,7 +74,8 @@ def _title(fig: go.Figure, pixels: int) -> int:
     )
     fig.layout.title.text = words
     fig.layout.title.font.size = size
-    room = 24 + round(1.35 * size) * len(lines) + round(1.35 * size) * len(small)
+    fig.layout.title.pad.t = 16  # the first of several lines reaches higher than a single one
+    room = 28 + round(1.35 * size) * len(lines) + round(1.35 * size) * len(small)
     panels = max((str(note.text).count("<br>") + 1 for note in _panel_titles(fig)), default=0)
     return room + 16 * panels
 
