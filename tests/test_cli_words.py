@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import typer
+from rich.text import Text
 
 from sinklens.cli import app, options
 
@@ -65,3 +66,12 @@ def test_shared_options_have_one_help() -> None:
 def test_command_files_stay_small() -> None:
     for path in Path(options.__file__).parent.glob("*.py"):
         assert len(path.read_text("utf-8").splitlines()) <= 200, path.name
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_shows_what_is_written(path: tuple[str, ...]) -> None:
+    """Words in square brackets are markup to the program that prints help, and vanish unless they are escaped."""
+    command = COMMANDS[path]
+    for text in [command.help or "", *(getattr(parameter, "help", "") or "" for parameter in command.params)]:
+        plain = text.replace("\\[", "[")
+        assert Text.from_markup(text).plain == plain, path
