@@ -52,9 +52,9 @@ def evaluate(
     seed: options.Seed = 0,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Score a model on tasks as it is, under interventions and policies, and under random controls.
+    r"""Score a model on tasks as it is, under interventions and policies, and under random controls.
 
-    Runs lm-evaluation-harness (pip install 'sinklens\\[eval]'). The controls have the budget of the change: as many
+    Runs lm-evaluation-harness (pip install 'sinklens\[eval]'). The controls have the budget of the change: as many
     random heads of the same layers, or as many random keys in every head and row. With --out a killed evaluation goes
     on.
 
