@@ -85,7 +85,7 @@ def fits(call: Any, statistics: Sequence[Any], edits: Sequence[Any]) -> bool:
     """Whether :func:`attend_causal` can do a call: compiled code at hand, plain causal, and no one asks for blocks.
 
     A call of which nothing is measured stays with the blocks, as the edited calls do that it is compared with: what
-    changes nothing then changes no bit.
+    changes nothing then changes no bit. Measured passes that are compared say so to the engine, which does not ask.
     """
     shaped = call.bias is not None or call.soft_cap is not None or call.sink_logits is not None or bool(edits)
     plain = call.mask is None and call.causal and call.shape.q_pos > 1 and call.query.device.type == "cpu"

@@ -64,6 +64,9 @@ class AttentionEngine:
         real: Which positions are real tokens ``[batch pos]``; padding rows get weight 0.
         skipped: Layers that the caller keeps from running; every other layer has to call the engine.
         kernel: ``"blocks"`` or ``"extra pass"``; default: what :func:`~sinklens.attention.plan_for` found.
+        compared: Whether outputs are compared with those of another pass, edited or not: then what is measured has no
+            say in how they are computed, and an edit without effect changes no bit. Without it, measured passes may
+            run in compiled code or beside fused attention, which round differently.
 
     Raises:
         UnsupportedArchitectureError: After a forward pass in which some attention layer never reached the
@@ -90,6 +93,7 @@ class AttentionEngine:
         real: Tensor | None = None,
         skipped: Collection[int] = (),
         kernel: Kernel | None = None,
+        compared: bool = False,
     ) -> None:
         if path not in ("fast", "fallback", "none"):
             raise InputError(f'path must be "fast", "fallback" or "none", got {path!r}; plan_for(model) knows it.')
@@ -103,6 +107,7 @@ class AttentionEngine:
         self.real = real
         self.skipped = frozenset(skipped)
         self.kernel: Kernel = kernel or chosen(model)
+        self.compared = compared
         self._real_rows: dict[tuple[int, int, torch.device], Tensor | None] = {}
         self.calls: list[int] = []
         self.seconds = 0.0  # in the kernel so far; a GPU works on after the call returns
@@ -206,15 +211,16 @@ class AttentionEngine:
     def _computed(self, call: AttentionCall, statistics: list[Statistic]) -> Tensor:
         """One layer in the kernel that takes it.
 
-        Without statistics the passes before and after an edit are compared, and two kernels round differently: there
-        fused attention is for edits of scores in long texts alone.
+        Passes before and after an edit are compared where nothing is measured or the caller says so, and two kernels
+        round differently: there fused attention is for edits of scores in long texts alone.
         """
+        free = bool(statistics) and not self.compared
         long = any(hasattr(edit, "edit_scores") for edit in self.edits) and call.shape.k_pos >= EDITED_FROM
-        if self.kernel == "extra pass" and (statistics or long):
+        if self.kernel == "extra pass" and (free or long):
             form = form_for(call, statistics, self.edits)
             if not isinstance(form, str):
                 return attend_with_pass(call, form, statistics)
-        return attend(call, statistics, self.edits)
+        return attend(call, statistics, self.edits, compiled=free)
 
     def finish(self, layer: int, value: Tensor, statistics: list[Statistic]) -> None:
         """Note that a layer is done, and hand it to the listener.

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sinklens.attention.delta_logit import DeltaLogit
 from sinklens.attention.fused_lse import fused_lse
 from sinklens.attention.kernel import AttentionCall, is_plain
 from sinklens.attention.launch import Sums, launch
 from sinklens.attention.maps import PooledMap
 from sinklens.attention.score_form import ScoreForm, form_of
 from sinklens.attention.statistics import (
-    DeltaLogit,
     Distance,
     Entropy,
     KeySetMass,

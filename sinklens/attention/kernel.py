@@ -126,6 +126,7 @@ def attend(
     *,
     rows_per_block: int | None = None,
     block_bytes: int | None = None,
+    compiled: bool = True,
 ) -> Float[Tensor, "batch head q_pos d_value"]:
     """Attention output of one layer, feeding every block to ``statistics`` and through ``edits``.
 
@@ -136,6 +137,8 @@ def attend(
         rows_per_block: Query rows in a block; default 128 on a CPU (fits the cache) and 512 elsewhere.
         block_bytes: Target size of one block's scores, which sets how many heads share a block; default 1.5 MiB
             on a CPU, 256 MiB elsewhere.
+        compiled: Whether compiled code may take a call that it :func:`~sinklens.attention.causal.fits`; it rounds
+            differently.
 
     Returns:
         Output in the dtype of the values. Rows that see no key are 0.
@@ -146,7 +149,7 @@ def attend(
     """
     shape = call.shape
     _check(call)
-    if rows_per_block is None and block_bytes is None and fits(call, statistics, edits):
+    if compiled and rows_per_block is None and block_bytes is None and fits(call, statistics, edits):
         return attend_causal(call, statistics, worth_threads=WORTH_THREADS)
     on_cpu = shape.device.type == "cpu"
     rows_per_block = rows_per_block or (ROWS_ON_CPU if on_cpu else 512)

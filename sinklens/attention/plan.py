@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.attention.delta_logit import DeltaLogit
 from sinklens.attention.engine import AttentionEngine, delegated
 from sinklens.attention.extra_pass import usable
 from sinklens.attention.kernel_choice import Kernel, choose
 from sinklens.attention.maps import FullMap
 from sinklens.attention.statistics import (
-    DeltaLogit,
     Distance,
     Entropy,
     MissingMass,

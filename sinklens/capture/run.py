@@ -24,9 +24,9 @@ from sinklens.attention import (
     TopKey,
     plan_for,
 )
+from sinklens.attention.delta_logit import DeltaLogit
 from sinklens.attention.engine import LayerListener
 from sinklens.attention.plan import AttentionPlan
-from sinklens.attention.statistics import DeltaLogit
 from sinklens.capture.finite import NonFinite
 from sinklens.capture.halves import BlockHalves
 from sinklens.capture.needs import KeepKeys, KeepOutputs, fields_asked, fields_lacking, joined, statistics_asked

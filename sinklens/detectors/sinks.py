@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sinklens.attention import ReceivedMass, StatisticFactory
-from sinklens.attention.statistics import DeltaLogit
+from sinklens.attention.delta_logit import DeltaLogit
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import Detector, LayerSums, Metric, frame_of, narrow
 from sinklens.detectors.registry import register

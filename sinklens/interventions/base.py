@@ -89,6 +89,7 @@ class Intervention(ABC):
         observers: Sequence[Any] = (),
         on_layer: LayerListener | None = None,
         real: Tensor | None = None,
+        compared: bool = False,
     ) -> Iterator[AttentionEngine]:
         """Apply the intervention to every forward pass inside ``with``.
 
@@ -98,6 +99,7 @@ class Intervention(ABC):
             observers: Look at the changed attention, as for the engine.
             on_layer: Receives each measured layer.
             real: Which positions are real tokens ``[batch pos]``, for the statistics.
+            compared: Whether outputs are compared with those of another measured pass, as for the engine.
 
         Raises:
             InputError: The model has no such head, or an intervention or engine is open on it already.
@@ -119,6 +121,7 @@ class Intervention(ABC):
             observers=observers,
             on_layer=on_layer,
             real=real,
+            compared=compared,
         )
         hooks = model.hooks(fwd_hooks=list(self.hooks(positions)))
         with turn(model), positions.watch(model), self.changing(model), hooks, engine:

@@ -25,7 +25,7 @@ from sinklens.attention import (
     StatisticFactory,
     TopKey,
 )
-from sinklens.attention.statistics import DeltaLogit
+from sinklens.attention.delta_logit import DeltaLogit
 from tests.pretend_cuda.aside import aside
 
 NAN = math.nan

@@ -23,8 +23,8 @@ from sinklens.attention import (
     compiled,
     kernel,
 )
+from sinklens.attention.delta_logit import DeltaLogit
 from sinklens.attention.kernel import attend
-from sinklens.attention.statistics import DeltaLogit
 from tests.attention import dense
 from tests.attention.test_kernel import random_call
 
@@ -135,7 +135,16 @@ def test_other_statistics_are_shown_blocks() -> None:
     assert not causal.fits(call, [Entropy(call.shape), FullMap(call.shape)], [])
     assert not causal.fits(call, [Entropy(call.shape)], [object()])
     for change in ({"soft_cap": 2.0}, {"causal": False}, {"sink_logits": torch.zeros(4)}, {"bias": torch.zeros(1)}):
-        assert not causal.fits(random_call(50, **change), [], [])
+        assert not causal.fits(random_call(50, **change), [Entropy(call.shape)], [])
+
+
+def test_what_is_measured_may_be_kept_from_saying_how() -> None:
+    """An output that is compared with that of an edited call is the same, measured or not."""
+    call = random_call(300, batch=2)
+    assert not causal.fits(call, [], [])
+    plain = attend(call)
+    assert torch.equal(attend(call, [ReceivedMass(call.shape)], compiled=False), plain)
+    assert not torch.equal(attend(call, [ReceivedMass(call.shape)]), plain), "then compiled=False says nothing"
 
 
 def test_a_scan_with_its_defaults_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import and_masks, causal_mask_function, sliding_window_overlay
 
-from sinklens.attention import AttentionCall, statistics
+from sinklens.attention import AttentionCall, delta_logit
 from sinklens.attention.distance_in_chunks import distance_in_chunks
 from sinklens.attention.kernel import attend, make_shape
 from sinklens.attention.masks import LazyMask
@@ -112,7 +112,7 @@ def test_decoding_with_a_cache(q_pos: int, k_pos: int, device: torch.device) -> 
 
 @pytest.mark.parametrize(("q_pos", "k_pos"), [(2, 2), (129, 129), (300, 300), (40, 300)])
 def test_margins_in_closed_form(q_pos: int, k_pos: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "CLOSED_FORM_FROM", 1)
+    monkeypatch.setattr(delta_logit, "CLOSED_FORM_FROM", 1)
     check(random_call(q_pos, k_pos), dense.causal(q_pos, k_pos), device)
 
 

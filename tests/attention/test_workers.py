@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sinklens.attention import AttentionCall, Distance, Entropy, MissingMass, PooledMap, ReceivedMass, TopKey, kernel
+from sinklens.attention.delta_logit import DeltaLogit
 from sinklens.attention.kernel import attend
-from sinklens.attention.statistics import DeltaLogit
 from sinklens.attention.workers import run_units
 
 

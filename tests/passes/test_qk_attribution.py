@@ -10,7 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from sinklens.attention import AttentionEngine
-from sinklens.attention.statistics import DeltaLogit
+from sinklens.attention.delta_logit import DeltaLogit
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import as_batch

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionEngine, Block, plan_for
+from sinklens.attention import AttentionEngine, plan_for
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import DRAWS, all_heads, random_head_sets
@@ -353,15 +353,7 @@ def _changes(
     masked = AblateHeads(tuple(idle), how=way, outputs=outputs)
     for numbers in parts:
         ids = batch.rows(numbers).ids.to(next(model.parameters()).device)
-        same: Any = _Untouched()
-        with AttentionEngine(model, path=plan_for(model).path, edits=[same]):
+        with AttentionEngine(model, path=plan_for(model).path):
             logits = model(ids)
         with masked(model):
             yield float((model(ids) - logits).abs().max())
-
-
-class _Untouched:
-    """An edit that changes nothing: compiled attention, which rounds otherwise, takes no edited call."""
-
-    def edit_scores(self, block: Block) -> None:
-        """Leave the scores."""

@@ -35,6 +35,8 @@ class SinkTally:
     def watching(self, name: str, part: TokenBatch) -> dict[str, Any]:
         """What to open an engine or an intervention with, so that its next pass on ``part`` is counted.
 
+        Predictions of these passes are compared, so counting has no say in how attention is computed.
+
         Args:
             name: Of the intervention; :data:`CLEAN` for the model as it is.
             part: The sequences of the pass.
@@ -47,7 +49,7 @@ class SinkTally:
             found = {key: tensor.cpu() for each in statistics for key, tensor in each.compute().items()}
             detector.update(LayerRecord(layer, part, 0, "fast", found, None, None))
 
-        return {"statistics": [ReceivedMass], "on_layer": take, "real": part.real}
+        return {"statistics": [ReceivedMass], "on_layer": take, "real": part.real, "compared": True}
 
     def table(self, interventions: Sequence[str]) -> pd.DataFrame:
         """One row per intervention and position that is a sink before or under it.

@@ -48,6 +48,15 @@ def test_two_grids_share_one_scale(first: np.ndarray, second: np.ndarray) -> Non
     assert fig.data[2].zmin == -fig.data[2].zmax
 
 
+@pytest.mark.parametrize(("change", "scale"), [(1e-7, 1.0), (0.001, 0.001)])
+def test_rounding_is_not_drawn_as_a_change(change: float, scale: float) -> None:
+    first = np.linspace(0.1, 0.9, 8).reshape(2, 4)
+    second = first.copy()
+    second[1, 2] += change
+    drawn = side_by_side(score_grid(first, "x"), score_grid(second, "x"), ("a", "b")).data[2]
+    assert drawn.zmax == pytest.approx(scale, rel=1e-3) and np.abs(np.asarray(drawn.z, dtype=float)).max() > 0
+
+
 def test_a_logarithmic_score_says_factors(census: Census) -> None:
     heads = census.tables["heads"]
     twice = heads.assign(ratio=2 * heads["ratio"])

@@ -17,7 +17,8 @@ from sinklens.errors import InputError, ResultError
 from sinklens.evidence import effects
 from sinklens.evidence.effects import Answers, Reference, predicted_rows, token_losses
 from sinklens.evidence.summary import summarise
-from sinklens.interventions import AblateHeads, Intervention, MaskKeys, ScaleKeys
+from sinklens.interventions import AblateHeads, CalibrateSinks, Intervention, MaskKeys, ScaleKeys, SetActivations
+from sinklens.interventions.entries import MassiveRule
 from sinklens.lab.bigram_backcopy import BigramBackcopy
 from sinklens.models import TokenBatch
 from sinklens.studies.effects.result import Effects
@@ -200,9 +201,24 @@ def test_without_attention_bb1_fails_after_triggers_only(bb1: TransformerBridge,
     assert after["delta_loss"] >= 5 and after["delta_loss_low"] >= 5
     assert abs(elsewhere["delta_loss"]) <= 0.03 and elsewhere["delta_loss_high"] <= 0.03
     assert after["n_tokens"] + elsewhere["n_tokens"] == 40 * 63
-    assert (found.loc["nothing"]["delta_loss"].abs() < 1e-6).all()
+    assert (found.loc["nothing"]["delta_loss"] == 0).all()
     with pytest.raises(InputError, match="'x' must be"):
         measured.by_class({"x": triggers[:2]})
+
+
+def test_what_changes_nothing_changes_no_bit() -> None:
+    """Through an edit of scores, of the pattern, and through a hook alone: what is counted beside has no say in it."""
+    model = load("tiny-llama", device="cpu")
+    changes: dict[str, Intervention] = {
+        "scores": ScaleKeys(0, 1.0),
+        "pattern": CalibrateSinks("all", beta=1.0),
+        "stream": SetActivations(MassiveRule(0, (0,), above=1e30)),
+    }
+    found = measure_effects(model, changes, builtin_corpus(model, n_sequences=4).tokens)
+    assert len(found.sinks_after), "nothing was counted"
+    assert (found.table["delta_loss"] == 0).all() and (found.table["kl"] == 0).all()
+    for name in changes:
+        np.testing.assert_array_equal(found.losses[name], found.losses[""])
 
 
 def test_summary_is_the_mean_over_sequences(measured: Effects) -> None:

@@ -7,6 +7,9 @@ from sinklens.plots.axes import head_axis, layer_rows
 from sinklens.plots.marks import add_cells, add_words
 from sinklens.plots.style import TEMPLATE, colorbar, escaped, head_label, number, signed_colours
 
+_ROUNDING = 1e-5
+"""Share of the largest value up to which all differences are those of rounding."""
+
 
 def side_by_side(first: go.Figure, second: go.Figure, names: tuple[str, str]) -> go.Figure:
     """Put two layer x head grids beside each other on one colour scale, with second minus first where shapes agree.
@@ -38,7 +41,9 @@ def side_by_side(first: go.Figure, second: go.Figure, names: tuple[str, str]) ->
     titles = [*names, "difference, B − A" + (" (log10)" if logarithmic else "")]
     if same:
         change = zb - za
-        top = float(np.nanmax(np.abs(change))) if np.isfinite(change).any() else 1.0
+        top = float(np.nanmax(np.abs(change))) if np.isfinite(change).any() else 0.0
+        if top <= _ROUNDING * float(np.nanmax(np.abs([za, zb]), initial=0)):
+            top = 0.0  # two kernels, machines or versions round differently: no colour says that something changed
         bar = colorbar("B − A") | _below(2 * (width + gap), 1)
         said = {"hovertemplate": "B − A<br>%{text}<extra></extra>", "colorbar": bar}
         add_cells(fig, change, _differences(change, logarithmic), xaxis="x3", yaxis="y3", **said, **signed_colours(top))
