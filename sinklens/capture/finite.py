@@ -17,6 +17,8 @@ ADVICE = {
     torch.float16: "float16 ends at 65,504, which massive activations pass, so load the model with bfloat16 or float32 "
     "(--dtype bfloat16 or --dtype float32)"
 }
+FACTS = ("eps", "is_special", "is_bos")
+"""Columns that were not measured: a threshold that tells rows apart, and what a token is."""
 OTHER_ADVICE = "look for damaged weights, or an intervention that makes them so"
 
 
@@ -138,8 +140,8 @@ class NonFinite:
             return frame
         frame = frame.copy()
         for name, column in frame.items():
-            if name == "eps":
-                continue  # tells rows apart
+            if name in FACTS:
+                continue
             if pd.api.types.is_float_dtype(column.dtype):
                 frame[name] = column.mask(bad, math.nan)
             elif column.dtype == bool:

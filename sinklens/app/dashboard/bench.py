@@ -21,13 +21,13 @@ from sinklens.app.dashboard.compute import (
 )
 from sinklens.app.dashboard.folder import ResultFolder
 from sinklens.app.dashboard.kinds import open_run
-from sinklens.app.dashboard.methods import described, method
+from sinklens.app.dashboard.methods import method
 from sinklens.app.dashboard.models import Models
 from sinklens.app.dashboard.run import Run
 from sinklens.app.dashboard.state import State
 from sinklens.app.dashboard.stored import MemoryTables
 from sinklens.app.dashboard.sweep_run import sweep_run
-from sinklens.app.dashboard.trying import Trial, chosen_intervention, repeat_in_python, try_out
+from sinklens.app.dashboard.trying import Trial, called, chosen_intervention, repeat_in_python, try_out
 from sinklens.app.dashboard.worker import Cancelled, Worker
 from sinklens.errors import InputError, ResultError
 from sinklens.interventions import Intervention
@@ -67,6 +67,7 @@ class Bench:
         self._live: OrderedDict[str, Run] = OrderedDict()
         self._by_key: dict[str, str] = {}
         self._numbers = 0
+        self._opened: set[str] = set()
         self.trials: list[Trial] = []
         self._begun: set[tuple[str, int]] = set()
         self._lock = threading.RLock()
@@ -96,8 +97,8 @@ class Bench:
                 return self._live[name]
             if self.folder is None or name.startswith("live-"):
                 raise ResultError(
-                    f"The result {name[:80]!r} was computed in a session that has ended; compute it again under "
-                    '"Compute" below.'
+                    f"The result {name[:80]!r} was computed in a session that has ended, or before the last {_LIVE} "
+                    'results of this one; compute it again under "Compute" below.'
                 )
             path = self.folder.path(name)
             changed = (path / "result.json").stat().st_mtime
@@ -136,8 +137,16 @@ class Bench:
             if key:
                 self._by_key[key] = name
             while len(self._live) > _LIVE:
-                self._live.popitem(last=False)
+                del self._live[self._least_wanted()]
             return name
+
+    def _least_wanted(self) -> str:
+        """What is dropped for a new result: the oldest under an intervention, without any the oldest.
+
+        The newest stays, and so does what the user opened.
+        """
+        free = [name for name in self._live if name not in self._opened][:-1]
+        return next((name for name in free if self._live[name].meta.get("intervention")), free[0])
 
     # ------------------------------------------------------------------------------------------- computations
 
@@ -191,6 +200,9 @@ class Bench:
         if not state.method:
             return Arrival({"run": base, "compare": "", "sequence": 0, "token": None})
         before = self._census_or_error(base)
+        with self._lock:
+            if base in self._live:
+                self._live.move_to_end(base)  # not the one that is dropped for what is compared with it
         if before.meta.get("intervention"):
             raise InputError("The shown result was itself measured under an intervention; choose the one before it.")
         batch = self._batch(before, bridge)
@@ -200,7 +212,7 @@ class Bench:
         progress.step("Preparing the intervention")
         chosen = method(state.method)
         intervention = chosen_intervention(chosen, state.fields, bridge, batch)
-        label = described(chosen, state.fields)
+        label = called(chosen, state.fields)
         key = json.dumps([base, label])
         known = self._by_key.get(key)
         if known is None or known not in self._live:
@@ -354,7 +366,7 @@ def open_source(
     """
     if isinstance(source, Census | Sweep):
         bench = Bench(None, Models(models, device=device))
-        bench.add(source)
+        bench._opened.add(bench.add(source))
         return bench
     if source is None:
         return Bench(None, Models(models, device=device))

@@ -1,5 +1,6 @@
 """A census in the dashboard: heads, tokens, attention maps, as means over its texts or of one text by itself."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -133,10 +134,9 @@ class CensusRun(Run):
         return int(first["layer"]), int(first["head"])
 
     def strongest_key(self, layer: int, head: int) -> int | None:
-        """The key that a head gives the most attention."""
-        heads = self.heads()
-        rows = heads[(heads["layer"] == layer) & (heads["head"] == head)] if len(heads) else heads
-        return int(rows["sink_position"].iloc[0]) if len(rows) else None
+        """The key that a head gives the most attention; ``None`` for a head without numbers."""
+        row = _row(self.heads(), layer, head)
+        return None if row is None or math.isnan(float(row["importance"])) else int(row["sink_position"])
 
     def _score_column(self, score: str) -> tuple[pd.DataFrame, str]:
         return self.heads(), score
@@ -181,13 +181,14 @@ class CensusRun(Run):
 
     def facts(self, layer: int, head: int) -> list[Fact]:
         """A head's numbers, each beside its null."""
-        heads = self.heads()
-        if heads.empty:
+        whole = CensusRun.heads(self)
+        if whole.empty:
             return []
-        rows = heads[(heads["layer"] == layer) & (heads["head"] == head)].to_dict("records")
-        if not rows:
-            return [Fact("attention", "not applicable", "this layer has no softmax attention")]
-        row: dict[Any, Any] = rows[0]
+        row = _row(self.heads(), layer, head)
+        if row is None or math.isnan(float(row["importance"])):
+            if _row(whole, layer, head) is None:
+                return [Fact("attention", "not applicable", "this layer has no softmax attention")]
+            return [Fact("attention", "n/a", "NaN or infinite in this head, so it has no numbers")]
 
         def value(name: str) -> str:
             return number(float(row[name])) if name in row and row[name] is not None else "n/a"
@@ -292,6 +293,12 @@ class CensusRun(Run):
         )
 
 
+def _row(heads: pd.DataFrame, layer: int, head: int) -> dict[Any, Any] | None:
+    """The row of a head; ``None`` where its layer has no softmax attention."""
+    rows = heads[(heads["layer"] == layer) & (heads["head"] == head)].to_dict("records") if len(heads) else []
+    return rows[0] if rows else None
+
+
 _MOST_TEXTS: Final = 16
 _MOST_HOVERS: Final = 600
 
@@ -305,8 +312,8 @@ class TextRun(CensusRun):
         one: Its numbers.
     """
 
-    sequence: int = 0
-    one: OneSequence | None = field(default=None, repr=False)
+    sequence: int = field(kw_only=True)
+    one: OneSequence = field(kw_only=True, repr=False)
 
     @classmethod
     def of_census(cls, whole: CensusRun, sequence: int, numbers: OneSequence) -> "TextRun":
@@ -334,7 +341,6 @@ class TextRun(CensusRun):
     def _own(self) -> pd.DataFrame:
         rows = self.tokens(self.sequence)
         special, bos = (rows[name].to_numpy(bool) if name in rows else None for name in ("is_special", "is_bos"))
-        assert self.one is not None
         return self.one.heads(dict(self.meta.get("settings") or {}), special, bos)
 
     def heads(self) -> pd.DataFrame:
@@ -343,7 +349,6 @@ class TextRun(CensusRun):
 
     def positions(self, layer: int, head: int) -> Positions:
         """Attention received and value norms of a head by position, on this text."""
-        assert self.one is not None
         return _positions(self.one, layer, head, self.of, self.token_strings(self.sequence))
 
     def _token_at(self, position: int) -> str:

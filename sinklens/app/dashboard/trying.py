@@ -111,7 +111,7 @@ def chosen_intervention(
             return mean_activations(model, batch, arguments["where"])
         return head_outputs(model, batch, str(arguments["how"]), arguments["heads"])
 
-    if issubclass(chosen.kind, Policy) and budgeted(chosen.kind) and not given(chosen, typed):
+    if _takes_a_share(chosen, typed):
         intervention: Intervention = make_policy(f"{chosen.name}:budget={SHARE}", length=int(batch.lengths.max()))
     else:
         intervention = build(chosen, typed, taken)
@@ -122,6 +122,20 @@ def chosen_intervention(
         if last >= length:
             raise InputError(f"Position {last} does not exist: the longest text has the positions 0 to {length - 1}.")
     return intervention
+
+
+def called(chosen: Method, typed: Mapping[str, str]) -> str:
+    """What was tried, in one line: its fields, or for a policy whose fields were left alone the share that it keeps.
+
+    >>> from sinklens.app.dashboard.methods import method
+    >>> called(method("h2o"), {}), called(method("h2o"), {"heavy": "4"})
+    ('H2O(budget=0.25)', 'H2O(heavy=4)')
+    """
+    return f"{chosen.kind.__name__}(budget={SHARE})" if _takes_a_share(chosen, typed) else described(chosen, typed)
+
+
+def _takes_a_share(chosen: Method, typed: Mapping[str, str]) -> bool:
+    return issubclass(chosen.kind, Policy) and budgeted(chosen.kind) and not given(chosen, typed)
 
 
 def head_outputs(model: TransformerBridge, batch: TokenBatch, how: str, heads: Any) -> dict[str, list[Any]]:
@@ -225,7 +239,7 @@ def repeat_in_python(
         [
             "; ".join(imports),
             f"model = sinklens.load({model!r}); batch = {tokens}",
-            f"print(measure_effects(model, {{{described(chosen, typed)!r}: {made}}}, batch).summary().T)",
+            f"print(measure_effects(model, {{{called(chosen, typed)!r}: {made}}}, batch).summary().T)",
         ]
     )
 

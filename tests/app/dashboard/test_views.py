@@ -21,8 +21,9 @@ from sinklens.app.dashboard.callbacks.save import saved as saved_as
 from sinklens.app.dashboard.callbacks.text import text_view
 from sinklens.app.dashboard.callbacks.token import token_view
 from sinklens.app.dashboard.state import State
-from sinklens.errors import InputError
-from sinklens.studies import Census
+from sinklens.errors import InputError, ResultError
+from sinklens.models import load
+from sinklens.studies import Census, scan
 from tests.plots.synthetic import EVIL
 
 
@@ -126,6 +127,19 @@ def test_a_token(bench: Bench, census: Census) -> None:
     assert '"embed, 0-5"' in written(view.massive)  # layers of a channel as a span
     assert EVIL in token_view(bench, keys(bench, run="made-up", token=6)["token-key"]).title
     assert "positions 0 to 47" in token_view(bench, keys(bench, run="made-up", token=999)["token-key"]).facts
+
+
+def test_a_head_of_nan_has_no_strongest_key() -> None:
+    model = load("tiny-llama", device="cpu")
+    model.original_model.model.layers[1].self_attn.q_proj.weight.data[0] = np.nan  # head 0
+    bench = open_source(scan(model, max_sequences=2))
+    for of in ("texts", "text"):
+        described = keys(bench, of=of, head="L1H0")
+        facts = written(head_view(bench, described["head-key"]).facts)
+        assert "NaN or infinite in this head" in facts and "strongest key" not in facts and described["token"] is None
+        assert "strongest key" in written(head_view(bench, keys(bench, of=of, head="L1H1")["head-key"]).facts)
+    said = token_view(bench, keys(bench, token=0)["token-key"]).facts
+    assert said == "id 0 · BOS · special · no attention was measured on this text, or it is NaN or infinite"
 
 
 def test_clicks_and_controls_change_the_state(bench: Bench) -> None:
@@ -256,3 +270,16 @@ def test_sources(saved: Path, census: Census, small_census: Census) -> None:
     assert open_source("tiny-llama").models.names[0] == "tiny-llama"
     with pytest.raises(InputError, match="A dashboard opens"):
         open_source(3)
+
+
+def test_what_others_are_compared_with_is_kept_longest(census: Census) -> None:
+    bench = open_source(census)
+    under = replace(census, meta=census.meta | {"intervention": {"kind": "MaskKeys"}})
+    base, *tried = [bench.add(census), *(bench.add(under) for _ in range(30))]
+    kept = [name for name, _ in bench.choices()]
+    assert len(kept) == 24 and {"live-1", base, tried[-1]} <= {*kept} and tried[0] not in kept
+    newest = [bench.add(census) for _ in range(30)]
+    kept = [name for name, _ in bench.choices()]
+    assert "live-1" in kept and {*newest[-20:]} <= {*kept} and len(kept) == 24
+    with pytest.raises(ResultError, match="before the last 24 results"):
+        bench.run(tried[0])

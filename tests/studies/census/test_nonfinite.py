@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens import load, scan
 from sinklens.attention import plan_for
 from sinklens.capture import capture
+from sinklens.capture.finite import NonFinite
 from sinklens.detectors.registry import default_detectors
 from sinklens.errors import InputError
 from sinklens.models import tokenize
@@ -72,6 +73,16 @@ def test_a_nan_in_one_sequence_says_which(zoo: Path) -> None:
     assert norms.select_dtypes("float").isna().to_numpy().any()
     assert any("all 8 heads gave NaN" in sentence for sentence in found.verdict)
     assert not any("heads sink" in sentence for sentence in found.verdict)
+
+
+def test_what_a_token_is_needs_no_activations() -> None:
+    seen = NonFinite()
+    seen.heads, seen.sequences = {(0, 0)}, {1}
+    facts = {"is_bos": [True, True], "is_special": [True, True]}
+    found = seen.mask({"tokens": pd.DataFrame({"sequence": [0, 1], "received": 0.5, "is_massive_ratio": True} | facts)})
+    tokens = found["tokens"]
+    assert tokens["is_bos"].tolist() == tokens["is_special"].tolist() == [True, True]
+    assert tokens["is_massive_ratio"].tolist() == [True, False] and np.isnan(tokens["received"][1])
 
 
 def test_float16_that_overflows_has_its_advice(zoo: Path) -> None:

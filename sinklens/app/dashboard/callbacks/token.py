@@ -150,15 +150,18 @@ def _facts(run: CensusRun, row: dict[Any, Any], heads: np.ndarray | None) -> str
     """What is known of the token on this text, in one line."""
     parts = [f"id {row.get('token_id')}"]
     parts += [name for key, name in (("is_bos", "BOS"), ("is_special", "special")) if row.get(key)]
-    sinks = float(row.get("n_sink_heads", np.nan))
-    parts.append(
-        "too few queries see it to judge it" if np.isnan(sinks) else f"sink (> {run.eps}) of {sinks:.0f} heads"
-    )
+    sinks, received, peak = (float(row.get(name, np.nan)) for name in ("n_sink_heads", "received", "peak_ratio"))
+    if np.isnan(received):
+        parts.append("no attention was measured on this text, or it is NaN or infinite")
+    else:
+        parts.append(
+            "too few queries see it to judge it" if np.isnan(sinks) else f"sink (> {run.eps}) of {sinks:.0f} heads"
+        )
     if heads is not None and not np.isnan(sinks) and np.isfinite(heads).any():
         layer, head = np.unravel_index(int(np.nanargmax(heads)), heads.shape)
         parts.append(f"most from L{layer}H{head}: {number(float(heads[layer, head]))}")
-    parts.append(f"mean attention received {number(float(row.get('received', np.nan)), '.3g')}")
-    parts.append(f"residual peak {number(float(row.get('peak_ratio', np.nan)))} × the median token")
+    parts += [] if np.isnan(received) else [f"mean attention received {number(received, '.3g')}"]
+    parts += [] if np.isnan(peak) else [f"residual peak {number(peak)} × the median token"]
     flags = (("is_massive_absolute", "massive: |h| > 100"), ("is_massive_ratio", "massive: |h| > 1,000 × median"))
     parts += [name for key, name in flags if row.get(key)]
     return " · ".join(parts)

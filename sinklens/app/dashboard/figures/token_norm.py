@@ -26,7 +26,10 @@ def token_norm(norms: np.ndarray, position: int) -> go.Figure:
     others = np.delete(norms, position, axis=0).T
     fig = go.Figure(layout={"template": TEMPLATE, "height": 300, "margin": {"l": 64, "r": 16, "t": 30, "b": 48}})
     if others.size:
-        low, middle, high = np.nanmin(others, 1), np.nanmedian(others, 1), np.nanmax(others, 1)
+        known = np.isfinite(others).any(1)  # not where activations are NaN
+        found = np.full((3, len(others)), np.nan)
+        found[:, known] = [of(others[known], 1) for of in (np.nanmin, np.nanmedian, np.nanmax)]
+        low, middle, high = found
         name, grey = "range of the others", faint(MUTED, 0.16)
         add_band(fig, pd.Series(low, layers), pd.Series(high, layers), name, grey, showlegend=True)
         hover = "layer %{x}<br>median of the others %{y:.4g}"
