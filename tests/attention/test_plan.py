@@ -62,8 +62,8 @@ def test_a_bridge_that_is_not_its_model_is_refused(name: str, zoo: Path) -> None
     assert all("forward" not in block.attn.__dict__ for block in bridge.blocks)
 
 
-def _wrong_kernel(call: Any, statistics: Any, edits: Any) -> torch.Tensor:
-    return attend(call, statistics, edits) * 1.01
+def _wrong_kernel(call: Any, statistics: Any, edits: Any, **options: Any) -> torch.Tensor:
+    return attend(call, statistics, edits, **options) * 1.01
 
 
 def test_a_kernel_that_is_wrong_is_not_used(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,9 +76,10 @@ def test_a_kernel_that_is_wrong_is_not_used(zoo: Path, monkeypatch: pytest.Monke
 def test_a_pattern_that_is_wrong_is_noticed(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bridge = boot.__wrapped__("llama", zoo)
 
-    def forgets_the_output(call: Any, statistics: Any, edits: Any) -> torch.Tensor:
+    def forgets_the_output(call: Any, statistics: Any, edits: Any, **options: Any) -> torch.Tensor:
         good = attend(call)
-        attend(kernel.AttentionCall(**vars(call) | {"scaling": call.scaling * 0.9}), statistics, edits)
+        wrong = kernel.AttentionCall(**vars(call) | {"scaling": call.scaling * 0.9})
+        attend(wrong, statistics, edits, **options)
         return good
 
     monkeypatch.setattr(engine, "attend", forgets_the_output)
