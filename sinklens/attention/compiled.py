@@ -24,7 +24,7 @@ def available() -> bool:
     return njit is not None
 
 
-def _jit(*relaxed: str, cached: bool = False) -> Callable[[Any], Any]:
+def jit(*relaxed: str, cached: bool = False) -> Callable[[Any], Any]:
     """Compile at first use; ``relaxed`` names what may be done to the order and sign of floating point numbers."""
 
     def decorate(function: Any) -> Any:
@@ -57,8 +57,8 @@ P3, P4, P5 = F(4.1665795894e-2), F(1.6666665459e-1), F(5.0000001201e-1)
 ZERO, ONE, LOWEST, BIAS, MANTISSA = F(0), F(1), F(-87), np.int32(127), np.int32(23)
 
 
-@_jit("contract")
-def _exp(x: Any) -> Any:
+@jit("contract")
+def exp(x: Any) -> Any:
     """``exp(x)`` for x <= 0 within 2e-7 of itself, 0 below -87: Cephes' ``expf`` without a branch."""
     n = np.rint(max(x, LOWEST) * LOG2_E)
     r = max(x, LOWEST) - n * LN2_HIGH - n * LN2_LOW
@@ -67,7 +67,7 @@ def _exp(x: Any) -> Any:
     return ZERO if x < LOWEST else scaled + (x - x)  # NaN stays NaN
 
 
-@_jit("nnan", "nsz")
+@jit("nnan", "nsz")
 def _largest(scores: Any) -> Any:
     largest = F(-np.inf)
     for j in range(len(scores)):
@@ -75,7 +75,7 @@ def _largest(scores: Any) -> Any:
     return largest
 
 
-@_jit("reassoc", "nsz", "contract")
+@jit("reassoc", "nsz", "contract")
 def _lean(scores: Any, leaned: Any, lean: Any) -> Any:
     """Add the scores to their columns' sums, and return their own sum."""
     total = ZERO
@@ -85,13 +85,13 @@ def _lean(scores: Any, leaned: Any, lean: Any) -> Any:
     return total
 
 
-@_jit("reassoc", "nsz", "contract")
+@jit("reassoc", "nsz", "contract")
 def _weigh(scores: Any, back: Any, top: Any) -> Any:
     """Make scores into weights that are not normalised yet; their sum, and their sums with scores and distances."""
     total, with_scores, with_distances = ZERO, ZERO, ZERO
     for j in range(len(scores)):
         score = scores[j]
-        weight = _exp(score - top)
+        weight = exp(score - top)
         scores[j] = weight
         total += weight
         with_scores += weight * score
@@ -99,7 +99,7 @@ def _weigh(scores: Any, back: Any, top: Any) -> Any:
     return total, with_scores, with_distances
 
 
-@_jit("contract")
+@jit("contract")
 def _normalise(weights: Any, received: Any, factor: Any, counts: Any) -> None:
     for j in range(len(weights)):
         weight = weights[j] * factor
@@ -107,13 +107,13 @@ def _normalise(weights: Any, received: Any, factor: Any, counts: Any) -> None:
         received[j] += counts * weight
 
 
-@_jit("nnan", "nsz")
+@jit("nnan", "nsz")
 def _highest(weights: Any, highest: Any) -> None:
     for j in range(len(weights)):
         highest[j] = max(highest[j], weights[j])
 
 
-@_jit(cached=True)
+@jit(cached=True)
 def causal_block(
     block: Any,
     own: int,
@@ -159,7 +159,7 @@ def causal_block(
             by_row[2, index, row] = with_distances * factor
 
 
-@_jit("nnan", "nsz")
+@jit("nnan", "nsz")
 def _first(weights: Any, wanted: Any) -> int:
     """Where the first of these weights is; 0 if none is."""
     for start in range(0, len(weights), 64):
@@ -173,7 +173,7 @@ def _first(weights: Any, wanted: Any) -> int:
     return 0
 
 
-@_jit(cached=True)
+@jit(cached=True)
 def top_block(block: Any, own: int, weight: Any, key: Any) -> None:
     """The largest weight of each row and the first key that has it (NaN and 0 in a row of NaN).
 
@@ -192,7 +192,7 @@ def top_block(block: Any, own: int, weight: Any, key: Any) -> None:
             key[head, row] = _first(weights, largest)
 
 
-@_jit(cached=True)
+@jit(cached=True)
 def set_block(block: Any, own: int, n_heads: int, members: Any, ends: Any, mass: Any) -> None:
     """What each row gives to a set of keys.
 
@@ -217,7 +217,7 @@ def set_block(block: Any, own: int, n_heads: int, members: Any, ends: Any, mass:
             mass[index, row] = total
 
 
-@_jit(cached=True)
+@jit(cached=True)
 def pooled_block(block: Any, first_row: int, cell: int, weight: Any, maps: Any) -> None:
     """Largest weight in each ``cell x cell`` of some heads, rows without weight left out.
 

@@ -43,6 +43,10 @@ def evaluate(
     fewshot: Annotated[
         int | None, typer.Option(metavar="N", help="Solved examples before each document. Default: the task's own.")
     ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat/--no-chat", help="Each document as the user's turn in the tokenizer's chat template."),
+    ] = False,
     bos: options.Bos = "auto",
     out: options.Out = None,
     restart: options.Restart = False,
@@ -88,6 +92,7 @@ def evaluate(
             controls=controls,
             limit=limit,
             fewshot=fewshot,
+            chat=chat,
             bos=bos,  # type: ignore[arg-type]
             batch_size=8 if batch_size is None else batch_size,
             out=out,

@@ -43,6 +43,7 @@ from sinklens.plots.sink_share import sink_share
 from sinklens.plots.state_norms import state_norms
 from sinklens.plots.step_heatmap import step_heatmap
 from sinklens.plots.style import use_in_notebook
+from sinklens.plots.task_scores import task_scores
 from sinklens.plots.token_strip import token_strip
 from sinklens.plots.token_types import token_types
 from sinklens.plots.top_magnitudes import top_magnitudes
@@ -83,6 +84,7 @@ __all__ = [
     "sink_share",
     "state_norms",
     "step_heatmap",
+    "task_scores",
     "token_strip",
     "token_types",
     "top_magnitudes",

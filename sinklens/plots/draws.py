@@ -23,6 +23,7 @@ MADE_BY: Final[Mapping[str, tuple[str, str]]] = {
     "sinklens-sink-causes": ("causes of sinks", "explain_sinks(model)"),
     "sinklens-massive-sources": ("sources of massive activations", "trace_massive(model)"),
     "sinklens-policies": ("policies", 'compare_policies(model, ["sink_window", "h2o"], budgets=[0.5])'),
+    "sinklens-task-scores": ("task scores", 'evaluate_tasks(model, ["questions.jsonl"], {"no sink": MaskKeys(0)})'),
     "sinklens-active-dormant": ("active and dormant heads", "find_active_dormant(model)"),
     "sinklens-calibration": ("calibration", "choose_gamma(model, task)"),
     "sinklens-dynamics": ("dynamics", 'measure_dynamics("tiny-llama")'),

@@ -7,14 +7,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sinklens.errors import InputError
-from sinklens.policies.base import Policy
-from sinklens.policies.learned import layer_weights
+from sinklens.interventions.fields import parse_number
+from sinklens.policies.learned import Learned
 from sinklens.policies.view import View
 
 
 @dataclass(frozen=True)
-class AttentionGate(Policy):
+class AttentionGate(Learned):
     """Keeps, per head, the tokens that a gate before the layer flags, and the query's own.
 
     The gate is one head of attention over all tokens, later ones included (scope global), a linear map to one number
@@ -30,18 +29,16 @@ class AttentionGate(Policy):
 
     tau: float = 0.5
     width: int = 16
-    weights: str | None = None
-    seed: int = 0
 
     name: ClassVar[str] = "attention_gate"
     scope: ClassVar = "global"
     evicts: ClassVar[bool] = True
+    positive: ClassVar = ("width",)
     source: ClassVar[str] = "Zeng et al. 2024, arXiv 2410.12876 (from notes, no code; trained)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.tau <= 1 or self.width < 1:
-            raise InputError(f"Expected tau from 0 to 1 and a width from 1, got {self}.")
+        parse_number(self.tau, "tau", 0, 1)
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:
         """Flagged tokens and the own one."""
@@ -51,7 +48,7 @@ class AttentionGate(Policy):
         real = (whole.keys >= 0) & (whole.keys < view.span[1])
         x = whole.by_group(whole.key)[:, 0].transpose(0, 1).flatten(1)
         shapes = dict.fromkeys(("query", "key", "value"), (x.shape[1], self.width))
-        w = layer_weights(self.weights, self.seed, view.layer, shapes | {"out": (self.width, view.n_heads)}, x)
+        w = self.trained(view.layer, shapes | {"out": (self.width, view.n_heads)}, x)
         scores = ((x @ w["query"]) @ (x @ w["key"]).T / self.width**0.5).masked_fill(~real, -torch.inf)
         flags: Tensor = torch.sigmoid(scores.softmax(-1) @ (x @ w["value"]) @ w["out"]).T
         kept = flags[list(view.heads), : len(view.keys)] > self.tau

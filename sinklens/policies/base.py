@@ -4,7 +4,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,6 +19,7 @@ from sinklens.interventions.base import Intervention
 from sinklens.interventions.heads import as_index
 from sinklens.interventions.positions import Positions
 from sinklens.policies.account import Account
+from sinklens.policies.choose import hide_rest
 from sinklens.policies.view import View
 
 Scope = Literal["causal", "block", "prompt", "global"]
@@ -60,6 +61,7 @@ class Policy(Intervention):
             ``"layer"`` or ``"model"``.
         evicts: Whether a key once dropped never comes back, as in a cache that frees it.
         may_be_empty: Whether a row may be left without any key.
+        positive: Fields of whole numbers that count from 1; all others may be 0.
         source: Paper, and the code that was read.
     """
 
@@ -70,11 +72,18 @@ class Policy(Intervention):
     group: ClassVar[Literal["head", "kv_group", "layer", "model"]] = "head"
     evicts: ClassVar[bool] = False
     may_be_empty: ClassVar[bool] = False
+    positive: ClassVar[tuple[str, ...]] = ()
     source: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if self.prompt is not None and as_index(self.prompt) < 1:
             raise InputError(f"prompt must be a number of tokens from 1, got {self.prompt!r}.")
+        for each in fields(self):
+            value, least = getattr(self, each.name), int(each.name in self.positive)
+            if each.type is int and as_index(value) < least:
+                raise InputError(
+                    f"{each.name} of {type(self).__name__} must be a whole number from {least}, got {value!r}."
+                )
 
     @abstractmethod
     def keep(self, view: View) -> Bool[Tensor, "#head q_pos k_pos"] | Bool[Tensor, "q_pos k_pos"]:
@@ -268,6 +277,7 @@ class _Apply:
         self.states: dict[tuple[int, int], dict[Any, Any]] = {}
         self.before: dict[tuple[int, int], dict[Any, Any]] = {}
         self.shared: dict[tuple[int, int], dict[Any, Any]] = {}
+        self.once: dict[int, dict[Any, Any]] = {}
         self.passes = -1
         self.prompt = 0
 
@@ -279,7 +289,7 @@ class _Apply:
         if self.positions.cached:
             # the kernel may show a layer's blocks twice, and each time the rule has to begin where it stood
             self.before |= {at: copy.deepcopy(state) for at, state in self.states.items() if at[0] == call.layer}
-        self.calls = {call.layer: call}
+        self.calls, self.once = {call.layer: call}, {}
         return call
 
     def edit_scores(self, block: Block) -> None:
@@ -288,17 +298,17 @@ class _Apply:
         scores = self.policy.change_scores(view)
         if scores is not view.scores:
             view = replace(view, scores=scores)
-        kept = self.policy.keep(view) & view.visible
-        if not self.policy.may_be_empty:
-            self._refuse_empty(view, kept)
+        kept = self.policy.keep(view)
         if self.account is not None:
-            entries, cached = self.policy.entries(view, kept), self.policy.cached(view, kept)
-            self.account.add(plain, self.policy.as_they_are(view, kept), entries, cached)
-        if not self.only_look:
-            columns = slice(block.keys.start, None)
-            if scores is not plain.scores:
-                block.scores.copy_(scores[..., columns])
-            block.scores.masked_fill_(~kept[..., columns], -math.inf)
+            left = kept & view.visible
+            entries, cached = self.policy.entries(view, left), self.policy.cached(view, left)
+            self.account.add(plain, self.policy.as_they_are(view, left), entries, cached)
+        columns = slice(block.keys.start, None)
+        kept = kept.expand(kept.shape[0] if kept.ndim == 3 else 1, *scores.shape[1:])[..., columns]
+        out = torch.empty_like(block.scores) if self.only_look else block.scores
+        empty = hide_rest(scores[..., columns], kept, out)
+        if not self.policy.may_be_empty and bool(empty.any()):
+            self._refuse_empty(view, empty)
 
     def _view(self, block: Block) -> View:
         self._new_pass()
@@ -329,6 +339,7 @@ class _Apply:
             model=self.positions.model,
             state=self.states[at],
             shared=self.shared.setdefault((sequence, block.rows.start), {}),
+            once=self.once.setdefault(sequence, {}),
         )
 
     def _new_pass(self) -> None:
@@ -346,11 +357,9 @@ class _Apply:
             return int(call.key.shape[1])
         return self.positions.kv_heads or shape.heads
 
-    def _refuse_empty(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> None:
-        empty = view.visible.any(-1) & ~kept.any(-1)
-        if bool(empty.any()):
-            head, row = (int(index) for index in empty.nonzero()[0])
-            raise InputError(
-                f"{type(self.policy).__name__} leaves the token at position {int(view.rows[row])} nothing to read in "
-                f"L{view.layer}H{head}; let the rule keep a key for every row, or declare may_be_empty."
-            )
+    def _refuse_empty(self, view: View, empty: Bool[Tensor, "head q_pos"]) -> None:
+        head, row = (int(index) for index in empty.nonzero()[0])
+        raise InputError(
+            f"{type(self.policy).__name__} leaves the token at position {int(view.rows[row])} nothing to read in "
+            f"L{view.layer}H{head}; let the rule keep a key for every row, or declare may_be_empty."
+        )

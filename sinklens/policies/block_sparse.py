@@ -36,6 +36,7 @@ class BlockSparse(Policy):
 
     name: ClassVar[str] = "block_sparse"
     scope: ClassVar = "block"
+    positive: ClassVar = ("query_block", "key_block")
     source: ClassVar[str] = (
         "Jiang et al. 2024 (MInference), arXiv 2407.02490; DHSA, arXiv 2510.24606 (xiongsiheng/DHSA)"
     )

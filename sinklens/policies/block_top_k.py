@@ -29,6 +29,7 @@ class BlockTopK(Policy):
 
     name: ClassVar[str] = "block_top_k"
     scope: ClassVar = "causal"
+    positive: ClassVar = ("block",)
     source: ClassVar[str] = "SSA, arXiv 2511.20102 (zhenyi4/ssa); MoBA, arXiv 2502.13189"
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:

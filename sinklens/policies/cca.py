@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sinklens.errors import InputError
 from sinklens.policies.base import Policy
 from sinklens.policies.view import View
 
@@ -31,12 +30,8 @@ class CCA(Policy):
 
     name: ClassVar[str] = "cca"
     scope: ClassVar = "causal"
+    positive: ClassVar = ("group_size", "recent")
     source: ClassVar[str] = "Chen et al. 2025, arXiv 2412.12465 (from notes; chenyaofo/CCA-Attention holds no code)"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.group_size < 1 or self.recent < 1:
-            raise InputError(f"Expected sizes from 1, got {self}.")
 
     def _far(self, view: View) -> Bool[Tensor, "q_pos k_pos"]:
         begins = (view.rows - self.recent + 1).div(self.group_size, rounding_mode="floor") * self.group_size

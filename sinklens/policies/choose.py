@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sinklens.policies import compiled
+
 
 def top_keys(
     values: Float[Tensor, "*rows k_pos"], count: int, among: Bool[Tensor, "*rows k_pos"]
@@ -23,6 +25,11 @@ def top_keys(
     count = min(count, values.shape[-1])
     if count <= 0:
         return torch.zeros_like(among)
+    if compiled.takes(values):
+        rows = values.reshape(-1, values.shape[-1]).view(torch.int32)
+        taken = torch.empty(rows.shape, dtype=torch.bool)
+        compiled.largest(rows.numpy(), among.reshape(rows.shape).numpy(), count, taken.numpy())
+        return taken.view(values.shape)
     best = values.masked_fill(~among, -math.inf).topk(count, -1).indices
     return torch.zeros_like(among).scatter_(-1, best, True) & among
 
@@ -47,3 +54,21 @@ def covering_keys(
     before = ordered.cumsum(-1) - ordered
     taken = before < share * total
     return torch.zeros_like(among).scatter_(-1, index, taken) & among
+
+
+def hide_rest(
+    scores: Float[Tensor, "head q_pos k_pos"], kept: Bool[Tensor, "#head q_pos k_pos"], out: Tensor
+) -> Bool[Tensor, "head q_pos"]:
+    """Scores with ``-inf`` at what is not kept, written to ``out``; which rows saw keys and have none left.
+
+    >>> out = torch.tensor([[[3.0, 1.0]]])
+    >>> hide_rest(out, torch.tensor([[[False, True]]]), out), out
+    (tensor([[False]]), tensor([[[-inf, 1.]]]))
+    """
+    if compiled.takes(scores) and compiled.takes(out):
+        empty = torch.empty(scores.shape[:2], dtype=torch.bool)
+        compiled.hide(scores.numpy(), kept.contiguous().numpy(), out.numpy(), empty.numpy())
+        return empty
+    visible = scores != -math.inf
+    torch.where(kept, scores, scores.new_full((), -math.inf), out=out)
+    return visible.any(-1) & ~(kept & visible).any(-1)

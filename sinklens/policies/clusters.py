@@ -25,20 +25,25 @@ def cluster_keys(key: Float[Tensor, "group k_pos d"], count: int, rounds: int = 
 
 
 def cluster_prompt(
-    view: View, stop: int, count: int
+    view: View, stop: int, per_cluster: int, segment: int | None = None
 ) -> tuple[Int[Tensor, "head key"], Float[Tensor, "head cluster d_head"], Float[Tensor, "head cluster"]]:
     """Clusters of the text's first ``stop`` keys per KV head: each key's, their mean keys, their sizes; kept in state.
 
     Args:
         view: Rows that stand behind those keys.
         stop: Keys, from position 0.
-        count: Clusters; one that loses all its keys has size 0.
+        per_cluster: Keys for each cluster; one that loses all its keys has size 0.
+        segment: Keys that are clustered together, those after them apart; default: all.
     """
     if "clusters" not in view.state:
         start = int((view.keys < 0).sum())
         key = view.by_group(view.key[:, start : start + stop])[:, 0]
-        label = cluster_keys(key, count)
-        member = torch.nn.functional.one_hot(label, min(count, stop)).to(key)
+        labels, count = [], 0
+        for part in key.split(segment or stop, 1):
+            labels.append(cluster_keys(part, -(-part.shape[1] // per_cluster)) + count)
+            count += min(-(-part.shape[1] // per_cluster), part.shape[1])
+        label = torch.cat(labels, 1)
+        member = torch.nn.functional.one_hot(label, count).to(key)
         size = member.sum(1)
         mean = torch.einsum("gkc,gkd->gcd", member, key) / size.clamp(min=1)[..., None]
         view.state["clusters"] = tuple(view.to_heads(x) for x in (label, mean, size))

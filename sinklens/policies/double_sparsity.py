@@ -33,6 +33,7 @@ class DoubleSparsity(Policy):
 
     name: ClassVar[str] = "double_sparsity"
     scope: ClassVar = "causal"
+    positive: ClassVar = ("channels",)
     source: ClassVar[str] = "Yang et al. 2024, arXiv 2408.07092; andy-yang-1/DoubleSparse"
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:

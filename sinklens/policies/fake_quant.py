@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from sinklens.attention.kernel import AttentionCall
 from sinklens.errors import InputError
-from sinklens.interventions.heads import as_index
 from sinklens.interventions.positions import Positions
 from sinklens.policies.base import Policy
+from sinklens.policies.rounding import hadamard, quantised
 from sinklens.policies.view import View
 
 
@@ -49,8 +49,8 @@ class FakeQuantKV(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= as_index(self.bits) <= 16 or as_index(self.protect) < 0 or as_index(self.group_size) < 0:
-            raise InputError(f"Expected bits from 1 to 16 and counts from 0, got {self}.")
+        if not 1 <= self.bits <= 16:
+            raise InputError(f"bits must be from 1 to 16, got {self.bits}.")
         if self.what not in ("both", "keys", "values"):
             raise InputError(f'what must be "both", "keys" or "values", got {self.what!r}.')
 
@@ -82,37 +82,3 @@ class FakeQuantKV(Policy):
     def keep(self, view: View) -> Bool[Tensor, "q_pos k_pos"]:
         """Everything."""
         return torch.ones_like(view.distance, dtype=torch.bool)
-
-
-def quantised(x: Float[Tensor, "... channel"], bits: int, group_size: int = 0) -> Float[Tensor, "... channel"]:
-    """``x`` rounded to ``2^bits`` levels between the smallest and the largest entry of each group of channels.
-
-    The error is at most half a step.
-
-    >>> quantised(torch.tensor([0.0, 0.4, 1.0]), 1)
-    tensor([0., 0., 1.])
-    """
-    size = group_size or x.shape[-1]
-    if x.shape[-1] % size:
-        raise InputError(f"group_size must divide the {x.shape[-1]} channels of a head, got {size}.")
-    groups = x.unflatten(-1, (-1, size))
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    step = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
-    rounded: Tensor = (low + ((groups - low) / step).round() * step).flatten(-2)
-    return rounded
-
-
-def hadamard(size: int) -> Float[Tensor, "size size"]:
-    """The orthogonal Hadamard matrix of a power of two.
-
-    >>> (hadamard(2) * 2**0.5).round()
-    tensor([[ 1.,  1.],
-            [ 1., -1.]])
-    """
-    if size & (size - 1):
-        raise InputError(f"A Hadamard matrix needs a power of two, and a head has {size} channels.")
-    found: Tensor = torch.ones(1, 1)
-    while len(found) < size:
-        found = torch.cat((torch.cat((found, found), 1), torch.cat((found, -found), 1)))
-    matrix: Tensor = found / size**0.5
-    return matrix

@@ -12,7 +12,7 @@ from sinklens.interventions.fields import parse_number
 from sinklens.policies.base import Policy
 from sinklens.policies.blocks import key_blocks, spread_blocks
 from sinklens.policies.choose import covering_keys
-from sinklens.policies.vertical_slash import columns_and_diagonals
+from sinklens.policies.lines import columns_and_diagonals
 from sinklens.policies.view import View
 
 
@@ -40,6 +40,7 @@ class FlexPrefill(Policy):
 
     name: ClassVar[str] = "flex_prefill"
     scope: ClassVar = "prompt"
+    positive: ClassVar = ("block",)
     source: ClassVar[str] = "Lai et al. 2025, arXiv 2502.20766; ByteDance-Seed/FlexPrefill"
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ class HeadSplit(Policy):
     name: ClassVar[str] = "head_split"
     scope: ClassVar = "causal"
     evicts: ClassVar[bool] = True
+    positive: ClassVar = ("recent",)
     source: ClassVar[str] = "Xiao et al. 2025 (DuoAttention), arXiv 2410.10819"
 
     def __post_init__(self) -> None:

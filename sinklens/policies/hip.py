@@ -40,12 +40,13 @@ class HiP(Policy):
 
     name: ClassVar[str] = "hip"
     scope: ClassVar = "block"
+    positive: ClassVar = ("budget", "block", "query_block")
     source: ClassVar[str] = "Lee et al. 2024, arXiv 2406.09827; InfiniteHiP, arXiv 2502.08910"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.budget, self.block, self.query_block) < 1 or self.budget < self.block:
-            raise InputError(f"Expected sizes from 1 and a budget of at least one block, got {self}.")
+        if self.budget < self.block:
+            raise InputError(f"Expected a budget of at least one block, got {self}.")
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:
         """Found blocks, first and recent keys."""

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sinklens.errors import InputError
 from sinklens.policies.base import Policy
 from sinklens.policies.view import View
 
@@ -39,12 +38,8 @@ class HyperAttention(Policy):
 
     name: ClassVar[str] = "hyper_attention"
     scope: ClassVar = "global"
+    positive: ClassVar = ("block", "samples", "exact_below", "bits")
     source: ClassVar[str] = "Han et al. 2023, arXiv 2310.05869; insuhan/hyper-attn"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.block, self.samples, self.exact_below, self.bits) < 1:
-            raise InputError(f"Expected sizes from 1, got {self}.")
 
     def change_scores(self, view: View) -> Float[Tensor, "head q_pos k_pos"]:
         """Sampled keys with the logarithm of their weight on top."""

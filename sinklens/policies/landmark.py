@@ -34,12 +34,13 @@ class Landmark(Policy):
 
     name: ClassVar[str] = "landmark"
     scope: ClassVar = "causal"
+    positive: ClassVar = ("block",)
     source: ClassVar[str] = "Mohtashami & Jaggi 2023, arXiv 2305.16300; epfml/landmark-attention (trained)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.block < 2 or self.blocks < 0:
-            raise InputError(f"Expected a block of at least 2 tokens and blocks from 0, got {self}.")
+        if self.block < 2:
+            raise InputError(f"Expected a block of at least 2 tokens, got {self}.")
 
     def change_scores(self, view: View) -> Float[Tensor, "head q_pos k_pos"]:
         """Own tokens as they are; others at ``s - logsumexp_b(s) + s_landmark``."""

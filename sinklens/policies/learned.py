@@ -1,6 +1,7 @@
 """Weights of rules that are trained: from a checkpoint, or random so that their algebra can run."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -8,6 +9,24 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sinklens.errors import InputError
+from sinklens.policies.base import Policy
+
+
+@dataclass(frozen=True)
+class Learned(Policy):
+    """A rule with parameters that are trained with the model: without a file of them what it chooses means nothing.
+
+    Args:
+        weights: File of trained weights, see :func:`layer_weights`.
+        seed: Of random ones.
+    """
+
+    weights: str | None = field(default=None, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+
+    def trained(self, layer: int, shapes: Mapping[str, tuple[int, ...]], like: Tensor) -> dict[str, Tensor]:
+        """The named tensors of one layer."""
+        return layer_weights(self.weights, self.seed, layer, shapes, like)
 
 
 def layer_weights(

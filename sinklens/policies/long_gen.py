@@ -33,6 +33,7 @@ class LongGen(Policy):
     name: ClassVar[str] = "long_gen"
     scope: ClassVar = "causal"
     group: ClassVar = "model"
+    positive: ClassVar = ("recent",)
     source: ClassVar[str] = "Ge et al. 2024, arXiv 2410.01485 (no code; published quality needs training)"
 
     def __post_init__(self) -> None:

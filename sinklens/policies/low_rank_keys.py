@@ -8,8 +8,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from sinklens.attention.kernel import AttentionCall
-from sinklens.errors import InputError
-from sinklens.interventions.heads import as_index
 from sinklens.interventions.positions import Positions
 from sinklens.policies.base import Policy
 from sinklens.policies.view import View
@@ -33,12 +31,8 @@ class LowRankKeys(Policy):
     scope: ClassVar = "global"
     group: ClassVar = "model"
     evicts: ClassVar[bool] = True
+    positive: ClassVar = ("rank",)
     source: ClassVar[str] = "ShadowKV, arXiv 2410.21465; TransMLA, arXiv 2502.07864 (deviation: after rotation)"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if as_index(self.rank) < 1:
-            raise InputError(f"rank must be an integer from 1, got {self.rank!r}.")
 
     def change_call(self, call: AttentionCall, positions: Positions) -> AttentionCall:
         """Keys on their strongest directions."""

@@ -38,6 +38,7 @@ class MoA(Policy):
 
     name: ClassVar[str] = "moa"
     scope: ClassVar = "causal"
+    positive: ClassVar = ("n_tokens", "step")
     source: ClassVar[str] = "Fu et al. 2024, arXiv 2406.14909; thu-nics/MoA, attention/pattern.py"
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ class PowerAttention(Policy):
     name: ClassVar[str] = "power_attention"
     scope: ClassVar = "causal"
     group: ClassVar = "model"
+    positive: ClassVar = ("block",)
     source: ClassVar[str] = "Chen et al. 2025, arXiv 2503.03588 (no code; published quality needs training)"
 
     def keep(self, view: View) -> Bool[Tensor, "q_pos k_pos"]:

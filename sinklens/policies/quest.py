@@ -1,5 +1,6 @@
 """Quest: pages of keys by an upper bound on their scores."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,24 +33,34 @@ class Quest(Policy):
 
     name: ClassVar[str] = "quest"
     scope: ClassVar = "causal"
+    positive: ClassVar = ("page",)
     source: ClassVar[str] = "Tang et al. 2024, arXiv 2406.10774; as in PiotrNawrot/sparse-frontier"
 
     def bounds(self, view: View) -> Float[Tensor, "head q_pos page"]:
         """Upper bound on the scores of each page; a page's later keys, which a row cannot see, count as well."""
-        query, key = view.query, view.key[:, view.keys >= 0]
-        extra = -key.shape[1] % self.page
-        low = torch.nn.functional.pad(key, (0, 0, 0, extra), value=torch.inf).unflatten(1, (-1, self.page)).amin(2)
-        high = torch.nn.functional.pad(key, (0, 0, 0, extra), value=-torch.inf).unflatten(1, (-1, self.page)).amax(2)
-        bound: Tensor = query.clamp(min=0) @ high.transpose(-1, -2) + query.clamp(max=0) @ low.transpose(-1, -2)
-        return bound
+        low, high = view.the_same(
+            ("pages", self.page, view.heads), lambda: self._ends(view.all_keys, int(view.keys[0]))
+        )
+        pages = slice(-(-(int(view.keys[-1]) + 1) // self.page))
+        query = view.query
+        bound: Tensor = query.clamp(min=0) @ high[:, pages].mT + query.clamp(max=0) @ low[:, pages].mT
+        return torch.nn.functional.pad(bound, (0, pages.stop - bound.shape[-1]))  # columns beyond the text
+
+    def _ends(self, key: Float[Tensor, "head k_pos d"], first: int) -> list[Float[Tensor, "head page d"]]:
+        """Smallest and largest value of each channel in each page."""
+        sides = (0, 0, first, -(key.shape[1] + first) % self.page)  # left padding is cut off
+        pages = [
+            torch.nn.functional.pad(key, sides, value=end).unflatten(1, (-1, self.page))
+            for end in (math.inf, -math.inf)
+        ]
+        return [pages[0].amin(2), pages[1].amax(2)]
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:
         """Pages by bound."""
         if view.layer < self.dense_layers:
             return view.visible
         _, seen, own = key_blocks(view, self.page, "max")
-        bound = self.bounds(view)[..., : seen.shape[-1]]
-        return spread_blocks(top_keys(bound, self.pages, seen & ~own) | own, view, self.page)
+        return spread_blocks(top_keys(self.bounds(view), self.pages, seen & ~own) | own, view, self.page)
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "Quest":

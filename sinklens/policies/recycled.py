@@ -30,6 +30,7 @@ class Recycled(Policy):
     name: ClassVar[str] = "recycled"
     scope: ClassVar = "causal"
     group: ClassVar = "kv_group"
+    positive: ClassVar = ("every",)
     source: ClassVar[str] = "Xu et al. 2024, arXiv 2411.05787 (RefreshKV; README only)"
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:

@@ -19,8 +19,8 @@ class RetroInfer(Policy):
 
     Clusters by ``q . m`` with their mean key m: the best ``exact`` share is read key by key, the next ``estimated``
     share as one key each with weight ``n exp(q . m)`` and the mean value, the rest not at all. Computed without
-    building the stand-ins: every key of such a cluster gets the score of its mean key. Deviation: one k-means over the
-    prompt, not one in each of 16 segments.
+    building the stand-ins: every key of such a cluster gets the score of its mean key. Each segment of the prompt is
+    clustered for itself.
 
     Args:
         exact: Share of the clusters that is read.
@@ -28,6 +28,7 @@ class RetroInfer(Policy):
         per_cluster: Keys for each cluster.
         sinks: First tokens that are read.
         recent: Most recent tokens that are read.
+        segment: Keys that are clustered together (the release: 16 segments of a prompt of 128 k tokens).
     """
 
     exact: float = 0.018
@@ -35,9 +36,11 @@ class RetroInfer(Policy):
     per_cluster: int = 16
     sinks: int = 4
     recent: int = 64
+    segment: int = 8192
 
     name: ClassVar[str] = "retro_infer"
     scope: ClassVar = "prompt"
+    positive: ClassVar = ("per_cluster", "segment")
     source: ClassVar[str] = "Chen et al. 2025, arXiv 2505.02922; microsoft/RetrievalAttention, retroinfer_attn.py"
 
     def _choice(self, view: View) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -45,7 +48,7 @@ class RetroInfer(Policy):
         prompt, after = view.prompt or 0, (view.rows >= (view.prompt or 0))[:, None]
         if not bool(after.any()) or self.exact >= 1:
             return None
-        label, mean, size = cluster_prompt(view, prompt, -(-prompt // self.per_cluster))
+        label, mean, size = cluster_prompt(view, prompt, self.per_cluster, self.segment)
         fit = view.capped(view.query @ mean.mT)
         among = (size > 0)[:, None].expand_as(fit)
         n_exact, n_more = round(self.exact * fit.shape[-1]), round(self.estimated * fit.shape[-1])

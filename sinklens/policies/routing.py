@@ -8,14 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sinklens.errors import InputError
-from sinklens.policies.base import Policy
-from sinklens.policies.learned import layer_weights
+from sinklens.policies.learned import Learned
 from sinklens.policies.view import View
 
 
 @dataclass(frozen=True)
-class Routing(Policy):
+class Routing(Learned):
     """Lets a query read the earlier keys of its clusters; in several of them their outputs are averaged, in none is 0.
 
     Every cluster takes the ``size`` queries and, apart from them, the ``size`` keys of the whole text that are nearest
@@ -31,18 +29,12 @@ class Routing(Policy):
 
     clusters: int = 8
     size: int = 128
-    weights: str | None = None
-    seed: int = 0
 
     name: ClassVar[str] = "routing"
     scope: ClassVar = "global"
     may_be_empty: ClassVar[bool] = True
+    positive: ClassVar = ("clusters", "size")
     source: ClassVar[str] = "Roy et al. 2021, arXiv 2003.05997; lucidrains/routing-transformer (trained)"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.clusters < 1 or self.size < 1:
-            raise InputError(f"Expected sizes from 1, got {self}.")
 
     def change_scores(self, view: View) -> Float[Tensor, "head q_pos k_pos"]:
         """Logarithm of the mean over clusters of the attention within each."""
@@ -51,7 +43,7 @@ class Routing(Policy):
         if self.size >= len(whole.keys):
             return view.scores
         d = view.key.shape[-1]
-        centres = layer_weights(self.weights, self.seed, view.layer, {"centres": (self.clusters, d)}, view.key)
+        centres = self.trained(view.layer, {"centres": (self.clusters, d)}, view.key)
         takes_query = self._taken(view.queries_of(first, stop), centres["centres"])
         keys = (whole.keys >= 0) & (whole.keys < stop)
         takes_key = torch.zeros(len(view.heads), self.clusters, len(whole.keys), dtype=torch.bool).to(keys.device)

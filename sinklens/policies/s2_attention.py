@@ -35,6 +35,7 @@ class S2Attention(Policy):
     name: ClassVar[str] = "s2_attention"
     scope: ClassVar = "causal"
     group: ClassVar = "kv_group"
+    positive: ClassVar = ("block", "stride")
     source: ClassVar[str] = "Lin et al. 2024, arXiv 2407.17678; linxihui/dkernel (published quality needs training)"
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:

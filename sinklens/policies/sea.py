@@ -7,14 +7,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sinklens.errors import InputError
-from sinklens.policies.base import Policy
-from sinklens.policies.learned import layer_weights
+from sinklens.policies.learned import Learned
 from sinklens.policies.view import View
 
 
 @dataclass(frozen=True)
-class SEA(Policy):
+class SEA(Learned):
     """Reads the keys in the best cells of a coarse map of its row, and itself.
 
     Linear attention with positive random features gives each row a context; a small network makes a map of ``width``
@@ -35,17 +33,11 @@ class SEA(Policy):
     width: int = 128
     features: int = 32
     hidden: int = 32
-    weights: str | None = None
-    seed: int = 0
 
     name: ClassVar[str] = "sea"
     scope: ClassVar = "causal"
+    positive: ClassVar = ("k", "width", "features", "hidden")
     source: ClassVar[str] = "Lee et al. 2024, arXiv 2310.01777; gmlwns2000/sea-attention (trained)"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.k, self.width, self.features, self.hidden) < 1:
-            raise InputError(f"Expected sizes from 1, got {self}.")
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:
         """Keys by cell."""
@@ -69,7 +61,7 @@ class SEA(Policy):
             "decode": (self.hidden, self.width),
             "kernel": (3,),
         }
-        w = layer_weights(self.weights, self.seed, view.layer, shapes, view.key)
+        w = self.trained(view.layer, shapes, view.key)
         query, key = (positive_features(x * d**-0.25, w["projection"]) for x in (view.query * d**0.5, view.key))
         weights = (query @ key.mT).masked_fill(~view.visible, 0)
         context = weights @ view.value / weights.sum(-1, keepdim=True).clamp(min=1e-20)

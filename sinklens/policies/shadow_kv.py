@@ -36,6 +36,7 @@ class ShadowKV(Policy):
     name: ClassVar[str] = "shadow_kv"
     scope: ClassVar = "prompt"
     group: ClassVar = "kv_group"
+    positive: ClassVar = ("chunk",)
     source: ClassVar[str] = "Sun et al. 2024, arXiv 2410.21465; bytedance/ShadowKV"
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:

@@ -7,8 +7,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sinklens.errors import InputError
-from sinklens.interventions.heads import as_index
 from sinklens.policies.base import Policy
 from sinklens.policies.view import View
 
@@ -31,12 +29,8 @@ class SharedPattern(Policy):
 
     name: ClassVar[str] = "shared_pattern"
     scope: ClassVar = "causal"
+    positive: ClassVar = ("size",)
     source: ClassVar[str] = "Rajabzadeh et al. 2024 (EchoAtt), arXiv 2409.14595 (no code)"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if as_index(self.first) < 0 or as_index(self.size) < 1:
-            raise InputError(f"Expected first from 0 and size from 1, got {self.first!r} and {self.size!r}.")
 
     def change_scores(self, view: View) -> Float[Tensor, "head q_pos k_pos"]:
         """Scores of the block's first layer.

@@ -29,6 +29,7 @@ class ShiftedGroups(Policy):
 
     name: ClassVar[str] = "shifted_groups"
     scope: ClassVar = "global"
+    positive: ClassVar = ("group_size", "n_tokens")
     source: ClassVar[str] = "Chen et al. 2023 (LongLoRA), arXiv 2309.12307; Dexter-GT-86/SinkLoRA"
 
     def rolled(self, positions: Tensor) -> Tensor:

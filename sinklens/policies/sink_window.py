@@ -6,8 +6,6 @@ from typing import ClassVar
 from jaxtyping import Bool
 from torch import Tensor
 
-from sinklens.errors import InputError
-from sinklens.interventions.heads import as_index
 from sinklens.policies.base import Policy
 from sinklens.policies.view import View
 
@@ -33,12 +31,8 @@ class SinkWindow(Policy):
     scope: ClassVar = "causal"
     group: ClassVar = "model"
     evicts: ClassVar[bool] = True
+    positive: ClassVar = ("recent",)
     source: ClassVar[str] = "Xiao et al. 2024, arXiv 2309.17453; A-shape of MInference, arXiv 2407.02490"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if as_index(self.sinks) < 0 or as_index(self.recent) < 1:
-            raise InputError(f"Expected sinks from 0 and recent from 1, got {self.sinks!r} and {self.recent!r}.")
 
     def keep(self, view: View) -> Bool[Tensor, "q_pos k_pos"]:
         """First and last tokens."""

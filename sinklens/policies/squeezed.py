@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sinklens.errors import InputError
+from sinklens.interventions.fields import parse_number
 from sinklens.policies.base import Policy
 from sinklens.policies.clusters import cluster_prompt, spread_clusters
 from sinklens.policies.view import View
@@ -19,27 +19,30 @@ class Squeezed(Policy):
 
     A cluster with mean key m and n members scores ``exp(q . m) / sum_j n_j exp(q . m_j)``; all keys of a cluster above
     the threshold are read. The threshold is the ``quantile`` of what keys score for the prompt's last ``voters`` rows,
-    the same for all heads of a layer, so that heads get uneven budgets. Deviation: the paper takes one threshold for
-    all layers, which no layer knows before the last; one level of clusters.
+    the same for all heads of a layer, so that heads get uneven budgets; the paper's one threshold for all layers, which
+    no layer knows before the last, comes from :func:`~sinklens.policies.over_layers.squeezed_threshold`. Deviation:
+    one level of clusters.
 
     Args:
         quantile: Share of the prompt's keys to leave out; 0 keeps all.
         per_cluster: Keys for each cluster (the paper: 20, which is 5 % of the tokens).
         voters: Last rows of the prompt that set the threshold; as many last keys are always read.
+        threshold: A score for all layers, in place of the quantile of each.
     """
 
     quantile: float = 0.7
     per_cluster: int = 20
     voters: int = 100
+    threshold: float | None = None
 
     name: ClassVar[str] = "squeezed"
     scope: ClassVar = "prompt"
+    positive: ClassVar = ("per_cluster", "voters")
     source: ClassVar[str] = "Hooper et al. 2024, arXiv 2411.09688; SqueezeAILab/SqueezedAttention"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.quantile <= 1:
-            raise InputError(f"quantile must be from 0 to 1, got {self.quantile!r}.")
+        parse_number(self.quantile, "quantile", 0, 1)
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:
         """Everything for the prompt's rows; afterwards keys by cluster."""
@@ -51,13 +54,23 @@ class Squeezed(Policy):
         kept = (~after)[:, None] | (view.keys >= stop)
         if not self.quantile or not bool(after.any()) or stop < 1:
             return kept.expand_as(view.scores) | (self.quantile == 0)
-        label, mean, size = cluster_prompt(view, stop, -(-stop // self.per_cluster))
-        if "threshold" not in view.state:
-            votes = self._score(view.state["voters"], mean, size)
-            by_key = votes.gather(-1, label[:, None].expand(-1, votes.shape[1], -1)).flatten()
-            view.state["threshold"] = by_key.sort().values[int(self.quantile * (len(by_key) - 1))]
-        enough = self._score(view.query, mean, size) > view.state["threshold"]
-        return kept | spread_clusters(enough, label, view, False)
+        label, mean, size = cluster_prompt(view, stop, self.per_cluster)
+        threshold = self.threshold
+        if threshold is None:
+            if "threshold" not in view.state:
+                view.state["threshold"] = self.cut(self.votes(view))
+            threshold = view.state["threshold"]
+        return kept | spread_clusters(self._score(view.query, mean, size) > threshold, label, view, False)
+
+    def votes(self, view: View) -> Float[Tensor, " vote"]:
+        """What every key scores for every voter of every head, once the prompt's rows are through."""
+        label, mean, size = cluster_prompt(view, (view.prompt or 0) - self.voters, self.per_cluster)
+        votes = self._score(view.state["voters"], mean, size)
+        return votes.gather(-1, label[:, None].expand(-1, votes.shape[1], -1)).flatten()
+
+    def cut(self, votes: Float[Tensor, " vote"]) -> float:
+        """The quantile of some votes."""
+        return float(votes.sort().values[int(self.quantile * (len(votes) - 1))])
 
     @staticmethod
     def _score(query: Tensor, mean: Tensor, size: Tensor) -> Float[Tensor, "head rows cluster"]:

@@ -1,5 +1,6 @@
 """StreamingLLM: first and recent tokens, at the positions that they have inside the cache."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,8 +9,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.errors import InputError
-from sinklens.interventions.heads import as_index
 from sinklens.policies.base import Policy
 from sinklens.policies.rotary import frequencies, turned
 from sinklens.policies.view import View
@@ -36,12 +35,8 @@ class StreamingLLM(Policy):
     scope: ClassVar = "causal"
     group: ClassVar = "model"
     evicts: ClassVar[bool] = True
+    positive: ClassVar = ("recent",)
     source: ClassVar[str] = "Xiao et al. 2024, arXiv 2309.17453; mit-han-lab/streaming-llm, pos_shift"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if as_index(self.sinks) < 0 or as_index(self.recent) < 1:
-            raise InputError(f"Expected sinks from 0 and recent from 1, got {self.sinks!r} and {self.recent!r}.")
 
     def check(self, model: TransformerBridge) -> None:
         """The model's keys can be turned."""
@@ -57,7 +52,8 @@ class StreamingLLM(Policy):
         query = turned(view.query, (place - view.rows).float(), view.frequencies)
         near = view.capped(query @ view.key[:, sinks].transpose(-1, -2))
         scores = view.scores.clone()
-        scores[..., sinks] = torch.where(far[:, None] & view.visible[..., sinks], near, view.scores[..., sinks])
+        old = scores[..., sinks]
+        scores[..., sinks] = torch.where(far[:, None] & (old != -math.inf), near, old)
         return scores
 
     def keep(self, view: View) -> Bool[Tensor, "q_pos k_pos"]:

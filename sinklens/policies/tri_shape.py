@@ -27,6 +27,7 @@ class TriShape(Policy):
     name: ClassVar[str] = "tri_shape"
     scope: ClassVar = "prompt"
     group: ClassVar = "model"
+    positive: ClassVar = ("recent",)
     source: ClassVar[str] = "Li et al. 2025 (SCBench), arXiv 2412.10319; MInference's tri_mix.py"
 
     def keep(self, view: View) -> Bool[Tensor, "q_pos k_pos"]:

@@ -4,32 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from sinklens.policies.base import Policy
 from sinklens.policies.choose import top_keys
+from sinklens.policies.lines import columns_and_diagonals
 from sinklens.policies.view import View
-
-
-def columns_and_diagonals(
-    pattern: Float[Tensor, "head rows k_pos"], rows: Tensor, keys: Tensor, length: int
-) -> tuple[Float[Tensor, "head k_pos"], Float[Tensor, "head distance"]]:
-    """Attention of some rows summed by key, and by the distance of the key.
-
-    Args:
-        pattern: Attention weights of the rows.
-        rows: Positions of the rows.
-        keys: Positions of the keys.
-        length: Distances to count, from 0.
-
-    >>> pattern = torch.tensor([[[0.25, 0.75, 0.0], [0.5, 0.0, 0.5]]])
-    >>> columns_and_diagonals(pattern, torch.tensor([1, 2]), torch.arange(3), 3)[1]
-    tensor([[1.2500, 0.2500, 0.5000]])
-    """
-    distance = (rows[:, None] - keys).clamp(0, length - 1).expand_as(pattern).flatten(1)
-    slashes = pattern.new_zeros(pattern.shape[0], length).scatter_add_(1, distance, pattern.flatten(1))
-    return pattern.sum(1), slashes
 
 
 @dataclass(frozen=True)
@@ -57,6 +38,7 @@ class VerticalSlash(Policy):
 
     name: ClassVar[str] = "vertical_slash"
     scope: ClassVar = "prompt"
+    positive: ClassVar = ("voters",)
     source: ClassVar[str] = "Jiang et al. 2024 (MInference), arXiv 2407.02490; minference_forward.py"
 
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:

@@ -1,6 +1,7 @@
 """What a policy may look at: the scores of some consecutive queries of one sequence in one layer, all heads."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -39,6 +40,7 @@ class View:
         state: What a rule keeps from one block of rows to the next, and from one cached step to the next, in this layer
             and sequence. Empty when a text begins.
         shared: What a layer leaves for later layers about these very rows.
+        once: What is the same for all rows of the layer's call; see :meth:`the_same`.
     """
 
     layer: int
@@ -56,6 +58,7 @@ class View:
     model: TransformerBridge | None = None
     state: dict[Any, Any] = field(default_factory=dict)
     shared: dict[Any, Any] = field(default_factory=dict)
+    once: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
     def visible(self) -> Bool[Tensor, "head q_pos k_pos"]:
@@ -77,15 +80,32 @@ class View:
         """Queries of these rows after rotary embedding, times the scale of the scores."""
         return self._queries(slice(self.first_row, self.first_row + len(self.rows)))
 
-    @cached_property
+    @property
     def key(self) -> Float[Tensor, "head k_pos d_head"]:
         """Keys as each query head reads them, one for every column of ``scores``; 0 beyond the text."""
-        return self._columns(self._call().key)
+        return self._columns(self.all_keys)
 
-    @cached_property
+    @property
     def value(self) -> Float[Tensor, "head k_pos d_value"]:
         """Values as each query head reads them."""
-        return self._columns(self._call().value)
+        return self._columns(self.the_same(("value", self.heads), lambda: self._by_query_head(self._call().value)))
+
+    @property
+    def all_keys(self) -> Float[Tensor, "head k_pos d_head"]:
+        """Keys of the whole call, also those after these rows."""
+        found: Tensor = self.the_same(("key", self.heads), lambda: self._by_query_head(self._call().key))
+        return found
+
+    def the_same(self, name: object, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made once for all rows of the layer's call.
+
+        Args:
+            name: Of what it is, with all that it depends on besides the call.
+            make: Makes it; it may depend on nothing that differs between rows.
+        """
+        if name not in self.once:
+            self.once[name] = make()
+        return self.once[name]
 
     @property
     def span(self) -> tuple[int, int]:
@@ -110,9 +130,19 @@ class View:
             raise UnsupportedArchitectureError("This view knows no model, and so no rotary frequencies.")
         return frequencies(self.model, self.layer)
 
+    @property
+    def scaling(self) -> float:
+        """What the model multiplies products of queries and keys by; :attr:`query` holds it."""
+        return self._call().scaling
+
+    @property
+    def soft_cap(self) -> float | None:
+        """The model's: ``s -> cap tanh(s / cap)``."""
+        return self._call().soft_cap
+
     def capped(self, scores: Tensor) -> Tensor:
         """Scores under the model's soft cap, where it has one."""
-        cap = self._call().soft_cap
+        cap = self.soft_cap
         return scores if cap is None else cap * torch.tanh(scores / cap)
 
     def scores_of(self, first: int, stop: int) -> Float[Tensor, "head rows k_pos"]:
@@ -164,11 +194,14 @@ class View:
         call = self._call()
         return call.query[self.sequence, list(self.heads), rows].float() * call.scaling
 
-    def _columns(self, x: Float[Tensor, "batch kv_head k_pos d"]) -> Float[Tensor, "head k_pos d"]:
+    def _by_query_head(self, x: Float[Tensor, "batch kv_head k_pos d"]) -> Float[Tensor, "head k_pos d"]:
         size = self.n_heads // self.kv_heads
-        found = x[self.sequence, [head // size for head in self.heads]].float()
-        found = found[:, : len(self.keys)]
-        return torch.nn.functional.pad(found, (0, 0, 0, len(self.keys) - found.shape[1]))
+        return x[self.sequence, [head // size for head in self.heads]].float().contiguous()
+
+    def _columns(self, x: Float[Tensor, "head k_pos d"]) -> Float[Tensor, "head k_pos d"]:
+        found = x[:, : len(self.keys)]
+        missing = len(self.keys) - found.shape[1]
+        return torch.nn.functional.pad(found, (0, 0, 0, missing)) if missing else found
 
     def _call(self) -> AttentionCall:
         if self.call is None:

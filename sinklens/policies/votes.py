@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sinklens.errors import InputError
 from sinklens.policies.base import Policy
 from sinklens.policies.view import View
 
@@ -24,7 +25,13 @@ class PromptVotes(Policy):
     pool: int = field(default=5, kw_only=True)
 
     scope: ClassVar = "prompt"
+    positive: ClassVar = ("window", "pool")
     evicts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool % 2 == 0:
+            raise InputError(f"pool must be an odd number, got {self.pool}.")
 
     def vote(self, view: View) -> bool:
         """Add what these rows say; whether any row has voted yet."""

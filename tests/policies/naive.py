@@ -340,7 +340,8 @@ def squeezed(x: Layer) -> Array:
 
 def retro_infer(x: Layer) -> Array:
     found = np.zeros_like(x.p)
-    labels = [_clusters(x.k[h, :PROMPT], 8) for h in range(x.H)]
+    cut = 12  # two segments, each clustered for itself
+    labels = [_clusters(k[:cut], 4) + [4 + c for c in _clusters(k[cut:PROMPT], 4)] for k in x.k]
     for h, t in itertools.product(range(x.H), range(x.T)):
         if t < PROMPT:
             found[h, t] = x.p[h, t]

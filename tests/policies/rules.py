@@ -87,7 +87,7 @@ SMALL: dict[str, Policy] = {
     "d2o": D2O(4, 4, 2, dense_first=0),
     "task_kv": TaskKV(4, 1, 4, least=1, beta=0.25, strongest=6, window=4, pool=3, prompt=PROMPT),
     "squeezed": Squeezed(0.6, 3, 4, prompt=PROMPT),
-    "retro_infer": RetroInfer(0.3, 0.4, 3, 1, 3, prompt=PROMPT),
+    "retro_infer": RetroInfer(0.3, 0.4, 3, 1, 3, segment=12, prompt=PROMPT),
     "hip": HiP(8, 2, 8, 1, 3, 0),
     "hyper_attention": HyperAttention(3, 3, 5, 3),
     "landmark": Landmark(5, 2),

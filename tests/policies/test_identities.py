@@ -18,13 +18,14 @@ from sinklens.errors import UnsupportedArchitectureError
 from sinklens.models.builtin import data_dir
 from sinklens.policies import View
 from sinklens.policies.coverage import Coverage
-from sinklens.policies.fake_quant import FakeQuantKV, hadamard, quantised
+from sinklens.policies.fake_quant import FakeQuantKV
 from sinklens.policies.full import Full
 from sinklens.policies.h2o import H2O
 from sinklens.policies.h2o_global import H2OGlobal
 from sinklens.policies.low_rank_keys import LowRankKeys
 from sinklens.policies.moa import MoA
 from sinklens.policies.razor import Razor
+from sinklens.policies.rounding import hadamard, quantised
 from sinklens.policies.shared_pattern import SharedPattern
 from sinklens.policies.shifted_groups import ShiftedGroups
 from sinklens.policies.sink_window import SinkWindow

@@ -33,6 +33,7 @@ def run_tasks(
     *,
     limit: int | None = None,
     fewshot: int | None = None,
+    chat: bool = False,
     seed: int = 0,
     advance: Callable[[float], None] = lambda share: None,
 ) -> pd.DataFrame:
@@ -43,6 +44,7 @@ def run_tasks(
         tasks: Names that lm-evaluation-harness knows (it fetches their data), and tasks from files.
         limit: Documents of each task, the first ones.
         fewshot: Solved examples before each; default: the task's own number.
+        chat: Whether each context is the user's turn in the tokenizer's chat template, examples the turns before it.
         seed: Of the draws of examples.
         advance: Told which share of the work is done, in steps that add up to about 1.
 
@@ -67,6 +69,7 @@ def run_tasks(
             tasks=[each if isinstance(each, str) else each.config() for each in tasks],
             num_fewshot=fewshot,
             limit=limit,
+            apply_chat_template=chat,
             bootstrap_iters=0,
             log_samples=True,
             task_manager=manager,
@@ -109,6 +112,11 @@ def _as_harness_model(scorer: TextScorer, advance: Callable[[float], None]) -> A
 
     class Scored(LM):  # type: ignore[misc, unused-ignore]
         """What the harness calls; each request's arguments are texts."""
+
+        tokenizer_name = "the model's own"
+
+        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            return scorer.chat(chat_history, add_generation_prompt)
 
         def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
             pairs = [each.args for each in requests]

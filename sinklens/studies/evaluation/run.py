@@ -38,6 +38,7 @@ def evaluate_tasks(
     controls: int = 3,
     limit: int | None = None,
     fewshot: int | None = None,
+    chat: bool = False,
     bos: BosChoice = "auto",
     batch_size: int = 8,
     out: str | Path | None = None,
@@ -63,6 +64,7 @@ def evaluate_tasks(
         controls: Random controls of each.
         limit: Documents of each task, the first ones.
         fewshot: Solved examples before each document; default: the task's own number.
+        chat: Whether each context is the user's turn in the tokenizer's chat template, examples the turns before it.
         bos: As for :func:`sinklens.tokenize`; what it adds stands before every context.
         batch_size: Sequences in one forward pass.
         out: Directory for the work and the result; an evaluation that was killed goes on there.
@@ -72,7 +74,8 @@ def evaluate_tasks(
 
     Raises:
         SinkLensError: The harness is not installed.
-        InputError: No task, a task that does not exist, an intervention that does not fit, or a rule that looks ahead.
+        InputError: No task, a task that does not exist, an intervention that does not fit, a rule that looks ahead, or
+            a chat without a template.
         ResultError: ``out`` holds something else.
 
     Cost: every document and choice is one forward pass for each condition.
@@ -95,7 +98,9 @@ def evaluate_tasks(
     conditions, notes = _conditions(bridge, dict(interventions or {}), controls, seed)
     changes: dict[str, Intervention | None] = {row["condition"]: row.pop("change") for row in conditions}
     scorers = {name: TextScorer(bridge, change, bos, batch_size) for name, change in changes.items()}
-    statement = next(iter(scorers.values())).statement
+    first = next(iter(scorers.values()))
+    if chat:
+        first.chat([{"role": "user", "content": "Hello."}])  # refused before the work
     described = {name: None if change is None else json.loads(change.to_json()) for name, change in changes.items()}
     spec = {
         "model": model_identity(bridge),
@@ -105,6 +110,7 @@ def evaluate_tasks(
         "fewshot": fewshot,
         "bos": str(bos),
         "seed": seed,
+        **({"chat": True} if chat else {}),
     }
     with ExitStack() as stack:
         if folder is not None:
@@ -115,19 +121,19 @@ def evaluate_tasks(
                 return found
             folder.note(folder.begin(spec, restart))
         progress.begin("Evaluating on tasks", len(scorers), f"{len(scorers)} conditions on {', '.join(names)}.")
-        frames = []
+        frames, options = [], {"limit": limit, "fewshot": fewshot, "chat": chat, "seed": seed}
         for number, (name, scorer) in enumerate(scorers.items()):
-            frames.append(_documents(name, number, scorer, read, folder, progress, limit, fewshot, seed))
+            frames.append(_documents(name, number, scorer, read, folder, progress, options))
         documents = pd.concat(frames, ignore_index=True)
         meta = {
             **header(bridge),
-            "bos": statement,
+            "bos": first.statement,
             "conditions": described,
             "tasks": names,
             "harness": _version(),
             "notes": notes,
             "spec": spec,
-            "settings": {"limit": limit, "fewshot": fewshot, "bos": str(bos), "seed": seed, "batch_size": batch_size},
+            "settings": {**options, "bos": str(bos), "batch_size": batch_size},
         }
         scores = summarise_documents(documents, pd.DataFrame(conditions), seed)
         result = TaskScores(meta, {"scores": scores, "documents": documents})
@@ -143,9 +149,7 @@ def _documents(
     tasks: Sequence[str | LocalTask],
     folder: RunFolder | None,
     progress: Progress,
-    limit: int | None,
-    fewshot: int | None,
-    seed: int,
+    options: Mapping[str, Any],
 ) -> pd.DataFrame:
     """Every document's scores under one condition: measured, or found in the folder."""
     kept = None if folder is None else folder.load(f"{number:05d}")
@@ -160,7 +164,7 @@ def _documents(
         done += step
         progress.advance(step)
 
-    found = run_tasks(scorer, tasks, limit=limit, fewshot=fewshot, seed=seed, advance=advance)
+    found = run_tasks(scorer, tasks, **options, advance=advance)
     progress.advance(1 - done)
     found.insert(0, "condition", name)
     if folder is not None:

@@ -1,6 +1,6 @@
 """Text in, probabilities out: what an evaluation asks of a model, under an intervention or as it is."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import groupby
@@ -13,6 +13,7 @@ from sinklens.attention import AttentionEngine, plan_for
 from sinklens.errors import InputError
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import context_length
+from sinklens.models.chat_template import check_chat_template
 from sinklens.models.tokens import BosChoice, bos_prefix
 from sinklens.policies import Policy
 
@@ -54,8 +55,7 @@ class TextScorer:
         """Ids of a context with what stands before it, and of its continuation, which takes the spaces between them."""
         kept = context.rstrip()
         whole, first = self.encode(context + continuation), self.encode(kept)
-        before, after = whole[: len(first)], whole[len(first) :]
-        before = self.prefix + before
+        before, after = self._begun(whole[: len(first)]), whole[len(first) :]
         if not after:
             raise InputError(f"The continuation {continuation!r} has no token of its own after {context[-40:]!r}.")
         if not before:  # something has to predict the first token
@@ -64,6 +64,27 @@ class TextScorer:
         if len(before) > room:
             before = self.prefix + before[len(before) - room + len(self.prefix) :]
         return before, after
+
+    def chat(self, turns: Sequence[Mapping[str, str]], answer: bool = True) -> str:
+        """A conversation in the tokenizer's chat template.
+
+        Args:
+            turns: Each with ``role`` and ``content``.
+            answer: Whether the assistant is to speak next; else the last turn is left open for more of its words.
+
+        Raises:
+            InputError: The tokenizer has no chat template.
+            ModelLoadError: A template that does not end.
+        """
+        tokenizer = self.model.tokenizer
+        if not getattr(tokenizer, "chat_template", None):
+            raise InputError("The tokenizer of this model has no chat template; evaluate it without (--no-chat).")
+        check_chat_template(tokenizer)
+        return str(
+            tokenizer.apply_chat_template(
+                list(turns), tokenize=False, add_generation_prompt=answer, continue_final_message=not answer
+            )
+        )
 
     def log_likelihoods(
         self, pairs: Sequence[tuple[str, str]], done: Callable[[int], None] = lambda count: None
@@ -103,7 +124,7 @@ class TextScorer:
 
     def generate(self, context: str, until: Sequence[str], max_tokens: int = 128) -> str:
         """What greedy decoding writes after a context, up to the first of some strings."""
-        ids = self.prefix + self.encode(context)
+        ids = self._begun(self.encode(context))
         ids = self.prefix + ids[max(len(self.prefix), len(ids) - self._room(max_tokens)) :]
         stop = getattr(self.model.tokenizer, "eos_token_id", None)
         written: list[int] = []
@@ -125,6 +146,10 @@ class TextScorer:
         for end in until:
             text = text.split(end)[0] if end else text
         return text
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        """Ids with what stands before every context, once: a chat template may have written it already."""
+        return ids if self.prefix and ids[: len(self.prefix)] == self.prefix else self.prefix + ids
 
     def _batches(self, encoded: Sequence[tuple[list[int], list[int]]]) -> Iterator[list[int]]:
         def sizes(n: int) -> tuple[int, int]:

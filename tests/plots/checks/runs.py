@@ -203,3 +203,43 @@ def needles_beside(data: st.DataObject, table: pd.DataFrame, drawn: pd.DataFrame
         same(trace.x, rows.sort_values("kept")["kept"])
         same(trace.y, rows.sort_values("kept")["delta_needle_log_prob"])
         assert trace.marker.color == colours[rule]
+
+
+@shows("task_scores")
+def task_scores(data: st.DataObject) -> go.Figure:
+    rows = []
+    for task in ("<t>", "b")[: data.draw(st.integers(1, 2))]:
+        for metric in ("acc", "acc_norm"):
+            conditions = [("unchanged", "unchanged", "")]
+            for change in ("<x>", "y")[: data.draw(st.integers(0, 2))]:
+                conditions.append((change, "change", ""))
+                conditions += [
+                    (f"{change}, random {n}", "control", change) for n in range(data.draw(st.integers(0, 3)))
+                ]
+            rows += [(*each, task, metric, 8) for each in conditions]
+    table = pd.DataFrame(rows, columns=["condition", "kind", "of", "task", "metric", "n"])
+    table["value"], table["delta"] = column(data, len(table), 0, 1), column(data, len(table), -1, 1)
+    table["delta_low"], table["delta_high"] = table["delta"] - 0.25, table["delta"] + 0.5
+    fig = plots.task_scores(table, metric=data.draw(st.sampled_from([None, "acc"])))
+    own = table[table["metric"] == "acc"]
+    places, expected = [], {"unchanged": [], "changed, 95 % interval": [], "random controls of equal budget": []}
+    for task, part in own.groupby("task", sort=False):
+        clean, changes = part[part["kind"] == "unchanged"].iloc[0], part[part["kind"] == "change"]
+        for row in [None] if changes.empty else changes.to_dict("records"):
+            at = len(places)
+            places.append((task, "unchanged" if row is None else row["condition"]))
+            expected["unchanged"].append((clean["value"], at))
+            if row is not None:
+                expected["changed, 95 % interval"].append((row["value"], at))
+                controls = part[part["of"] == row["condition"]]["value"]
+                expected["random controls of equal budget"] += [(value, at) for value in controls]
+    for name, points in expected.items():
+        trace = named(fig, name)
+        assert (trace is None) == (not points)
+        if points:
+            same(trace.x, [x for x, _ in points])
+            assert list(trace.y) == [y for _, y in points]
+    if named(fig, "changed, 95 % interval"):
+        same(named(fig, "changed, 95 % interval").error_x.arrayminus, [0.25] * len(expected["changed, 95 % interval"]))
+    assert len(fig.layout.yaxis.ticktext) == len(places)
+    return fig

@@ -131,6 +131,56 @@ def test_a_language_model_knows_capitals_by_the_keys_that_a_rule_keeps_and_not_b
         assert scores.loc[f"{name}, random 1", "value"] < scores.loc[name, "value"] - 0.1
 
 
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+@pytest.fixture
+def chatty(model: Any) -> Any:
+    """The model with a chat template that writes the BOS itself."""
+    before = getattr(model.tokenizer, "chat_template", None)
+    model.tokenizer.chat_template = CHAT
+    yield model
+    model.tokenizer.chat_template = before
+
+
+def test_a_chat_template_that_writes_the_bos_gets_no_second_one(chatty: Any) -> None:
+    scorer = TextScorer(chatty, None, "yes")
+    text = scorer.chat([{"role": "user", "content": "Once upon a time"}])
+    assert text == f"{chatty.tokenizer.bos_token}<user> Once upon a time\n<assistant> "
+    before, after = scorer.pair(text, "there")
+    assert before[: len(scorer.prefix) + 1] == [*scorer.prefix, scorer.encode("<user>")[0]] and after
+    assert scorer.pair("Once", " upon")[0][: len(scorer.prefix)] == scorer.prefix
+    whole = scorer.encode(text + "there")
+    assert before + after == whole  # nothing is lost between the two
+
+
+@needs_harness
+def test_documents_are_put_into_the_chat_template(chatty: Any, task: Path, tmp_path: Path) -> None:
+    found = evaluate_tasks(chatty, [task], controls=0, chat=True, out=tmp_path / "run")
+    scorer, expected = TextScorer(chatty, None), []
+    for row in ROWS:
+        answer = row["answer"] if isinstance(row["answer"], int) else row["choices"].index(row["answer"])  # type: ignore[attr-defined]
+        context = scorer.chat([{"role": "user", "content": str(row["prompt"])}])
+        values = [scorer.log_likelihoods([(context, str(each))])[0][0] for each in row["choices"]]  # type: ignore[attr-defined]
+        expected.append(float(np.argmax(values) == answer))
+    documents = found.to_dataframe("documents").query("metric == 'acc'").sort_values("doc")
+    assert documents["value"].tolist() == expected and found.meta["settings"]["chat"] is True
+    with pytest.raises(SinkLensError):  # another question than the one that the folder holds
+        evaluate_tasks(chatty, [task], controls=0, out=tmp_path / "run")
+    solved = evaluate_tasks(chatty, [task], controls=0, chat=True, fewshot=1)
+    assert len(solved.to_dataframe()) == len(found.to_dataframe())
+
+
+def test_a_chat_without_a_template_is_refused(model: Any, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "missing_harness", lambda: None)
+    monkeypatch.setattr(model.tokenizer, "chat_template", None, raising=False)
+    with pytest.raises(InputError, match="no chat template"):
+        evaluate_tasks(model, [task], chat=True)
+
+
 def test_what_cannot_be_evaluated_is_refused(model: Any, task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "missing_harness", lambda: "Task scores need it.")
     with pytest.raises(SinkLensError, match="Task scores need it"):
