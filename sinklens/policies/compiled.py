@@ -25,7 +25,7 @@ def takes(x: Tensor) -> bool:
 
 
 @jit("reassoc")
-def _at_least(keys: Any, limit: Any) -> int:
+def _at_least(keys: Any, limit: Any) -> Any:
     found = WHOLE(0)
     for j in range(len(keys)):
         found += WHOLE(keys[j] >= limit)
@@ -33,7 +33,7 @@ def _at_least(keys: Any, limit: Any) -> int:
 
 
 @jit("reassoc")
-def _order(bits: Any, among: Any, keys: Any) -> int:
+def _order(bits: Any, among: Any, keys: Any) -> Any:
     """Whole numbers in the order of the floats, the lowest for those not ``among``; how many there are."""
     there = WHOLE(0)
     for j in range(len(bits)):

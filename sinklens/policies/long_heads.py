@@ -48,7 +48,7 @@ class LongHeads(Renumbering):
     def _chunk_keys(self, view: View) -> Float[Tensor, "head chunk d_head"]:
         """What stands for each chunk that is complete; the queries of the last one wait in the state."""
         empty = view.query[:, :0]
-        found = view.state.get("chunks", empty)
+        found: Tensor = view.state.get("chunks", empty)
         queries = torch.cat((view.state.get("queries", empty), view.query[:, view.rows >= 0]), 1)
         while queries.shape[1] >= self.chunk:
             begin = found.shape[1] * self.chunk

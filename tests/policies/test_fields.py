@@ -24,7 +24,8 @@ def test_what_counts_from_one_is_a_count() -> None:
 @pytest.mark.parametrize(("name", "field"), COUNTS)
 def test_what_is_no_count_is_refused_in_one_sentence(name: str, field: str) -> None:
     least = int(field in SMALL[name].positive)
-    for wrong in (-1, 1.5, "3", True, None, *([0] if least else [])):
+    values: list[Any] = [-1, 1.5, "3", True, None, *([0] if least else [])]
+    for wrong in values:
         with pytest.raises(InputError, match=f"^{field} of {type(SMALL[name]).__name__} must be a whole number"):
             replace(SMALL[name], **{field: wrong})
 

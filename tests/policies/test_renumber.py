@@ -95,7 +95,8 @@ def numbered_anew(x: Layer, rule: Callable[[int, int], list[int]], theta: float)
 @pytest.mark.parametrize("name", RULES)
 def test_kept_keys_are_read_at_their_places_among_each_other(name: str, zoo: Path) -> None:
     bridge = boot("llama", zoo)
-    theta = float(bridge.original_model.config.rope_parameters["rope_theta"])
+    config: Any = bridge.original_model.config
+    theta = float(config.rope_parameters["rope_theta"])
     calls, maps = layers_under(bridge, RULES[name], random_ids(1, POS))
     for layer, found in zip(calls, maps, strict=True):
         if name == "long_heads":
