@@ -222,7 +222,10 @@ def task_scores(data: st.DataObject) -> go.Figure:
     table["delta_low"], table["delta_high"] = table["delta"] - 0.25, table["delta"] + 0.5
     fig = plots.task_scores(table, metric=data.draw(st.sampled_from([None, "acc"])))
     own = table[table["metric"] == "acc"]
-    places, expected = [], {"unchanged": [], "changed, 95 % interval": [], "random controls of equal budget": []}
+    places: list[tuple[str, str]] = []
+    expected: dict[str, list[tuple[float, int]]] = {
+        "unchanged": [], "changed, 95 % interval": [], "random controls of equal budget": [],
+    }  # fmt: skip
     for task, part in own.groupby("task", sort=False):
         clean, changes = part[part["kind"] == "unchanged"].iloc[0], part[part["kind"] == "change"]
         for row in [None] if changes.empty else changes.to_dict("records"):
