@@ -19,7 +19,8 @@ from typing import Any
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.detectors.active_dormant import Thresholds, head_label, state_by_ablation, state_by_mass
+from sinklens.detectors.active_dormant import head_label, state_by_ablation, state_by_mass
+from sinklens.detectors.dormancy import Thresholds
 from sinklens.lab.bigram_backcopy import BigramBackcopy
 from sinklens.models import load
 from sinklens.models.tokens import TokenBatch

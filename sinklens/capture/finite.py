@@ -76,6 +76,7 @@ class NonFinite:
                 record,
                 hidden=None if record.hidden is None else _ones(record.hidden),
                 outputs=None if record.outputs is None else _ones(record.outputs),
+                z=None if record.z is None else _ones(record.z),
                 keys=None if record.keys is None else _ones(record.keys),
                 halves=None if record.halves is None else {name: _ones(each) for name, each in record.halves.items()},
             )

@@ -12,7 +12,7 @@ from sinklens.attention.plan import AttentionPlan
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.tokens import TokenBatch
 
-FIELDS: Final = ("hidden", "keys", "outputs", "halves")
+FIELDS: Final = ("hidden", "keys", "outputs", "z", "halves")
 """What a record carries only for those who ask: see :class:`~sinklens.capture.LayerRecord`."""
 
 
@@ -125,5 +125,5 @@ class KeepOutputs:
         self.by_layer: dict[int, Tensor | None] = {}
 
     def observe_output(self, shape: AttentionShape, output: Tensor) -> None:
-        """Measure at once: the engine's memory is not kept."""
+        """Measure at once; what is not measured but held as it is goes with the layer's record."""
         self.by_layer[shape.layer] = self.measure(shape.layer, output)

@@ -61,6 +61,8 @@ class LayerRecord:
             updated.
         outputs: ``|W_O z|`` per query head and query, the size of what the head writes, also under an intervention;
             only for consumers that ask for it, ``None`` where W_O cannot be read or an output gate follows.
+        z: What the heads hand on to ``W_O``, not a copy; only for consumers that ask for it, and only while they are
+            updated.
         keys: Keys as attention uses them, after rotation and norms; only for consumers that ask for them, and only
             while they are updated; ``None`` in layers without attention and on the fallback path.
         halves: What enters the block (``before``) and what its two halves add (``attention``, ``mlp``, each where the
@@ -76,6 +78,7 @@ class LayerRecord:
     residual: ResidualNorms | None = None
     hidden: Float[Tensor, "batch pos d_model"] | None = None
     outputs: Float[Tensor, "batch head pos"] | None = None
+    z: Float[Tensor, "batch head pos d_value"] | None = None
     keys: Float[Tensor, "batch kv_head pos d_head"] | None = None
     halves: dict[str, Float[Tensor, "batch pos d_model"]] | None = None
 

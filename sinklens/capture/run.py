@@ -60,8 +60,8 @@ class Consumer(Protocol):
     """Anything that takes layer records: detectors, or your own probe.
 
     Its attribute ``needs`` names fields of a record that must be filled in (``"hidden"``, ``"keys"``, ``"outputs"``,
-    ``"halves"``), ``wants`` those that it uses where the model has them. A method ``statistics(batch)`` names the
-    statistics of attention that it reads; without it, it gets :func:`standard_statistics`.
+    ``"z"``, ``"halves"``), ``wants`` those that it uses where the model has them. A method ``statistics(batch)`` names
+    the statistics of attention that it reads; without it, it gets :func:`standard_statistics`.
     """
 
     def update(self, record: LayerRecord) -> None:
@@ -99,6 +99,7 @@ def capture(
     nonfinite: NonFinite | None = None,
     progress: Progress = SILENT,
     seconds: dict[str, float] | None = None,
+    logits: Callable[[TokenBatch, Tensor], None] | None = None,
 ) -> list[LayerRecord]:
     """Run the tokens through the model and record every layer.
 
@@ -118,6 +119,8 @@ def capture(
         seconds: Filled with the time of each part, added to what it holds: ``attention`` (the engine with its
             statistics; not told apart on the fallback path), ``capture`` (what is made of a layer's states for its
             record), ``detectors`` (the consumers) and ``forward`` (everything else in the pass).
+        logits: Given the rows of each pass and their logits ``[batch pos d_vocab]``; without it those of all tokens but
+            the last are not computed.
 
     Returns:
         Without consumers: all records, layer by layer for each pass. With consumers: an empty list.
@@ -162,7 +165,7 @@ def capture(
             progress.advance(len(record.batch))
 
         recorder.deliver = deliver
-        recorder.run(factories)
+        recorder.run(factories, logits)
     return kept
 
 
@@ -186,6 +189,7 @@ class _Recorder:
         self.open = intervention or partial(AttentionEngine, path=plan.path)
         self.asked = asked
         self.keys, self.halves = KeepKeys(), BlockHalves()
+        self.z = KeepOutputs(lambda layer, output: output)
         self.outputs = KeepOutputs(lambda layer, output: value_norms(output, factors[layer]).output)
         self.model, self.plan, self.factors = model, plan, factors
         self.rows, self.start, self.top_k = rows, start, top_k
@@ -194,7 +198,9 @@ class _Recorder:
         self.seconds = seconds
         self.deliver: Callable[[LayerRecord], None] = lambda record: None
 
-    def run(self, factories: Sequence[StatisticFactory]) -> None:
+    def run(
+        self, factories: Sequence[StatisticFactory], logits: Callable[[TokenBatch, Tensor], None] | None = None
+    ) -> None:
         """One forward pass with all hooks in place."""
         n_layers = len(self.model.blocks)
         hooks = [("blocks.0.hook_in", partial(self._residual, layer=-1))]
@@ -204,19 +210,21 @@ class _Recorder:
             hooks += [(f"blocks.{layer}.attn.q.hook_out", partial(self._gate, layer=layer)) for layer in gated]
         if "halves" in self.asked:
             hooks = self.halves.hooks(self.model) + hooks  # before the record of the block is made
-        watching: dict[str, Any] = {"keys": self.keys, "outputs": self.outputs}
+        watching: dict[str, Any] = {"keys": self.keys, "outputs": self.outputs, "z": self.z}
         observers = [observer for name, observer in watching.items() if name in self.asked]
         ids = self.rows.ids.to(_input_device(self.model))
-        options = _forward_options(self.model)
+        options = _forward_options(self.model, all_logits=logits is not None)
         # an intervention's own hooks come first, so that what is recorded is what it left
         real = self.rows.real
         opened = self.open(self.model, statistics=factories, observers=observers, on_layer=self._attention, real=real)
         before = sum(self.seconds.values()) - self.seconds.get("forward", 0.0)
         with opened as engine, self.model.hooks(fwd_hooks=hooks), spent(self.seconds, "forward"):
             # right padding needs no attention mask: real queries never see what comes after them
-            self.model(ids, return_type=None, **options)
+            found = self.model(ids, return_type=None if logits is None else "logits", **options)
         self.seconds["attention"] = self.seconds.get("attention", 0.0) + engine.seconds
         self.seconds["forward"] -= sum(self.seconds.values()) - self.seconds["forward"] - before
+        if logits is not None:
+            logits(self.rows, found)
 
     def _attention(self, layer: int, value: Tensor, statistics: list[Statistic]) -> None:
         with spent(self.seconds, "capture"):
@@ -250,6 +258,7 @@ class _Recorder:
             norms,
             hidden=hidden if "hidden" in self.asked else None,
             outputs=self.outputs.by_layer.pop(layer, None),
+            z=self.z.by_layer.pop(layer, None),
             keys=self.keys.by_layer.pop(layer, None),
             halves=self.halves.by_layer.pop(layer, None),
         )
@@ -270,8 +279,8 @@ def _input_device(model: TransformerBridge) -> torch.device:
     return device
 
 
-def _forward_options(model: TransformerBridge) -> dict[str, Any]:
-    """Leave out what a measurement does not need: the KV cache and all logits but the last."""
+def _forward_options(model: TransformerBridge, all_logits: bool) -> dict[str, Any]:
+    """Leave out what a measurement does not need: the KV cache, and all logits but the last unless they are wanted."""
     accepted = inspect.signature(type(model.original_model).forward).parameters
-    wanted = {"use_cache": False, "logits_to_keep": 1}
+    wanted: dict[str, Any] = {"use_cache": False} | ({} if all_logits else {"logits_to_keep": 1})
     return {name: value for name, value in wanted.items() if name in accepted}

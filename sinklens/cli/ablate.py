@@ -4,9 +4,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from sinklens.cli import options
-from sinklens.cli.ablate_work import asked_groups, asked_metrics, asked_ways, check_asked, print_sweep, run_sweep
+from sinklens.cli.ablate_work import (
+    asked_groups,
+    asked_metrics,
+    asked_texts,
+    asked_ways,
+    check_asked,
+    positive,
+    print_sweep,
+    run_sweep,
+)
 from sinklens.cli.running import DryRun, working
-from sinklens.cli.values import numbers
+from sinklens.cli.values import intervention_texts, numbers
+from sinklens.errors import InputError
 
 in_heads, in_ways = options.panel("Which heads"), options.panel("What is done to them")
 
@@ -44,6 +54,7 @@ def ablate(
         int,
         in_heads(
             metavar="N",
+            callback=options.counted("controls", 0),
             help="Random sets of the same size and layers, for every group, top k and head named with --heads.",
         ),
     ] = 10,
@@ -56,7 +67,8 @@ def ablate(
         ),
     ] = None,
     gamma: Annotated[
-        list[float] | None, in_ways(metavar="G", help="Scale attention to position 0 by G (ZeroTuning).")
+        list[float] | None,
+        in_ways(metavar="G", callback=positive, help="Scale attention to position 0 by G (ZeroTuning)."),
     ] = None,
     intervention: options.Interventions = None,
     approx: Annotated[
@@ -95,13 +107,7 @@ def ablate(
             "--dry-run", help="Print the plan and how long it takes (a few seconds of it are run); save nothing."
         ),
     ] = False,
-    executor: Annotated[
-        str,
-        options.in_running(
-            metavar="serial|processes:N|tcp://HOST:PORT",
-            help="This process, N local ones (with --device cuda:{i} a GPU each), or the scheduler of a Dask cluster.",
-        ),
-    ] = "serial",
+    executor: options.Executor = "serial",
     batch_size: options.BatchSize = None,
     device: options.Device = "auto",
     dtype: options.Dtype = None,
@@ -133,14 +139,18 @@ def ablate(
     check_asked(model, heads, how)
     if out is not None:
         RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
-    from sinklens.studies.ablation.question import OWN
     from sinklens.studies.ablation.ranking_file import read_ranking
+    from sinklens.studies.ablation.variants import OWN
 
+    given, sizes = asked_texts(text, answers), numbers(top, int, "--top", "1,2,4")
+    if sizes is not None and min(sizes) < 1:
+        raise InputError(f"--top takes sizes from 1 on, such as 1,2,4; got {top!r}.")
+    intervention_texts(intervention)
     asked: dict[str, Any] = {
         "heads": () if heads == "none" else heads,
         "groups": asked_groups(group),
         "ranking": ranking if ranking is None or ranking == OWN else read_ranking(ranking),
-        "top": numbers(top, int, "--top", "1,2,4"),
+        "top": sizes,
         "controls": controls,
         "rank_by": shown[0],
         "approx": sample if approx else 0,
@@ -154,7 +164,7 @@ def ablate(
     place = None if dry_run else out
     with working(place, None if dry_run else "finished parts") as progress:
         told = DryRun(progress.console) if dry_run else progress
-        result = run_sweep(model, text, answers, words, asked | {"out": place}, told)
+        result = run_sweep(model, given, words, asked | {"out": place}, told)
     if result is not None:
         saved = []
         if out is not None:  # before anything is printed: a closed pipe (| head) must not cost the report

@@ -1,5 +1,6 @@
 """What `sinklens ablate` runs and prints."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,18 @@ _MEANING = {
     "top1_agreement": "top-1: share of the clean first choices kept",
     "delta_logit_diff": "delta logit diff: changed minus clean",
 }
+
+
+def positive(gammas: list[float] | None) -> list[float] | None:
+    """Factors of attention, refused where one is none.
+
+    Raises:
+        InputError: One is not above 0.
+    """
+    for gamma in gammas or []:
+        if not 0 < gamma < math.inf:
+            raise InputError(f"gamma must be a finite number above 0, got {gamma!r}; to hide keys use MaskKeys.")
+    return gammas
 
 
 def asked_metrics(text: str) -> list[str]:
@@ -67,48 +80,55 @@ def asked_ways(how: list[str] | None, gammas: list[float] | None, files: list[Pa
     return [*ways, *scaled, *interventions(files).values()] or ["zero"]
 
 
+def asked_texts(text: list[str] | None, answers: Path | None) -> dict[str, Any]:
+    """The texts that are named, and the table of answers.
+
+    Returns:
+        ``texts``, ``source``, ``table``, and whether the texts are the table's ``own``.
+
+    Raises:
+        InputError: A file that cannot be used, or texts from both.
+    """
+    from sinklens.studies.ablation.answers_file import AnswerTable
+
+    table = None if answers is None else AnswerTable.read(answers)
+    texts = [read_text(name) for name in text] if text else None
+    source = ", ".join(text) if text else None
+    own = table is not None and table.texts is not None
+    if table is not None and own:
+        if texts is not None:
+            raise InputError("The answers file brings its own texts; leave --text away, or its column text.")
+        texts, source = table.texts, str(table.path)
+    return {"texts": texts, "source": source, "table": table, "own": own}
+
+
 def run_sweep(
-    model: str,
-    text: list[str] | None,
-    answers: Path | None,
-    words: dict[str, Any],
-    options: dict[str, Any],
-    progress: ShowProgress,
+    model: str, given: dict[str, Any], words: dict[str, Any], options: dict[str, Any], progress: ShowProgress
 ) -> Any:
     """Load the model, tokenize, and sweep; None after a dry run.
 
     Args:
         model: Its name or place.
-        text: Files of texts.
-        answers: File of right and wrong answers.
+        given: What :func:`asked_texts` found.
         words: How texts become sequences: bos, max_tokens, max_sequences, seed.
         options: For :func:`~sinklens.studies.sweep`.
         progress: Told how it goes on.
     """
+    texts, table, own = given["texts"], given["table"], given["own"]
     with progress.console.status(f"Loading {model} ..."):
         from sinklens.models import load
         from sinklens.passes.sequences import choose_sequences, first_sequences
         from sinklens.studies import sweep
-        from sinklens.studies.ablation.answers_file import AnswerTable
-        from sinklens.studies.ablation.executors import check_executor, loading_here
+        from sinklens.studies.ablation.executors import loading_here
 
-        check_executor(options["executor"])
-        table = None if answers is None else AnswerTable.read(answers)
-        texts = [read_text(name) for name in text] if text else None
-        source = ", ".join(text) if text else None
-        own = table is not None and table.texts is not None
-        if table is not None and own:
-            if texts is not None:
-                raise InputError("The answers file brings its own texts; leave --text away, or its column text.")
-            texts, source = table.texts, str(table.path)
         bridge = load(model, **loading_here(options["executor"], options["loading"]))
     by_number = table is not None and texts is not None  # answers name sequences by their number
     counted = {"max_sequences": sys.maxsize} if by_number else {}
-    batch, source = choose_sequences(bridge, texts, split=not own, source=source, **words | counted)
+    batch, source = choose_sequences(bridge, texts, split=not own, source=given["source"], **words | counted)
     if by_number and not own:
         batch = first_sequences(batch, words["max_sequences"])
     if own and batch.dropped:
-        raise InputError(f"{answers} has texts longer than --max-tokens; their answers would come too early.")
+        raise InputError(f"{table.path} has texts longer than --max-tokens; their answers would come too early.")
     chosen = None if table is None else table.answers(bridge, batch)
     try:
         found = sweep(

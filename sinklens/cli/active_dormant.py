@@ -60,24 +60,28 @@ def active_dormant(
 
       sinklens active-dormant path/to/llama --text book.txt --class line='\n' --class stop=. --class stop=!
     """
+    from sinklens.detectors.dormancy import Thresholds
     from sinklens.results.place import check_writable
     from sinklens.studies.active_dormant.result import FORMAT
 
     texts = read_texts(text) if text else None
     positions = numbers(keys, int, "--keys", "0,1") or [0]
+    if min(positions) < 0:
+        raise InputError(f"--keys are positions from 0 on, such as 0,1; got {keys!r}.")
+    thresholds = Thresholds(dormant_mass=dormant_mass, active_mass=active_mass, effect=effect)
+    named = pairs(token_class, "A class", "NAME=TOKEN, as in stop=. or line='\\n'") if token_class else None
     if out is not None:
         check_writable(out, FORMAT)  # before the work, not after it
     with working(out) as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        from sinklens.detectors.active_dormant import Thresholds
         from sinklens.studies.active_dormant.run import find_active_dormant as run
 
         found = run(
             bridge,
             texts,
-            classes=_classes(bridge, token_class),
+            classes=_classes(bridge, named),
             sink=tuple(positions),
-            thresholds=Thresholds(dormant_mass=dormant_mass, active_mass=active_mass, effect=effect),
+            thresholds=thresholds,
             bos=bos,  # type: ignore[arg-type]
             max_tokens=max_tokens,
             max_sequences=max_sequences,
@@ -92,7 +96,7 @@ def active_dormant(
     _print(found, saved)
 
 
-def _classes(model: Any, given: list[str] | None) -> dict[str, list[int]] | None:
+def _classes(model: Any, given: list[tuple[str, str]] | None) -> dict[str, list[int]] | None:
     """Token ids by class: those given, else the triggers of a built-in Bigram-Backcopy model."""
     from sinklens.models.builtin import builtin_models
     from sinklens.models.source import source_of
@@ -106,7 +110,7 @@ def _classes(model: Any, given: list[str] | None) -> dict[str, list[int]] | None
 
         return {"trigger": list(BigramBackcopy(n_triggers=recipe["settings"]["n_triggers"]).trigger_ids)}
     classes: dict[str, list[int]] = {}
-    for name, token in pairs(given, "A class", "NAME=TOKEN, as in stop=. or line='\\n'"):
+    for name, token in given:
         written = token.replace("\\n", "\n").replace("\\t", "\t")
         ids = model.tokenizer(written, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:

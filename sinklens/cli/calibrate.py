@@ -7,6 +7,7 @@ from sinklens.cli import options, printing
 from sinklens.cli.running import load_model, working
 from sinklens.cli.values import numbers, pairs
 from sinklens.errors import InputError
+from sinklens.models.locate import locate
 
 in_prompts, in_method = options.panel("Prompts"), options.panel("What is chosen")
 
@@ -96,30 +97,38 @@ def calibrate(
 
       sinklens calibrate path/to/llama --per index --gammas 0.5,1.5,2,4 --out runs/gamma
     """
+    from sinklens.results import RunFolder
+    from sinklens.studies.calibration.asked import check_asked
     from sinklens.studies.calibration.labelled_csv import LabelledTexts
-    from sinklens.studies.calibration.run import Calibrating
+    from sinklens.studies.calibration.result import FORMAT, WORK
 
     if max_prompts is not None and max_prompts < 4:
         raise InputError(f"--max-prompts must be at least 4, two for each side of the split; got {max_prompts}.")
     labelled = LabelledTexts.read(data, text=text_column, label=label_column).some(max_prompts, seed)
     factors = numbers(gammas, float, "--gammas", "0.5,1.5,2")
-    settings = Calibrating.ask(
-        method=method,
-        gammas=None if factors is None else tuple(factors),
-        per=per,
-        heads=heads,
-        objective=objective,
-        share=share,
-        controls=controls,
-        batch_size=8 if batch_size is None else batch_size,
-        seed=seed,
-    )
-    answers = _answers(answer)
+    tried = None if factors is None else tuple(factors)
+    size = 8 if batch_size is None else batch_size
+    check_asked(method, tried, per, heads, objective, share, controls, size)
+    answers, wanted = _answers(answer), template.replace("\\n", "\n")
+    labelled.check(wanted, answers)
     if out is not None:
-        settings.check(out)  # before the work, not after it
+        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
+    locate(model)
     with working(out, "finished answers") as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-        wanted = template.replace("\\n", "\n")
+        from sinklens.studies.calibration.run import Calibrating
+
+        settings = Calibrating.ask(
+            method=method,
+            gammas=tried,
+            per=per,
+            heads=heads,
+            objective=objective,
+            share=share,
+            controls=controls,
+            batch_size=size,
+            seed=seed,
+        )
         task = labelled.task(bridge, template=wanted, answers=answers, bos=bos)  # type: ignore[arg-type]
         result = settings.run(bridge, task, labelled.source, out=out, restart=restart, progress=progress)
     # before anything is printed: a closed pipe (| head) must not cost the report

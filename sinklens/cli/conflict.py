@@ -7,6 +7,9 @@ import typer
 
 from sinklens.cli import options, printing, values
 from sinklens.cli.running import load_model, working
+from sinklens.errors import InputError
+
+WAYS = ("zero", "mean")
 
 
 def conflict(
@@ -40,6 +43,9 @@ def conflict(
 
       sinklens conflict model.gguf --prompts false-facts.json --top 3 --how zero
     """
+    ways = values.names(how)
+    if not ways or any(way not in WAYS for way in ways):
+        raise InputError(f"--how takes some of {', '.join(WAYS)}; got {how!r}.")
     words = ("prompt", "context", "memory", "unrelated")
     given = None if prompts is None else values.records(prompts, words, "--prompts")
     if out is not None:
@@ -54,7 +60,7 @@ def conflict(
             bridge,
             None if given is None else [ConflictPrompt(**each) for each in given],
             top=top,
-            ways=values.names(how),
+            ways=ways,
             controls=controls,
             bos=bos,  # type: ignore[arg-type]
             seed=seed,

@@ -1,8 +1,11 @@
 """`sinklens dashboard`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from sinklens.cli import options
 
 
 def dashboard(
@@ -23,7 +26,7 @@ def dashboard(
         ),
     ] = None,
     port: Annotated[int, typer.Option(metavar="N", help="Port at 127.0.0.1; 0 takes a free one.")] = 8050,
-    device: Annotated[str, typer.Option(help="Where models are put: auto, cpu, cuda, cuda:N.")] = "auto",
+    device: options.Device = "auto",
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
 ) -> None:
     """Look at results interactively, from a model's overview to one head on one token.
@@ -42,7 +45,13 @@ def dashboard(
     """
     import webbrowser
 
-    from sinklens.app.dashboard import serve
+    from sinklens.app.dashboard.serve import check_port, serve
+    from sinklens.models.locate import locate
+
+    check_port(port)
+    for name in model or []:
+        locate(name)
+    check_source(source)
 
     def ready(address: str) -> None:
         typer.echo(f"Dashboard at {address} (Ctrl-C stops it)", err=True)
@@ -53,3 +62,22 @@ def dashboard(
         serve(source, models=model or (), device=device, port=port, on_ready=ready)
     except KeyboardInterrupt:
         typer.echo("Stopped.", err=True)
+
+
+def check_source(source: str | None) -> None:
+    """Refuse a place that holds neither results nor a model, before torch is loaded.
+
+    Raises:
+        SinkLensError: It is none, in a sentence.
+    """
+    from sinklens.app.dashboard.folder import ResultFolder, refuse_nowhere
+    from sinklens.models.locate import locate
+
+    if source is None:
+        return
+    path = Path(source).expanduser()
+    if path.is_dir() and not (path / "config.json").is_file():
+        ResultFolder(path)
+    else:
+        refuse_nowhere(source)
+        locate(source)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sinklens.cli import options
+from sinklens.cli import listed, options
 from sinklens.cli.running import working
 from sinklens.cli.texts import read_texts
 from sinklens.cli.values import names, numbers
@@ -83,12 +83,18 @@ def dynamics(
     """
     chosen = numbers(steps and steps.replace("_", ""), int, "--steps", "0,1000,2000")
     texts = read_texts(text) if text else None
+    listed.check_criteria(names(roles))
+    from sinklens.results import RunFolder
+    from sinklens.studies.dynamics.result import FORMAT, WORK
+    from sinklens.studies.dynamics.series import find_series
+
+    if out is not None:
+        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
     with working(out, "finished checkpoints") as progress:
         with progress.console.status("Reading the series ..."):
-            from sinklens.studies.dynamics.entry import measure_dynamics
-            from sinklens.studies.dynamics.series import find_series
-
             found = find_series(series, revisions=revisions, steps=chosen)
+            from sinklens.studies.dynamics.entry import measure_dynamics
+
         result = measure_dynamics(
             found,
             texts,
@@ -96,7 +102,7 @@ def dynamics(
             max_tokens=max_tokens,
             max_sequences=max_sequences,
             eps=threshold,
-            roles=names(roles) if roles else (),
+            roles=names(roles),
             batch_size=batch_size,
             seed=seed,
             source=", ".join(text) if text else None,

@@ -4,9 +4,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sinklens.cli import options, printing
+from sinklens.cli import listed, options, printing
 from sinklens.cli.running import load_model, working
 from sinklens.cli.values import interventions, names
+from sinklens.models.locate import locate
 
 SHOWN = {
     "condition": "condition",
@@ -39,9 +40,12 @@ def evaluate(
         ),
     ] = None,
     controls: options.Controls = 3,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first N documents of each task.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Only the first N documents of each task.")
+    ] = None,
     fewshot: Annotated[
-        int | None, typer.Option(metavar="N", help="Solved examples before each document. Default: the task's own.")
+        int | None,
+        typer.Option(metavar="N", min=0, help="Solved examples before each document. Default: the task's own."),
     ] = None,
     chat: Annotated[
         bool,
@@ -69,12 +73,14 @@ def evaluate(
       sinklens evaluate path/to/llama --tasks arc_easy,hellaswag --limit 200 --intervention no_sink_heads.json
       --out runs/arc
     """
-    changes: dict[str, Any] = interventions(intervention)
+    listed.check_policies(policy or [])
+    locate(model)
     if out is not None:
         from sinklens.results import RunFolder
         from sinklens.studies.evaluation.result import FORMAT, WORK
 
         RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
+    changes: dict[str, Any] = interventions(intervention)
     from sinklens.policies import make_policy
     from sinklens.studies.policies.role_fields import read_role_fields
 

@@ -26,13 +26,7 @@ def extreme(
     ] = None,
     out: options.Out = None,
     restart: options.Restart = False,
-    executor: Annotated[
-        str,
-        options.in_running(
-            metavar="serial|processes:N|tcp://HOST:PORT",
-            help="This process, N local ones (with --device cuda:{i} a GPU each), or the scheduler of a Dask cluster.",
-        ),
-    ] = "serial",
+    executor: options.Executor = "serial",
     batch_size: options.BatchSize = None,
     device: options.Device = "auto",
     dtype: options.Dtype = None,
@@ -50,10 +44,18 @@ def extreme(
 
       sinklens extreme path/to/llama --text corpus.txt --max-tokens 256 --executor processes:2 --out runs/extreme
     """
-    from sinklens.studies.extreme_tokens.run import find_extreme_tokens
+    from sinklens.models.locate import locate
+    from sinklens.results import RunFolder
+    from sinklens.studies.extreme_tokens.result import FORMAT, WORK
 
     texts = [read_text(name) for name in text] if text else None
+    locate(model)
+    if out is not None:
+        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
     with working(out, "finished parts") as progress:
+        with progress.console.status(f"Loading {model} ..."):
+            from sinklens.studies.extreme_tokens.run import find_extreme_tokens
+
         found = find_extreme_tokens(
             model,
             texts,

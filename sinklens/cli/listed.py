@@ -83,6 +83,66 @@ def check_detectors(names: list[str]) -> None:
         )
 
 
+def criteria() -> dict[str, bool]:
+    """Criteria of head roles by name, in their order, and whether each is one of the usual, fast ones."""
+    made = [
+        [ast.literal_eval(argument) for argument in (node.args[0], node.args[2])]
+        for node in ast.walk(_tree("studies/head_roles/criteria.py"))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Criterion"
+    ]
+    return {name: not slow for name, slow in made}
+
+
+def check_criteria(names: list[str]) -> None:
+    """Refuse a criterion that there is not, before anything is loaded.
+
+    Raises:
+        InputError: Naming those that there are.
+    """
+    known = criteria()
+    if unknown := [name for name in names if name not in known]:
+        raise InputError(f"Unknown criteria {', '.join(unknown)}; expected some of {', '.join(known)}.")
+
+
+def check_policies(texts: list[str]) -> None:
+    """Refuse a rule that there is not, before anything is loaded.
+
+    Raises:
+        InputError: Naming those that there are.
+    """
+    known = policies()
+    for name in (text.strip().partition(":")[0] for text in texts):
+        if name not in known:
+            near = difflib.get_close_matches(name, known)
+            meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+            raise InputError(f"Unknown policy {name!r}{meant}; there are {', '.join(known)}.")
+
+
+def check_ranking_methods(names: list[str]) -> None:
+    """Refuse a rule for documents that there is not.
+
+    Raises:
+        InputError: Naming those that there are.
+    """
+    known = ranking_methods()
+    if not names or any(name not in known for name in names):
+        raise InputError(f"methods must be some of {', '.join(known)}; got {', '.join(names) or 'none'}.")
+
+
+def ranking_methods() -> list[str]:
+    """Rules by which documents are put in order."""
+    (table,) = (
+        node.value
+        for node in _tree("studies/document_ranking/methods.py").body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "METHODS"
+    )
+    return [str(key.value) for key in getattr(table, "keys", []) if isinstance(key, ast.Constant)]
+
+
+def _tree(file: str) -> ast.Module:
+    return ast.parse((Path(sinklens.__file__).parent / file).read_text("utf-8"))
+
+
 @cache
 def _classes(folder: str) -> dict[str, Listed]:
     """The classes in the files of a package of sinklens, by name."""

@@ -4,11 +4,12 @@ from typing import Annotated, Any
 
 from sinklens.cli import options
 from sinklens.cli.needle_report import print_needles
-from sinklens.cli.needle_work import Work, check_ablation, check_words, own_question, save_needles
+from sinklens.cli.needle_work import Work, check_ablation, check_places, check_words, own_question, save_needles
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_text
 from sinklens.cli.values import interventions, numbers
 from sinklens.errors import InputError
+from sinklens.models.locate import locate
 
 in_needles, in_changes = options.panel("Needles"), options.panel("Before and after a change")
 MORE = 24
@@ -35,9 +36,21 @@ def needle(
     depths: Annotated[
         str, in_needles(metavar="D,...", help="Where in the haystack, 0 = its start, 1 = its end.")
     ] = "0,0.25,0.5,0.75,1",
-    repeats: Annotated[int, in_needles(metavar="N", help="Prompts of each length and depth.")] = 10,
-    size: Annotated[int, in_needles(metavar="K", help="Tokens of a random needle, words of a passkey.")] = 8,
-    shots: Annotated[int, in_needles(metavar="N", help="Entries shown again before the question, for json.")] = 3,
+    repeats: Annotated[
+        int, in_needles(metavar="N", callback=options.counted("repeats"), help="Prompts of each length and depth.")
+    ] = 10,
+    size: Annotated[
+        int,
+        in_needles(
+            metavar="K", callback=options.counted("size"), help="Tokens of a random needle, words of a passkey."
+        ),
+    ] = 8,
+    shots: Annotated[
+        int,
+        in_needles(
+            metavar="N", callback=options.counted("shots", 0), help="Entries shown again before the question, for json."
+        ),
+    ] = 3,
     text: Annotated[
         str | None, in_needles(metavar="FILE|-", help="The haystack. Default: an excerpt of Shakespeare.")
     ] = None,
@@ -90,6 +103,7 @@ def needle(
         int | None,
         options.in_running(
             metavar="N",
+            callback=options.counted("generate", 0),
             help="Decode N tokens of every prompt, to read what the model says; 0 = none. Default: 24 more than the "
             "longest answer has for needles in text, none for random tokens.",
         ),
@@ -125,9 +139,9 @@ def needle(
       does the red key lie?" --answer "under the third stone" --text book.txt
     """
     check_words(kind, keep)
+    places = check_places(numbers(depths, float, "--depths", "0,0.5,1"), numbers(lengths, int, "--lengths", "64,128"))
     words: dict[str, Any] = {
-        "lengths": numbers(lengths, int, "--lengths", "64,128"),
-        "depths": numbers(depths, float, "--depths", "0,0.5,1"),
+        **places,
         "questions": own_question(own, question, answer, kind),
         "text": None if text is None else read_text(text),
         "source": text,
@@ -147,6 +161,7 @@ def needle(
         from sinklens.studies.needles.result import FORMAT, WORK
 
         RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
+    locate(model)
     changes = interventions(intervention)
     with working(out, "finished prompts") as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)

@@ -7,7 +7,9 @@ import typer
 
 from sinklens.cli.running import interrupted
 from sinklens.errors import InputError
+from sinklens.interventions.heads import parse_heads
 from sinklens.results.progress import Progress, Share
+from sinklens.studies.needles.depths import checked_depths
 
 if TYPE_CHECKING:
     from sinklens.studies.needles.needle_set import NeedleSet
@@ -159,6 +161,12 @@ def check_words(kind: str, keep: str | None) -> None:
             raise InputError(f"{name} must be one of {', '.join(known)}, got {word!r}.")
 
 
+def check_places(depths: list[float] | None, lengths: list[int] | None) -> dict[str, Any]:
+    """Lengths and depths for :func:`~sinklens.studies.make_needles`, refused where they can be none."""
+    checked_depths(depths or [], lengths)
+    return {"depths": depths, "lengths": lengths}
+
+
 def check_ablation(ablate: str | None, how: str, controls: int) -> list[str]:
     """The ways of ablation in their usual order, refused where they or the heads cannot be read."""
     ways = [way.strip() for way in how.split(",") if way.strip()]
@@ -168,6 +176,8 @@ def check_ablation(ablate: str | None, how: str, controls: int) -> list[str]:
         )
     if controls < 0:
         raise InputError(f"--controls is a number of random sets, 0 for none; got {controls}.")
+    if ablate is not None and not ablate.startswith("top:"):
+        parse_heads(ablate)
     if ablate is not None and ablate.startswith("top:") and not (ablate[4:].isdecimal() and int(ablate[4:])):
         raise InputError(f"--ablate top:K takes a number of heads from 1 on, such as top:5; got {ablate!r}.")
     return [way for way in WAYS if way in ways]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sinklens.errors import InputError
+from sinklens.studies.ablation.executor_name import check_executor
 
 
 def panel(name: str) -> Callable[..., Any]:
@@ -27,7 +28,38 @@ def _dtype(value: str | None) -> str | None:
     return value
 
 
+def _device(value: str) -> str:
+    kind, colon, number = value.partition(":")
+    if kind not in DEVICES or (colon and not number.isdecimal() and number != "{i}"):
+        raise InputError(f'Unknown device {value!r}; expected "auto", "cpu", "cuda" or "cuda:N".')
+    return value
+
+
+def counted(name: str, least: int = 1) -> Callable[[int | None], int | None]:
+    """What refuses a number that is too small, in the words of the function that would refuse it."""
+
+    def check(value: int | None) -> int | None:
+        if value is not None and value < least:
+            raise InputError(f"{name} must be at least {least}, got {value}.")
+        return value
+
+    return check
+
+
+def _threshold(value: float) -> float:
+    if not 0 < value < 1:
+        raise InputError(f"eps must lie between 0 and 1, got {value!r}.")
+    return value
+
+
+def _executor(value: str) -> str:
+    check_executor(value)
+    return value
+
+
 BOS = ("auto", "yes", "no")
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla")
+"""Kinds of devices that torch may have; whether it has one here only torch knows."""
 DTYPES = ("float32", "bfloat16", "float16")
 """What :func:`sinklens.load` takes, known here without torch."""
 
@@ -64,15 +96,25 @@ MaxTokens = Annotated[
     int | None,
     in_texts(
         metavar="N",
+        callback=counted("max_tokens"),
         help="Tokens per sequence, BOS included; longer texts are cut into several. Default: the model's context (64 "
         "for built-in texts, as in published sink rates).",
     ),
 ]
-MaxSequences = Annotated[int, in_texts(metavar="N", help="Use at most this many sequences (of each domain).")]
-Threshold = Annotated[
-    float, typer.Option(metavar="EPS", help="Importance from which a key is a sink, for the sink rate.")
+MaxSequences = Annotated[
+    int,
+    in_texts(metavar="N", callback=counted("max_sequences"), help="Use at most this many sequences (of each domain)."),
 ]
-Controls = Annotated[int, typer.Option(metavar="N", help="Random sets of as many heads, beside every tested set.")]
+Threshold = Annotated[
+    float,
+    typer.Option(metavar="EPS", callback=_threshold, help="Importance from which a key is a sink, for the sink rate."),
+]
+Controls = Annotated[
+    int,
+    typer.Option(
+        metavar="N", callback=counted("controls", 0), help="Random sets of as many heads, beside every tested set."
+    ),
+]
 Interventions = Annotated[
     list[Path] | None,
     typer.Option(
@@ -90,9 +132,22 @@ Restart = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int | None, in_running(metavar="N", help="Sequences per forward pass. Default: what fits the memory.")
+    int | None,
+    in_running(
+        metavar="N",
+        callback=counted("batch_size"),
+        help="Sequences per forward pass. Default: what fits the memory.",
+    ),
 ]
-Device = Annotated[str, in_running(help="auto, cpu, cuda, cuda:N.")]
+Executor = Annotated[
+    str,
+    in_running(
+        metavar="serial|processes:N|tcp://HOST:PORT",
+        callback=_executor,
+        help="This process, N local ones (with --device cuda:{i} a GPU each), or the scheduler of a Dask cluster.",
+    ),
+]
+Device = Annotated[str, in_running(callback=_device, help="auto, cpu, cuda, cuda:N.")]
 Dtype = Annotated[
     str | None, in_running(callback=_dtype, help="float32, bfloat16 or float16. Default: as the checkpoint is stored.")
 ]

@@ -7,6 +7,8 @@ import typer
 
 from sinklens.cli import options, printing, values
 from sinklens.cli.running import load_model, working
+from sinklens.interventions.heads import parse_heads
+from sinklens.studies.path_patching.receiver import receiver_parts
 
 
 def paths(
@@ -52,6 +54,12 @@ def paths(
 
       sinklens paths model.gguf --prompts pairs.json --receivers L18H6.k --senders L16H0,L17H8
     """
+    received = values.names(receivers)
+    for name in received:
+        receiver_parts(name)
+    for named in (senders, heads):
+        if named is not None:
+            parse_heads(named)
     given = (
         None if prompts is None else values.records(prompts, ("clean", "corrupted", "correct", "wrong"), "--prompts")
     )
@@ -72,7 +80,7 @@ def paths(
         found = patch_paths(
             bridge,
             *pairs,
-            receivers=values.names(receivers),
+            receivers=received,
             senders=None if senders is None else values.names(senders),
             heads=None if heads is None else values.names(heads),
             controls=controls,

@@ -4,10 +4,12 @@ from typing import Annotated, Any
 
 import typer
 
-from sinklens.cli import options, printing
+from sinklens.cli import listed, options, printing
+from sinklens.cli.needle_work import check_words
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_texts
 from sinklens.cli.values import numbers
+from sinklens.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, help="Compare KV-cache and sparse-attention rules on a model.")
 
@@ -59,7 +61,8 @@ def compare(
         str, typer.Option(metavar="N|SHARE,...", help="Keys a row, or below 1 a share of the longest sequence.")
     ] = "0.125,0.25,0.5",
     prompt: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens that are the prompt; only later rows count. Default: half.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Tokens that are the prompt; only later rows count. Default: half."),
     ] = None,
     needle: Annotated[
         bool, typer.Option("--needle", help="Also hide needles in prompts and see which rules keep their answers.")
@@ -68,9 +71,11 @@ def compare(
         str, typer.Option(metavar="random|passkey|json|natural", help="As for sinklens needle.")
     ] = "random",
     needle_length: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of a prompt. Default: --max-tokens, at most 256.")
+        int | None, typer.Option(metavar="N", min=1, help="Tokens of a prompt. Default: --max-tokens, at most 256.")
     ] = None,
-    needle_repeats: Annotated[int, typer.Option(metavar="N", help="Prompts of each of the depths 0, 0.5 and 1.")] = 8,
+    needle_repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Prompts of each of the depths 0, 0.5 and 1.")
+    ] = 8,
     allow_leak: Annotated[
         bool, typer.Option("--allow-leak", help="Run rules that look at what comes later, and mark them.")
     ] = False,
@@ -107,6 +112,10 @@ def compare(
     texts = read_texts(text) if text else None
     sizes = numbers(budget, float, "--budget", "0.1,0.2") if budget else []
     names = [each.replace(";", ",") for each in policies.split(",") if each]
+    listed.check_policies(names)
+    check_words(needle_kind, None)
+    if any(not size > 0 for size in sizes or []):
+        raise InputError(f"A budget is a number of keys, or a share of the text below 1; got {budget!r}.")
     if out is not None:
         from sinklens.results import RunFolder
         from sinklens.studies.policies.result import FORMAT, WORK

@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
-from sinklens.cli import options, printing, values
+from sinklens.cli import listed, options, printing, values
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_text
 from sinklens.errors import InputError
+from sinklens.interventions.heads import parse_heads
+from sinklens.models.locate import locate
 
 
 def rank(
@@ -71,11 +73,17 @@ def rank(
             f"--gold is the number of one of the {len(documents or [])} documents, counted from 1; got {gold}."
         )
     texts = [read_text(name) for name in documents or []]
-    changes = values.interventions([intervention] if intervention else None)
+    locate(model)
+    chosen = None if methods is None else values.names(methods)
+    if chosen is not None:
+        listed.check_ranking_methods(chosen)
+    if heads is not None:
+        parse_heads(heads)
     if out is not None:
         from sinklens.results.place import check_writable
 
         check_writable(out, "sinklens-document-ranking")  # before the work, not after it
+    changes = values.interventions([intervention] if intervention else None)
     with working(out) as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         from sinklens.studies.document_ranking.methods import METHODS
@@ -86,7 +94,7 @@ def rank(
         found = rank_documents(
             bridge,
             tasks=[task] if texts else None,
-            methods=[*METHODS] if methods is None else values.names(methods),
+            methods=[*METHODS] if chosen is None else chosen,
             heads=values.names(heads) if heads is not None else None,
             intervention=next(iter(changes.values()), None),
             bos=bos,  # type: ignore[arg-type]

@@ -2,8 +2,8 @@
 
 from typing import Annotated, Any
 
-from sinklens.cli import options
-from sinklens.cli.roles_work import measure_roles, print_roles, save_roles
+from sinklens.cli import listed, options
+from sinklens.cli.roles_work import causal_parts, measure_roles, print_roles, save_roles
 from sinklens.cli.running import working
 from sinklens.cli.texts import read_text
 from sinklens.cli.values import names
@@ -35,12 +35,15 @@ def roles(
     ] = None,
     query_heads: Annotated[
         int | None,
-        in_compared(metavar="N", help="Query heads of a layer, where only gates of KV heads are given and no model."),
+        in_compared(
+            metavar="N", min=1, help="Query heads of a layer, where only gates of KV heads are given and no model."
+        ),
     ] = None,
     top: Annotated[
         int | None,
         in_compared(
             metavar="K",
+            callback=options.counted("top"),
             help="Compare the K highest of every two scores. Default: as many as the smaller labelled set has.",
         ),
     ] = None,
@@ -57,7 +60,11 @@ def roles(
     max_tokens: options.MaxTokens = None,
     max_sequences: Annotated[
         int | None,
-        options.in_texts(metavar="N", help="Use at most this many sequences. Default: what each criterion takes."),
+        options.in_texts(
+            metavar="N",
+            callback=options.counted("max_sequences"),
+            help="Use at most this many sequences. Default: what each criterion takes.",
+        ),
     ] = None,
     out: options.Out = None,
     restart: options.Restart = False,
@@ -87,18 +94,24 @@ def roles(
     if model is None and not given:
         raise InputError("Name a MODEL, or files with --import; see sinklens roles --help.")
     from sinklens.results import RunFolder
+    from sinklens.studies.head_roles.read_scores import check_files, read_all
     from sinklens.studies.head_roles.result import FORMAT, WORK, Roles
 
     if out is not None:
         RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
     if model is not None:
         locate(model)
-    from sinklens.studies.head_roles.criteria import CRITERIA, USUAL
-    from sinklens.studies.head_roles.read_scores import read_all
-
+        check_files(given or [])
+    known = listed.criteria()
+    every = {None: [name for name, usual in known.items() if usual], "all": [*known], "none": []}
+    wanted = every[scores] if scores in every else names(scores)
+    listed.check_criteria(wanted)
+    if model is not None and not (wanted or given):
+        raise InputError(f"Unknown criteria (none); expected some of {', '.join(known)}.")
+    if causal is not None:
+        causal_parts(causal)
     words: dict[str, Any] = {"texts": [read_text(name) for name in text] if text else None, "bos": bos}
     words |= {"max_tokens": max_tokens, "max_sequences": max_sequences}
-    every = {None: [*USUAL], "all": [*CRITERIA], "none": []}
     with working(out, "finished criteria") as progress:
         if model is None:
             files = read_all(given or [], n_heads=query_heads)
@@ -115,7 +128,7 @@ def roles(
                 causal,
                 words,
                 {
-                    "scores": every[scores] if scores in every else names(scores),
+                    "scores": wanted,
                     "top": top,
                     "seed": seed,
                     "out": out,

@@ -35,14 +35,24 @@ def measure_roles(
     return found, run_causal_check(bridge, ranking, top=[size], seed=options["seed"], progress=progress, **texts)
 
 
+def causal_parts(causal: str) -> tuple[str, int | None]:
+    """The score, and how many heads, of ``SCORE[:K]``.
+
+    Raises:
+        InputError: It is written otherwise.
+    """
+    score, colon, size = causal.partition(":")
+    if not score or (colon and not (size.isdecimal() and int(size))):
+        raise InputError(f"--causal takes SCORE or SCORE:K, such as retrieval:10; got {causal!r}.")
+    return score, int(size) if colon else None
+
+
 def _tested(found: Any, causal: str) -> tuple[list[Any], int]:
     """The ranking that ``SCORE[:K]`` names, and how many of its heads are masked."""
-    score, colon, size = causal.partition(":")
+    score, size = causal_parts(causal)
     ranking = found.ranking(score)
-    if colon:
-        if not size.isdecimal():
-            raise InputError(f"--causal takes SCORE or SCORE:K, such as retrieval:10; got {causal!r}.")
-        return ranking, int(size)
+    if size is not None:
+        return ranking, size
     criteria = found.criteria().set_index("criterion")
     count = criteria.loc[score, "n_labelled"]
     if not count == count or not count:

@@ -9,6 +9,7 @@ from sinklens.cli import listed, options
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_texts
 from sinklens.cli.values import names
+from sinklens.errors import InputError
 
 
 class ScanCommand(TyperCommand):
@@ -30,6 +31,15 @@ def _loaded_detectors() -> tuple[list[str], list[str]]:
     return [*usual], [name for name, kind in known.items() if name not in usual and not asked_for(kind)]
 
 
+def _spread(value: str | None) -> str | None:
+    if value is not None and value not in SPREADS:
+        raise InputError(f"device_map must be one of {', '.join(SPREADS)}, got {value!r}.")
+    return value
+
+
+SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
 def scan(
     model: options.ModelOrDefault = "tiny-llama",
     detectors: Annotated[
@@ -48,7 +58,9 @@ def scan(
     batch_size: options.BatchSize = None,
     device: options.Device = "auto",
     dtype: options.Dtype = None,
-    device_map: Annotated[str | None, options.in_running(help="Spread the model over GPUs: auto or balanced.")] = None,
+    device_map: Annotated[
+        str | None, options.in_running(callback=_spread, help="Spread the model over GPUs: auto or balanced.")
+    ] = None,
     seed: options.Seed = 0,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:

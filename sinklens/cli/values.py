@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sinklens.errors import InputError
+from sinklens.interventions.json_form import content_of
 from sinklens.models.reading import readable
 
 Number = TypeVar("Number", int, float)
@@ -50,14 +51,27 @@ def interventions(files: Iterable[Path] | None) -> dict[str, Any]:
     Raises:
         InputError: A file that cannot be read, or holds something else.
     """
+    texts = intervention_texts(files)
+    if not texts:
+        return {}
     from sinklens.interventions import Intervention
 
-    found: dict[str, Any] = {}
+    return {name: Intervention.from_json(text) for name, text in texts.items()}
+
+
+def intervention_texts(files: Iterable[Path] | None) -> dict[str, str]:
+    """What such files hold, by their names, of the right outer form: as much as can be told without torch.
+
+    Raises:
+        InputError: A file that cannot be read, or holds something else.
+    """
+    found = {}
     for path in files or []:
         try:
-            found[path.stem] = Intervention.from_json(readable(path).read_text("utf-8"))
+            found[path.stem] = readable(path).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The intervention {path} cannot be read: {error}.") from error
+        content_of(found[path.stem])
     return found
 
 

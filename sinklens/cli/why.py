@@ -8,6 +8,7 @@ from sinklens.cli import options, printing
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_text
 from sinklens.errors import InputError
+from sinklens.interventions.heads import parse_heads
 
 SHOWN = {
     "name": "head",
@@ -96,6 +97,8 @@ def why(
     texts = [read_text(name) for name in text] if text else None
     if massive and experts:
         raise InputError("Explain one thing at a time: --massive or --experts.")
+    if heads is not None:
+        parse_heads(heads)
     kind = f"sinklens-{'massive-sources' if massive else 'super-experts' if experts else 'sink-causes'}"
     if out is not None:
         from sinklens.results.place import check_writable

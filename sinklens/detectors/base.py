@@ -50,8 +50,8 @@ class Detector(ABC):
     Attributes:
         name: What it is asked for by.
         metrics: Definitions of what its tables hold.
-        needs: Fields of a record without which it cannot work (``"hidden"``, ``"keys"``, ``"outputs"``, ``"halves"``):
-            a model that cannot give one is refused.
+        needs: Fields of a record without which it cannot work (``"hidden"``, ``"keys"``, ``"outputs"``, ``"z"``,
+            ``"halves"``): a model that cannot give one is refused.
         wants: Fields that it uses where the model has them.
         beside: Names of detectors that a scan runs with it, because a table of the census joins what they find.
         by_default: Whether a scan runs it without being asked.

@@ -2,11 +2,12 @@
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from sinklens.capture.finite import NonFinite
 from sinklens.capture.memory import plan_memory
@@ -85,6 +86,7 @@ def measure(
     nonfinite: NonFinite | None = None,
     progress: Progress = SILENT,
     keep: bool = True,
+    logits: Callable[[TokenBatch, Tensor], None] | None = None,
     **options: Any,
 ) -> Measurement:
     """Run detectors over one pass: the statistics that they ask for are taken once, and no others.
@@ -105,6 +107,7 @@ def measure(
         nonfinite: As for :func:`~sinklens.capture.capture`; its ``mask`` takes the numbers out of the tables.
         progress: Told after each layer, in sequences times layers.
         keep: Whether the detectors keep what :meth:`Measurement.merge` needs; without it, long texts need less memory.
+        logits: As for :func:`~sinklens.capture.capture`; give a ``batch_size`` that leaves memory for them.
         options: Settings for the named detectors that take them, such as ``eps=0.4``.
 
     Raises:
@@ -135,6 +138,7 @@ def measure(
         nonfinite=nonfinite,
         progress=progress,
         seconds=seconds,
+        logits=logits,
     )
     with spent(seconds, "tables"):
         tables = tables_of(chosen, keep=keep)

@@ -16,10 +16,8 @@ from sinklens.attention.engine import LayerListener
 from sinklens.attention.turns import turn
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions.heads import Heads, check_heads, head_name
+from sinklens.interventions.json_form import FORMAT, VERSION, content_of
 from sinklens.interventions.positions import Positions
-
-FORMAT = "sinklens-intervention"
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -142,20 +140,7 @@ class Intervention(ABC):
         Raises:
             InputError: Damaged text, another format, a newer version, or an unknown intervention or field.
         """
-        try:
-            content = json.loads(text)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise InputError(f"Expected an intervention as JSON, got text that cannot be read: {error}.") from None
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise InputError(f'Expected JSON with "format": "{FORMAT}", as to_json() writes it.')
-        version = content.get("version")
-        if type(version) is not int or version < 1:
-            raise InputError(f"The intervention's format version is damaged: {version!r}.")
-        if version > VERSION:
-            raise InputError(
-                f"The intervention has format version {version}, this sinklens reads up to {VERSION}; update sinklens."
-            )
-        return _decode(content.get("intervention"))
+        return _decode(content_of(text))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from sinklens.interventions.heads import heads_in_layer, parse_heads
 from sinklens.interventions.positions import Positions
 from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
-from sinklens.passes.clean_pass import run_clean
+from sinklens.passes.clean_pass import CleanPass, reweights, run_clean
 
 Metric = Literal["loss", "logit_diff"]
 
@@ -84,7 +84,7 @@ def attribute_heads(
     z, gradients, measured = _differentiate(model, ids, path, values)
     estimate = torch.full((len(model.blocks), int(model.cfg.n_heads), len(batch)), torch.nan)
     with torch.no_grad(), positions.watch(model):
-        changed = _edited(model, ids, path, edits, z)
+        changed = _edited(model, batch, path, edits, z)
         for layer in z:
             change = changed[layer].double() - z[layer].double()
             by_head = (change * gradients[layer].double()).sum((2, 3)).T.float().cpu()
@@ -193,17 +193,14 @@ class _Differentiable(AttentionEngine):
         return self.z[call.layer]
 
 
-def _edited(model: TransformerBridge, ids: Tensor, path: str, edits: Sequence[Any], z: Heads) -> Heads:
+def _edited(model: TransformerBridge, batch: TokenBatch, path: str, edits: Sequence[Any], z: Heads) -> Heads:
     """Head outputs as the edits would leave them, every layer alone on its clean input."""
-    if any(hasattr(edit, "edit_scores") or hasattr(edit, "edit_pattern") for edit in edits):
+    clean = CleanPass(batch.ids, z=z)
+    if reweights(edits):
         if path != "fast":
             raise UnsupportedArchitectureError(
                 f"Attention of {model.cfg.architecture} cannot be estimated under edits of scores or pattern; "
                 "attribute AblateHeads zero, mean or resample, or sweep the heads exactly."
             )
-        return run_clean(model, ids, path, set(z), edits).z_edited
-    changed = {layer: head.clone() for layer, head in z.items()}
-    for layer, output in changed.items():
-        for edit in edits:
-            edit.edit_output(make_shape(layer, output.shape[:3], output.shape[2], output.device), output)
-    return changed
+        clean = run_clean(model, batch, path, set(z), {"": edits})
+    return {layer: clean.edited(layer, edits) for layer in z}

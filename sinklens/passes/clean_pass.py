@@ -5,7 +5,7 @@ the residual stream that enters layer l; even layer l's own attention is shared,
 to z' change what the layer writes by ``(z' - z) W_O``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +16,11 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import AttentionCall, AttentionEngine, AttentionShape
-from sinklens.attention.kernel import attend
+from sinklens.attention.kernel import attend, make_shape
+from sinklens.capture.run import Consumer, capture
 from sinklens.errors import UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers, output_weights
+from sinklens.models.tokens import TokenBatch
 
 
 def parity(values: Tensor) -> float:
@@ -37,7 +39,8 @@ class CleanPass:
         entered: Residual stream that enters a layer (and its block).
         written: What a layer's attention module returned; what it adds to the residual stream comes first.
         z: Head outputs ``[batch head pos d_value]``.
-        z_edited: Head outputs after edits of all heads of this layer alone.
+        reweighted: Head outputs as attention gives them under edits of scores or pattern of all heads of this layer
+            alone, by name of the edits and layer.
     """
 
     ids: Int[Tensor, "batch pos"]
@@ -46,7 +49,27 @@ class CleanPass:
     entered: dict[int, Float[Tensor, "batch pos d_model"]] = field(default_factory=dict)
     written: dict[int, Any] = field(default_factory=dict)
     z: dict[int, Float[Tensor, "batch head pos d_value"]] = field(default_factory=dict)
-    z_edited: dict[int, Float[Tensor, "batch head pos d_value"]] = field(default_factory=dict)
+    reweighted: dict[tuple[str, int], Float[Tensor, "batch head pos d_value"]] = field(default_factory=dict)
+
+    def edited(self, layer: int, edits: Sequence[Any], name: str = "") -> Float[Tensor, "batch head pos d_value"]:
+        """Head outputs of a layer after edits of all its heads, and of no earlier layer; a tensor of its own.
+
+        Args:
+            layer: One of those that were kept.
+            edits: What changes them.
+            name: That under which :func:`run_clean` was told of them, where they change scores or pattern.
+        """
+        edited = (self.reweighted[name, layer] if reweights(edits) else self.z[layer]).clone()
+        shape = make_shape(layer, edited.shape[:3], edited.shape[2], edited.device)
+        for edit in edits:
+            if hasattr(edit, "edit_output"):
+                edit.edit_output(shape, edited)
+        return edited
+
+    def first_sequence(self) -> "CleanPass":
+        """The same of the first sequence alone, as far as :func:`going_on` needs it."""
+        entered = {layer: residual[:1] for layer, residual in self.entered.items()}
+        return CleanPass(self.ids[:1], self.logits[:1], self.returned, entered)
 
     def constant_part(self, model: TransformerBridge, layer: int) -> Float[Tensor, " d_model"] | None:
         """What the layer's attention writes besides ``z W_O`` (its bias).
@@ -65,63 +88,81 @@ class CleanPass:
         return constant * (constant.abs().max() > 1e-5 * scale)  # without a bias only rounding is left
 
 
+def reweights(edits: Sequence[Any]) -> bool:
+    """Whether some of the edits change scores or pattern, so that attention has to be computed under them."""
+    return any(hasattr(edit, "edit_scores") or hasattr(edit, "edit_pattern") for edit in edits)
+
+
 def run_clean(
-    model: TransformerBridge, ids: Int[Tensor, "batch pos"], path: str, layers: set[int], edits: Sequence[Any] = ()
+    model: TransformerBridge,
+    batch: TokenBatch,
+    path: str,
+    layers: Collection[int],
+    edits: Mapping[str, Sequence[Any]] | None = None,
+    consumers: Sequence[Consumer] = (),
+    first_sequence: int = 0,
 ) -> CleanPass:
     """Run the unchanged model and keep what passes that go on from ``layers`` need.
 
     Args:
         model: The bridge.
-        ids: Right-padded tokens.
+        batch: Right-padded tokens.
         path: The engine's path for the model.
         layers: Layers from which later passes start.
-        edits: What those passes will do to all heads of the layer they start from (fast path only).
+        edits: By any names, what those passes will do to all heads of the layer they start from (fast path only).
+        consumers: Look at this very pass, as :func:`~sinklens.capture.capture` hands it to them.
+        first_sequence: Number of the first sequence in their records.
 
-    Cost: one forward pass, and the attention of ``layers`` a second time if ``edits`` change scores or pattern;
-    memory of four hidden states for each of ``layers``.
+    Cost: one forward pass, and the attention of ``layers`` once more for each of ``edits`` that change scores or
+    pattern; memory of three hidden states for each of ``layers``, and of one more for each of those edits.
     """
-    kept = CleanPass(ids)
-    if path == "fast":
+    kept = CleanPass(batch.ids.to(next(model.parameters()).device))
+    weighted = {name: each for name, each in (edits or {}).items() if reweights(each)}
+
+    def opened(model: TransformerBridge, *, observers: Sequence[Any] = (), **measured: Any) -> AttentionEngine:
+        if path != "fast":
+            return AttentionEngine(model, path=path, observers=observers, **measured)
         # edited and unedited outputs come from the same code, so that an edit without effect changes nothing at all
-        engine = AttentionEngine(model, edited=layers, observers=[_Keeping(kept, layers, edits)])
-    else:
-        engine = AttentionEngine(model, path=path)
+        watching = [*observers, _Keeping(kept, layers, weighted)]
+        return AttentionEngine(model, observers=watching, compared=True, **measured)
+
+    def take(_: TokenBatch, logits: Tensor) -> None:
+        kept.logits = logits
+
     attentions = attention_layers(model)
     hooks = [(f"blocks.{layer}.hook_in", _entering(kept.entered, layer)) for layer in layers]
     with ExitStack() as stack:
-        stack.enter_context(engine)
         stack.enter_context(model.hooks(fwd_hooks=hooks))
         for layer, block in enumerate(model.blocks):
             # of the blocks only the form of what they return is kept; the residual stream is kept where passes start
             stack.callback(block.register_forward_hook(_keep(kept.returned, layer, form_only=True)).remove)
             if layer in layers:
                 stack.callback(attentions[layer].register_forward_hook(_keep(kept.written, layer)).remove)
-        kept.logits = model(ids)
+        if consumers:
+            looked: dict[str, Any] = {"batch_size": len(batch), "first_sequence": first_sequence}
+            capture(model, batch, consumers, intervention=opened, logits=take, **looked)
+        else:
+            stack.enter_context(opened(model))
+            take(batch, model(kept.ids))
     return kept
 
 
 class _Keeping:
-    """Observer that keeps head outputs of some layers, and what edits would have made of them."""
+    """Observer that keeps head outputs of some layers, and what attention makes of them under edits."""
 
-    def __init__(self, kept: CleanPass, layers: set[int], edits: Sequence[Any]) -> None:
-        self.kept, self.layers, self.would = kept, layers, edits
-        self.weighted = any(hasattr(edit, "edit_scores") or hasattr(edit, "edit_pattern") for edit in edits)
+    def __init__(self, kept: CleanPass, layers: Collection[int], edits: Mapping[str, Sequence[Any]]) -> None:
+        self.kept, self.layers, self.edits = kept, layers, edits
 
     def observe(self, call: AttentionCall) -> None:
-        """Attend once more under edits of scores or pattern."""
-        if call.layer in self.layers and self.weighted:
-            self.kept.z_edited[call.layer] = attend(call, (), self.would)
+        """Attend once more for each of the edits."""
+        if call.layer in self.layers:
+            for name, edits in self.edits.items():
+                self.kept.reweighted[name, call.layer] = attend(call, (), edits)
 
     def observe_output(self, shape: AttentionShape, output: Tensor) -> None:
-        """Keep the outputs, and edit a copy."""
-        if shape.layer not in self.layers:
-            return
-        self.kept.z[shape.layer] = output  # no copy: the engine makes a tensor for every call
-        if self.would:
-            edited = self.kept.z_edited.setdefault(shape.layer, output if self.weighted else output.clone())
-            for edit in self.would:
-                if hasattr(edit, "edit_output"):
-                    edit.edit_output(shape, edited)
+        """Keep the outputs."""
+        if shape.layer in self.layers:
+            self.kept.z[shape.layer] = output  # no copy: the engine makes a tensor for every call
 
 
 @contextmanager
@@ -144,10 +185,11 @@ def writing(
     layer: int,
     constant: Float[Tensor, " d_model"],
     chosen: Bool[Tensor, "copy head"],
+    edited: Float[Tensor, "batch head pos d_value"],
 ) -> Iterator[None]:
-    """The layer's attention writes what it would if ``chosen`` heads were edited, without being run."""
+    """The layer's attention writes what it would if ``chosen`` heads gave what ``edited`` holds, without being run."""
     weights = output_weights(model, layer)
-    z, edited, written = clean.z[layer], clean.z_edited[layer], clean.written[layer]
+    z, written = clean.z[layer], clean.written[layer]
     if weights is None:
         raise UnsupportedArchitectureError(f"W_O of layer {layer} cannot be read.")
     sums = []

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionEngine, plan_for
+from sinklens.attention import plan_for
+from sinklens.capture.run import Consumer
 from sinklens.errors import InputError, UnsupportedArchitectureError
-from sinklens.evidence.effects import Answers, Reference, token_losses
+from sinklens.evidence.effects import Answers, token_losses
 from sinklens.interventions import Intervention
 from sinklens.interventions.by_sequence import by_sequence
 from sinklens.interventions.heads import Head
 from sinklens.interventions.positions import Positions
-from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
-from sinklens.passes.clean_pass import CleanPass, going_on, parity, run_clean, writing
+from sinklens.passes.clean_pass import going_on, writing
+from sinklens.passes.clean_start import CleanStart, SharedStart, changes_heads_alone
 from sinklens.results.progress import SILENT, Progress
 
 TOKENS_PER_PASS = {"cpu": 4096, "cuda": 1 << 16}
@@ -66,6 +66,7 @@ def run_head_sets(
     *,
     answers: Answers | None = None,
     max_rows: int | None = None,
+    shared: SharedStart | None = None,
     progress: Progress = SILENT,
 ) -> Measured:
     """The intervention restricted to each set of heads in turn, all on one batch.
@@ -83,18 +84,19 @@ def run_head_sets(
         answers: For logit differences.
         max_rows: Sequences in one forward pass, copies included; default: by the number of tokens and, on
             a GPU, the size of their logits.
+        shared: The clean pass, where other calls on these sequences go on from it as well.
         progress: Told of every finished set, in blocks that ran for it.
 
     Raises:
         InputError: The intervention has no heads, a set is empty, or the model has no such head.
 
-    Cost: one clean pass, then for a set with first layer l of L about ``(L - l) / L`` of a forward pass without the
-    first layer's attention; memory of four hidden states for every first layer, and logits of ``max_rows`` sequences.
+    Cost: one clean pass, then for a set with first layer l the blocks from there on without the first one's attention,
+    and the logits; memory of three hidden states for every first layer, and logits of ``max_rows`` sequences.
     """
     batch = as_batch(model, batch)
-    run, copies = _prepare(model, batch, intervention, head_sets, max_rows)
+    run, copies = _prepare(model, batch, intervention, head_sets, max_rows, shared=shared)
     progress.begin("Changing heads", run.work(range(len(run.sets))))
-    reference = Reference(run.clean.logits, batch, answers)
+    reference = run.start.reference(answers)
     parts: dict[int, dict[str, Tensor]] = {}
     for numbers, logits in run.passes(copies):
         measured = reference.compare(logits)
@@ -113,20 +115,23 @@ def head_set_losses(
     head_sets: Sequence[Sequence[Head]],
     *,
     max_rows: int | None = None,
+    consumers: Sequence[Consumer] = (),
+    first_sequence: int = 0,
     progress: Progress = SILENT,
 ) -> tuple[Float[Tensor, "batch pos"], Float[Tensor, "head_set batch pos"]]:
     """Loss by token of the clean model and under the intervention on each set, as :func:`run_head_sets` runs them.
 
     See :func:`~sinklens.evidence.effects.token_losses` for what stands at which row. Arguments and errors are those
-    of :func:`run_head_sets`.
+    of :func:`run_head_sets`; besides, ``consumers`` look at the clean pass (detectors do), as
+    :func:`~sinklens.capture.capture` hands it to them, with ``first_sequence`` as the number of the first sequence.
 
     Returns:
         Clean and changed losses in nats, NaN where nothing is predicted.
     """
     batch = as_batch(model, batch)
-    run, copies = _prepare(model, batch, intervention, head_sets, max_rows)
+    run, copies = _prepare(model, batch, intervention, head_sets, max_rows, consumers, first_sequence)
     progress.begin("Changing heads", run.work(range(len(run.sets))))
-    clean = token_losses(run.clean.logits, batch)
+    clean = token_losses(run.start.clean.logits, batch)
     changed = clean.new_empty(len(run.sets), *clean.shape)
     for numbers, logits in run.passes(copies):
         for number, each in zip(numbers, logits.split(len(batch)), strict=True):
@@ -141,14 +146,22 @@ def _prepare(
     intervention: Intervention,
     head_sets: Sequence[Sequence[Head]],
     max_rows: int | None,
+    consumers: Sequence[Consumer] = (),
+    first_sequence: int = 0,
+    shared: SharedStart | None = None,
 ) -> tuple["_Run", int]:
     """The clean pass, and how many sets fit one forward pass."""
     sets = [tuple(heads) for heads in head_sets]
     everywhere = _on_all(model, intervention, sets)
-    ids = batch.ids.to(next(model.parameters()).device)
+    if shared is None:
+        layers = {_first_layer(heads) for heads in sets}
+        start = CleanStart(model, batch, [everywhere], layers, consumers, first_sequence)
+    else:
+        start = shared.take(model, batch)
+    width, device = batch.ids.shape[1], start.clean.ids.device.type
     item = next(model.parameters()).element_size()
-    rows = max_rows or tokens_per_pass(ids.device.type, int(model.cfg.d_vocab), item) // ids.shape[1]
-    return _Run(model, everywhere, ids, sets), max(1, rows // len(batch))
+    rows = max_rows or tokens_per_pass(device, int(model.cfg.d_vocab), item) // width
+    return _Run(start, everywhere, sets), max(1, rows // len(batch))
 
 
 def _on_all(model: TransformerBridge, intervention: Intervention, sets: Sequence[tuple[Head, ...]]) -> Intervention:
@@ -167,49 +180,51 @@ def _on_all(model: TransformerBridge, intervention: Intervention, sets: Sequence
     return changed  # type: ignore[no-any-return]
 
 
+def _first_layer(heads: Sequence[Head]) -> int:
+    return min(layer for layer, _ in heads)
+
+
+class Depth:
+    """How much of a forward pass is left from a layer on.
+
+    Args:
+        blocks: What each block takes, in any unit.
+        logits: What the logits take.
+
+    >>> Depth([1, 1, 1], 1).left(1)
+    0.75
+    """
+
+    def __init__(self, blocks: Sequence[float], logits: float = 0) -> None:
+        whole = [*blocks, logits]
+        self._left = [sum(whole[layer:]) / sum(whole) for layer in range(len(whole))]
+
+    @classmethod
+    def of(cls, model: TransformerBridge) -> "Depth":
+        """Of a model, by the weights that it multiplies with."""
+        original: Any = model.original_model
+        last: Any = original.get_output_embeddings()
+        blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
+        return cls(blocks, 0 if last is None else sum(p.numel() for p in last.parameters()))
+
+    def left(self, layer: int) -> float:
+        """Share of a forward pass that blocks from ``layer`` on and the logits take."""
+        return self._left[layer]
+
+
 class _Run:
     """The forward passes for all sets; they share what they can."""
 
-    def __init__(
-        self, model: TransformerBridge, intervention: Intervention, ids: Tensor, sets: Sequence[tuple[Head, ...]]
-    ) -> None:
-        self.model, self.intervention, self.ids, self.sets = model, intervention, ids, sets
-        self.first = {number: min(layer for layer, _ in heads) for number, heads in enumerate(sets)}
-        plan = plan_for(model)
-        positions = Positions()
-        edits = list(intervention.edits(positions))
-        self.shared = plan.path == "fast" and self._independent(edits)
-        starts = set(self.first.values()) if self.shared else set()
-        with positions.watch(model):
-            self.clean: CleanPass = run_clean(model, ids, plan.path, starts, edits)
-        self.constants = {layer: self.clean.constant_part(model, layer) for layer in starts}
-        # tried once, at the deepest start, which skips the most blocks
-        self.shared = self.shared and self._resumes(max(starts))
+    def __init__(self, start: CleanStart, intervention: Intervention, sets: Sequence[tuple[Head, ...]]) -> None:
+        self.start, self.model, self.ids = start, start.model, start.clean.ids
+        self.intervention, self.sets = intervention, sets
+        self.first = {number: _first_layer(heads) for number, heads in enumerate(sets)}
+        self.shared = start.resumes and changes_heads_alone(intervention)
+        self.depth = Depth.of(self.model)
 
-    def work(self, numbers: Iterable[int]) -> int:
-        """Blocks that run for these sets: those from a set's first layer on, and as one more the logits."""
-        depth = len(self.model.blocks) + 1
-        return sum(depth - (self.first[number] if self.shared else 0) for number in numbers)
-
-    def _independent(self, edits: Sequence[Any]) -> bool:
-        """Whether nothing but head outputs changes, and nobody listens to blocks that will not run."""
-        if any(hasattr(edit, "edit_values") for edit in edits) or list(self.intervention.hooks(Positions())):
-            return False
-        return not any(
-            isinstance(point, HookPoint) and point.fwd_hooks for block in self.model.blocks for point in block.modules()
-        )
-
-    def _resumes(self, layer: int) -> bool:
-        """Whether going on from ``layer`` gives the clean logits again (it does not where layers share keys)."""
-        if layer == 0:
-            return True
-        try:
-            with self._open([], set(), range(layer)), going_on(self.model, self.clean, layer, 1):
-                again = self.model(self.ids)
-        except (TypeError, AttributeError, ValueError, IndexError, KeyError, RuntimeError):
-            return False  # a block that wants more of the skipped ones than they returned fails in its own way
-        scale = 1 + self.clean.logits.abs().max()
-        return bool((again - self.clean.logits).abs().max() <= parity(again) * scale)
+    def work(self, numbers: Iterable[int]) -> float:
+        """Forward passes that these sets take."""
+        return sum(self.depth.left(self.first[number] if self.shared else 0) for number in numbers)
 
     def passes(self, copies: int) -> Iterator[tuple[list[int], Tensor]]:
         """Numbers of some sets and their logits ``[set*batch pos d_vocab]``, until all sets were run."""
@@ -221,32 +236,38 @@ class _Run:
         # sets that start in one layer share passes, because a pass goes on from one residual stream
         for layer in sorted(set(self.first.values())):
             numbers = [number for number, first in self.first.items() if first == layer]
-            for start in range(0, len(numbers), copies):
-                some = numbers[start : start + copies]
-                yield some, self._from(layer, some)
+            edited = self._edited(layer)
+            for begin in range(0, len(numbers), copies):
+                some = numbers[begin : begin + copies]
+                yield some, self._from(layer, some, edited)
 
-    def _from(self, layer: int, numbers: list[int]) -> Tensor:
+    def _edited(self, layer: int) -> Tensor | None:
+        """Outputs of all heads of a layer under the intervention, where its attention is written down from them."""
+        if self.start.constants[layer] is None:
+            return None
+        positions = Positions()
+        edits = list(self.intervention.edits(positions))
+        with positions.watch(self.model):
+            return self.start.clean.edited(layer, edits, self.start.name_of(self.intervention))
+
+    def _from(self, layer: int, numbers: list[int], written: Tensor | None) -> Tensor:
         """Logits of sets whose first layer is ``layer``."""
         chosen = torch.zeros(len(numbers), len(self.model.blocks), int(self.model.cfg.n_heads), dtype=torch.bool)
         for row, number in enumerate(numbers):
             for place in self.sets[number]:
                 chosen[row, place[0], place[1]] = True
         # where the bias of W_O is known, this layer's attention is not run but written down from the clean pass
-        constant = self.constants[layer]
-        begun = layer if constant is None else layer + 1  # the first layer whose attention runs
+        constant, clean = self.start.constants[layer], self.start.clean
+        begun = layer if written is None else layer + 1  # the first layer whose attention runs
         edited = {later for later in range(begun, chosen.shape[1]) if bool(chosen[:, later].any())}
         positions = Positions()
         # all sequences of the first set come first, then all of the second: as `going_on` repeats the residual stream
         edits = by_sequence(self.intervention.edits(positions), chosen.repeat_interleave(len(self.ids), 0))
         with ExitStack() as stack:
             stack.enter_context(positions.watch(self.model))
-            stack.enter_context(self._open(edits if edited else [], edited, range(begun)))
-            stack.enter_context(going_on(self.model, self.clean, layer, len(numbers)))
-            if constant is not None:
-                stack.enter_context(writing(self.model, self.clean, layer, constant, chosen[:, layer]))
+            stack.enter_context(self.start.open(edits if edited else [], edited, range(begun)))
+            stack.enter_context(going_on(self.model, clean, layer, len(numbers)))
+            if written is not None and constant is not None:
+                stack.enter_context(writing(self.model, clean, layer, constant, chosen[:, layer], written))
             logits: Tensor = self.model(self.ids.repeat(len(numbers), 1))
         return logits
-
-    def _open(self, edits: Sequence[Any], edited: set[int], skipped: Sequence[int]) -> AttentionEngine:
-        present = [layer for layer in skipped if layer in attention_layers(self.model)]
-        return AttentionEngine(self.model, edits=edits, edited=edited, skipped=present)

@@ -11,8 +11,9 @@ from sinklens import load, scan, sweep, tokenize
 from sinklens.attention import plan_for
 from sinklens.interventions import MaskKeys
 from sinklens.studies import make_needles, measure_effects, retrieval_scores
+from sinklens.studies.ablation import layout
 from sinklens.studies.active_dormant.run import find_active_dormant
-from sinklens.studies.census.domains import choose_domains
+from sinklens.studies.census.domains import Domains, choose_domains
 from sinklens.studies.dynamics.measure import measure_checkpoint
 from sinklens.studies.head_roles.run import find_roles
 from tests import families
@@ -23,8 +24,19 @@ ONCE: dict[str, Callable[[TransformerBridge], Any]] = {
     "scan": lambda model: scan(model, tokens=BATCH),
     "effects": lambda model: measure_effects(model, {"a": MaskKeys(0), "b": MaskKeys(1)}, tokenize(model, BATCH)),
     "sweep": lambda model: sweep(model, "zero", tokens=BATCH, batch_size=2),
-    "roles by text": lambda model: find_roles(model, texts=[BATCH_TEXT], scores=["text"], max_tokens=20),
+    "sweep two ways": lambda model: sweep(model, ["zero", "uniform"], tokens=BATCH),
+    "roles by text": lambda model: find_roles(
+        model, texts=[BATCH_TEXT], scores=["sinks", "text", "task_kv"], max_tokens=20
+    ),
+    "active-dormant": lambda model: find_active_dormant(model, [BATCH_TEXT], max_tokens=20),
+    "checkpoint": lambda model: measure_checkpoint(model, in_domains(model), eps=0.3),
 }
+
+
+def in_domains(model: TransformerBridge) -> Domains:
+    return choose_domains(model, {"one": [BATCH_TEXT]}, split=True, max_tokens=20, max_sequences=4)
+
+
 BATCH_TEXT = "It was the best of times, it was the worst of times. " * 3
 
 
@@ -47,20 +59,26 @@ def test_each_text_runs_once(name: str, model: TransformerBridge) -> None:
     assert most(model, ONCE[name])[0] == 1
 
 
-def test_a_sweep_runs_once_for_each_way(model: TransformerBridge) -> None:
-    """A pass goes on from a residual stream that is kept for one way alone; means take one pass more."""
-    assert most(model, lambda each: sweep(each, ["zero", "uniform"], tokens=BATCH))[0] == 2
-    assert most(model, lambda each: sweep(each, "mean", tokens=BATCH))[0] == 2
+def test_a_mean_takes_one_pass_more(model: TransformerBridge) -> None:
+    """What a head is replaced with is its mean over all texts, so all of them run before the first is changed.
+
+    To go on from that pass, the states of every text would have to be kept until then.
+    """
+    assert most(model, lambda each: sweep(each, ["mean", "zero"], tokens=BATCH))[0] == 2
 
 
-def test_a_checkpoint_runs_once_for_its_tables_and_once_for_its_loss(model: TransformerBridge) -> None:
-    """The pass that is looked at makes logits of the last token alone."""
-    domains = choose_domains(model, {"one": [BATCH_TEXT]}, split=True, max_tokens=20, max_sequences=4)
-    assert most(model, lambda each: measure_checkpoint(each, domains, eps=0.3))[0] == 2
+def test_the_own_ranking_takes_one_pass_more(model: TransformerBridge) -> None:
+    """It is known when every text was swept, and what was kept of the first is gone by then."""
+    assert most(model, lambda each: sweep(each, "zero", tokens=BATCH, ranking="own", top=[2], controls=2))[0] == 2
 
 
-def test_active_dormant_runs_once_to_look_and_once_to_go_on_from(model: TransformerBridge) -> None:
-    assert most(model, lambda each: find_active_dormant(each, [BATCH_TEXT], max_tokens=20))[0] == 2
+def test_parts_of_a_sweep_share_a_pass(model: TransformerBridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "CLEAN_PASSES", 1)
+    monkeypatch.setattr(layout, "PART_SECONDS", 0.0)
+    found: list[Any] = []
+    call = lambda each: found.append(sweep(each, ["zero", "uniform"], tokens=BATCH, batch_size=2))  # noqa: E731
+    assert most(model, call)[0] == 1
+    assert found[0].meta["settings"]["passes"] == 1 and found[0].meta["settings"]["chunk"] == 2
 
 
 def test_needles_run_once(model: TransformerBridge) -> None:

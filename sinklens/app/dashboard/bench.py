@@ -19,7 +19,7 @@ from sinklens.app.dashboard.compute import (
     sequence_maps,
     text_tokens,
 )
-from sinklens.app.dashboard.folder import ResultFolder
+from sinklens.app.dashboard.folder import ResultFolder, refuse_nowhere
 from sinklens.app.dashboard.kinds import open_run
 from sinklens.app.dashboard.methods import method
 from sinklens.app.dashboard.models import Models
@@ -374,10 +374,7 @@ def open_source(
         path = Path(source).expanduser()
         if path.is_dir() and not (path / "config.json").is_file():
             return Bench(ResultFolder(path), Models(models, device=device))
-        if not path.exists() and (path.is_absolute() or str(source).startswith(".") or len(path.parts) > 2):
-            raise ResultError(  # hub ids are NAME or ORG/NAME
-                f"There is no {source}; expected a folder of results, one saved result, or a model's name or folder."
-            )
+        refuse_nowhere(str(source))
         return Bench(None, Models([str(source), *models], device=device))
     if isinstance(source, torch.nn.Module) and hasattr(source, "cfg"):
         given: Any = source

@@ -28,6 +28,19 @@ class Entry:
     label: str
 
 
+def refuse_nowhere(source: str) -> None:
+    """Refuse what is no place and cannot be the name of a model.
+
+    Raises:
+        ResultError: It is neither.
+    """
+    path = Path(source).expanduser()
+    if not path.exists() and (path.is_absolute() or source.startswith(".") or len(path.parts) > 2):
+        raise ResultError(  # hub ids are NAME or ORG/NAME
+            f"There is no {source}; expected a folder of results, one saved result, or a model's name or folder."
+        )
+
+
 class ResultFolder:
     """A folder of saved results, or one saved result.
 

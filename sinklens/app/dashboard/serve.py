@@ -55,8 +55,7 @@ def make_server(app: Any, port: int = 0) -> Any:
     """
     from werkzeug.serving import make_server as bind
 
-    if not 0 <= port < 65536:
-        raise InputError(f"A port is a number from 0 to 65535, got {port}.")
+    check_port(port)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no line for every request
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -67,6 +66,16 @@ def make_server(app: Any, port: int = 0) -> Any:
                 f"Port {port} is taken ({error.strerror}); choose another with --port, or --port 0 for a free one."
             ) from error
     return bind(ADDRESS, port, app.server, threaded=True)
+
+
+def check_port(port: int) -> None:
+    """Refuse what is no port.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not 0 <= port < 65536:
+        raise InputError(f"A port is a number from 0 to 65535, got {port}.")
 
 
 def show(

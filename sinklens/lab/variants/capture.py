@@ -78,7 +78,7 @@ def capture_variant(
         raise InputError("A decoder of the lab takes sequences of one length; give them without padding.")
     factors = [output_factor(attention.output_weights) for attention in model.attentions]
     lacking = dict.fromkeys(
-        ("keys", "outputs", "halves"), "the lab's decoders record attention and residual stream alone"
+        ("keys", "outputs", "z", "halves"), "the lab's decoders record attention and residual stream alone"
     )
     asked = fields_asked(consumers, lacking)
     kept: list[LayerRecord] = []

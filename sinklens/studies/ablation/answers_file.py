@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
-from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
-from sinklens.evidence.effects import NO_ANSWER, Answers
-from sinklens.models.tokens import TokenBatch
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from sinklens.evidence.effects import Answers
+    from sinklens.models.tokens import TokenBatch
 
 COLUMNS = ("text", "sequence", "position", "correct", "wrong")
 
@@ -56,12 +58,16 @@ class AnswerTable:
         """The prompts, if the file has them."""
         return self.rows["text"].tolist() if "text" in self.rows else None
 
-    def answers(self, model: TransformerBridge, batch: TokenBatch) -> Answers:
+    def answers(self, model: "TransformerBridge", batch: "TokenBatch") -> "Answers":
         """The answers for the tokenized texts.
 
         Raises:
             InputError: An answer that is not one token, a sequence that does not exist, or a wrong position.
         """
+        import torch
+
+        from sinklens.evidence.effects import NO_ANSWER, Answers
+
         n = len(batch)
         if "sequence" not in self.rows and len(self.rows) != n:
             raise InputError(f"{self.path} has {len(self.rows)} rows for {n} sequences; add a column sequence.")
@@ -80,7 +86,7 @@ class AnswerTable:
             raise InputError(f"{self.path}: {name} must be a number from 0 to {stop - 1}, got {text!r}.")
         return int(text)
 
-    def _token(self, model: TransformerBridge, text: str) -> int:
+    def _token(self, model: "TransformerBridge", text: str) -> int:
         tokenizer: Any = model.tokenizer
         try:
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]

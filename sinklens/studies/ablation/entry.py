@@ -21,13 +21,15 @@ from sinklens.models.torch_state import usual_torch
 from sinklens.passes.sequences import choose_sequences
 from sinklens.results import RunFolder
 from sinklens.results.progress import SILENT, Progress
-from sinklens.studies.ablation.executors import check_executor, loading_here, parse_executor
+from sinklens.studies.ablation.executor_name import check_executor
+from sinklens.studies.ablation.executors import loading_here, parse_executor
 from sinklens.studies.ablation.interventions import Interventions, make_ablations, named_interventions, set_aside
 from sinklens.studies.ablation.layout import check_batch_size
-from sinklens.studies.ablation.question import OWN, Question
+from sinklens.studies.ablation.question import Question
 from sinklens.studies.ablation.recipe import ModelRecipe, check_finite
 from sinklens.studies.ablation.result import FORMAT, WORK, Sweep
 from sinklens.studies.ablation.run import SweepRun
+from sinklens.studies.ablation.variants import OWN
 
 __all__ = ["Sweep", "sweep"]
 

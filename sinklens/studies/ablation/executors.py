@@ -1,34 +1,17 @@
 """Who computes the parts of a sweep: this process, a pool of local ones, or a Dask cluster."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.errors import InputError
 from sinklens.studies.ablation.dask_cluster import DaskCluster
+from sinklens.studies.ablation.executor_name import check_executor
 from sinklens.studies.ablation.process_pool import ProcessPool
 from sinklens.studies.ablation.recipe import ModelRecipe
 from sinklens.studies.ablation.worker import Executor, Job, OnShare, Results
-
-ADDRESS = r"(tcp|tls|ucx|ws|wss|inproc)://.+"
-
-
-def check_executor(name: str) -> None:
-    """Refuse a name that :func:`parse_executor` does not take, before a model is loaded.
-
-    Raises:
-        InputError: It is none.
-    """
-    if name == "serial" or re.fullmatch(r"processes(:0*[1-9]\d*)?", name) or re.fullmatch(ADDRESS, name):
-        return
-    raise InputError(
-        "The executor must be serial, processes, processes:N or the address of a Dask scheduler such as "
-        f"tcp://host:8786; got {name!r}."
-    )
 
 
 def loading_here(executor: str, loading: Mapping[str, Any]) -> dict[str, Any]:

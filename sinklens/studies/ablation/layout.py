@@ -10,7 +10,7 @@ from sinklens.capture.memory import free_memory
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
 from sinklens.passes.batches import equal_lengths
-from sinklens.passes.head_sets import tokens_per_pass
+from sinklens.passes.head_sets import Depth, tokens_per_pass
 from sinklens.studies.ablation.parts import HeadSet, Part
 
 
@@ -118,13 +118,25 @@ def cut(
     batch: TokenBatch,
     layout: Layout,
     *,
-    n_layers: int,
+    depth: Depth,
     first: int = 0,
     estimate: bool = False,
+    begun: set[tuple[int, ...]] | None = None,
 ) -> list[Part]:
     """Parts that together hold every head set on every sequence once.
 
     Head sets are sorted by their first layer, because those share the clean pass up to it.
+
+    Args:
+        intervention: Its label.
+        head_sets: The sets.
+        batch: All sequences.
+        layout: How they are cut.
+        depth: What a set with some first layer takes.
+        first: Number of the first part.
+        estimate: Whether the sets are estimated.
+        begun: Sequences whose clean pass is counted in another part, which makes it for all; those of these parts are
+            added. None: every part makes its own.
     """
     parts: list[Part] = []
     ordered = sorted(head_sets, key=lambda heads: min(layer for layer, _ in heads))
@@ -132,22 +144,25 @@ def cut(
         if estimate:
             groups = [(ordered, 3.0)] if ordered else []
         else:
-            groups = list(_groups(ordered, layout.passes, n_layers))
+            groups = list(_groups(ordered, layout.passes, depth))
         for heads, passes in groups:
-            work = passes * len(sequences)
+            clean = not estimate and (begun is None or tuple(sequences) not in begun)
+            if clean and begun is not None:
+                begun.add(tuple(sequences))
+            work = (passes + clean) * len(sequences)
             parts.append(Part(first + len(parts), intervention, tuple(sequences), tuple(heads), estimate, work))
     return parts
 
 
-def _groups(ordered: Sequence[HeadSet], passes: int, n_layers: int) -> Iterator[tuple[list[HeadSet], float]]:
+def _groups(ordered: Sequence[HeadSet], passes: int, depth: Depth) -> Iterator[tuple[list[HeadSet], float]]:
     """Runs of head sets that take at least ``passes`` forward passes, with what they take."""
     group: list[HeadSet] = []
-    work = 1.0  # the clean pass
+    work = 0.0
     for heads in ordered:
-        if work >= 1 + passes:
+        if work >= passes:
             yield group, work
-            group, work = [], 1.0
+            group, work = [], 0.0
         group.append(heads)
-        work += (n_layers - min(layer for layer, _ in heads)) / n_layers
+        work += depth.left(min(layer for layer, _ in heads))
     if group:
         yield group, work

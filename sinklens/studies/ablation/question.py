@@ -12,6 +12,7 @@ from sinklens.evidence.controls import all_heads
 from sinklens.evidence.summary import MEASURES
 from sinklens.interventions.heads import Head, check_heads, head_name, parse_head, parse_heads
 from sinklens.studies.ablation.variants import (
+    OWN,
     Variant,
     control_variants,
     default_sizes,
@@ -19,9 +20,6 @@ from sinklens.studies.ablation.variants import (
     head_variants,
     top_variants,
 )
-
-OWN = "own"
-"""The ranking that a sweep makes itself, from its own single heads."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -16,6 +17,8 @@ from sinklens.evidence.effects import Answers
 from sinklens.interventions import Intervention
 from sinklens.interventions.heads import Head, head_name
 from sinklens.models.tokens import TokenBatch
+from sinklens.passes.clean_start import SharedStart
+from sinklens.passes.head_sets import Depth
 from sinklens.results import RunFolder
 from sinklens.results.header import header
 from sinklens.results.progress import Progress, Share
@@ -23,11 +26,11 @@ from sinklens.studies.ablation.agreement import RankAgreement, rank_agreement
 from sinklens.studies.ablation.interventions import for_heads
 from sinklens.studies.ablation.layout import Layout, choose_layout, cut
 from sinklens.studies.ablation.parts import HeadSet, Part
-from sinklens.studies.ablation.question import OWN, Question
+from sinklens.studies.ablation.question import Question
 from sinklens.studies.ablation.recipe import ModelRecipe
 from sinklens.studies.ablation.result import Sweep, assemble
 from sinklens.studies.ablation.tasks import Task
-from sinklens.studies.ablation.variants import Variant, rank
+from sinklens.studies.ablation.variants import OWN, Variant, rank
 from sinklens.studies.ablation.worker import Executor
 from sinklens.studies.effects.run import METRICS
 
@@ -139,6 +142,7 @@ class SweepRun:
             n_later: How many sets the next stage will have, to say how long everything takes.
         """
         parts: list[Part] = []
+        begun: set[tuple[int, ...]] = set()
         plain = 0.0
         for label, (variants, notes) in listed.items():
             known = {(each.heads, exact) for each, exact in self.variants.get(label, [])}
@@ -147,9 +151,10 @@ class SweepRun:
             for exact in (False, True):
                 asked = dict.fromkeys(each.heads for each, kind in variants if kind == exact)  # each set once
                 sets = [heads for heads in asked if (heads, exact) not in known]
-                parts += self._cut(label, sets, len(parts), estimate=not exact)
+                parts += self._cut(label, sets, not exact, begun)
                 plain += len(sets)
             plain += stage == 1  # the clean pass
+        parts = self._in_order(parts)
         tables = {part.number: self._finished(part) for part in parts}
         missing = [part for part in parts if tables.get(part.number) is None]
         told = self._begin_work(parts, missing, plain, n_later)
@@ -160,7 +165,7 @@ class SweepRun:
             before, shares[number] = shares.get(number, 0.0), share  # less than before when a part's worker died
             told.advance((share - before) * work[number])
 
-        tasks = [self._task(part) for part in missing]
+        tasks = self._tasks(missing)
         if tasks:
             with closing(self.executor.run(tasks, self.recipe, shared)) as results:
                 for part, table in results:
@@ -178,17 +183,39 @@ class SweepRun:
         found = None if self.folder is None else self.folder.load(part.name, part.key())
         return None if found is None else found.tables["losses"]
 
-    def _cut(self, label: str, sets: Sequence[HeadSet], n_new: int, estimate: bool) -> list[Part]:
+    def _cut(self, label: str, sets: Sequence[HeadSet], estimate: bool, begun: set[tuple[int, ...]]) -> list[Part]:
         if not sets:
             return []
-        first, n_layers = self.n_parts + n_new, len(self.model.blocks)
-        return cut(label, sets, self.batch, self.layout, n_layers=n_layers, first=first, estimate=estimate)
+        counted = begun if self._shares else None
+        return cut(label, sets, self.batch, self.layout, depth=Depth.of(self.model), estimate=estimate, begun=counted)
 
-    def _task(self, part: Part) -> Task:
+    def _in_order(self, parts: Sequence[Part]) -> list[Part]:
+        """Numbered as they are run: those on the same sequences one after the other, whatever their intervention."""
+        places = {sequences: place for place, sequences in enumerate(dict.fromkeys(part.sequences for part in parts))}
+        ordered = sorted(parts, key=lambda part: places[part.sequences])
+        return [dataclasses.replace(part, number=self.n_parts + place) for place, part in enumerate(ordered)]
+
+    @property
+    def _shares(self) -> bool:
+        """Whether parts on the same sequences share a clean pass: those of one process do."""
+        return self.executor.name == "serial"
+
+    def _tasks(self, parts: Sequence[Part]) -> list[Task]:
+        tasks = []
+        for _, some in groupby(parts, key=lambda part: part.sequences):
+            group = list(some)
+            exact = [part for part in group if not part.estimate]
+            ways = [self.interventions[label] for label in dict.fromkeys(part.intervention for part in exact)]
+            layers = {min(heads)[0] for part in exact for heads in part.head_sets}
+            shared = SharedStart(len(exact), ways, layers) if self._shares else None
+            tasks += [self._task(part, None if part.estimate else shared) for part in group]
+        return tasks
+
+    def _task(self, part: Part, shared: SharedStart | None) -> Task:
         heads = {head for heads in part.head_sets for head in heads}
         answers = None if self.answers is None else self.answers.rows(part.sequences)
         intervention = for_heads(self.interventions[part.intervention], heads)
-        return Task(part, intervention, self.batch.rows(part.sequences), answers, self.layout.rows)
+        return Task(part, intervention, self.batch.rows(part.sequences), answers, self.layout.rows, shared)
 
     def _begin_work(self, parts: Sequence[Part], missing: Sequence[Part], plain: float, n_later: int) -> Progress:
         work = sum(part.work for part in parts)

@@ -1,7 +1,8 @@
 """A part of a sweep computed: a pure function of the model and of what the task holds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from sinklens.evidence.effects import Answers, predicted_rows
 from sinklens.interventions import Intervention
 from sinklens.models.tokens import TokenBatch
 from sinklens.passes.attribution import attribute_heads
+from sinklens.passes.clean_start import SharedStart
 from sinklens.passes.head_sets import run_head_sets
 from sinklens.results.progress import SILENT, Silent
 from sinklens.studies.ablation.parts import Part
@@ -25,13 +27,17 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Task:
-    """A part with all that is needed to compute it; can be pickled."""
+    """A part with all that is needed to compute it; can be pickled, and then shares no clean pass."""
 
     part: Part
     intervention: Intervention
     batch: TokenBatch
     answers: Answers | None
     rows: int
+    shared: SharedStart | None = field(default=None, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"shared": None}
 
     def run(self, model: TransformerBridge, on_share: Callable[[float], None] | None = None) -> pd.DataFrame:
         """Compute the part; see :func:`run_task`."""
@@ -76,6 +82,7 @@ def run_task(model: TransformerBridge, task: Task, on_share: Callable[[float], N
         part.head_sets,
         answers=task.answers,
         max_rows=task.rows,
+        shared=task.shared,
         progress=SILENT if on_share is None else _Shares(on_share),
     )
     clean = {name: _plain(values)[None].repeat(n_sets, 0) for name, values in measured.clean.items()}

@@ -10,6 +10,9 @@ from sinklens.errors import InputError
 from sinklens.evidence.controls import random_head_sets
 from sinklens.interventions.heads import Head, head_name, parse_head, parse_heads
 
+OWN = "own"
+"""The ranking that a sweep makes itself, from its own single heads."""
+
 Kind = Literal["head", "group", "top", "random"]
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import plan_for
-from sinklens.capture import capture
 from sinklens.detectors.active_dormant import (
     ABLATION,
     CRITERIA,
@@ -21,15 +20,14 @@ from sinklens.detectors.active_dormant import (
     HEAD,
     MASS,
     OUTPUT_NORM,
-    THRESHOLDS,
     ActiveDormantDetector,
-    Thresholds,
     agreement,
     head_label,
     state_by_ablation,
     state_by_mass,
     state_by_norm,
 )
+from sinklens.detectors.dormancy import THRESHOLDS, Thresholds
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.contrasts import contrasts
@@ -38,6 +36,7 @@ from sinklens.interventions import AblateHeads
 from sinklens.interventions.heads import Head
 from sinklens.models.architecture import attention_layers
 from sinklens.models.as_bridge import AnyModel, as_bridge
+from sinklens.models.rope import forward_passes
 from sinklens.models.tokens import BosChoice, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.head_sets import head_set_losses
@@ -97,7 +96,8 @@ def find_active_dormant(
 
     Source: Guo et al. 2024, arXiv 2410.13835, with intervals and two further criteria added.
 
-    Cost: two forward passes over everything, and for every head on average half a forward pass.
+    Cost: one forward pass over everything, which is looked at and gone on from, and for every head what lies behind it,
+    on average somewhat more than half a forward pass.
     """
     model = as_bridge(model)
     if not attention_layers(model) or plan_for(model).path == "none":
@@ -119,12 +119,11 @@ def find_active_dormant(
     for name in domains.names:
         index = [number for number, of in enumerate(domains.of) if of == name]
         here = ActiveDormantDetector(name, rows, tuple(sink))
-        for start in range(0, len(index), layout.chunk):
-            numbers = index[start : start + layout.chunk]
+        for chosen in forward_passes(model, domains.batch.rows(index), layout.chunk):
+            numbers = index[chosen]
             part = domains.batch.rows(numbers)
-            capture(model, part, [here], batch_size=len(part), first_sequence=numbers[0])
             share = Share(progress, len(part))
-            losses.append(_losses(model, part, name, numbers, heads, rows(part), layout.rows, share))
+            losses.append(_losses(model, part, name, numbers, heads, rows(part), layout.rows, here, share))
             share.finish()
         detector.merge(here)
     activity = detector.tables()
@@ -198,13 +197,13 @@ def _losses(
     heads: Sequence[Head],
     classes: Mapping[str, Bool[Tensor, "batch pos"]],
     max_rows: int,
+    detector: ActiveDormantDetector,
     progress: Progress,
 ) -> pd.DataFrame:
-    """Clean loss and its rise without each head, by class and sequence."""
-    zeroed = AblateHeads(tuple(heads), how="zero")
-    clean, changed = head_set_losses(
-        model, batch, zeroed, [[head] for head in heads], max_rows=max_rows, progress=progress
-    )
+    """Clean loss and its rise without each head, by class and sequence; the detector looks at the clean pass."""
+    zeroed, sets = AblateHeads(tuple(heads), how="zero"), [[head] for head in heads]
+    looking: dict[str, Any] = {"consumers": [detector], "first_sequence": numbers[0]}
+    clean, changed = head_set_losses(model, batch, zeroed, sets, max_rows=max_rows, progress=progress, **looking)
     frames = []
     for name, rows in classes.items():
         before, after = _means(clean[None], rows)[0], _means(changed, rows)

@@ -4,16 +4,19 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
 from sinklens.models.builtin import data_dir
 from sinklens.models.reading import readable
-from sinklens.models.tokens import BosChoice
-from sinklens.studies.calibration.classification import ClassificationTask, classification_task
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from sinklens.models.tokens import BosChoice
+    from sinklens.studies.calibration.classification import ClassificationTask
 
 TEXT, LABEL = "text", "label"
 PLACE = "{text}"
@@ -90,14 +93,26 @@ class LabelledTexts:
         kept = sorted(np.random.default_rng(seed).permutation(len(self.texts))[:count].tolist())
         return LabelledTexts(tuple(self.texts[at] for at in kept), tuple(self.labels[at] for at in kept), self.source)
 
+    def check(self, template: str, answers: Mapping[str, Sequence[str]]) -> None:
+        """Refuse a template without a place for the text, and answers for a label that there is not.
+
+        Raises:
+            InputError: One of these.
+        """
+        if PLACE not in template:
+            raise InputError(f"The template must say where the text goes, with {PLACE}; got {template!r}.")
+        unknown = sorted(set(answers) - set(self.names))
+        if unknown:
+            raise InputError(f"There is no label {unknown[0]!r}; the labels are {', '.join(map(repr, self.names))}.")
+
     def task(
         self,
-        model: TransformerBridge,
+        model: "TransformerBridge",
         *,
         template: str = PLACE,
         answers: Mapping[str, Sequence[str]] | None = None,
-        bos: BosChoice = "auto",
-    ) -> ClassificationTask:
+        bos: "BosChoice" = "auto",
+    ) -> "ClassificationTask":
         """The prompts as a task of this model.
 
         Args:
@@ -111,18 +126,16 @@ class LabelledTexts:
             InputError: A template without ``{text}``, answers for a label that there is not, or a label without any
                 spelling that is one token.
         """
-        if PLACE not in template:
-            raise InputError(f"The template must say where the text goes, with {PLACE}; got {template!r}.")
+        from sinklens.studies.calibration.classification import classification_task
+
         given = dict(answers or {})
-        unknown = sorted(set(given) - set(self.names))
-        if unknown:
-            raise InputError(f"There is no label {unknown[0]!r}; the labels are {', '.join(map(repr, self.names))}.")
+        self.check(template, given)
         spelled = [list(given.get(name) or _spellings(model, name)) for name in self.names]
         prompts = [template.replace(PLACE, text) for text in self.texts]
         return classification_task(model, prompts, spelled, [self.names.index(name) for name in self.labels], bos=bos)
 
 
-def _spellings(model: TransformerBridge, label: str) -> list[str]:
+def _spellings(model: "TransformerBridge", label: str) -> list[str]:
     """A label with and without a space, as far as it is one token; neither twice."""
     tokenizer: Any = model.tokenizer
     if tokenizer is None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sinklens.interventions import Intervention
 
 FORMAT = "sinklens-calibration"
+WORK = "calibration"
 METRICS = {
     "accuracy": "share of prompts whose most likely next token is the right label; other tokens count as wrong",
     "valid_rate": "share of prompts whose most likely next token is any label",

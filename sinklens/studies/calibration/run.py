@@ -11,18 +11,16 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.errors import InputError
 from sinklens.interventions import CalibrateSinks, Intervention, ScaleKeys
 from sinklens.interventions.heads import parse_heads
-from sinklens.models.reading import readable
 from sinklens.results import RunFolder
 from sinklens.results.header import model_facts
 from sinklens.results.progress import SILENT, Progress
+from sinklens.studies.calibration.asked import check_asked, method_text
 from sinklens.studies.calibration.choose_gamma import GAMMAS, choose_gamma
 from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task
 from sinklens.studies.calibration.filter_heads import filter_heads
 from sinklens.studies.calibration.kept_scores import KeptScores
 from sinklens.studies.calibration.profile_heads import Objective
-from sinklens.studies.calibration.result import FORMAT, Calibration
-
-WORK = "calibration"
+from sinklens.studies.calibration.result import FORMAT, WORK, Calibration
 
 
 @dataclass(frozen=True)
@@ -70,24 +68,12 @@ class Calibrating:
         Raises:
             InputError: Something that cannot be done, in a sentence.
         """
-        for name, value, allowed in (
-            ("per", per, ("head", "index")),
-            ("objective", objective, ("accuracy", "entropy")),
-        ):
-            if value not in allowed:
-                raise InputError(f"{name} must be {' or '.join(allowed)}, got {value!r}.")
-        if not 0 < share < 1 or batch_size < 1 or controls < 1:
-            raise InputError(
-                f"share must lie between 0 and 1, batch and controls be at least 1; got {share}, {batch_size} and "
-                f"{controls}."
-            )
-        if method != "gamma" and (gammas is not None or per != "head"):
-            raise InputError(f"gammas and per belong to the method gamma, not to {method}.")
+        check_asked(method, gammas, per, heads, objective, share, controls, batch_size)
         intervention: Any = ScaleKeys(keys=(0,), gamma=2.0)
         if method == "act":
             intervention = CalibrateSinks()
         elif method != "gamma":
-            intervention = _read(method)
+            intervention = Intervention.from_json(method_text(method))
         if heads is not None:
             if not hasattr(intervention, "heads"):
                 raise InputError(f"{type(intervention).__name__} has no heads to choose.")
@@ -172,10 +158,3 @@ class Calibrating:
             "prompts": hashlib.sha256(content.encode()).hexdigest(),
             "split": [self.share, self.seed],
         }
-
-
-def _read(path: str) -> Intervention:
-    try:
-        return Intervention.from_json(readable(Path(path)).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The method is gamma, act or a file of an intervention; {path!r} cannot be read.") from error

@@ -146,11 +146,11 @@ def scan(
         batch, source = choose_sequences(
             model, texts, tokens, bos, max_tokens, split, seed, source, max_sequences, attention_mask
         )
-    usable, skipped = _usable(batch, eps)
+    usable, skipped = usable_sequences(batch, eps)
     if skipped:
         batch = without_short(batch, usable)
         domains = replace(domains.rows(usable), batch=batch) if domains is not None else None
-    notes += dict.fromkeys(_length_notes(batch, eps) + (domains.notes() if domains is not None else []))
+    notes += dict.fromkeys(length_notes(batch, eps) + (domains.notes() if domains is not None else []))
     notes += [] if intervention is None else [f"Measured under an intervention: {intervention}."]
     with_drains = any(detector.name == "value_drains" for detector in chosen)
     if with_drains and (coded := quantised_layers(model)):
@@ -256,7 +256,7 @@ def _check_eps(eps: Any) -> None:
         raise InputError(f"eps must lie between 0 and 1, got {eps!r}.")
 
 
-def _usable(batch: TokenBatch, eps: float) -> tuple[list[int], list[str]]:
+def usable_sequences(batch: TokenBatch, eps: float) -> tuple[list[int], list[str]]:
     """Which sequences are long enough for the threshold to mean anything, and a line about each that is not."""
     need = shortest_length(eps)
     long_enough = batch.lengths >= need
@@ -273,7 +273,8 @@ def _usable(batch: TokenBatch, eps: float) -> tuple[list[int], list[str]]:
     return long_enough.nonzero().flatten().tolist(), skipped
 
 
-def _length_notes(batch: TokenBatch, eps: float) -> list[str]:
+def length_notes(batch: TokenBatch, eps: float) -> list[str]:
+    """What the lengths and the number of sequences do to a sink rate."""
     notes = []
     shortest = int(batch.lengths.min())
     floor = float(uniform_importance(shortest)[0])

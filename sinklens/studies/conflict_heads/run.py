@@ -127,12 +127,11 @@ def find_conflict_heads(
     where = Answers(test.lengths.cpu() - 1, answers[:, 0], answers[:, 1])
     progress.begin("Pruning heads", len(ways) * len(sets))
     pruned: list[tuple[Any, ...]] = []
-    logits = model(test.ids.to(next(model.parameters()).device))[torch.arange(len(test)), where.position].float().cpu()
-    clean = (logits.gather(-1, answers[:, :1]) - logits.gather(-1, answers[:, 1:2]))[:, 0].double().numpy()
     for way in ways if sets else ():
         options: dict[str, Any] = {"outputs": mean_outputs(model, test)} if way == "mean" else {}
         change = AblateHeads("all", how=cast(Any, way), **options)
         found = run_head_sets(model, test, change, [each for _, _, each in sets], answers=where)
+        clean = found.clean["logit_diff"].double().cpu().numpy()
         for (kind, draw, each), values in zip(sets, found.changed["logit_diff"].double().cpu().numpy(), strict=True):
             moved = paired_interval(values - clean, seed=seed)
             names = ", ".join(map(head_name, each))

@@ -86,7 +86,7 @@ def measure_dynamics(
 
     Source: after the training dynamics of Guo et al. 2024 (arXiv 2410.13835) and Gu et al. 2025 (arXiv 2410.10781).
 
-    Cost: per checkpoint loading it and about three forward passes over the sequences, and what the criteria of roles
+    Cost: per checkpoint loading it and about one forward pass over the sequences, and what the criteria of roles
     take; one model in memory at a time.
     """
     started = time.perf_counter()

@@ -2,23 +2,22 @@
 
 import math
 from collections.abc import Mapping
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention.turns import turn
 from sinklens.capture.memory import plan_memory
 from sinklens.detectors.measure import Measurement, measure
 from sinklens.detectors.sinks import SINK_HEAD_RATE, SINK_HEAD_RATIO
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.effects import token_losses
 from sinklens.models.tokens import TokenBatch
-from sinklens.passes.batches import equal_lengths
 from sinklens.results.progress import SILENT, Progress, Share
 from sinklens.studies.ablation.layout import choose_layout
 from sinklens.studies.census.domains import Domains
@@ -84,35 +83,39 @@ def measure_checkpoint(
         ``steps`` (one row per domain), ``heads`` and ``layers`` of every domain; several domains have rows named
         ``"all"`` besides, of all sequences together. See :class:`~sinklens.studies.dynamics.result.Dynamics`.
 
-    Cost: two forward passes, one of them with about twice the attention time.
+    Cost: one forward pass, its attention about twice as slow as fused attention, with the logits of all tokens.
     """
     length = int(domains.batch.lengths.max())
-    size = batch_size or plan_memory(model, len(domains.batch), length).batch_size
+    size = batch_size or min(
+        plan_memory(model, len(domains.batch), length).batch_size,
+        choose_layout(model, len(domains.batch), length).rows,  # the pass holds the logits of all tokens
+    )
     progress.begin("Measuring a checkpoint", len(domains.batch))
     measured: dict[str, Measurement] = {}
+    losses: dict[str, Float[np.ndarray, " sequence"]] = {}
     for name in domains.names:
         index = [number for number, of in enumerate(domains.of) if of == name]
+        here: list[np.ndarray] = []
         measured[name] = measure(
             model,
             domains.batch.rows(index),
             DETECTORS,
             batch_size=size,
             first_sequence=index[0],
-            progress=Share(progress, 0.7 * len(index)),
+            progress=Share(progress, len(index)),
+            logits=partial(_keep_losses, here),
             eps=eps,
         )
-    losses = sequence_losses(model, domains.batch, batch_size)
-    progress.advance(0.3 * len(domains.batch))
+        losses[name] = np.concatenate(here)
     if len(measured) > 1:
         measured = {ALL: reduce(Measurement.merge, measured.values())} | measured
-    of = np.array(domains.of, dtype=object)
+        losses[ALL] = np.concatenate([*losses.values()])
     heads, layers = [], []
     steps: list[dict[str, Any]] = []
     for name, each in measured.items():
         by_head = _heads(each.tables)
         by_layer = _layers(each.tables["layers"], by_head)
-        lost = losses if name == ALL else losses[of == name]
-        row = _summary(by_head, by_layer) | _loss(lost, int(model.cfg.d_vocab), seed)
+        row = _summary(by_head, by_layer) | _loss(losses[name], int(model.cfg.d_vocab), seed)
         steps.append({"domain": name, **row})
         heads.append(by_head.assign(domain=name))
         layers.append(by_layer.assign(domain=name))
@@ -123,19 +126,9 @@ def measure_checkpoint(
     }
 
 
-def sequence_losses(
-    model: TransformerBridge, batch: TokenBatch, batch_size: int | None = None
-) -> Float[np.ndarray, " sequence"]:
+def _keep_losses(losses: list[np.ndarray], rows: TokenBatch, logits: Tensor) -> None:
     """Mean loss of every sequence in nats per predicted token, see :func:`token_losses`; NaN where nothing is."""
-    layout = choose_layout(model, len(batch), int(batch.lengths.max()), batch_size=batch_size)
-    losses = np.full(len(batch), math.nan)
-    device = next(model.parameters()).device
-    for index in equal_lengths(batch, layout.rows):
-        rows = batch.rows(index)
-        with turn(model):
-            logits = model(rows.ids.to(device))
-        losses[index] = token_losses(logits, rows).double().nanmean(1).cpu().numpy()
-    return losses
+    losses.append(token_losses(logits, rows).double().nanmean(1).cpu().numpy())
 
 
 def _summary(heads: pd.DataFrame, layers: pd.DataFrame) -> dict[str, float]:

@@ -24,7 +24,8 @@ from sinklens.passes.sequences import choose_sequences
 from sinklens.results import RunFolder
 from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
-from sinklens.studies.ablation.executors import check_executor, loading_here, parse_executor
+from sinklens.studies.ablation.executor_name import check_executor
+from sinklens.studies.ablation.executors import loading_here, parse_executor
 from sinklens.studies.ablation.recipe import ModelRecipe, model_identity
 from sinklens.studies.extreme_tokens.chunk import ENTRY_COLUMNS, Chunk, ChunkJob
 from sinklens.studies.extreme_tokens.result import FORMAT, WORK, ExtremeTokens, assemble

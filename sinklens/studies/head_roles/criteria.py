@@ -11,18 +11,25 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.detectors.active_dormant import ABLATION, MASS
 from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
+from sinklens.detectors.measure import Measurement
+from sinklens.detectors.registry import choose_detectors
+from sinklens.detectors.sinks import EPS
+from sinklens.detectors.sinks import METRIC as SINK_SCORE
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions.heads import Head
-from sinklens.models.tokens import BosChoice
+from sinklens.models.tokens import BosChoice, TokenBatch
+from sinklens.passes.sequences import without_short
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.active_dormant.result import ActiveDormant
 from sinklens.studies.active_dormant.run import find_active_dormant
-from sinklens.studies.census.result import Census
-from sinklens.studies.census.run import scan
+from sinklens.studies.census.joins import join_tables
+from sinklens.studies.census.run import length_notes, scan, usable_sequences
 from sinklens.studies.head_scores.head_importance import head_importance
-from sinklens.studies.head_scores.heterogeneous_heads import heterogeneous_heads
+from sinklens.studies.head_scores.heterogeneous_heads import heterogeneous_heads, offsets_pass
 from sinklens.studies.head_scores.pattern_scores import pattern_scores
-from sinklens.studies.head_scores.text_scores import text_scores
+from sinklens.studies.head_scores.scoring_pass import ScoringPass
+from sinklens.studies.head_scores.text_scores import text_pass, text_scores
 from sinklens.studies.needles.answers import Keep
 from sinklens.studies.needles.grid import score_needles
 from sinklens.studies.needles.make import make_needles
@@ -30,6 +37,7 @@ from sinklens.studies.needles.retrieval_scores import Procedure, retrieval_score
 from sinklens.studies.streaming_split.run import learn_gates
 from sinklens.studies.streaming_split.settings import GateSettings
 
+SINK_DETECTORS = ("sinks", "value_drains")
 SINK_EVIDENCE = ("sink_position", "sink_rate", "null", "ratio", "is_sink", "drain", "drain_wo")
 
 
@@ -45,6 +53,8 @@ class Criterion:
             others make their own input.
         scores: The scores that count as criteria; others that it gives stand beside them as evidence.
         measure: From the model and the measurement's own options to scores.
+        plan: From the model, chosen sequences, their source and how they were chosen to the pass that the measurement
+            needs with its usual options, where it needs one and others may look at it, too.
         tokens: About how many tokens it runs through the model on its usual input, before any head is changed.
         by_head: How many it runs besides for every head of the model, half a forward pass each.
     """
@@ -57,32 +67,37 @@ class Criterion:
     measure: Callable[..., HeadScores]
     tokens: int = 8_000
     by_head: int = 0
+    plan: Callable[..., ScoringPass] | None = None
 
     def run(self, model: TransformerBridge, options: Mapping[str, Any], progress: Progress = SILENT) -> HeadScores:
-        """Measure; near copies of a score (other forms of it) are left out of ``metrics`` and stay in the table."""
-        found = self.measure(model, **options, progress=progress)
+        """Measure, with what :meth:`only_scores` says."""
+        return self.only_scores(self.measure(model, **options, progress=progress))
+
+    def only_scores(self, found: HeadScores) -> HeadScores:
+        """Near copies of a score (other forms of it) are left out of ``metrics`` and stay in the table."""
         kept = {name: metric for name, metric in found.metrics.items() if name in self.scores}
         return HeadScores(found.frame, kept or found.metrics, found.meta)
 
 
-def sink_scores(census: Census) -> HeadScores:
-    """Importance of each head's strongest key, from a census; the label needs a sink rate and twice the uniform null.
+def sink_scores(heads: pd.DataFrame, score: Metric, facts: Mapping[str, Any]) -> HeadScores:
+    """Importance of each head's strongest key; the label needs a sink rate and twice the uniform null.
 
     The rate stands beside it as evidence: it saturates (many heads of a real model have 1.00) and ranks nothing.
 
+    Args:
+        heads: The table of a census.
+        score: Definition of a sink's score.
+        facts: Tokens, settings and warnings.
+
     Raises:
         UnsupportedArchitectureError: No block of the model has softmax attention.
-        ResultError: The census was made without sinks.
     """
-    heads = census.heads.to_dataframe()
     if heads.empty:
         raise UnsupportedArchitectureError("No block of this model has softmax attention, so no head can be a sink.")
-    metric = census.meta["metrics"]["sink_score"]
-    score = Metric("importance", metric["version"], metric["definition"], metric["source"])
+    metric = Metric("importance", score.version, score.definition, score.source)
     kept = [name for name in SINK_EVIDENCE if name in heads]
     frame = heads[["layer", "head", "importance", *kept]].rename(columns={"null": "sink_null", "ratio": "sink_ratio"})
-    facts = {name: census.meta[name] for name in ("tokens", "settings", "warnings")}
-    return HeadScores(frame, {"importance": score}, facts)
+    return HeadScores(frame, {"importance": metric}, facts)
 
 
 def dormant_scores(found: ActiveDormant) -> HeadScores:
@@ -102,8 +117,34 @@ def dormant_scores(found: ActiveDormant) -> HeadScores:
 
 
 def _sinks(model: TransformerBridge, **options: Any) -> HeadScores:
-    usual: dict[str, Any] = {"detectors": ("sinks", "value_drains"), "maps": 0}
-    return sink_scores(scan(model, **usual | options))
+    usual: dict[str, Any] = {"detectors": SINK_DETECTORS, "maps": 0}
+    census = scan(model, **usual | options)
+    facts = {name: census.meta[name] for name in ("tokens", "settings", "warnings")}
+    return sink_scores(census.heads.to_dataframe(), SINK_SCORE, facts)
+
+
+def _sinks_pass(model: TransformerBridge, batch: TokenBatch, source: str, **words: Any) -> ScoringPass:
+    """The same numbers from a pass that others look at, too."""
+    usable, skipped = usable_sequences(batch, EPS)
+    if skipped:
+        batch = without_short(batch, usable)
+
+    def score(found: Measurement) -> HeadScores:
+        facts = header(model, batch, source, tokens={"skipped": skipped})
+        settings = {"detectors": [*SINK_DETECTORS], "eps": EPS, **words}
+        told = {"tokens": facts["tokens"], "settings": settings, "warnings": length_notes(batch, EPS)}
+        return sink_scores(join_tables(found.tables)["heads"], SINK_SCORE, told)
+
+    return ScoringPass(batch, choose_detectors(SINK_DETECTORS, joined=True, eps=EPS), score)
+
+
+def _task_kv(model: TransformerBridge, *, max_sequences: int | None = None, **options: Any) -> HeadScores:
+    """On as many sequences as the others."""
+    return heterogeneous_heads(model, max_sequences=max_sequences, **options)
+
+
+def _offsets_pass(model: TransformerBridge, batch: TokenBatch, source: str, **_: Any) -> ScoringPass:
+    return offsets_pass(model, batch, source)
 
 
 def _active_dormant(model: TransformerBridge, **options: Any) -> HeadScores:
@@ -165,6 +206,7 @@ CRITERIA: Mapping[str, Criterion] = {
             True,
             ("importance",),
             _sinks,
+            plan=_sinks_pass,
         ),
         Criterion(
             "text",
@@ -174,6 +216,7 @@ CRITERIA: Mapping[str, Criterion] = {
             ("entropy", "distance_without_sink", "delimiter_mass"),
             text_scores,
             8_000,
+            plan=text_pass,
         ),
         Criterion(
             "task_kv",
@@ -181,8 +224,9 @@ CRITERIA: Mapping[str, Criterion] = {
             False,
             True,
             ("written_offset",),
-            heterogeneous_heads,
+            _task_kv,
             8_000,
+            plan=_offsets_pass,
         ),
         Criterion("streaming", "DuoAttention's learned gates", True, False, ("streaming_gate",), _streaming, 400_000),
         Criterion(

@@ -41,6 +41,16 @@ def read_scores(path: str | Path, *, n_heads: int | None = None) -> HeadScores:
     )
 
 
+def check_files(names: Sequence[str]) -> None:
+    """Refuse what :func:`read_all` could not read, whatever the model.
+
+    Raises:
+        InputError: What :func:`read_scores` raises.
+    """
+    for name in names:
+        read_scores(_named(name)[1])
+
+
 def read_all(
     names: Sequence[str], *, sizes: tuple[int, int, int] | None = None, n_heads: int | None = None
 ) -> dict[str, HeadScores]:

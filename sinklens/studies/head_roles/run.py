@@ -17,7 +17,7 @@ from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError, ResultError, SinkLensError
 from sinklens.evidence.controls import all_heads
 from sinklens.models.as_bridge import AnyModel, as_bridge
-from sinklens.models.tokens import BosChoice
+from sinklens.models.tokens import BosChoice, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.sequences import choose_sequences
 from sinklens.results import RunFolder
@@ -28,6 +28,7 @@ from sinklens.studies.ablation.recipe import model_identity
 from sinklens.studies.head_roles.criteria import CRITERIA, USUAL, missing_scores
 from sinklens.studies.head_roles.result import FORMAT, WORK, Roles
 from sinklens.studies.head_roles.rules import Rule
+from sinklens.studies.head_scores.scoring_pass import run_passes
 
 
 @usual_torch()
@@ -99,8 +100,9 @@ def find_roles(
         raise InputError(f"Given scores need names of their own, {taken[0]!r} is measured here; call them differently.")
     started = time.perf_counter()
     model = as_bridge(model, tokenizer=tokenizer)
+    chosen = None
     if any(CRITERIA[name].on_texts for name in scores):  # what the caller gave is wrong or right for all of them
-        choose_sequences(model, texts, bos=bos, max_tokens=max_tokens, max_sequences=max_sequences, seed=seed)
+        chosen = choose_sequences(model, texts, bos=bos, max_tokens=max_tokens, max_sequences=max_sequences, seed=seed)
     heads = all_heads(model)
     folder = None if out is None else RunFolder(Path(out), FORMAT, WORK)
     with ExitStack() as stack:
@@ -109,19 +111,30 @@ def find_roles(
             folder.begin(model_identity(model), restart)
             folder.note()
         words = {"texts": texts, "bos": bos, "max_tokens": max_tokens, "max_sequences": max_sequences}
-        parts: dict[str, HeadScores] = {}
         notes: list[str] = []
         failed: dict[str, str] = {}
         named = dict.fromkeys(scores)
+        own = {name: _options(name, words, dict((options or {}).get(name, {})), seed) for name in named}
         works = {name: CRITERIA[name].tokens + CRITERIA[name].by_head * len(heads) / 2 for name in named}
         comparing = 0.05 * sum(works.values()) or 1.0
         progress.begin("Measuring criteria", sum(works.values()) + comparing)
-        for number, name in enumerate(named, 1):
-            progress.step(f"{number} of {len(named)}, {name}: {CRITERIA[name].about}")
+        parts = {} if folder is None else load_finished(folder, own)
+        progress.skip(sum(works[name] for name in parts))
+        left = [name for name in named if name not in parts]
+        alike = [name for name in left if CRITERIA[name].plan is not None and not (options or {}).get(name)]
+        if chosen is not None and len(alike) > 1:
+            progress.step(f"{', '.join(alike)}: one pass over the texts")
+            share = Share(progress, sum(works[name] for name in alike))
+            together = _measure_together(model, alike, chosen, {"max_tokens": max_tokens, "seed": seed}, share)
+            for name, of_texts in together.items():
+                _keep(folder, name, own[name], of_texts)
+            parts |= together
+        for name in [name for name in left if name not in parts]:
+            progress.step(f"{len(parts) + 1} of {len(named)}, {name}: {CRITERIA[name].about}")
             share = Share(progress, works[name])
-            mine = _options(name, words, dict((options or {}).get(name, {})), seed)
             try:
-                parts[name] = _measure(model, name, mine, folder, share)
+                parts[name] = CRITERIA[name].run(model, own[name], share)
+                _keep(folder, name, own[name], parts[name])
             except ResultError:
                 raise  # the folder: going on would cost the results of the others
             except (SinkLensError, RuntimeError, MemoryError) as error:  # what a model or a machine cannot do
@@ -131,6 +144,7 @@ def find_roles(
                 failed[name] = f"{kind}{error}"
                 parts[name] = missing_scores(CRITERIA[name], heads, failed[name])
             share.finish()
+        parts = {name: parts[name] for name in named}
         if len(failed) == len(parts) and not given:
             raise InputError(f"No criterion gave any score. {' '.join(notes)}")
         parts |= dict(given or {})
@@ -152,22 +166,37 @@ def _options(name: str, words: Mapping[str, Any], own: dict[str, Any], seed: int
     return {**shared, "seed": seed} | own
 
 
-def _measure(
+def _measure_together(
     model: TransformerBridge,
-    name: str,
-    options: Mapping[str, Any],
-    folder: RunFolder | None,
-    progress: Share,
-) -> HeadScores:
-    kept = None if folder is None else load_scores(folder, name, options)
-    if kept is not None:
-        progress.begin(name, 1)
-        progress.skip(1)
-        return kept
-    scores = CRITERIA[name].run(model, options, progress)
+    names: Sequence[str],
+    chosen: tuple[TokenBatch, str],
+    words: Mapping[str, Any],
+    progress: Progress,
+) -> dict[str, HeadScores]:
+    """Scores of criteria that look at the same texts, from one pass.
+
+    Those that need other tokens are left out, and all of them where the pass fails: each is then measured by itself,
+    and tells what it fails of.
+    """
+    batch, source = chosen
+    try:
+        planned = {name: plan(model, batch, source, **words) for name in names if (plan := CRITERIA[name].plan)}
+        same = {name: each for name, each in planned.items() if each.batch is batch}
+        found = run_passes(model, [*same.values()], progress=progress)
+    except (SinkLensError, RuntimeError, MemoryError):
+        return {}
+    return {name: CRITERIA[name].only_scores(scores) for name, scores in zip(same, found, strict=True)}
+
+
+def _keep(folder: RunFolder | None, name: str, options: Mapping[str, Any], scores: HeadScores) -> None:
     if folder is not None:
         save_scores(folder, name, options, scores)
-    return scores
+
+
+def load_finished(folder: RunFolder, options: Mapping[str, Mapping[str, Any]]) -> dict[str, HeadScores]:
+    """What an earlier run finished, by criterion."""
+    found = {name: load_scores(folder, name, own) for name, own in options.items()}
+    return {name: scores for name, scores in found.items() if scores is not None}
 
 
 def load_scores(folder: RunFolder, name: str, options: Mapping[str, Any]) -> HeadScores | None:

@@ -1,37 +1,41 @@
 """Task-KV's heterogeneous heads of a model, in head-private coordinates and in those of the residual stream."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.attention import AttentionEngine, AttentionShape, plan_for
-from sinklens.detectors import heterogeneity
+from sinklens.attention import plan_for
+from sinklens.capture.record import LayerRecord
+from sinklens.detectors.base import Detector
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.detectors.heterogeneity import (
+    RAW,
+    WRITTEN,
     heterogeneous,
     heterogeneous_count,
     offsets,
     semantic_vectors,
     written_vectors,
 )
+from sinklens.detectors.measure import Measurement
 from sinklens.errors import UnsupportedArchitectureError
 from sinklens.interventions.kv_groups import kv_head_count
 from sinklens.models.architecture import attention_layers, output_weights
 from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.torch_state import usual_torch
-from sinklens.passes.batches import equal_lengths
 from sinklens.passes.sequences import choose_sequences
 from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
+from sinklens.studies.head_scores.scoring_pass import ScoringPass, run_passes
 
-FORMS = {"semantic": heterogeneity.RAW, "written": heterogeneity.WRITTEN}
+FORMS = {"semantic": RAW, "written": WRITTEN}
 
 
 @usual_torch()
@@ -79,7 +83,7 @@ def heterogeneous_heads(
         max_sequences: Draw at most this many sequences from all over the texts; None: 100, and all of given tokens.
         batch_size: Sequences in one forward pass.
         seed: Which sequences are drawn.
-        progress: Told after each forward pass, in sequences.
+        progress: Told after every layer, in sequences times layers.
 
     Returns:
         Columns ``layer``, ``head``, ``kv_head``; ``semantic_offset`` and ``written_offset``; for each form
@@ -100,64 +104,100 @@ def heterogeneous_heads(
     batch, source = choose_sequences(
         model, texts, tokens, bos, max_tokens, split, seed, None, max_sequences, attention_mask
     )
+    planned = offsets_pass(model, batch, source, beta=beta, least=least)
+    (found,) = run_passes(model, [planned], batch_size=batch_size, progress=progress)
+    return found
+
+
+def offsets_pass(
+    model: TransformerBridge, batch: TokenBatch, source: str, *, beta: float = 0.25, least: int | None = None
+) -> ScoringPass:
+    """The pass of :func:`heterogeneous_heads` over chosen sequences, to be run beside others.
+
+    Args:
+        model: The bridge.
+        batch: The sequences.
+        source: What they are called.
+        beta: As for :func:`heterogeneous_heads`, like ``least``.
+        least: Far heads in the last layer.
+    """
     kv_heads, layers = kv_head_count(model), sorted(attention_layers(model))
-    group = int(model.cfg.n_heads) // kv_heads
     least = max(1, round(kv_heads / 8)) if least is None else least
     counts = {
         layer: heterogeneous_count(place, len(layers), kv_heads, beta=beta, least=least)
         for place, layer in enumerate(layers)
     }
-    distances = {name: np.full((len(layers), kv_heads, len(batch)), np.nan) for name in FORMS}
-    progress.begin("Comparing heads' outputs", len(batch))
-    for indices in equal_lengths(batch, batch_size):
-        watcher = _Watcher(model, batch.rows(indices), group)
-        edits: list[Any] = [watcher]
-        with AttentionEngine(model, path=plan.path, edits=edits):
-            model(batch.rows(indices).ids.to(next(model.parameters()).device))
-        for (name, layer), found in watcher.found.items():
-            distances[name][layers.index(layer)][:, indices] = found.T
-        progress.advance(len(indices))
-    rows = []
-    for place, layer in enumerate(layers):
-        labels = {name: _labels(distances[name][place], counts[layer]) for name in FORMS}
-        for head in range(kv_heads * group):
-            row: dict[str, Any] = {"layer": layer, "head": head, "kv_head": head // group}
-            for name, metric in FORMS.items():
-                row[metric.name] = float(distances[name][place, head // group].mean())
-                label, share = labels[name]
-                row |= {f"{name}_heterogeneous": label[head // group], f"{name}_share": share[head // group]}
-            rows.append(row)
-    facts = header(model, batch, source)
-    missing = bool(np.isnan(distances["written"]).any())
-    meta = {
-        **facts,
-        "settings": {"beta": beta, "least": least, "counts": {str(layer): count for layer, count in counts.items()}},
-        "metrics": {metric.name: metric.as_dict() for metric in FORMS.values()},
-        "warnings": [
-            *(["What heads write cannot be told in some layers (gate, or W_O not readable)."] if missing else []),
-            *([batch.unused.sentence(len(batch))] if batch.unused else []),
-        ],
-    }
-    return HeadScores(pd.DataFrame(rows), {metric.name: metric for metric in FORMS.values()}, meta)
+    settings = {"beta": beta, "least": least, "counts": {str(layer): count for layer, count in counts.items()}}
+
+    def score(found: Measurement) -> HeadScores:
+        frame = found.tables["heterogeneity"]
+        missing = bool(frame[WRITTEN.name].isna().any())
+        meta = {
+            **header(model, batch, source),
+            "settings": settings,
+            "metrics": {metric.name: metric.as_dict() for metric in FORMS.values()},
+            "warnings": [
+                *(["What heads write cannot be told in some layers (gate, or W_O not readable)."] if missing else []),
+                *([batch.unused.sentence(len(batch))] if batch.unused else []),
+            ],
+        }
+        return HeadScores(frame, {metric.name: metric for metric in FORMS.values()}, meta)
+
+    return ScoringPass(batch, [_Offsets(model, counts)], score)
 
 
-class _Watcher:
-    """Offsets of all KV heads of every layer, by form and layer, each ``[batch kv_head]``."""
+class _Offsets(Detector):
+    """Offsets of all KV heads of every layer, by form and layer, each ``[sequence kv_head]`` in the order of passes.
 
-    def __init__(self, model: TransformerBridge, batch: TokenBatch, group: int) -> None:
-        self.model, self.batch, self.group = model, batch, group
+    Args:
+        model: The bridge.
+        counts: Far heads of each layer.
+    """
+
+    name = "heterogeneity"
+    metrics = (RAW, WRITTEN)
+    needs = ("z",)
+
+    def __init__(self, model: TransformerBridge, counts: Mapping[int, int]) -> None:
+        self.model, self.counts = model, counts
+        self.group = int(model.cfg.n_heads) // kv_head_count(model)
         self.gated = bool(getattr(model.cfg, "gated_q_proj", False))
-        self.found: dict[tuple[str, int], Float[np.ndarray, "batch kv_head"]] = {}
+        self.found: dict[tuple[str, int], list[Float[np.ndarray, "batch kv_head"]]] = defaultdict(list)
 
-    def edit_output(self, shape: AttentionShape, output: Float[Tensor, "batch head q_pos d_value"]) -> None:
-        """Look at what the heads of a layer hand on; the engine calls this as it would an edit."""
-        vectors = semantic_vectors(output, self.batch.real.to(output.device))
+    def update(self, record: LayerRecord) -> None:
+        """Take the head outputs of a layer; one without attention has none."""
+        if record.z is None:
+            return
+        vectors = semantic_vectors(record.z, record.real.to(record.z.device))
         grouped = vectors.unflatten(1, (-1, self.group))
-        self.found["semantic", shape.layer] = offsets(grouped.mean(2)).cpu().numpy()
-        weights = output_weights(self.model, shape.layer)
-        if weights is not None and not self.gated and weights.shape[:2] == (output.shape[1], output.shape[3]):
+        self.found["semantic", record.layer].append(offsets(grouped.mean(2)).cpu().numpy())
+        weights = output_weights(self.model, record.layer)
+        if weights is not None and not self.gated and weights.shape[:2] == (record.z.shape[1], record.z.shape[3]):
             written = written_vectors(vectors, weights.double()).unflatten(1, (-1, self.group))
-            self.found["written", shape.layer] = offsets(written.sum(2)).cpu().numpy()
+            self.found["written", record.layer].append(offsets(written.sum(2)).cpu().numpy())
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """``heterogeneity``: one row per head, its offsets as means over sequences, and the labels."""
+        rows = []
+        for layer, count in self.counts.items():
+            forms = {form: self._distances(form, layer) for form in FORMS}
+            labels = {form: _labels(distances, count) for form, distances in forms.items()}
+            for head in range(len(forms["semantic"]) * self.group):
+                kv_head = head // self.group
+                row: dict[str, Any] = {"layer": layer, "head": head, "kv_head": kv_head}
+                for form, metric in FORMS.items():
+                    row[metric.name] = float(forms[form][kv_head].mean())
+                    label, share = labels[form]
+                    row |= {f"{form}_heterogeneous": label[kv_head], f"{form}_share": share[kv_head]}
+                rows.append(row)
+        return {"heterogeneity": pd.DataFrame(rows)}
+
+    def _distances(self, form: str, layer: int) -> Float[np.ndarray, "kv_head sequence"]:
+        """NaN for the written form where it is not known."""
+        parts = self.found.get((form, layer))
+        if parts is None:
+            parts = [np.full_like(part, np.nan) for part in self.found["semantic", layer]]
+        return np.concatenate(parts).T
 
 
 def _labels(distances: Float[np.ndarray, "kv_head sequence"], count: int) -> tuple[list[Any], list[float]]:

@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.detectors.delimiter import KINDS, DelimiterKind
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.detectors.local_global import SHARE, WINDOW
-from sinklens.detectors.measure import measure
+from sinklens.detectors.measure import Measurement
+from sinklens.detectors.registry import choose_detectors
 from sinklens.errors import UnsupportedArchitectureError
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import attention_layers
@@ -17,6 +21,7 @@ from sinklens.models.torch_state import usual_torch
 from sinklens.passes.sequences import choose_sequences
 from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
+from sinklens.studies.head_scores.scoring_pass import ScoringPass, run_passes
 
 DETECTORS = ("attention_entropy", "local_global", "previous_token", "delimiter_mass", "value_weighted")
 KEYS = ["layer", "head", "kv_head"]
@@ -90,39 +95,56 @@ def text_scores(
     batch, source = choose_sequences(
         model, texts, tokens, bos, max_tokens, split, seed, source, max_sequences, attention_mask
     )
-    found = measure(
-        model,
-        batch,
-        DETECTORS,
-        batch_size=batch_size,
-        intervention=intervention,
-        progress=progress,
-        kinds=delimiters,
-        sinks=sinks,
-        window=window,
-        share=share,
-    )
-    frame = found.tables["head_scores"]
-    metrics = {name: metric for name, metric in found.metrics.items() if name in frame}
-    labels = ["span", "span_without_sink"]
-    frame["n_sequences"] = frame["entropy_n"]
-    kept = [f"{name}{end}" for name in metrics for end in ("", "_null", "_sd") if f"{name}{end}" in frame]
-    meta: dict[str, Any] = {
-        **header(model, batch),
-        "source": source,
-        "dropped_tokens": batch.dropped,
-        "settings": {
-            "delimiters": list(delimiters),
-            "sinks": list(sinks),
-            "window": window,
-            "share": share,
-            "max_tokens": max_tokens,
-            "seed": seed,
-        },
-        "intervention": None if intervention is None else json.loads(intervention.to_json()),
-        "warnings": [*found.verdict, *_warnings(batch, frame)],
-    }
-    return HeadScores(frame[[*KEYS, *kept, *labels, "n_sequences"]], metrics, meta)
+    words: dict[str, Any] = {"max_tokens": max_tokens, "seed": seed}
+    planned = text_pass(model, batch, source, delimiters=delimiters, sinks=sinks, window=window, share=share, **words)
+    (found,) = run_passes(model, [planned], batch_size=batch_size, intervention=intervention, progress=progress)
+    written = None if intervention is None else json.loads(intervention.to_json())
+    return replace(found, meta={**found.meta, "intervention": written})
+
+
+def text_pass(
+    model: TransformerBridge,
+    batch: TokenBatch,
+    source: str,
+    *,
+    delimiters: Sequence[DelimiterKind] = KINDS,
+    sinks: Sequence[int] = (0,),
+    window: int = WINDOW,
+    share: float = SHARE,
+    **words: Any,
+) -> ScoringPass:
+    """The pass of :func:`text_scores` over chosen sequences, to be run beside others.
+
+    Args:
+        model: The bridge.
+        batch: The sequences.
+        source: What they are called.
+        delimiters: As for :func:`text_scores`, like ``sinks``, ``window`` and ``share``.
+        sinks: Positions of the sink.
+        window: Tokens beyond which the windowed distance does not grow.
+        share: Share of heads called local, and global.
+        words: How they were chosen, for the header.
+    """
+    settings = {"delimiters": list(delimiters), "sinks": list(sinks), "window": window, "share": share, **words}
+
+    def score(found: Measurement) -> HeadScores:
+        frame = found.tables["head_scores"]
+        metrics = {name: metric for name, metric in found.metrics.items() if name in frame}
+        labels = ["span", "span_without_sink"]
+        frame["n_sequences"] = frame["entropy_n"]
+        kept = [f"{name}{end}" for name in metrics for end in ("", "_null", "_sd") if f"{name}{end}" in frame]
+        meta: dict[str, Any] = {
+            **header(model, batch),
+            "source": source,
+            "dropped_tokens": batch.dropped,
+            "settings": settings,
+            "intervention": None,
+            "warnings": [*found.verdict, *_warnings(batch, frame)],
+        }
+        return HeadScores(frame[[*KEYS, *kept, *labels, "n_sequences"]], metrics, meta)
+
+    options: dict[str, Any] = {"kinds": delimiters, "sinks": sinks, "window": window, "share": share}
+    return ScoringPass(batch, choose_detectors(DETECTORS, **options), score)
 
 
 def _warnings(batch: TokenBatch, frame: Any) -> list[str]:

@@ -11,6 +11,7 @@ from sinklens.models.architecture import context_length
 from sinklens.models.builtin import data_dir
 from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.models.tokens import BosChoice, bos_prefix
+from sinklens.studies.needles.depths import checked_depths
 from sinklens.studies.needles.haystack import text_haystack
 from sinklens.studies.needles.instance import KINDS, Kind, NeedleInstance
 from sinklens.studies.needles.needle_set import NeedleSet
@@ -100,7 +101,7 @@ def make_needles(
     if template == "auto":
         template = "chat" if kind != "random" and getattr(model.tokenizer, "chat_template", None) else "plain"
     whole = sentence if sentence is not None else template == "chat"
-    depths = _checked(depths, lengths)
+    depths = checked_depths(depths, lengths)
     notes: list[str] = []
     if kind == "random":
         prefix, statement = bos_prefix(model, bos)
@@ -198,15 +199,6 @@ class _Asks:
             if builder.haystack_tokens >= longest:
                 return builder
             characters *= 2
-
-
-def _checked(depths: Sequence[float], lengths: Sequence[int] | None) -> list[float]:
-    listed = [float(depth) for depth in depths]
-    if not listed or not all(0 <= depth <= 1 for depth in listed):
-        raise InputError(f"Depths lie between 0 and 1, such as 0, 0.5, 1; got {listed}.")
-    if lengths is not None and (not lengths or min(lengths) < 1):
-        raise InputError(f"Expected lengths in tokens, at least one, such as 256, 512; got {list(lengths)}.")
-    return sorted(set(listed))
 
 
 def _lengths(model: TransformerBridge, lengths: Sequence[int] | None, *, shortest: int, answer: int) -> list[int]:

@@ -14,9 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.attention import AttentionCall, AttentionEngine, AttentionShape, plan_for
 from sinklens.errors import UnsupportedArchitectureError
 from sinklens.interventions.heads import Head
-
-Receiver = tuple[int, int, str]
-"""Layer, query head and which of its inputs: ``"q"``, ``"k"`` or ``"v"``."""
+from sinklens.studies.path_patching.receiver import Receiver
 
 _SIDES = {"q": "query", "k": "key", "v": "value"}
 

@@ -10,17 +10,17 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
 from sinklens.evidence.controls import all_heads, random_head_sets
-from sinklens.interventions.heads import Head, check_heads, head_name, parse_head, parse_heads
+from sinklens.interventions.heads import Head, check_heads, head_name, parse_heads
 from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
 from sinklens.models.torch_state import usual_torch
 from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
-from sinklens.studies.path_patching.passes import Changes, Receiver, Recorded, run
+from sinklens.studies.path_patching.passes import Changes, Recorded, run
+from sinklens.studies.path_patching.receiver import LOGITS, Receiver, receiver_parts
 from sinklens.studies.path_patching.result import PatchedPaths
 from sinklens.studies.path_patching.sets import Scale, patch_sets
 
-LOGITS = "logits"
 PATH_COLUMNS = ("sender", "layer", "head", "receiver", "effect", "low", "high")
 SET_COLUMNS = (
     "kind", "draw", "heads", "necessity", "necessity_low", "necessity_high", "sufficiency", "sufficiency_low",
@@ -187,11 +187,7 @@ def _prompts(
 
 
 def _receiver(model: TransformerBridge, name: str) -> Receiver | None:
-    if name == LOGITS:
-        return None
-    head, _, side = name.rpartition(".")
-    if side not in ("q", "k", "v"):
-        raise InputError(f'A receiver is "logits" or a head with .q, .k or .v such as "L5H1.k"; got {name!r}.')
-    layer, number = parse_head(head)
-    check_heads(model, ((layer, number),))
-    return layer, number, side
+    received = receiver_parts(name)
+    if received is not None:
+        check_heads(model, (received[:2],))
+    return received

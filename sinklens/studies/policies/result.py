@@ -10,7 +10,7 @@ import pandas as pd
 
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.results.result import Result
-from sinklens.studies.policies.needle_rows import needle_sentences
+from sinklens.studies.policies.needle_summary import needle_sentences
 
 FORMAT = "sinklens-policies"
 WORK = "comparison of policies"

@@ -30,8 +30,9 @@ from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.ablation.recipe import model_identity
 from sinklens.studies.needles.needle_set import NeedleSet
 from sinklens.studies.needles.run import check_instances
-from sinklens.studies.policies.needle_rows import CLEAN, needle_batches, read_needles, summarise_needles
 from sinklens.studies.policies.needle_rows import METRICS as NEEDLE_METRICS
+from sinklens.studies.policies.needle_rows import needle_batches, read_needles
+from sinklens.studies.policies.needle_summary import CLEAN, summarise_needles
 from sinklens.studies.policies.result import FORMAT, WORK, PolicyComparison, summarise_policies
 from sinklens.studies.policies.role_fields import read_role_fields
 

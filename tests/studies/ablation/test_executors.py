@@ -19,10 +19,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens import load, tokenize
 from sinklens.errors import InputError, MissingExtraError
 from sinklens.interventions import AblateHeads, Intervention
+from sinklens.passes.head_sets import Depth
 from sinklens.studies import sweep
 from sinklens.studies.ablation import process_pool
 from sinklens.studies.ablation.dask_cluster import DaskCluster
-from sinklens.studies.ablation.executors import Serial, check_executor, loading_here, parse_executor
+from sinklens.studies.ablation.executor_name import check_executor
+from sinklens.studies.ablation.executors import Serial, loading_here, parse_executor
 from sinklens.studies.ablation.layout import Layout, cut
 from sinklens.studies.ablation.process_pool import ProcessPool, WorkerLostError
 from sinklens.studies.ablation.recipe import ModelRecipe, fingerprint
@@ -47,7 +49,7 @@ def serial(model: TransformerBridge) -> pd.DataFrame:
 
 def tasks(model: TransformerBridge, intervention: Intervention) -> list[Task]:
     batch = tokenize(model, IDS[:2])
-    parts = cut("zero", SETS, batch, Layout(1, 4, 1, 0), n_layers=2)
+    parts = cut("zero", SETS, batch, Layout(1, 4, 1, 0), depth=Depth([1] * 2))
     return [Task(part, intervention, batch.rows(part.sequences), None, 4) for part in parts]
 
 

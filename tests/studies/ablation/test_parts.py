@@ -10,6 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens import tokenize
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
+from sinklens.passes.head_sets import Depth
 from sinklens.studies.ablation import layout as layout_module
 from sinklens.studies.ablation.layout import Layout, choose_layout, cut
 
@@ -42,7 +43,7 @@ def test_parts_hold_every_set_and_sequence_once(
     sets: list[tuple[tuple[int, int], ...]], lengths: list[int], chunk: int, passes: int, estimate: bool
 ) -> None:
     layout = Layout(chunk, chunk, passes, 0)
-    parts = cut("zero", sets, ragged(lengths), layout, n_layers=4, first=7, estimate=estimate)
+    parts = cut("zero", sets, ragged(lengths), layout, depth=Depth([1] * 4), first=7, estimate=estimate)
     held = [(heads, sequence) for part in parts for heads in part.head_sets for sequence in part.sequences]
     assert sorted(held) == sorted((heads, sequence) for heads in sets for sequence in range(len(lengths)))
     assert [part.number for part in parts] == list(range(7, 7 + len(parts)))
@@ -59,9 +60,11 @@ def test_parts_hold_every_set_and_sequence_once(
 
 def test_a_part_of_one_layer_at_a_time_when_that_is_enough_work() -> None:
     sets = [((layer, head),) for layer in range(3) for head in range(4)]
-    parts = cut("zero", sets, ragged([4]), Layout(1, 1, 1, 0), n_layers=3)
+    parts = cut("zero", sets, ragged([4]), Layout(1, 1, 1, 0), depth=Depth([1] * 3))
     assert [len(part.head_sets) for part in parts][:4] == [1, 1, 1, 1]
-    assert len(cut("zero", sets, ragged([4]), Layout(1, 1, 100, 0), n_layers=3)) == 1, "small sweeps are one part"
+    assert len(cut("zero", sets, ragged([4]), Layout(1, 1, 100, 0), depth=Depth([1] * 3))) == 1, (
+        "small sweeps are one part"
+    )
 
 
 def test_sizes_follow_memory_and_the_caller(tiny: TransformerBridge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +92,6 @@ def test_parts_of_a_large_model_are_short(tiny: TransformerBridge, monkeypatch: 
 
 def test_real_tokens_are_cut_by_length(tiny: TransformerBridge) -> None:
     batch = tokenize(tiny, [[5, 6, 7], [5, 6], [8, 9, 10]])
-    parts = cut("zero", [((0, 0),)], batch, Layout(8, 8, 1, 0), n_layers=2)
+    parts = cut("zero", [((0, 0),)], batch, Layout(8, 8, 1, 0), depth=Depth([1] * 2))
     assert sorted(part.sequences for part in parts) == [(0, 2), (1,)]
     assert np.isclose(sum(part.work for part in parts), 3 * 2)

@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import OPTForCausalLM
 
 from sinklens import load, tokenize
-from sinklens.detectors.active_dormant import Thresholds
+from sinklens.detectors.dormancy import Thresholds
 from sinklens.errors import InputError, ResultError, UnsupportedArchitectureError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.contrasts import contrasts

@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens import Census, load
 from sinklens.detectors.head_scores import HeadScores
+from sinklens.detectors.sinks import METRIC as SINK_SCORE
 from sinklens.errors import InputError, ResultError, UnsupportedArchitectureError
 from sinklens.models.builtin import builtin_models
 from sinklens.results.progress import SILENT
@@ -51,7 +52,7 @@ def test_the_usual_criteria_are_the_fast_ones() -> None:
 
 def test_sinks_are_those_of_the_census(bb3: TransformerBridge, bb3_census: Census) -> None:
     heads = bb3_census.heads.to_dataframe()
-    found = sink_scores(bb3_census).frame
+    found = sink_scores(heads, SINK_SCORE, {}).frame
     pd.testing.assert_series_equal(found["importance"], heads["importance"])
     pd.testing.assert_series_equal(found["sink_rate"], heads["sink_rate"])
     joined = find_roles(bb3, scores=["sinks"])
@@ -61,6 +62,39 @@ def test_sinks_are_those_of_the_census(bb3: TransformerBridge, bb3_census: Censu
     (said,) = (each for each in joined.verdict if each.startswith("sink: "))
     assert f"heads (L{strongest['layer']}H{strongest['head']}" in said  # rates tie, in the order of layers
     assert joined.meta["parts"]["sinks"]["tokens"]["bos"] == bb3_census.meta["tokens"]["bos"]
+
+
+@pytest.mark.parametrize("name", ["sinks", "text", "task_kv"])
+def test_a_shared_pass_gives_what_each_criterion_measures(name: str, bb3: TransformerBridge) -> None:
+    words: dict[str, Any] = {"max_sequences": 6, "max_tokens": 24}
+    alone = find_roles(bb3, scores=[name], **words)
+    together = find_roles(bb3, scores=["sinks", "text", "task_kv"], **words)
+    mine = [column for column in alone.to_dataframe() if column in together.to_dataframe()]
+    assert len(mine) > 3
+    pd.testing.assert_frame_equal(together.to_dataframe()[mine], alone.to_dataframe()[mine], rtol=1e-5, atol=1e-7)
+    told, wanted = (found.meta["parts"][name] for found in (together, alone))
+    assert {key: told[key] for key in ("tokens", "warnings") if key in wanted} == {
+        key: wanted[key] for key in ("tokens", "warnings") if key in wanted
+    }
+
+
+def test_a_shared_pass_that_fails_leaves_each_to_itself(
+    bb3: TransformerBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(module, "run_passes", fail)
+    found = find_roles(bb3, scores=["sinks", "text"], **SMALL)
+    assert found.to_dataframe()[["importance", "entropy"]].notna().all().all()
+    assert not any("gave no scores" in note for note in found.meta["warnings"])
+
+
+def test_short_texts_are_left_out_of_sinks_alone(bb3: TransformerBridge) -> None:
+    """They mean nothing for a sink rate, and something for the entropy."""
+    found = find_roles(bb3, scores=["sinks", "text", "task_kv"], texts=["the cat sat on the mat and slept", "hi"])
+    counts = {name: part["tokens"]["n_sequences"] for name, part in found.meta["parts"].items()}
+    assert counts == {"sinks": 1, "text": 2, "task_kv": 2}
 
 
 def test_dormant_is_the_label_of_guo(bb3: TransformerBridge) -> None:
