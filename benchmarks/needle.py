@@ -38,14 +38,14 @@ ANSWER = 32
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def decode(model: Any, ids: Tensor) -> Tensor:
+def decode(model: Any, ids: Tensor, steps: int = ANSWER) -> Tensor:
     """Prefill with SDPA, then decode with eager attention: strongest keys ``[layer head step]``."""
     model.set_attn_implementation("sdpa")
     prefill = model(ids[:, :-1], use_cache=True, logits_to_keep=1)
     cache, token = prefill.past_key_values, ids[:, -1:]
     model.set_attn_implementation("eager")
     found = []
-    for _ in range(ANSWER):
+    for _ in range(steps):
         out = model(token, past_key_values=cache, use_cache=True, output_attentions=True)
         found.append(torch.stack([pattern[0, :, -1].argmax(-1) for pattern in out.attentions]))
         token = out.logits[:, -1:].argmax(-1)

@@ -7,18 +7,22 @@ tokens), each beside
 - ``output_attentions``: the same model with eager attention that returns all T x T patterns;
 - ``patterns``: ``TransformerBridge.run_with_cache`` of all patterns.
 
-Then, one round each after a warm-up on a piece, with ``over_plain`` as their ratio to the plain way beside them:
+Then, one round each after a warm-up on a piece, with ``over_plain`` as their ratio to the plain way beside them. Where
+the plain way is more than a loop of passes it is written out in ``plain.py``: the same quantities from T x T patterns,
+and none of the nulls, intervals, labels, sentences and tables that sinklens gives with them:
 
 - ``ablate``: every head of three layers (of the 30) set to zero alone on 16 x 64 tokens, beside the loop of
   ``run_with_hooks`` over the same heads; ``estimate``: the time it announced over the time it took. The layers are the
   first, the middle and the last but one, so that their share of blocks left to run is that of all 270 heads;
-- ``needle``: retrieval scores of one prompt of 1,024 tokens, beside prefill and decoding that reads attention at each
-  token, as the paper's released code does it;
-- ``roles``: the usual criteria on 16 texts, beside ``run_with_cache`` of all patterns of those texts;
-- ``active-dormant``: every head on 2 x 64 tokens, beside patterns of the texts and the loop of ``run_with_hooks`` over
-  every tenth head, times ten;
-- ``dynamics``: the nine checkpoints of tiny-llama on 20 texts, beside loading each with transformers and a forward pass
-  with ``output_attentions=True`` over as many tokens.
+- ``ablate-N``: the same of layer N alone: how it falls with the layer;
+- ``needle``: retrieval scores of one prompt of 1,024 tokens with an answer of 32, beside prefill and 32 steps of
+  decoding that read attention at each, as the paper's released code does it;
+- ``roles``: the usual criteria on 16 texts, 8 repeated random sequences and the needles that sinklens chooses, beside
+  the same criteria in plain code on the same tokens;
+- ``active-dormant``: every head on 2 x 64 tokens of prose and as many of code, beside the patterns of those texts once
+  and the loop of ``run_with_hooks`` over every tenth head, whose time alone counts ten times;
+- ``dynamics``: the nine checkpoints of tiny-llama on 20 sequences of prose and as many of code, beside loading each
+  with transformers and the same quantities in plain code.
 
 Last the memory of a scan of 8,192 tokens beyond the weights. Rounds are interleaved and ratios are taken within a
 round, because machines are noisy; ``cpu`` is the process' own time of the same round. Needs SmolLM2: ``make
@@ -41,9 +45,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plain
 import torch
 from capture import M_MMAP_THRESHOLD, PeakMemory
-from needle import decode
+from needle import ANSWER, decode
 from rich.console import Console
 from torch.nn.functional import cross_entropy
 from transformer_lens.model_bridge import TransformerBridge
@@ -57,9 +62,11 @@ from sinklens.models.quiet import quietly
 from sinklens.models.real import real_model_path
 from sinklens.models.tokens import TokenBatch, tokenize
 from sinklens.passes.corpus import builtin_corpus
+from sinklens.passes.repeated_tokens import repeated_tokens
 from sinklens.results.show_progress import ShowProgress
 from sinklens.studies import make_needles, measure_dynamics, retrieval_scores
 from sinklens.studies.active_dormant.run import find_active_dormant
+from sinklens.studies.census.builtin_domains import builtin_domains
 from sinklens.studies.head_roles.run import find_roles
 
 LENGTHS = (512, 1024, 2048)
@@ -193,15 +200,24 @@ class Estimate(ShowProgress):
 
 
 def beside(
-    table: Table, row: str, shape: str, ours: Callable[[], Any], plain: Callable[[], Any], times: float = 1, **more: Any
+    table: Table, row: str, shape: str, ours: Callable[[], Any], *plain: tuple[Callable[[], Any], float], **more: Any
 ) -> float:
-    """One round of both; the seconds of ours."""
-    found = {}
-    for name, call in (("plain", plain), ("sinklens", ours)):
+    """One round of both; the seconds of ours.
+
+    Args:
+        table: Takes a row for each.
+        row: Their name.
+        shape: What they ran on.
+        ours: The call.
+        plain: Calls that do the same together, each with how often its time counts.
+        more: Further columns.
+    """
+    found = {"plain": (0.0, 0.0), "sinklens": (0.0, 0.0)}
+    for name, call, times in [*(("plain", *each) for each in plain), ("sinklens", ours, 1)]:
         wall, cpu = time.perf_counter(), time.process_time()
         call()
-        factor = times if name == "plain" else 1
-        found[name] = factor * (time.perf_counter() - wall), factor * (time.process_time() - cpu)
+        took = time.perf_counter() - wall, time.process_time() - cpu
+        found[name] = found[name][0] + times * took[0], found[name][1] + times * took[1]
     for name, (wall, cpu) in found.items():
         ratios = [mine / theirs for mine, theirs in zip((wall, cpu), found["plain"], strict=True)]
         named = {"over_plain": round(ratios[0], 3), "cpu_over_plain": round(ratios[1], 3)}
@@ -209,66 +225,73 @@ def beside(
     return found["sinklens"][0]
 
 
-def ablate(table: Table, bridge: TransformerBridge) -> None:
+def ablate(table: Table, bridge: TransformerBridge, row: str = "ablate", layers: Sequence[int] = (0, 14, 28)) -> None:
     """Sweeps over heads."""
     batch, told = builtin_corpus(bridge, n_sequences=16).tokens, Estimate(Console(quiet=True))
-    heads = [(layer, head) for layer in (0, 14, 28) for head in range(9)]
+    heads = [(layer, head) for layer in layers for head in range(9)]
     loop(bridge, batch, heads[:1])
     sinklens.sweep(bridge, tokens=batch, heads=heads[-1:], controls=0)
     took = beside(
         table,
-        "ablate",
+        row,
         f"{len(heads)} heads, 16 x 64",
         lambda: sinklens.sweep(bridge, tokens=batch, heads=heads, controls=0, progress=told),
-        lambda: loop(bridge, batch, heads),
+        (lambda: loop(bridge, batch, heads), 1),
     )
-    table.add("ablate", call="announced", shape="over taken", seconds=told.announced, estimate=told.announced / took)
+    table.add(row, call="announced", shape="over taken", seconds=told.announced, estimate=told.announced / took)
 
 
 def needle(table: Table, bridge: TransformerBridge) -> None:
     """Retrieval scores of one long prompt."""
-    needles, model = make_needles(bridge, lengths=(1024,), depths=(0.5,), repeats=1), plain_model("sdpa")
+    words: dict[str, Any] = {"depths": (0.5,), "repeats": 1, "size": ANSWER}
+    needles, model = make_needles(bridge, lengths=(1024,), **words), plain_model("sdpa")
     ids = torch.tensor([needles.instances[0].ids])
-    retrieval_scores(bridge, make_needles(bridge, lengths=(64,), depths=(0.5,), repeats=1))
-    beside(table, "needle", "1 x 1024", lambda: retrieval_scores(bridge, needles), lambda: decode(model, ids))
+    retrieval_scores(bridge, make_needles(bridge, lengths=(64,), **words))
+    decode(model, ids[:, :64], 2)
+    beside(table, "needle", "1 x 1024", lambda: retrieval_scores(bridge, needles), (lambda: decode(model, ids), 1))
 
 
 def roles(table: Table, bridge: TransformerBridge) -> None:
     """The usual criteria."""
-    batch = builtin_corpus(bridge, n_sequences=16).tokens
-    ours = partial(find_roles, bridge, max_sequences=16)
-    beside(table, "roles", "16 x 64", ours, lambda: patterns(bridge, batch))
+    batch, model = builtin_corpus(bridge, n_sequences=16).tokens, plain_model("sdpa")
+    probe = repeated_tokens(bridge, block=64, repeats=4, n_sequences=8)
+    tried = make_needles(bridge, lengths=[48], depths=[0.5], repeats=4)
+    passkeys = make_needles(bridge, "passkey", lengths=[256], depths=[0.1, 0.5, 0.9])
+    find_roles(bridge, scores=["text"], max_sequences=2)
+    plain.text_roles(bridge, batch.rows(slice(0, 2)))
+    beside(
+        table,
+        "roles",
+        f"16 x 64, 8 x {probe.batch.ids.shape[1]}, {len(tried) + len(passkeys)} needles",
+        partial(find_roles, bridge, max_sequences=16),
+        (lambda: plain.text_roles(bridge, batch), 1),
+        (lambda: plain.stripes(bridge, probe), 1),
+        (lambda: plain.retrieval(model, [tried, passkeys]), 1),
+    )
 
 
 def active_dormant(table: Table, bridge: TransformerBridge) -> None:
     """Every head judged by what its removal costs."""
-    batch = builtin_corpus(bridge, n_sequences=2).tokens
+    batch = builtin_domains(bridge, n_sequences=2).batch
     heads = [(layer, head) for layer in range(30) for head in range(9)][::10]
-
-    def plain() -> None:
-        patterns(bridge, batch)
-        loop(bridge, batch, heads)
-
+    loop(bridge, batch, heads[:1])
     ours = partial(find_active_dormant, bridge, max_tokens=64, max_sequences=2)
-    beside(table, "active-dormant", "270 heads, 2 x 64", ours, plain, times=10)
+    looked, looped = partial(patterns, bridge, batch), partial(loop, bridge, batch, heads)
+    beside(table, "active-dormant", f"270 heads, {len(batch)} x 64", ours, (looked, 1), (looped, 10))
 
 
 def dynamics(table: Table, bridge: TransformerBridge) -> None:
     """A series of checkpoints."""
-    folder = data_dir() / "models" / "tiny-llama" / "checkpoints"
-    batch = builtin_corpus(load("tiny-llama"), n_sequences=20).tokens
-
-    def plain() -> None:
-        for path in sorted(folder.iterdir()):
-            model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32).eval()
-            model(batch.ids, output_attentions=True)
-
+    folders = sorted((data_dir() / "models" / "tiny-llama" / "checkpoints").iterdir())
+    batch = builtin_domains(load("tiny-llama"), n_sequences=20).batch
+    measure_dynamics("tiny-llama", max_sequences=2, steps=[0])
+    plain.checkpoint(folders[0], batch.rows(slice(0, 2)))
     beside(
         table,
         "dynamics",
-        "9 checkpoints, 20 texts",
+        f"{len(folders)} checkpoints, {len(batch)} texts",
         partial(measure_dynamics, "tiny-llama", max_sequences=20),
-        plain,
+        (lambda: [plain.checkpoint(folder, batch) for folder in folders], 1),
     )
 
 
@@ -292,6 +315,12 @@ OTHERS: dict[str, Callable[[Table, TransformerBridge], None]] = {
 ROWS = (*(f"scan-{length}" for length in (64, *LENGTHS)), *OTHERS)
 
 
+def layer_of(name: str) -> list[int]:
+    """The layer of a row ``ablate-N``; none of another row."""
+    number = name.removeprefix("ablate-")
+    return [int(number)] if number.isdecimal() and name != number else []
+
+
 @torch.no_grad()
 def main() -> None:
     """Command line."""
@@ -302,7 +331,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the table as CSV, row by row; rows of other names stay")
     options = parser.parse_args()
     names = options.rows.split(",")
-    unknown = [name for name in names if name not in OTHERS and not name.removeprefix("scan-").isdecimal()]
+    unknown = [
+        name
+        for name in names
+        if name not in OTHERS and not name.removeprefix("scan-").isdecimal() and not layer_of(name)
+    ]
     if unknown:
         parser.error(f"there are no rows {', '.join(unknown)}; there are {', '.join(ROWS)}")
     warnings.filterwarnings("ignore")
@@ -315,6 +348,8 @@ def main() -> None:
             print(f"No time left for {name}.")
         elif name in OTHERS:
             OTHERS[name](table, bridge)
+        elif layers := layer_of(name):
+            ablate(table, bridge, name, layers)
         else:
             scan_row(name, table, bridge, options.rounds)
 

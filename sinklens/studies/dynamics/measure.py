@@ -14,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.capture.memory import plan_memory
 from sinklens.detectors.measure import Measurement, measure
+from sinklens.detectors.registry import choose_detectors
 from sinklens.detectors.sinks import SINK_HEAD_RATE, SINK_HEAD_RATIO
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.effects import token_losses
@@ -91,6 +92,7 @@ def measure_checkpoint(
         choose_layout(model, len(domains.batch), length).rows,  # the pass holds the logits of all tokens
     )
     progress.begin("Measuring a checkpoint", len(domains.batch))
+    detectors = choose_detectors(DETECTORS, eps=eps)  # looked up once, copied for every domain
     measured: dict[str, Measurement] = {}
     losses: dict[str, Float[np.ndarray, " sequence"]] = {}
     for name in domains.names:
@@ -99,12 +101,11 @@ def measure_checkpoint(
         measured[name] = measure(
             model,
             domains.batch.rows(index),
-            DETECTORS,
+            detectors,
             batch_size=size,
             first_sequence=index[0],
             progress=Share(progress, len(index)),
             logits=partial(_keep_losses, here),
-            eps=eps,
         )
         losses[name] = np.concatenate(here)
     if len(measured) > 1:
