@@ -4,12 +4,13 @@ from typing import Annotated, Any
 
 from sinklens.cli import options
 from sinklens.cli.needle_report import print_needles
-from sinklens.cli.needle_work import Work, check_ablation, check_places, check_words, own_question, save_needles
+from sinklens.cli.needle_work import Work, check_ablation, check_words, own_question, save_needles
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_text
 from sinklens.cli.values import interventions, numbers
 from sinklens.errors import InputError
 from sinklens.models.locate import locate
+from sinklens.studies.needles.depths import checked_depths
 
 in_needles, in_changes = options.panel("Needles"), options.panel("Before and after a change")
 MORE = 24
@@ -139,9 +140,11 @@ def needle(
       does the red key lie?" --answer "under the third stone" --text book.txt
     """
     check_words(kind, keep)
-    places = check_places(numbers(depths, float, "--depths", "0,0.5,1"), numbers(lengths, int, "--lengths", "64,128"))
+    sizes = numbers(lengths, int, "--lengths", "64,128")
+    places = checked_depths(numbers(depths, float, "--depths", "0,0.5,1") or [], sizes)
     words: dict[str, Any] = {
-        **places,
+        "lengths": sizes,
+        "depths": places,
         "questions": own_question(own, question, answer, kind),
         "text": None if text is None else read_text(text),
         "source": text,

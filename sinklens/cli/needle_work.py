@@ -9,7 +9,6 @@ from sinklens.cli.running import interrupted
 from sinklens.errors import InputError
 from sinklens.interventions.heads import parse_heads
 from sinklens.results.progress import Progress, Share
-from sinklens.studies.needles.depths import checked_depths
 
 if TYPE_CHECKING:
     from sinklens.studies.needles.needle_set import NeedleSet
@@ -159,12 +158,6 @@ def check_words(kind: str, keep: str | None) -> None:
     for name, word, known in (("kind", kind, KINDS), ("keep", keep, KEEP)):
         if word is not None and word not in known:
             raise InputError(f"{name} must be one of {', '.join(known)}, got {word!r}.")
-
-
-def check_places(depths: list[float] | None, lengths: list[int] | None) -> dict[str, Any]:
-    """Lengths and depths for :func:`~sinklens.studies.make_needles`, refused where they can be none."""
-    checked_depths(depths or [], lengths)
-    return {"depths": depths, "lengths": lengths}
 
 
 def check_ablation(ablate: str | None, how: str, controls: int) -> list[str]:
