@@ -73,6 +73,7 @@ class DynamicsRun:
 
     def _to(self, out: Path | None, restart: bool) -> Dynamics:
         first, model = self._first()
+        self.first = first
         self.domains = self.read(model)
         self.notes += self.domains.notes()
         self.shape = _shape(model)
@@ -131,6 +132,8 @@ class DynamicsRun:
                 f"{checkpoint.name} is another model ({_words(shape)}) than the first checkpoint "
                 f"({_words(self.shape)}); a series is one model at several steps."
             )
+        if _same_words(checkpoint, self.first):
+            return  # the same files give the same ids
         here, there = self.read(model).batch, self.domains.batch
         if not _same(here, there):
             raise InputError(
@@ -281,6 +284,30 @@ def _words(shape: tuple[str, int, int]) -> str:
 
 def _same(one: TokenBatch, other: TokenBatch) -> bool:
     return torch.equal(one.ids, other.ids) and torch.equal(one.real, other.real) and one.bos_id == other.bos_id
+
+
+_WORDS = (
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
+"""Files that decide which ids a text becomes."""
+
+
+def _same_words(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two directories hold the same tokenizer and configuration, byte for byte."""
+    found = []
+    for checkpoint in (one, other):
+        directory = Path(checkpoint.source).expanduser()
+        if not directory.is_dir():
+            return False
+        paths = {path.name: path for pattern in _WORDS for path in directory.glob(pattern) if path.is_file()}
+        found.append({name: path.read_bytes() for name, path in paths.items()})
+    return found[0] == found[1]
 
 
 @contextmanager
