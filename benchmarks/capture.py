@@ -7,12 +7,13 @@ Compares, on a random 6-layer Llama (d_model 384, 6 heads) with batch 1, the tim
 - ``run_with_cache``: ``TransformerBridge.run_with_cache`` of all attention patterns;
 - ``sinklens``: ``sinklens.scan`` with its defaults, tables and sentences included.
 
-Rounds are interleaved (a b c d a b c d ...) and ratios are taken within a round, because machines are noisy. Memory is
-measured in rounds of its own: the growth of the resident set sampled every 2 ms, with the C library told to give every
-large block back at once so that memory in use is seen and not what the allocator keeps (CPU), or torch's peak
-allocation (CUDA).
+Rounds are interleaved (a b c d a b c d ...) and ratios are taken within a round, because machines are noisy; ``cpu`` is
+the process' own time, which is what to read on a busy machine with ``OMP_NUM_THREADS=1``. Memory is the growth of the
+resident set, sampled every 2 ms, from what is left when the C library has given back all that is free (CPU), or torch's
+peak allocation (CUDA).
 
-Every figure is printed as it comes; the defaults take less than ten minutes on two idle cores.
+Every round and every row is printed as it comes, and the table is written anew with each length; the defaults take less
+than ten minutes on two idle cores, and no length is begun after nine.
 
     python benchmarks/capture.py --out benchmarks/capture.csv
 """
@@ -25,9 +26,9 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -40,7 +41,7 @@ from sinklens.models.tokens import TokenBatch, tokenize
 
 HEADS = 6
 PATTERNS = ("hf_attentions", "run_with_cache")
-M_MMAP_THRESHOLD = -3
+NAMES = ("hf_sdpa", *PATTERNS, "sinklens")
 
 
 def make_model(attention: str, device: str) -> LlamaForCausalLM:
@@ -130,44 +131,64 @@ def contenders(device: str, batch: TokenBatch, bridge: TransformerBridge) -> dic
     }
 
 
-def measure(length: int, device: str, rounds: int, skip_patterns: bool, phase: str) -> dict[str, list[float]]:
-    """Seconds of every round, or bytes of one round, by contender, for one sequence length."""
+class Round(NamedTuple):
+    """What one call took.
+
+    Attributes:
+        seconds: By the clock.
+        cpu: Processor seconds of this process.
+        extra: Peak growth of memory in bytes.
+    """
+
+    seconds: float
+    cpu: float
+    extra: int
+
+
+def measure(length: int, device: str, rounds: int, names: Sequence[str]) -> dict[str, list[Round]]:
+    """Every round by contender, for one sequence length."""
     bridge = make_bridge(device)
     ids = torch.randint(2, 4096, (1, length), generator=torch.Generator().manual_seed(1))
     calls = contenders(device, tokenize(bridge, ids), bridge)
-    figures: dict[str, list[float]] = {name: [] for name in calls if not (skip_patterns and name in PATTERNS)}
+    found: dict[str, list[Round]] = {name: [] for name in names}
     with torch.no_grad():
         for turn in range(rounds + 1):  # the first round warms up
-            for name in figures:
+            for name in names:
                 with PeakMemory(device) as peak:
-                    started = time.perf_counter()
+                    started, used = time.perf_counter(), time.process_time()
                     result = calls[name]()
                     if device.startswith("cuda"):
                         torch.cuda.synchronize()
-                    took = time.perf_counter() - started
+                    took, cpu = time.perf_counter() - started, time.process_time() - used
                     del result
                 if turn:
-                    figures[name].append(took if phase == "time" else peak.extra)
-                    shown = f"{took:.3f} s" if phase == "time" else f"{peak.extra / 2**20:.1f} MiB"
-                    print(f"T={length} {name}: {shown}", flush=True)
-    return figures
+                    found[name].append(Round(took, cpu, peak.extra))
+                    print(f"T={length} {name}: {took:.3f} s, cpu {cpu:.3f} s, {peak.extra / 2**20:.1f} MiB", flush=True)
+    return found
 
 
-def tabulate(length: int, seconds: dict[str, list[float]], extra: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Rows of the result table for one sequence length; ratios are medians of ratios within a round."""
+def tabulate(length: int, found: dict[str, list[Round]]) -> list[dict[str, Any]]:
+    """Rows of the result table for one sequence length; ratios of time are medians of ratios within a round."""
     rows = []
-    for name in ("hf_sdpa", *PATTERNS, "sinklens"):
+    for name in NAMES:
         row: dict[str, Any] = {"T": length, "what": name}
-        if name in seconds:
-            row["seconds"] = round(statistics.median(seconds[name]), 3)
-            row["extra_mib"] = round(max(extra[name]) / 2**20, 1)
+        if name in found:
+            mine = found[name]
+            row["seconds"] = round(statistics.median(each.seconds for each in mine), 3)
+            row["cpu"] = round(statistics.median(each.cpu for each in mine), 3)
+            row["extra_mib"] = round(max(each.extra for each in mine) / 2**20, 1)
             for base in ("hf_sdpa", "run_with_cache"):
-                if base in seconds:
-                    ratios = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
-                    row[f"time / {base}"] = round(statistics.median(ratios), 2)
-                    row[f"memory / {base}"] = round(max(extra[name]) / max(extra[base]), 3)
+                if base in found:
+                    pairs = [*zip(mine, found[base], strict=True)]
+                    row[f"time / {base}"] = round(statistics.median(a.seconds / b.seconds for a, b in pairs), 2)
+                    row[f"cpu / {base}"] = round(statistics.median(a.cpu / b.cpu for a, b in pairs), 2)
+                    row[f"memory / {base}"] = round(
+                        max(each.extra for each in mine) / max(each.extra for each in found[base]), 3
+                    )
+        elif found:
+            row["note"] = f"skipped: needs about {pattern_bytes(length) / 2**30:.0f} GiB or too long"
         else:
-            row["note"] = f"skipped: needs about {pattern_bytes(length) / 2**30:.0f} GiB"
+            row["note"] = "skipped: no time left"
         rows.append(row)
         print(row, flush=True)
     return rows
@@ -186,21 +207,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds after one warm-up")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit-gib", type=float, default=12, help="skip a contender whose patterns need more")
-    parser.add_argument("--out", type=Path, help="write the table as CSV and Markdown")
+    parser.add_argument("--minutes", type=float, default=9, help="begin no length after so long")
+    parser.add_argument("--out", type=Path, help="write the table as CSV")
     options = parser.parse_args()
     lengths = [int(n) for n in options.lengths.split(",") if n]
     alone = [int(n) for n in options.only_sinklens.split(",") if n]
-    skip = {n: n in alone or pattern_bytes(n) > options.limit_gib * 2**30 for n in [*lengths, *alone]}
-    seconds = {n: measure(n, options.device, options.rounds, skip[n], "time") for n in skip}
-    if not options.device.startswith("cuda"):
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 20)  # last: it makes allocation slower
-    extra = {n: measure(n, options.device, 2, skip[n], "memory") for n in skip}
-    rows = [row for n in skip for row in tabulate(n, seconds[n], extra[n])]
-    table = pd.DataFrame(rows)
+    limit, rows = time.perf_counter() + 60 * options.minutes, []
     where = torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.processor() or "CPU"
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {where}")
-    if options.out is not None:
-        table.to_csv(options.out, index=False)
+    for length in dict.fromkeys([*lengths, *alone]):
+        skip = length in alone or pattern_bytes(length) > options.limit_gib * 2**30
+        names = [name for name in NAMES if not (skip and name in PATTERNS)]
+        late = time.perf_counter() > limit
+        rows += tabulate(length, {} if late else measure(length, options.device, options.rounds, names))
+        if options.out is not None:
+            pd.DataFrame(rows).to_csv(options.out, index=False)
 
 
 if __name__ == "__main__":

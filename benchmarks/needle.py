@@ -28,13 +28,14 @@ from typing import Any
 
 import pandas as pd
 import torch
-from capture import M_MMAP_THRESHOLD, PeakMemory, make_bridge, make_model
+from capture import PeakMemory, make_bridge, make_model
 from torch import Tensor
 
 from sinklens.studies import NeedleSet, make_needles, retrieval_scores
 from sinklens.studies.needles.run import run_needles
 
 ANSWER = 32
+M_MMAP_THRESHOLD = -3
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 

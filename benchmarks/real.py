@@ -33,7 +33,6 @@ real-models``. Rows measured by name replace those of that name in the table and
 """
 
 import argparse
-import ctypes
 import platform
 import statistics
 import time
@@ -47,7 +46,7 @@ from typing import Any
 import pandas as pd
 import plain
 import torch
-from capture import M_MMAP_THRESHOLD, PeakMemory
+from capture import PeakMemory
 from needle import ANSWER, decode
 from rich.console import Console
 from torch.nn.functional import cross_entropy
@@ -298,7 +297,6 @@ def dynamics(table: Table, bridge: TransformerBridge) -> None:
 def memory(table: Table, bridge: TransformerBridge) -> None:
     """Growth of the resident set while 8,192 tokens are scanned."""
     sinklens.scan(bridge, tokens=text_of(bridge, 64))
-    ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 20)  # see capture.py; it makes allocation slower
     with PeakMemory("cpu") as peak:
         sinklens.scan(bridge, tokens=text_of(bridge, LONGEST))
     table.add("memory", call="scan", shape=f"1 x {LONGEST}", extra_mb=round(peak.extra / 1e6))

@@ -19,10 +19,13 @@ from torch import Tensor
 from sinklens.attention import compiled
 from sinklens.attention.block import AttentionShape
 from sinklens.attention.visibility import cut
-from sinklens.attention.workers import run_units
+from sinklens.attention.workers import MOST_WORKERS, run_units
 
 ROWS, BYTES = 128, 1 << 21
 """Query rows in a block at most, and bytes of its scores: they stay near the core until the values are taken."""
+
+WORTH_THREADS = 1 << 19
+"""Scores in a call from which on threads take heads and rows side by side: about two milliseconds of work."""
 
 
 @dataclass
@@ -93,48 +96,63 @@ def fits(call: Any, statistics: Sequence[Any], edits: Sequence[Any]) -> bool:
     return of_sums and plain and not shaped and compiled.available()
 
 
-def attend_causal(call: Any, statistics: Sequence[Any], *, worth_threads: int) -> Tensor:
+def attend_causal(call: Any, statistics: Sequence[Any]) -> Tensor:
     """Output of a plain causal call ``[batch head q_pos d_value]``, and the statistics filled.
 
     Args:
         call: A call that :func:`fits`.
         statistics: Made for its shape, all of them :attr:`~sinklens.attention.Statistic.from_sums`.
-        worth_threads: Scores from which on threads take heads and rows side by side.
 
     Cost: products as in fused attention, and about 0.7 ns a score and core for softmax and sums.
     """
-    job = _Call(call, statistics)
     shape = call.shape
-    units = job.units(torch.get_num_threads())
-    parallel = shape.batch * shape.heads * shape.q_pos * shape.k_pos >= worth_threads
-    run_units(job.run, units, parallel=parallel)
+    parallel = shape.batch * shape.heads * shape.q_pos * shape.k_pos >= WORTH_THREADS
+    job = _Call(call, statistics, min(torch.get_num_threads(), MOST_WORKERS) if parallel else 1)
+    run_units(job.run, job.units, parallel=parallel)
+    sums = job.sums()
     for statistic in statistics:
-        statistic.take_sums(job.sums)
+        statistic.take_sums(sums)
     return job.out
 
 
-class _Call:
-    """A call cut into units: the row blocks of some KV heads of some sequences, or a part of these blocks."""
+class _Unit(NamedTuple):
+    """The row blocks of some KV heads of some sequences, or the ``part``-th share of these blocks."""
 
-    def __init__(self, call: Any, statistics: Sequence[Any]) -> None:
+    sequences: slice
+    kv_heads: slice
+    part: int
+    blocks: list[slice]
+
+
+class _Call:
+    """A call cut into units whose work is about the same."""
+
+    def __init__(self, call: Any, statistics: Sequence[Any], workers: int) -> None:
         shape: AttentionShape = call.shape
         self.shape, self.statistics = shape, [each for each in statistics if each.watches]
         self.group = shape.heads // call.key.shape[1]
-        self.query = (call.query.float() * call.scaling).contiguous()
+        self.query, self.scaling = call.query.float(), call.scaling
         self.key, self.value = call.key.float().contiguous(), call.value.float().contiguous()
         sizes = (shape.batch, shape.q_pos, shape.heads, call.value.shape[-1])  # laid out as the architecture reads it
         self.out = torch.empty(sizes, dtype=call.value.dtype).transpose(1, 2)
-        weight = torch.ones(shape.batch, shape.q_pos) if call.real is None else call.real.float().contiguous()
-        columns = [torch.zeros(shape.batch, shape.heads, shape.k_pos) for _ in range(2)]
+        self.row_weight = torch.ones(shape.batch, shape.q_pos) if call.real is None else call.real.float().contiguous()
+        self.units = self._units(workers)
+        parts = 1 + max(unit.part for unit in self.units)
+        # each share adds to columns of its own: their sum has the same bits, whichever thread was first
+        self.columns = torch.zeros(parts, 2, shape.batch, shape.heads, shape.k_pos)
         self.by_row = torch.empty(4, shape.batch, shape.heads, shape.q_pos)
-        self.sums = CausalSums(shape, weight, *columns, *self.by_row)
-        seen = self.sums.n_visible
-        self.weight, self.lean = weight.numpy(), (weight * (seen > 1) * seen / (seen - 1).clamp(min=1)).numpy()
+        seen = torch.arange(shape.offset + 1, shape.k_pos + 1).float()
+        self.weight = self.row_weight.numpy()
+        self.lean = (self.row_weight * (seen > 1) * seen / (seen - 1).clamp(min=1)).numpy()
         self.back = np.arange(shape.k_pos - 1, -1, -1, dtype=np.float32)
-        self.lock, self.buffers = threading.Lock(), threading.local()
+        self.buffers = threading.local()
 
-    def units(self, workers: int) -> list[tuple[slice, slice, list[slice]]]:
-        """Sequences, KV heads and row blocks; every unit's work is about the same."""
+    def sums(self) -> CausalSums:
+        """What was found, when all units are done."""
+        columns = self.columns.sum(0) if len(self.columns) > 1 else self.columns[0]
+        return CausalSums(self.shape, self.row_weight, *columns, *self.by_row)
+
+    def _units(self, workers: int) -> list[_Unit]:
         shape, kv_heads = self.shape, self.key.shape[1]
         by_row = 4 * self.group * shape.k_pos
         size = max(1, min(ROWS, shape.q_pos, BYTES // by_row))
@@ -145,41 +163,40 @@ class _Call:
             parts = -(-4 * workers // (shape.batch * kv_heads)) if workers > 1 else 1
             shares = [[rows for band in bands[part::parts] for rows in band] for part in range(min(parts, len(bands)))]
             return [
-                (slice(sequence, sequence + 1), slice(head, head + 1), share)
+                _Unit(slice(sequence, sequence + 1), slice(head, head + 1), part, share)
                 for sequence in range(shape.batch)
                 for head in range(kv_heads)
-                for share in shares
+                for part, share in enumerate(shares)
             ]
-        together = max(1, BYTES // (by_row * size * kv_heads))
-        return [(sequences, slice(0, kv_heads), rows) for sequences in cut(slice(0, shape.batch), together)]
+        fitting = max(1, BYTES // (by_row * size * kv_heads))
+        together = min(fitting, -(-shape.batch // (2 * workers))) if workers > 1 else fitting
+        return [_Unit(some, slice(0, kv_heads), 0, rows) for some in cut(slice(0, shape.batch), together)]
 
-    def run(self, unit: tuple[slice, slice, list[slice]]) -> None:
+    def run(self, unit: _Unit) -> None:
         """All row blocks of one unit."""
-        sequences, kv_heads, blocks = unit
+        sequences, kv_heads, part, blocks = unit
         shape, group = self.shape, self.group
         heads = slice(kv_heads.start * group, kv_heads.stop * group)
         n_sequences, n_heads = sequences.stop - sequences.start, heads.stop - heads.start
         query = self.query[sequences, heads].reshape(-1, group, shape.q_pos, self.query.shape[-1])
         key, value = self.key[sequences, kv_heads].flatten(0, 1), self.value[sequences, kv_heads].flatten(0, 1)
-        received, leaned = (torch.zeros(n_sequences * n_heads, shape.k_pos) for _ in range(2))
-        columns = received.numpy(), leaned.numpy()
+        received, leaned = self.columns[part, :, sequences, heads].view(2, -1, shape.k_pos).numpy()
         weights = self.weight[sequences], self.lean[sequences], self.back
         for rows in blocks:
             own, n_rows, n_keys = rows.start + shape.offset, rows.stop - rows.start, rows.stop + shape.offset
             scores = self._buffer(len(key), group * n_rows, n_keys)
             # query heads that share a KV head are one product
-            torch.bmm(query[:, :, rows].reshape(len(key), group * n_rows, -1), key[:, :n_keys].mT, out=scores)
+            asking = torch.empty(len(key), group, n_rows, query.shape[-1])
+            torch.mul(query[:, :, rows], self.scaling, out=asking)
+            torch.bmm(asking.flatten(1, 2), key[:, :n_keys].mT, out=scores)
             pattern = scores.view(-1, n_rows, n_keys)
             by_row = np.empty((4, len(pattern), n_rows), np.float32)
-            compiled.causal_block(pattern.numpy(), own, rows.start, n_heads, *weights, *columns, by_row)
+            compiled.causal_block(pattern.numpy(), own, rows.start, n_heads, *weights, received, leaned, by_row)
             self.by_row[:, sequences, heads, rows] = torch.from_numpy(by_row).view(4, n_sequences, n_heads, n_rows)
             for statistic in self.statistics:
-                statistic.watch(CausalBlock(pattern, sequences, heads, rows, own, self.sums.row_weight))
+                statistic.watch(CausalBlock(pattern, sequences, heads, rows, own, self.row_weight))
             result = torch.bmm(scores, value[:, :n_keys])
             self.out[sequences, heads, rows] = result.view(n_sequences, n_heads, n_rows, -1).to(self.out.dtype)
-        with self.lock:
-            self.sums.received[sequences, heads] += received.view(n_sequences, n_heads, -1)
-            self.sums.leaned[sequences, heads] += leaned.view(n_sequences, n_heads, -1)
 
     def _buffer(self, *size: int) -> Tensor:
         """A reused fp32 buffer of this thread: fresh megabytes for every block would cost page faults."""

@@ -6,6 +6,7 @@ them without that lock. Without numba, :mod:`sinklens.attention.kernel` measures
 """
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,15 +14,45 @@ import numpy as np
 
 try:
     from llvmlite import ir
-    from numba import njit, types
+    from numba import config, njit, types
+    from numba.core.compiler_lock import global_compiler_lock
     from numba.extending import intrinsic
-except ImportError:
+except (ImportError, OSError):  # not installed, not for this numpy, or its library does not load
     njit = None
+else:
+    if config.DISABLE_JIT:  # for debugging: plain Python would take minutes, and knows no intrinsics
+        njit = None
+
+if njit is not None and hasattr(os, "register_at_fork"):
+    # a child forked while another thread compiles would wait for that thread, which it does not have, for ever
+    os.register_at_fork(
+        before=global_compiler_lock.__enter__,
+        after_in_parent=lambda: global_compiler_lock.__exit__(None, None, None),
+        after_in_child=lambda: global_compiler_lock.__exit__(None, None, None),
+    )
 
 
 def available() -> bool:
-    """Whether numba is installed."""
+    """Whether numba is there and may compile."""
     return njit is not None
+
+
+class _Kept:
+    """A function whose machine code is kept in a file; compiled anew where that cannot be written, or is damaged.
+
+    A disk may fill up, a folder become read-only and a file be cut short after this module was imported; numba raises
+    whatever it met there, before the function runs.
+    """
+
+    def __init__(self, kept: Any, fresh: Any) -> None:
+        self._run, self._fresh = kept, fresh
+
+    def __call__(self, *arguments: Any) -> Any:
+        try:
+            return self._run(*arguments)
+        except Exception:
+            self._run = self._fresh  # whose own complaint, if it has one too, is the caller's
+            return self._run(*arguments)
 
 
 def jit(*relaxed: str, cached: bool = False) -> Callable[[Any], Any]:
@@ -30,10 +61,13 @@ def jit(*relaxed: str, cached: bool = False) -> Callable[[Any], Any]:
     def decorate(function: Any) -> Any:
         if njit is None:
             return function
+        fresh = njit(fastmath=set(relaxed), nogil=True)(function)
+        if not cached:
+            return fresh
         try:
-            return njit(fastmath=set(relaxed), nogil=True, cache=cached)(function)
+            return _Kept(njit(fastmath=set(relaxed), nogil=True, cache=True)(function), fresh)
         except RuntimeError:  # no folder to keep it in
-            return njit(fastmath=set(relaxed), nogil=True)(function)
+            return fresh
 
     return decorate
 

@@ -150,7 +150,7 @@ def attend(
     shape = call.shape
     _check(call)
     if compiled and rows_per_block is None and block_bytes is None and fits(call, statistics, edits):
-        return attend_causal(call, statistics, worth_threads=WORTH_THREADS)
+        return attend_causal(call, statistics)
     on_cpu = shape.device.type == "cpu"
     rows_per_block = rows_per_block or (ROWS_ON_CPU if on_cpu else 512)
     rows_per_block = -(-rows_per_block // shape.cell) * shape.cell  # maps pool whole cells of rows

@@ -293,7 +293,9 @@ class KeySetMass(Statistic):
     def _keys(self) -> list[tuple[Any, Any]]:
         """For each set its keys, sequence after sequence, and where each sequence's end."""
         return [
-            (members.nonzero()[:, 1].numpy(), members.sum(-1).long().cumsum(0).numpy()) for members in self._members
+            # contiguous, whatever their number: for another layout the code would be compiled once more
+            (members.nonzero()[:, 1].contiguous().numpy(), members.sum(-1).long().cumsum(0).numpy())
+            for members in self._members
         ]
 
     def compute(self) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import plan_for
 from sinklens.attention.kernel import BYTES_ON_CPU, ROWS_ON_CPU
+from sinklens.models.parts import parameters_of
 
 GIB = 1 << 30
 
@@ -133,7 +134,7 @@ def sizes_of(model: TransformerBridge) -> Sizes:
         kv_heads=getattr(cfg, "n_key_value_heads", None) or cfg.n_heads,
         d_head=cfg.d_head,
         d_vocab=cfg.d_vocab,
-        weights=sum(p.numel() * p.element_size() for p in model.original_model.parameters()),
+        weights=sum(p.numel() * p.element_size() for p in parameters_of(model.original_model)),
         item=next(model.parameters()).element_size(),
         all_logits="logits_to_keep" not in forward,
         path=plan.path,
@@ -169,7 +170,7 @@ def estimate(sizes: Sizes, batch: int, length: int) -> MemoryPlan:
 
 def free_memory(model: TransformerBridge) -> int:
     """Bytes free where the model lies: of the fullest of its GPUs, or of the machine (4 GiB if it does not tell)."""
-    devices = {parameter.device for parameter in model.parameters()}
+    devices = {parameter.device for parameter in parameters_of(model, model.original_model)}
     gpus = [device for device in devices if device.type == "cuda"]
     if gpus:
         return min(int(torch.cuda.mem_get_info(device)[0]) for device in gpus)

@@ -51,7 +51,7 @@ def residual_norms(
         for column, fill in ((value, math.nan), (position, -1), (channel, -1))
     )
     whole = bool(real.all())
-    medians = torch.stack([_lower_median(m if whole else m[r]) for m, r in zip(magnitude, real, strict=True)])
+    medians = torch.stack([lower_median(m if whole else m[r]) for m, r in zip(magnitude, real, strict=True)])
     medians = medians.to(norm).masked_fill(token_max.isnan().any(1), math.nan)
     return ResidualNorms(norm, token_max.masked_fill(~real, math.nan), medians, value, position, channel)
 
@@ -60,7 +60,7 @@ def _rows_at(x: Tensor, rows: Tensor) -> Tensor:
     return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _lower_median(values: Tensor) -> Tensor:
+def lower_median(values: Tensor) -> Tensor:
     """Median of all entries, the lower middle one for an even count, as torch.median; NaN for no entries.
 
     May reorder ``values``: on a CPU numpy's selection in place is ten times faster than torch's and needs no copy, but

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -29,6 +29,8 @@ from sinklens.attention.engine import LayerListener
 from sinklens.attention.plan import AttentionPlan
 from sinklens.capture.finite import NonFinite
 from sinklens.capture.halves import BlockHalves
+from sinklens.capture.heap import LONG, give_back
+from sinklens.capture.mlp_rows import mlp_by_rows
 from sinklens.capture.needs import KeepKeys, KeepOutputs, fields_asked, fields_lacking, joined, statistics_asked
 from sinklens.capture.record import LayerRecord, ResidualNorms, ValueNorms
 from sinklens.capture.residual import residual_norms
@@ -162,6 +164,8 @@ def capture(
                     consumer.update(record)
             if not consumers:
                 kept.append(record)
+            if record.batch.ids.numel() >= LONG:
+                give_back()
             progress.advance(len(record.batch))
 
         recorder.deliver = deliver
@@ -218,7 +222,8 @@ class _Recorder:
         real = self.rows.real
         opened = self.open(self.model, statistics=factories, observers=observers, on_layer=self._attention, real=real)
         before = sum(self.seconds.values()) - self.seconds.get("forward", 0.0)
-        with opened as engine, self.model.hooks(fwd_hooks=hooks), spent(self.seconds, "forward"):
+        whole = nullcontext() if ids.numel() < LONG else mlp_by_rows(self.model)
+        with opened as engine, whole, self.model.hooks(fwd_hooks=hooks), spent(self.seconds, "forward"):
             # right padding needs no attention mask: real queries never see what comes after them
             found = self.model(ids, return_type=None if logits is None else "logits", **options)
         self.seconds["attention"] = self.seconds.get("attention", 0.0) + engine.seconds

@@ -22,6 +22,8 @@ SHARED: Final[Mapping[str, tuple[str, ...]]] = {"layers": ("layer",), "head_scor
 
 LARGE: Final = 1 << 15
 """Numbers of one layer from which on sums take fewer than 64 bits where that loses nothing, and its rows 32."""
+LONG: Final = 1 << 12
+"""Positions from which on they do so, too."""
 
 
 class Detector(ABC):
@@ -126,7 +128,7 @@ class Detector(ABC):
 class LayerSums:
     """Named fp64 sums per layer that grow along the position axis when longer sequences arrive.
 
-    Large ones take as few bytes as hold them: counts fit into fp16, and what a single text adds is kept in fp32.
+    Large ones take as few bytes as hold them: counts fit into 8 or 16 bits, and what a single text adds into fp32.
     """
 
     def __init__(self) -> None:
@@ -140,7 +142,8 @@ class LayerSums:
             width = max(held.shape[-1], value.shape[-1])
             pad = torch.nn.functional.pad
             value = pad(held.double(), (0, width - held.shape[-1])) + pad(value, (0, width - value.shape[-1]))
-        self.layers[layer][name] = _short(value, rounded=held is None) if value.numel() >= LARGE else value.clone()
+        large = value.numel() >= LARGE or value.shape[-1] >= LONG
+        self.layers[layer][name] = _short(value, rounded=held is None) if large else value.clone()
 
     def arrays(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Each layer with its sums by name, all in fp64."""
@@ -156,9 +159,9 @@ class LayerSums:
 
 def _short(value: Float[Tensor, "..."], *, rounded: bool) -> Float[Tensor, "..."]:
     """The same in the narrowest type that holds it exactly; ``rounded``: fp32 at most."""
-    for kind in (torch.float16, torch.float32):
+    for kind in (torch.float8_e4m3fn, torch.float16, torch.float32):  # the first holds whole numbers to 16, and NaN
         narrow = value.to(kind)
-        if (rounded and kind == torch.float32) or bool(((narrow == value) | value.isnan()).all()):
+        if (rounded and kind == torch.float32) or bool(((narrow.double() == value) | value.isnan()).all()):
             return narrow
     return value.clone()
 

@@ -7,7 +7,9 @@ from torch.linalg import vector_norm
 SMALLEST = 1e-12
 
 
-def bos_cosine(hidden: Float[Tensor, "*batch pos d_model"], position: int = 0) -> Float[Tensor, "*batch pos"]:
+def bos_cosine(
+    hidden: Float[Tensor, "*batch pos d_model"], position: int = 0, length: Float[Tensor, "*batch pos"] | None = None
+) -> Float[Tensor, "*batch pos"]:
     """Cosine of every token's residual state with that of one token, the BOS.
 
     ``cos_s = <h_BOS, h_s> / (|h_BOS| |h_s|)``, 1 at the BOS itself. A state of length zero has cosine 0 with
@@ -16,6 +18,7 @@ def bos_cosine(hidden: Float[Tensor, "*batch pos d_model"], position: int = 0) -
     Args:
         hidden: Residual stream of one layer; half precision is widened to fp32.
         position: Where the BOS stands.
+        length: The states' norms, where they are known already; NaN gives NaN.
 
     Source: Wong et al. 2025, arXiv 2512.22213; Anand et al. 2025, arXiv 2510.22603.
 
@@ -25,7 +28,7 @@ def bos_cosine(hidden: Float[Tensor, "*batch pos d_model"], position: int = 0) -
         [1.0, 1.0, 0.0, -1.0, 0.0]
     """
     wide = hidden if hidden.element_size() > 2 else hidden.float()
-    length = vector_norm(wide, dim=-1).clamp(min=SMALLEST)
+    length = (vector_norm(wide, dim=-1) if length is None else length).clamp(min=SMALLEST)
     bos = wide[..., position, :] / length[..., position, None]
     twice = bos[..., None].expand(*bos.shape, 2)  # a product with one column is slow for many short sequences
     along: Tensor = (wide @ twice)[..., 0] / length

@@ -2,13 +2,14 @@
 
 from typing import Self
 
+import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Detector
+from sinklens.capture.residual import lower_median
+from sinklens.detectors.base import Detector, frame_of
 from sinklens.detectors.registry import register
 from sinklens.errors import InputError
 
@@ -19,6 +20,7 @@ def strongest_channels(hidden: Float[Tensor, "pos d_model"], k: int) -> Int[Tens
     """The ``k`` channels whose largest ``|h|`` over tokens is largest, largest first.
 
     Example:
+        >>> import torch
         >>> strongest_channels(torch.tensor([[1.0, -9.0, 2.0], [3.0, 0.0, 2.0]]), 2).tolist()
         [1, 0]
     """
@@ -54,37 +56,42 @@ class ChannelProfileDetector(Detector):
                 f"Expected a sequence from 0 on, at least one channel and one token, got {sequence}, {k} and {limit}."
             )
         self.sequence, self.k, self.limit = sequence, k, limit
-        self._frames: dict[int, pd.DataFrame] = {}
+        self._tokens: list[str] = []
+        self._layers: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}  # channels, [channel pos], median
 
     def update(self, record: LayerRecord) -> None:
         """Take one layer of one batch; only the chosen sequence is looked at."""
         row = self.sequence - record.first_sequence
         if record.hidden is None or not 0 <= row < len(record.batch):
             return
-        length = min(self.limit, int(record.batch.lengths[row]))
-        hidden = record.hidden[row, :length].detach().float()
+        length = int(record.batch.lengths[row])
+        whole = length <= self.limit
+        self._tokens = list(record.batch.tokens[row][: self.limit])
+        hidden = record.hidden[row, : len(self._tokens)].detach().float()
         channels = strongest_channels(hidden, self.k)
-        kept = hidden[:, channels].T.cpu()
-        # torch.median is the lower middle, as everywhere here
-        self._frames[record.layer] = pd.DataFrame(
-            {
-                "sequence": self.sequence,
-                "layer": record.layer,
-                "position": torch.arange(length).repeat(len(channels)).numpy(),
-                "token": list(record.batch.tokens[row][:length]) * len(channels),
-                "channel": channels.cpu().repeat_interleave(length).numpy(),
-                "value": kept.reshape(-1).numpy(),
-                "median": float(hidden.abs().median()),
-            }
-        )
+        # the lower middle, as everywhere here
+        known = record.residual.median[row] if whole and record.residual is not None else lower_median(hidden.abs())
+        self._layers[record.layer] = channels.cpu().numpy(), hidden[:, channels].T.cpu().numpy(), float(known)
 
     def merge(self, other: Self) -> None:
         """Take the chosen sequence from another detector, if that one saw it."""
         self.check_settings(other)
-        self._frames = {**other._frames, **self._frames}
+        self._tokens = self._tokens or other._tokens
+        self._layers = {**other._layers, **self._layers}
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """All layers, in order; an empty table when the sequence was never seen."""
-        frames = [self._frames[layer] for layer in sorted(self._frames)]
-        empty = pd.DataFrame(columns=[*COLUMNS])
-        return {"channel_profile": pd.concat(frames, ignore_index=True) if frames else empty}
+        length, tokens = len(self._tokens), np.array(self._tokens, dtype=object)
+        parts = [
+            {
+                "sequence": self.sequence,
+                "layer": layer,
+                "position": np.tile(np.arange(length), len(channels)),
+                "token": np.tile(tokens, len(channels)),
+                "channel": np.repeat(channels, length),
+                "value": values.ravel(),
+                "median": median,
+            }
+            for layer, (channels, values, median) in sorted(self._layers.items())
+        ]
+        return {"channel_profile": frame_of(parts, COLUMNS, spend=True)}

@@ -92,7 +92,8 @@ class DecorrelationDetector(Detector):
         if record.hidden is None:
             return
         others = _others(record.real.to(record.hidden.device))
-        cosine = bos_cosine(record.hidden).masked_fill(~others, 0).double()
+        length = None if record.residual is None else record.residual.norm
+        cosine = bos_cosine(record.hidden, 0, length).masked_fill(~others, 0).double()
         self._sums.add(record.layer, "moments", torch.stack([cosine.sum(), (cosine**2).sum(), others.double().sum()]))
         self._width[record.layer] = record.hidden.shape[-1]
 

@@ -10,6 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from sinklens.capture.finite import NonFinite
+from sinklens.capture.heap import ROWS, give_back
 from sinklens.capture.memory import plan_memory
 from sinklens.capture.run import Consumer, Opener, capture
 from sinklens.capture.spent import spent
@@ -160,6 +161,8 @@ def tables_of(detectors: Sequence[Detector], *, keep: bool = True) -> dict[str, 
         found: Any = detector.tables()
         if not keep:
             detector.forget()
+            if isinstance(found, Mapping) and sum(len(frame) for frame in found.values()) >= ROWS:
+                give_back()
         if not isinstance(found, Mapping) or not all(isinstance(frame, pd.DataFrame) for frame in found.values()):
             raise InputError(f"{detector.name}: tables() must give DataFrames by name, got {type(found).__name__}.")
         for name, frame in found.items():

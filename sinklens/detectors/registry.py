@@ -94,7 +94,9 @@ def choose_detectors(
     """
     given: list[Any] = [wanted] if isinstance(wanted, str | Detector) else list(wanted)
     names = [each for each in given if isinstance(each, str)]
-    known = all_detectors() if names or joined or not given else {}  # it looks through every installed package
+    known = built_in_detectors() if names or joined or not given else {}
+    if not given or not {*names} <= {*known}:
+        known = all_detectors()  # only where it must: it looks through every installed package
     unknown = [name for name in names if name not in known]
     if unknown or not given:
         close = [match for name in unknown for match in difflib.get_close_matches(name, known)]
@@ -113,6 +115,7 @@ def choose_detectors(
         chosen[each.name] = copy.deepcopy(each)  # a second run must not add to the first
     asked: list[Detector | type[Detector]] = [*chosen.values(), *(known[name] for name in names)]
     beside = [name for each in asked for name in each.beside if joined]
+    known = known if {*beside} <= {*known} else all_detectors()
     for name in (*names, *beside):
         if name not in chosen:
             kind, taken = known[name], inspect.signature(known[name]).parameters

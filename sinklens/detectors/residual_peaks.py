@@ -125,9 +125,9 @@ class ResidualPeakDetector(Detector):
         """All tables."""
         rows, parts = [], []
         previous = math.nan
-        for layer, sums in sorted(self._sums.layers.items()):
-            count = sums["count"].numpy()
-            norm = sums["norm"].numpy() / np.where(count > 0, count, np.nan)
+        for layer, sums in self._sums.arrays():
+            count = sums["count"]
+            norm = sums["norm"] / np.where(count > 0, count, np.nan)
             others_sum, others_count = sums["others"].tolist()
             others = others_sum / others_count if others_count else math.nan
             peak = int(np.argmax(np.where((count >= count.max() / 2) & ~np.isnan(norm), norm, -np.inf)))

@@ -175,7 +175,10 @@ class SecondarySinkDetector(Detector):
         if record.hidden is None:
             return
         real = record.real.to(record.hidden.device)
-        norms = torch.linalg.vector_norm(record.hidden, dim=-1, dtype=torch.float32).masked_fill(~real, math.nan)
+        if record.residual is None:
+            norms = torch.linalg.vector_norm(record.hidden, dim=-1, dtype=torch.float32).masked_fill(~real, math.nan)
+        else:
+            norms = record.residual.norm
         for position in range(min(self.candidates, real.shape[1])):
             sequence = real[:, position].nonzero().flatten()
             rest = norms[sequence].index_fill(1, torch.tensor([position], device=norms.device), math.nan)
@@ -184,11 +187,10 @@ class SecondarySinkDetector(Detector):
             columns["is_bos"] = record.batch.bos[:, position].to(sequence.device)[sequence]
             self._norms.append(_columns(columns, layer=record.layer, bos=position))
             if record.layer >= 0:
-                self._aligned.append(self._find(record, record.hidden, position, real))
+                self._aligned.append(self._find(record, bos_cosine(record.hidden, position, norms), position, real))
 
-    def _find(self, record: LayerRecord, hidden: Tensor, bos: int, real: Tensor) -> "_Columns":
+    def _find(self, record: LayerRecord, cosine: Tensor, bos: int, real: Tensor) -> "_Columns":
         """Tokens after ``bos`` that point along it."""
-        cosine = bos_cosine(hidden, bos)
         size = cosine.abs() if self.absolute else cosine
         close = (size > self.cosine) & real
         close[:, : bos + 1] = False

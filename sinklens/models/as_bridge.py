@@ -2,7 +2,6 @@
 
 import copy
 import os
-from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 from sinklens.errors import InputError, ModelLoadError, SinkLensError, UnsupportedArchitectureError
 from sinklens.models.bos import tokenizer_bos
 from sinklens.models.load import load
+from sinklens.models.parts import parts_of
 from sinklens.models.source import ModelSource, remember_source
 from sinklens.models.torch_state import usual_torch
 
@@ -80,7 +80,7 @@ def check_evaluates(model: torch.nn.Module) -> None:
         InputError: One sentence that names the first such part.
     """
     roots = (model, getattr(model, "original_model", model))
-    for root in roots if _any_training(roots) else ():
+    for root in roots if any(part.training for part in parts_of(*roots)) else ():
         for name, part in root.named_modules():
             if part.training:
                 where = f" (first in {name.replace('_original_component.', '')})" if name else ""
@@ -88,20 +88,6 @@ def check_evaluates(model: torch.nn.Module) -> None:
                     f"The model is in training mode{where}: dropout and the like would be measured with it. Call "
                     "model.eval() first."
                 )
-
-
-def _any_training(roots: Sequence[torch.nn.Module]) -> bool:
-    """Whether any part is in training mode; torch's own walk makes thousands of names."""
-    parts, seen = [*roots], {id(root) for root in roots}
-    while parts:
-        part = parts.pop()
-        if part.training:
-            return True
-        for child in part._modules.values():
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
-                parts.append(child)
-    return False
 
 
 def _refuse_adapters(model: Any) -> None:

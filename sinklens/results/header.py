@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention.plan import AttentionPlan
 from sinklens.models.architecture import context_length
+from sinklens.models.parts import parameters_of
 from sinklens.models.source import ModelSource, source_of
 from sinklens.models.tokens import TokenBatch
 
@@ -77,7 +78,7 @@ def model_facts(model: TransformerBridge) -> dict[str, Any]:
         "d_head": cfg.d_head,
         "d_vocab": cfg.d_vocab,
         "n_ctx": context_length(model),
-        "n_params": sum(p.numel() for p in model.original_model.parameters()),
+        "n_params": sum(p.numel() for p in parameters_of(model.original_model)),
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "dequantised_from": None if source is None else source.quantisation,
         "device": str(parameter.device),

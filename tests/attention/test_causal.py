@@ -56,7 +56,7 @@ def test_equals_dense_attention(
 ) -> None:
     if block_bytes is not None:
         monkeypatch.setattr(causal, "BYTES", block_bytes)
-        monkeypatch.setattr(kernel, "WORTH_THREADS", 1)
+        monkeypatch.setattr(causal, "WORTH_THREADS", 1)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(kernel, "_Job", None)  # the other way is not taken
     real = torch.ones(batch, q_pos, dtype=torch.bool)
@@ -76,6 +76,16 @@ def test_equals_dense_attention(
     best = weights.gather(-1, chosen.clamp(min=0)[..., None])[..., 0].masked_fill(~real[:, None], math.nan)
     torch.testing.assert_close(best.float(), found["top_weight"], atol=1e-6, rtol=0, equal_nan=True)
     dense.assert_right(found, expected, visible, 5e-5)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 600), (9, 40)])
+def test_which_thread_is_first_changes_no_bit(batch: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causal, "WORTH_THREADS", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    call, sets = random_call(length, batch=batch), sets_of(batch, length)
+    first = measured(call, sets)
+    for _ in range(5):
+        torch.testing.assert_close(measured(call, sets), first, equal_nan=True, atol=0, rtol=0)
 
 
 def test_half_precision_is_computed_in_fp32() -> None:
