@@ -222,8 +222,9 @@ class _Recorder:
         real = self.rows.real
         opened = self.open(self.model, statistics=factories, observers=observers, on_layer=self._attention, real=real)
         before = sum(self.seconds.values()) - self.seconds.get("forward", 0.0)
-        whole = nullcontext() if ids.numel() < LONG else mlp_by_rows(self.model)
-        with opened as engine, whole, self.model.hooks(fwd_hooks=hooks), spent(self.seconds, "forward"):
+        long = ids.device.type == "cpu" and ids.numel() >= LONG
+        narrowed = mlp_by_rows(self.model) if long else nullcontext()
+        with opened as engine, narrowed, self.model.hooks(fwd_hooks=hooks), spent(self.seconds, "forward"):
             # right padding needs no attention mask: real queries never see what comes after them
             found = self.model(ids, return_type=None if logits is None else "logits", **options)
         self.seconds["attention"] = self.seconds.get("attention", 0.0) + engine.seconds
