@@ -143,7 +143,7 @@ def top_magnitudes(runs: Runs) -> Drawn:
 
 
 def lifecycle(runs: Runs) -> Drawn:
-    """Which block writes the largest entry."""
+    """Which layer writes the largest entry."""
     parts = ["before", "attention", "mlp", "after"]
     means = runs.traced.groupby(["position", "channel", "layer"])[parts].mean().reset_index()
     return plots.lifecycle(runs.traced), means
@@ -244,9 +244,10 @@ def secondary_sinks(runs: Runs) -> Drawn:
 
 def massive_table(runs: Runs) -> Drawn:
     """The largest entries in words."""
-    from sinklens.plots.massive_table import strongest_activations
+    from sinklens.plots.massive_table import strongest_channels
 
-    return plots.massive_table(runs.census), strongest_activations(runs.census.tables["massive"], 20)
+    tables = runs.census.tables
+    return plots.massive_table(runs.census), strongest_channels(tables["massive"], tables["massive_episodes"])
 
 
 def eps_sweep(runs: Runs) -> Drawn:
@@ -339,8 +340,8 @@ ENTRIES = (
           residual_peaks),
     Entry("norms_by_token", "Residual norm by layer and token", "A bright column is a token with a residual peak.",
           norms_by_token),
-    Entry("lifecycle", "Life of a massive activation", "Bars are what attention and MLP of each block add; the line is "
-          "the entry after the block.", lifecycle),
+    Entry("lifecycle", "Life of a massive activation", "Bars are what attention and MLP of each layer add; the line is "
+          "the entry after the layer.", lifecycle),
     Entry("drain_scatter", "Value drain against sink strength", "Sink heads lie at the lower right: the values of "
           "their sink are drained.", drain_scatter),
     Entry("sink_causes", "What makes heads sink", "Shares of the margin by residual channel (above) and by writer "
@@ -363,7 +364,7 @@ ENTRIES = (
           "little; bars are 95 % intervals.", policy_costs, of=("real",)),
     Entry("eps_sweep", "Sink rate by threshold", "A finding that holds at one threshold only is a finding about the "
           "threshold.", eps_sweep),
-    Entry("massive_table", "The largest entries in words", "Where each stands, and how many medians it is.",
+    Entry("massive_table", "The largest entries by channel", "Where each channel lives, and its largest entry.",
           massive_table, of=("real",)),
     Entry("secondary_sinks", "Secondary sinks", "Tokens that turn along the BOS's direction for some layers, by when "
           "and for how long.", secondary_sinks, of=("real",)),

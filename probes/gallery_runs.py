@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+import transformers
 
 import sinklens
 from sinklens.detectors import measure
 from sinklens.interventions import SlidingWindow
+from sinklens.models.as_bridge import as_bridge
 from sinklens.models.real import real_model_path
 from sinklens.models.tokens import TokenBatch
 from sinklens.passes.sequences import choose_sequences
@@ -22,15 +25,20 @@ from sinklens.studies import (
     Dynamics,
     Roles,
     explain_sinks,
+    find_conflict_heads,
     find_roles,
+    find_super_experts,
     make_needles,
     measure_dynamics,
     measure_needles,
+    patch_paths,
+    rank_documents,
     trace_massive,
 )
 from sinklens.studies.census.builtin_domains import builtin_domains
 from sinklens.studies.census.result import Census
 from sinklens.studies.census.run import DETECTORS
+from sinklens.studies.path_patching.prompts import repeated_prompts
 
 FIGURES = Path(__file__).parents[1] / "figures"
 
@@ -143,6 +151,26 @@ class Runs:
         raise NotImplementedError
 
 
+MIXED = torch.randint(6, 261, (6, 20), generator=torch.Generator().manual_seed(0))
+"""Tokens for the mixture."""
+
+
+def planted_mixture() -> Any:
+    """A random Mixtral of two layers and eight experts, whose expert 2 of layer 0 was made a super expert."""
+    config = transformers.MixtralConfig(
+        vocab_size=261, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=8, max_position_embeddings=64, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.MixtralForCausalLM(config).eval()
+    experts: Any = model.model.layers[0].mlp.experts
+    with torch.no_grad():
+        experts.down_proj[2].zero_()
+        experts.down_proj[2, 9] = 3e5 * torch.sign(experts.gate_up_proj[2, 0, 0])
+        experts.down_proj[2, 9, ::2] *= -1
+    return as_bridge(model)
+
+
 class Real(Runs):
     """SmolLM2-135M, and Gemma-3-270M beside it, both dequantised from Q4."""
 
@@ -169,6 +197,16 @@ class Real(Runs):
         return measure_needles(
             self.model, hidden, interventions={"window of 128, 4 sinks": SlidingWindow(128, sinks=4)}
         )
+
+    @cached_property
+    def ranking(self) -> Any:
+        """Documents ranked by attention, on the built-in questions."""
+        return self.kept("ranking", lambda: rank_documents(self.model))
+
+    @cached_property
+    def conflict(self) -> Any:
+        """Heads for the prompt's and for the memory's answer, on false capitals."""
+        return self.kept("conflict", lambda: find_conflict_heads(self.model, controls=3, ways=["zero"]))
 
     @cached_property
     def policies(self) -> pd.DataFrame:
@@ -204,6 +242,18 @@ class Toys(Runs):
         model = sinklens.load("induction-2l")
         hidden = make_needles(model, "random", lengths=[64, 128, 256, 448], repeats=5)
         return measure_needles(model, hidden, interventions={"window of 128, 4 sinks": SlidingWindow(128, sinks=4)})
+
+    @cached_property
+    def paths(self) -> Any:
+        """Who hands induction's second layer what it needs."""
+        model = sinklens.load("induction-2l")
+        prompts = repeated_prompts(model)
+        return self.kept("paths", lambda: patch_paths(model, *prompts, receivers=["L1H0.k", "L1H1.k", "logits"]))
+
+    @cached_property
+    def mixture(self) -> Any:
+        """The experts of a small random mixture; one of the first layer writes a thousand times as much."""
+        return self.kept("mixture", lambda: find_super_experts(planted_mixture(), tokens=MIXED, controls=2))
 
     @cached_property
     def dynamics(self) -> Dynamics:

@@ -85,7 +85,7 @@ def plan(model: Any, reference: TokenBatch, *, absolute: float, ratio: float, dr
 
 
 def in_words(rules: Sequence[Any]) -> str:
-    """Which entries are set: runs of blocks with the same channels, and above which sizes."""
+    """Which entries are set: runs of layers with the same channels, and above which sizes."""
     runs: list[list[Any]] = []
     for rule in rules:
         if runs and runs[-1][-1].dims == rule.dims and runs[-1][-1].layer + 1 == rule.layer:
@@ -95,8 +95,8 @@ def in_words(rules: Sequence[Any]) -> str:
     found = []
     for run in runs:
         dims, above = run[0].dims, [rule.above for rule in run]
-        where = f"block {run[0].layer}" if len(run) == 1 else f"blocks {run[0].layer} to {run[-1].layer}"
-        size = f"{above[0]:,.0f}" if len(run) == 1 else f"{min(above):,.0f} to {max(above):,.0f}, block by block"
+        where = f"layer {run[0].layer}" if len(run) == 1 else f"layers {run[0].layer} to {run[-1].layer}"
+        size = f"{above[0]:,.0f}" if len(run) == 1 else f"{min(above):,.0f} to {max(above):,.0f}, layer by layer"
         found.append(f"after {where} channel{'s' * (len(dims) > 1)} {', '.join(map(str, dims))} with |h| above {size}")
     return "; ".join(found)
 

@@ -23,9 +23,9 @@ ANAND = "Anand et al. 2026, arXiv 2510.22603"
     "secondary-sinks",
     WONG,
     says="In middle layers some tokens take the BOS's direction for a while and become sinks.",
-    reported="Qwen3-4B-Base: three such tokens in one prompt, in blocks 16 to 33 of 36, none in the others [code]",
+    reported="Qwen3-4B-Base: three such tokens in one prompt, in layers 16 to 33 of 36, none in the others [code]",
     figures={
-        "texts": "share of texts with a token labelled secondary: the paper's rule, read in every window of blocks in "
+        "texts": "share of texts with a token labelled secondary: the paper's rule, read in every window of layers in "
         "which the BOS (or what stands first) is large, and some head must attend to the token"
     },
     tests=(at_least("texts", 0.05, 0.0),),
@@ -44,7 +44,7 @@ def secondary_sinks(subject: Subject) -> dict[str, Interval]:
     says="Tokens that become sinks later in the text have hidden states along the BOS's.",
     reported="high cosine similarity (figure) [T]",
     figures={
-        "cosine": "largest over blocks of the cosine with position 0, mean over later sinks of a text",
+        "cosine": "largest over layers of the cosine with position 0, mean over later sinks of a text",
         "others": "control: the same of all other later tokens",
     },
     tests=(at_least("cosine", 0.8, 0.5),),
@@ -72,7 +72,7 @@ def later_sinks_point_along_the_first(subject: Subject) -> dict[str, Interval]:
     says="In middle layers the representation matrix is nearly of rank 1: its entropy falls to almost nothing.",
     reported="Llama3-8B: 0.02 bits = 0.014 nats [T]",
     figures={
-        "entropy": "lowest matrix entropy after any block, nats",
+        "entropy": "lowest matrix entropy after any layer, nats",
         "others": "control: lowest without row 0",
     },
     tests=(at_most("entropy", 0.1, 1.0),),
@@ -90,7 +90,7 @@ def compression_valley(subject: Subject) -> dict[str, Interval]:
     says="It is the first token's length that makes the valley; the other tokens' states are not compressed.",
     reported="from the inequality sigma_1^2 >= |x_0|^2 + ... [T, rederived]; no figure without row 0",
     figures={
-        "lost": "1 - lowest / highest entropy over blocks, without row 0",
+        "lost": "1 - lowest / highest entropy over layers, without row 0",
         "with_first": "control: the same with row 0",
     },
     tests=(at_most("lost", 0.25, 0.75),),
@@ -114,12 +114,12 @@ def _correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     QUEIPO,
     says="Where the first token's norm grows, entropy falls, and the other way round.",
     reported="r = -0.9 +- 0.18 over layers [T]",
-    figures={"r": "Pearson over blocks: change of |h_0| with change of the entropy"},
+    figures={"r": "Pearson over layers: change of |h_0| with change of the entropy"},
     tests=(at_most("r", -0.7, 0.0),),
     call="scan(model, detectors=[..., 'compression'])",
 )
 def bos_norm_and_entropy(subject: Subject) -> dict[str, Interval]:
-    """Changes by block, correlated."""
+    """Changes by layer, correlated."""
     seen = subject.natural
     return {
         "r": paired_interval(_correlations(np.diff(seen.norm[..., 0], axis=0), np.diff(seen.entropy[..., 0], axis=0)))
@@ -131,20 +131,20 @@ def bos_norm_and_entropy(subject: Subject) -> dict[str, Interval]:
     QUEIPO,
     says="Layers that follow a longer first state have more sinks.",
     reported="r = 0.58 +- 0.25 over layers [T]",
-    figures={"r": "Pearson over blocks: change of |h_0| by a block with change of the sink rate in the next"},
+    figures={"r": "Pearson over layers: change of |h_0| by a layer with change of the sink rate in the next"},
     tests=(at_least("r", 0.33, 0.0),),
     call="scan(model).layers",
 )
 def bos_norm_and_sinks(subject: Subject) -> dict[str, Interval]:
-    """Norm before a block against the sink rate in it."""
+    """Norm before a layer against the sink rate in it."""
     seen = subject.natural
-    rate = seen.sinks(EPS).mean(2)  # [layer text]; the stream before block l is residual layer l
+    rate = seen.sinks(EPS).mean(2)  # [layer text]; the stream before layer l is residual layer l
     return {"r": paired_interval(_correlations(np.diff(seen.norm[:-1, :, 0], axis=0), np.diff(rate, axis=0)))}
 
 
 @contextmanager
 def _without_write(subject: Subject, block: int) -> Iterator[None]:
-    """The MLP of a block writes nothing at position 0."""
+    """The MLP of a layer writes nothing at position 0."""
 
     def cut(written: torch.Tensor, hook: Any) -> torch.Tensor:
         written = written.clone()
@@ -161,15 +161,15 @@ def _without_write(subject: Subject, block: int) -> Iterator[None]:
     says="Taking the early MLP's write to the first token away removes the valley and the sinks together.",
     reported="Llama3-8B, MLP of layer 0: entropy 0.02 -> 0.4 to 0.5 bits, sink rate 0.85 to 1 -> 0 [T]",
     figures={
-        "rate": "sink rate without the write / with it; the MLP of the block that lengthens |h_0| most",
+        "rate": "sink rate without the write / with it; the MLP of the layer that lengthens |h_0| most",
         "entropy": "rise of the lowest entropy, nats",
-        "control": "control: sink rate without the same block's write at position 0, next block's instead",
+        "control": "control: sink rate without the same layer's write at position 0, next layer's instead",
     },
     tests=(at_most("rate", 0.2, 0.8), at_least("entropy", 0.25, 0.05)),
     call='model.hooks(fwd_hooks=[("blocks.N.mlp.hook_out", ...)]) around capture',
 )
 def one_write_makes_both(subject: Subject) -> dict[str, Interval]:
-    """The write of the block with the largest growth, and of the next."""
+    """The write of the layer with the largest growth, and of the next."""
     seen, few = subject.natural, subject.few_texts
     if not subject.sink_heads.any():
         raise NotTestableError("No head sinks on position 0 in half of the texts.")
@@ -239,7 +239,7 @@ def sinks_slow_mixing(subject: Subject) -> dict[str, Interval]:
 
 
 def _last_states(subject: Subject, ids: torch.Tensor) -> torch.Tensor:
-    """Residual states after the last block, before the final norm."""
+    """Residual states after the last layer, before the final norm."""
     got: list[torch.Tensor] = []
     last = len(subject.model.blocks) - 1
     subject.model.run_with_hooks(ids[None], fwd_hooks=[(f"blocks.{last}.hook_out", lambda x, hook: got.append(x[0]))])

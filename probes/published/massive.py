@@ -32,7 +32,7 @@ STRICT = "|h| > 100, > 1,000 x the text's median and > 10 x its channel's over t
 MASSIVE = "as in massive-activations-exist"
 
 EVERY = (
-    "rise of the loss, nats a token; all set after every block at which they live: |h| > 100, > 300 x the text's "
+    "rise of the loss, nats a token; all set after every layer at which they live: |h| > 100, > 300 x the text's "
     "median and > 5 x their channel's"
 )
 
@@ -73,7 +73,7 @@ def massive_activations_exist(subject: Subject) -> dict[str, Interval]:
     QIU,
     says="Without output gates the largest activation is in the thousands.",
     reported="15B-A2B: 1053 without gates, 94 with them [T]",
-    figures={"largest": "largest |h| after any block", "median": "control: median |h| there"},
+    figures={"largest": "largest |h| after any layer", "median": "control: median |h| there"},
     tests=(at_least("largest", 500, 100),),
     call="scan(model).massive",
 )
@@ -176,17 +176,17 @@ def _delimiter(token: str) -> bool:
     "from-early-to-late-layers",
     SUN,
     says="They appear within the first layers, stay, and are gone after the last.",
-    reported="LLaMA2-7B: after blocks 1 to 29 of 32 [logs]",
+    reported="LLaMA2-7B: after layers 1 to 29 of 32 [logs]",
     figures={
-        "onset": "first block with a massive entry / number of blocks",
-        "held": "share of the blocks between the first and the last such block that have one",
-        "end": "share of texts with one after the last block",
+        "onset": "first layer with a massive entry / number of layers",
+        "held": "share of the layers between the first and the last such layer that have one",
+        "end": "share of texts with one after the last layer",
     },
     tests=(at_most("onset", 0.15, 0.5), at_least("held", 0.9, 0.5), at_most("end", 0.1, 0.9)),
     call="scan(model).massive_episodes",
 )
 def from_early_to_late_layers(subject: Subject) -> dict[str, Interval]:
-    """Span of the blocks that have one."""
+    """Span of the layers that have one."""
     seen, n_layers = _need_massive(subject), len(subject.model.blocks)
     onset, held, end = [], [], []
     for own in seen.by_text(seen.entries):
@@ -270,7 +270,7 @@ def zeroing_is_harmless(subject: Subject) -> dict[str, Interval]:
     "gone-without-bos",
     OWEN,
     says="Whether there is a BOS decides whether there are massive activations: Gemma models have none without it.",
-    reported="Gemma-7B: none without BOS, blocks 0 to 27 with it [logs]",
+    reported="Gemma-7B: none without BOS, layers 0 to 27 with it [logs]",
     figures={
         "bare": f"share of texts without BOS that have a massive entry ({MASSIVE})",
         "opened": "the same as the tokenizer opens texts",
@@ -292,11 +292,11 @@ def gone_without_bos(subject: Subject) -> dict[str, Interval]:
 @claim(
     "one-block-writes-one-block-clears",
     SPIKE,
-    says="One step-up block writes the spike and one step-down block takes it away.",
-    reported="Llama2-7B: step-up after a few blocks, step-down at half-block 62 of 64 [T]",
+    says="One step-up layer writes the spike and one step-down layer takes it away.",
+    reported="Llama2-7B: step-up after a few layers, step-down at half-layer 62 of 64 [T]",
     figures={
-        "up": "largest rise of max |h_0| by one block / its peak",
-        "down": "largest fall by one block / its peak",
+        "up": "largest rise of max |h_0| by one layer / its peak",
+        "down": "largest fall by one layer / its peak",
     },
     tests=(at_least("up", 0.5, 0.25), at_least("down", 0.5, 0.25)),
     call="scan(model).layers; plots.lifecycle",
@@ -359,7 +359,7 @@ def _zeroed(weight: torch.Tensor, row: int, column: int) -> Iterator[None]:
         "control": "control: the largest other weight of the matrix at zero",
     },
     tests=(at_least("rise", 1.0, 0.05),),
-    call="W_down[channel, argmax |W_down[channel] * a_0|] of the block that writes the largest entry, set to 0",
+    call="W_down[channel, argmax |W_down[channel] * a_0|] of the layer that writes the largest entry, set to 0",
 )
 @torch.no_grad()
 def super_weight(subject: Subject) -> dict[str, Interval]:
@@ -368,7 +368,7 @@ def super_weight(subject: Subject) -> dict[str, Interval]:
     block = int(np.diff(curve).argmax())
     own = [row for row in subject.natural.entries if row[0] >= block and row[2] == 0]
     if not own:
-        raise NotTestableError("No massive entry at position 0 after the block with the largest step.")
+        raise NotTestableError("No massive entry at position 0 after the layer with the largest step.")
     channel = Counter(row[3] for row in own if row[0] == own[0][0]).most_common(1)[0][0]
     mlp: Any = subject.model.blocks[block].mlp
     few, weight = subject.few_texts, mlp.out.weight

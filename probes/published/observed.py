@@ -23,7 +23,7 @@ LAST = 10
 
 @dataclass
 class Observed:
-    """A consumer of layer records that keeps them by text. Layer 0 of residual arrays is before the first block.
+    """A consumer of layer records that keeps them by text. Layer 0 of residual arrays is before the first layer.
 
     Attributes:
         importance: Mean attention a key receives from the queries that see it, ``[layer text head key]``.

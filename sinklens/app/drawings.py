@@ -5,14 +5,13 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.draws import FIGURES, Figure
 from sinklens.plots.style import empty_figure
 
-Drawing = Callable[[Mapping[str, pd.DataFrame]], go.Figure]
-"""Draws a figure from a result's tables by name."""
+Drawing = Callable[[Any], go.Figure]
+"""Draws a figure of a result."""
 
 
 def drawings(kind: str) -> Mapping[str, Drawing]:
@@ -30,10 +29,10 @@ def drawings(kind: str) -> Mapping[str, Drawing]:
     }
 
 
-def _draw(figure: Figure, options: Mapping[str, Any], given: Mapping[str, pd.DataFrame]) -> go.Figure:
-    missing = [table for table in figure.needs if table not in given and table not in figure.wants]
+def _draw(figure: Figure, options: Mapping[str, Any], result: Any) -> go.Figure:
+    missing = figure.missing(result)
     if missing:
         title = figure.name.replace("_", " ")
         return empty_figure(title, f"Not measured: this run made no table {missing[0]}.")
-    drawn: go.Figure = figure.draw(*(given.get(table) for table in figure.needs), **options)
+    drawn: go.Figure = figure.draw(result, **options)
     return drawn

@@ -6,14 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from sinklens.app.drawings import drawings
-from sinklens.app.page import callout, document, facts, figure, html_table, text
+from sinklens.app.page import callout, document, facts, figure, text
+from sinklens.app.parts import Part, linked, other_tables, written
 from sinklens.app.sections.source import Downloads
+from sinklens.app.study_parts import PARTS
 from sinklens.errors import ResultError
 from sinklens.results.files import write_atomically
 from sinklens.results.provenance import model_words, token_words
 from sinklens.results.result import Result
-
-_SHOWN = 50
 
 Sections = Sequence[tuple[str, str, str]]
 """Anchor, label in the navigation and HTML of each section."""
@@ -39,14 +39,24 @@ def write_report(
         ResultError: The file cannot be written.
     """
     downloads = Downloads(result.tables if tables is None else tables)
-    body = [*(_figures_and_tables(result) if sections is None else sections)]
+    parts = PARTS.get(result.format, ())
+    body = [*(_sections(result, parts) if sections is None else sections)]
     body.append(("definitions", "Definitions", _definitions(result, known or {}, downloads)))
-    headline = "".join(f'<p class="headline">{text(sentence)}</p>\n' for sentence in result.verdict[:1])
-    rest = "".join(f"<li>{text(sentence)}</li>" for sentence in result.verdict[1:])
+    verdict = [linked(sentence, parts) for sentence in result.verdict]
+    headline = "".join(f'<p class="headline">{sentence}</p>\n' for sentence in verdict[:1])
+    rest = "".join(f"<li>{sentence}</li>" for sentence in verdict[1:])
     kind = f"sinklens {result.title[0].lower()}{result.title[1:]}"
-    head = f'<p class="kind">{text(kind)}</p>\n<h1>{text(result.model_name)}</h1>\n{headline}'
+    head = f'<p class="kind">{text(kind)}</p>\n<h1>{text(result.model_name)}</h1>\n{_measured(result)}{headline}'
     head += f'<ul class="verdict">{rest}</ul>' if rest else ""
     return write_page(document(f"{result.model_name}: {kind}", head, body, downloads.data()), path)
+
+
+def _measured(result: Result) -> str:
+    """The model and the texts in a line."""
+    model, tokens = result.meta.get("model"), result.meta.get("tokens")
+    told = [f"{model_words(model)}."] if model else []
+    told += [token_words(tokens)] if tokens else []
+    return f'<p class="note">{text(" ".join(told))}</p>\n' if told else ""
 
 
 def write_page(page: str, target: Path) -> Path:
@@ -62,20 +72,23 @@ def write_page(page: str, target: Path) -> Path:
     return write_atomically(target, page.encode("utf-8", "backslashreplace"))
 
 
-def _figures_and_tables(result: Result) -> list[tuple[str, str, str]]:
-    out = []
-    drawn = [
-        figure(draw(result.tables), f"figure{place}") for place, draw in enumerate(drawings(result.format).values())
-    ]
-    if drawn:
-        out.append(("figures", "Figures", "<h2>Figures</h2>\n" + "\n".join(drawn)))
-    for place, (name, table) in enumerate(result.tables.items()):
-        caption = f"{min(_SHOWN, len(table)):,} of {len(table):,} rows"
-        words = [str(column) for column in table if not pd.api.types.is_numeric_dtype(table[column])]
-        columns = {str(column): str(column) for column in table}
-        shown = html_table(table.head(_SHOWN), columns, caption=caption, words=words)
-        out.append((f"table{place}", name, f"<h2>{text(name)}</h2>\n{shown}"))
-    return out
+def _sections(result: Result, parts: Sequence[Part]) -> list[tuple[str, str, str]]:
+    """The parts of the kind, all its figures in the first one; every other table folded at the end."""
+    drawn = drawings(result.format)
+    out = [(part.anchor, part.title, part.write(result, {} if place else drawn)) for place, part in enumerate(parts)]
+    if not parts and drawn:
+        shown = [figure(draw(result), f"figure{place}") for place, draw in enumerate(drawn.values())]
+        out.append(("figures", "Figures", "<h2>Figures</h2>\n" + "\n".join(shown)))
+    rest = {
+        name: written(table, {str(column): str(column) for column in table})
+        for name, table in other_tables(result, parts).items()
+    }
+    if not parts:
+        return out + [
+            (f"table{at}", name, f"<h2>{text(name)}</h2>\n{rows}") for at, (name, rows) in enumerate(rest.items())
+        ]
+    folded = [f"<details><summary>{text(name)}</summary>{rows}</details>" for name, rows in rest.items()]
+    return out + ([("more", "More tables", "<h2>More tables</h2>\n" + "\n".join(folded))] if folded else [])
 
 
 def _definitions(result: Result, known: Mapping[str, object], downloads: Downloads) -> str:

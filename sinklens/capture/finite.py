@@ -112,11 +112,11 @@ class NonFinite:
         """Stop where a caller has no use for numbers of a part of the model.
 
         Raises:
-            InputError: One sentence that names block, sequence and token.
+            InputError: One sentence that names layer, sequence and token.
         """
         if self.layers:
             layer, place = next(iter(self.layers.items()))
-            where = "in the embedding" if layer < 0 else f"after block {layer}"
+            where = "in the embedding" if layer < 0 else f"after layer {layer}"
             raise InputError(
                 f"Activations are NaN or infinite {where}, first in sequence {place.sequence} at position "
                 f"{place.position} ({place.token!r}), and nothing can be said of such a run: "
@@ -161,7 +161,7 @@ class NonFinite:
             where.append("in the embedding")
         blocks = sorted(layer for layer in self.layers if layer >= 0)
         if blocks:
-            where.append(f"after {'block' if len(blocks) == 1 else 'blocks'} {_runs(blocks)}")
+            where.append(f"after {'layer' if len(blocks) == 1 else 'layers'} {_runs(blocks)}")
         within = sorted({layer for layer, _ in self.heads})
         if within:
             where.append(f"in the attention of layer{'' if len(within) == 1 else 's'} {_runs(within)}")

@@ -1,4 +1,4 @@
-"""What enters each block and what its attention and its MLP write, through the bridge's own hooks."""
+"""What enters each layer and what its attention and its MLP write, through the bridge's own hooks."""
 
 from functools import partial
 from typing import Any, Final
@@ -11,10 +11,10 @@ _MIXERS: Final = ("attn", "linear_attn", "mamba", "mixer", "ssm")
 
 
 class BlockHalves:
-    """Holds ``before``, ``attention`` and ``mlp`` of each block until its record is made.
+    """Holds ``before``, ``attention`` and ``mlp`` of each layer until its record is made.
 
     ``attention`` stands for whatever mixes tokens (a state-space or linear mixer too); a norm that follows it inside
-    the block is part of it. A block without an MLP has no ``mlp``.
+    the layer is part of it. A layer without an MLP has no ``mlp``.
     """
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ class ValueNorms:
 
 @dataclass(frozen=True)
 class ResidualNorms:
-    """The residual stream after one block (or before the first), per token and per sequence.
+    """The residual stream after one layer (or before the first), per token and per sequence.
 
     Attributes:
         norm: L2 norm per token, ``[batch pos]``; NaN at padding.
@@ -49,14 +49,14 @@ class LayerRecord:
     """One layer of one batch; detectors take these one by one, so no more than one layer is held.
 
     Attributes:
-        layer: Block index; -1 is the residual stream before the first block.
+        layer: Layer index; -1 is the residual stream before the first layer.
         batch: The tokens of these sequences (right-padded).
         first_sequence: Index of row 0 among all sequences of the run.
-        path: ``"fast"``, ``"fallback"`` or ``"none"`` (this block has no softmax attention: not applicable).
+        path: ``"fast"``, ``"fallback"`` or ``"none"`` (this layer has no softmax attention: not applicable).
         attention: Computed statistics by name; empty when not applicable. Positions beyond a sequence's
             length hold no meaning in per-key tensors.
         values: Norms of the value states, ``None`` when not applicable.
-        residual: The residual stream after this block, ``None`` if it was not captured.
+        residual: The residual stream after this layer, ``None`` if it was not captured.
         hidden: The residual stream itself, not a copy; only for consumers that ask for it, and only while they are
             updated.
         outputs: ``|W_O z|`` per query head and query, the size of what the head writes, also under an intervention;
@@ -65,8 +65,8 @@ class LayerRecord:
             updated.
         keys: Keys as attention uses them, after rotation and norms; only for consumers that ask for them, and only
             while they are updated; ``None`` in layers without attention and on the fallback path.
-        halves: What enters the block (``before``) and what its two halves add (``attention``, ``mlp``, each where the
-            block has one); only for consumers that ask for them, and only while they are updated.
+        halves: What enters the layer (``before``) and what its two halves add (``attention``, ``mlp``, each where the
+            layer has one); only for consumers that ask for them, and only while they are updated.
     """
 
     layer: int

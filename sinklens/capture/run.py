@@ -174,7 +174,7 @@ def capture(
 
 
 class _Recorder:
-    """Joins what engine and residual hooks say about a layer, and delivers it when its block is done."""
+    """Joins what engine and residual hooks say about a layer, and delivers it when it is done."""
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ def why(
     massive: Annotated[
         bool,
         typer.Option(
-            "--massive", help="Explain massive activations instead: the block and the weight that write them."
+            "--massive", help="Explain massive activations instead: the layer and the weight that write them."
         ),
     ] = False,
     experts: Annotated[

@@ -32,7 +32,7 @@ class ChannelProfileDetector(Detector):
     """One sequence, token by token, in the few channels where its residual stream is largest: a spike is massive.
 
     Table ``channel_profile``, one row per layer, channel and position: ``value`` is the signed entry of the residual
-    stream after the block (-1: before the first), ``median`` the layer's median ``|h|`` over all tokens and channels of
+    stream after the layer (-1: before the first), ``median`` the layer's median ``|h|`` over all tokens and channels of
     the sequence. Channels of a layer come by the size of their largest entry, largest first.
 
     Args:

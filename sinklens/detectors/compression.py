@@ -176,7 +176,7 @@ def _sides(rows: Float[Tensor, "*batch pos d_model"], shares: Float[Tensor, "*ba
 class CompressionDetector(Detector):
     """How few directions the residual states of a text fill in each layer: entropy near 0, anisotropy near 1 mean one.
 
-    Tables: ``compression``, one row per layer (-1 = before the first block), means over sequences: ``entropy`` in nats
+    Tables: ``compression``, one row per layer (-1 = before the first layer), means over sequences: ``entropy`` in nats
     with ``entropy_null`` = ln min(pos, d_model) and ``entropy_bound`` (from above, by :class:`Inequality`),
     ``entropy_others`` and ``entropy_others_null`` without row 0; ``anisotropy`` with ``anisotropy_bound`` (from below),
     ``anisotropy_others``; ``first_share``, the part of row 0 in the squared length; ``n_sequences``.

@@ -17,8 +17,8 @@ from sinklens.errors import InputError
 METRIC = Metric(
     "bos_decorrelation",
     1,
-    "Mean over layers of the mean over tokens s > 0 of cos(h_0, h_s)^2, h the residual stream after a block; embedding "
-    "and last block are left out. 1: all tokens point along the first, 0: all at right angles to it. Null: 1 / d_model "
+    "Mean over layers of the mean over tokens s > 0 of cos(h_0, h_s)^2, h the residual stream after a layer; embedding "
+    "and last layer are left out. 1: all tokens point along the first, 0: all at right angles to it. Null: 1 / d_model "
     "of random directions.",
     "Anand et al. 2025, arXiv 2510.22603; null added here",
 )
@@ -36,7 +36,7 @@ def decorrelation_loss(
     moving the BOS.
 
     Args:
-        hidden: Outputs of the blocks that count: all but the last in the paper, without the embedding.
+        hidden: Outputs of the layers that count: all but the last in the paper, without the embedding.
         real: Which positions are real tokens; default: all. Position 0 must be.
 
     Raises:
@@ -69,10 +69,10 @@ def _others(real: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
 class DecorrelationDetector(Detector):
     """How much the residual states of all tokens point along the first token's: 1 in the same direction, 0 unrelated.
 
-    Table ``decorrelation``, one row per layer (-1 = before the first block): ``bos_cosine`` and ``bos_cosine_sq``
+    Table ``decorrelation``, one row per layer (-1 = before the first layer): ``bos_cosine`` and ``bos_cosine_sq``
     (means over all tokens but the first of each sequence), ``null`` = 1 / d_model for the square, ``in_loss`` (whether
     the layer enters the loss), ``n_tokens``. The loss is the mean of
-    ``bos_cosine_sq`` over the layers in the loss; a model of one block has none.
+    ``bos_cosine_sq`` over the layers in the loss; a model of one layer has none.
 
     Cost: O(pos d_model) per layer; a few numbers are kept.
     """

@@ -1,4 +1,4 @@
-"""Life of a massive activation: what every block's attention and MLP add to one entry of the residual stream."""
+"""Life of a massive activation: what every layer's attention and MLP add to one entry of the residual stream."""
 
 import math
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from sinklens.errors import InputError, UnsupportedArchitectureError
 METRIC = Metric(
     "entry_contribution",
     1,
-    "For one entry (token t, channel j) and block l: before_l + attention_l + mlp_l = after_l, where before and after "
-    "are the residual stream at the entry and attention (or what stands in its place) and mlp are what the block's "
+    "For one entry (token t, channel j) and layer l: before_l + attention_l + mlp_l = after_l, where before and after "
+    "are the residual stream at the entry and attention (or what stands in its place) and mlp are what the layer's "
     "two halves add to it, after any norm that follows them. The identity is checked in every layer.",
-    "Sun et al. 2024, arXiv 2402.17762; step-up and step-down blocks after Sun et al. 2026, arXiv 2603.05498",
+    "Sun et al. 2024, arXiv 2402.17762; step-up and step-down layers after Sun et al. 2026, arXiv 2603.05498",
 )
 
 __all__ = ["COLUMNS", "METRIC", "LifecycleDetector", "Step", "steps"]
@@ -34,10 +34,10 @@ _First = tuple[int, int, str, dict[str, Tensor]]
 
 @register
 class LifecycleDetector(Detector):
-    """Which block writes a huge entry of the residual stream and which takes it away: large where a half adds much.
+    """Which layer writes a huge entry of the residual stream and which takes it away: large where a half adds much.
 
-    Table ``lifecycle``, one row per sequence, entry and layer: ``before, attention, mlp, after``. A half that a block
-    does not have (no MLP in a state-space block) is NaN. :func:`steps` names the writer and the canceller.
+    Table ``lifecycle``, one row per sequence, entry and layer: ``before, attention, mlp, after``. A half that a layer
+    does not have (no MLP in a state-space layer) is NaN. :func:`steps` names the writer and the canceller.
 
     Args:
         entries: Token positions and channels, from 0, such as those of ``plots.massive_table.strongest_activations``; a
@@ -76,7 +76,7 @@ class LifecycleDetector(Detector):
 
         Raises:
             InputError: There is no such channel.
-            UnsupportedArchitectureError: Entries were asked for, and the halves of the block are not known or do not
+            UnsupportedArchitectureError: Entries were asked for, and the halves of the layer are not known or do not
                 add up to its output (a scaled or gated residual).
         """
         if record.layer < 0 or record.hidden is None:
@@ -85,7 +85,7 @@ class LifecycleDetector(Detector):
             self._keep_first(record)
             return
         if record.halves is None:
-            raise UnsupportedArchitectureError(f"What the halves of block {record.layer} write is not known.")
+            raise UnsupportedArchitectureError(f"What the halves of layer {record.layer} write is not known.")
         self._longest = max(self._longest, int(record.batch.lengths.max()))
         self._refuse(record.hidden.shape[-1], 1, "channel")
         parts = record.halves | {"after": record.hidden}
@@ -105,7 +105,7 @@ class LifecycleDetector(Detector):
         if record.halves is None or record.hidden is None:
             self._unsound = True
             return
-        # on the CPU at once: halves of a block may lie on two devices, and one copy each serves all sequences
+        # on the CPU at once: halves of a layer may lie on two devices, and one copy each serves all sequences
         parts = {
             name: part[rows, :1].float().cpu() for name, part in (record.halves | {"after": record.hidden}).items()
         }
@@ -145,8 +145,8 @@ class LifecycleDetector(Detector):
         wrong = gap.abs() > _ROUNDING * (eps or torch.finfo(after.dtype).eps) * scale
         if bool(wrong.any()):
             raise UnsupportedArchitectureError(
-                f"What attention and MLP add in block {record.layer} does not make its output (off by up to "
-                f"{float(gap.abs()[wrong].max()):.3g}): the block scales, gates or edits its residual stream, so its "
+                f"What attention and MLP add in layer {record.layer} does not make its output (off by up to "
+                f"{float(gap.abs()[wrong].max()):.3g}): the layer scales, gates or edits its residual stream, so its "
                 "contributions are not given."
             )
 

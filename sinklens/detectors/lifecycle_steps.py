@@ -1,4 +1,4 @@
-"""Which half of which block writes an entry of the residual stream, and which one cancels it; needs no torch."""
+"""Which half of which layer writes an entry of the residual stream, and which one cancels it; needs no torch."""
 
 import math
 from typing import Final, NamedTuple
@@ -10,10 +10,10 @@ PARTS: Final = ("attention", "mlp")
 
 
 class Step(NamedTuple):
-    """The half of a block that changes an entry most in one direction.
+    """The half of a layer that changes an entry most in one direction.
 
     Attributes:
-        layer: Block index.
+        layer: Layer index.
         part: "attention" or "mlp".
         value: What it adds, signed.
         share: ``value`` over the entry's largest value: 1 means it writes all of it, -1 that it cancels all.
@@ -26,11 +26,11 @@ class Step(NamedTuple):
 
 
 def steps(entry: pd.DataFrame) -> tuple[Step | None, Step | None]:
-    """Which half-block writes an entry, and which one cancels it.
+    """Which half-layer writes an entry, and which one cancels it.
 
     With ``p`` the layer after which ``|after|`` is largest and ``s`` its sign there: the writer is the largest
     ``s * contribution`` up to layer ``p``, the canceller the most negative one after ``p``. ``None`` where there is
-    none, such as a canceller of an entry that is largest after the last block.
+    none, such as a canceller of an entry that is largest after the last layer.
 
     Args:
         entry: One row per layer with ``layer, attention, mlp, after`` (means over sequences, if there were several).

@@ -36,12 +36,12 @@ LAYER_COLUMNS = (
 METRIC = Metric(
     "massive_activation",
     2,
-    "Entry h_tj of the residual stream after a block with |h_tj| > 100 (absolute criterion) or "
+    "Entry h_tj of the residual stream after a layer with |h_tj| > 100 (absolute criterion) or "
     "|h_tj| > 1000 x median |h| over all tokens and channels of that layer and sequence (ratio criterion); both "
     "strict, reported separately because the first depends on the scale of the model. The median of an even count is "
-    "the lower middle. An episode is a maximal run of consecutive blocks after which a kind of entry (position 0 or "
+    "the lower middle. An episode is a maximal run of consecutive layers after which a kind of entry (position 0 or "
     "later, channel) is massive in at least half of the sequences; it is everywhere, not token-specific, where half of "
-    "the tokens after position 0 or more meet the criterion in that channel after one of its blocks (an entry at "
+    "the tokens after position 0 or more meet the criterion in that channel after one of its layers (an entry at "
     "position 0 that is 10 times their mean magnitude excepted). A token is flagged where an entry is massive and "
     "above 10 times its channel's median over the tokens.",
     "Sun et al. 2024, arXiv 2402.17762; Owen et al. 2025, arXiv 2503.22329",
@@ -99,7 +99,7 @@ class MassiveActivationDetector(Detector):
     Args:
         absolute: Absolute bound.
         ratio: Bound relative to the median.
-        presence: Share of sequences that must have a kind of entry after a block for it to be in an episode.
+        presence: Share of sequences that must have a kind of entry after a layer for it to be in an episode.
     """
 
     name = "massive_activations"
@@ -184,5 +184,5 @@ class MassiveActivationDetector(Detector):
         return dict(zip(TABLES, found, strict=True))
 
     def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
-        """Which channels are massive, after which blocks."""
+        """Which channels are massive, after which layers."""
         return describe_massive(tables["layers"], tables["massive_episodes"]) if "massive_episodes" in tables else []

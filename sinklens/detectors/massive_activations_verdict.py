@@ -12,14 +12,14 @@ _PLACES = {"start": "at position 0", "others": "at later positions"}
 
 
 def describe_massive(layers: pd.DataFrame, episodes: pd.DataFrame) -> list[str]:
-    """Which channels, the largest first, after which blocks; token-specific ones apart from those large everywhere."""
+    """Which channels, the largest first, after which layers; token-specific ones apart from those large everywhere."""
     blocks = layers[(layers["layer"] >= 0) & layers["max_abs"].notna()].sort_values("layer")
     if blocks.empty:
         return []
     top = row_at(blocks, blocks["max_abs"].idxmax())
     ratio = "" if pd.isna(top.max_over_median) else f"{top.max_over_median:.3g} times the median, "
     place = (
-        f"A sequence's largest |h| is {top.max_abs:.3g} on average, {ratio}after block {int(top.layer)}, most often at "
+        f"A sequence's largest |h| is {top.max_abs:.3g} on average, {ratio}after layer {int(top.layer)}, most often at "
         f"position {int(top.top_position)}, channel {int(top.top_channel)}"
     )
     if episodes.empty:
@@ -41,7 +41,7 @@ def describe_massive(layers: pd.DataFrame, episodes: pd.DataFrame) -> list[str]:
 
 
 def _kinds(specific: pd.DataFrame) -> str:
-    """``channel 507 at position 0, after blocks ...``, the largest kinds first."""
+    """``channel 507 at position 0, after layers ...``, the largest kinds first."""
     peaks = specific.groupby(["bucket", "channel"])["peak"].max()
     kinds = peaks.sort_values(ascending=False, kind="stable").index.tolist()  # equal ones by place and channel
     parts = []
@@ -55,7 +55,7 @@ def _kinds(specific: pd.DataFrame) -> str:
 
 def _span(episode: object) -> str:
     first, last = episode.appears, episode.leaves_after  # type: ignore[attr-defined]
-    where = f"after block {first}" if first == last else f"after blocks {first} to {last}"
+    where = f"after layer {first}" if first == last else f"after layers {first} to {last}"
     least, most, of = episode.n_sequences_least, episode.n_sequences, episode.n_of  # type: ignore[attr-defined]
     count = f"{most}" if least == most else f"{least} to {most}"
     return f"{where} (up to {episode.peak:.3g}, in {count} of {of} sequences)"  # type: ignore[attr-defined]
@@ -69,5 +69,5 @@ def _outlier_channels(everywhere: pd.DataFrame, bound: str) -> str:
     rest = f" and {len(ordered) - MOST_CHANNELS} more" if len(ordered) > MOST_CHANNELS else ""
     return (
         f"Not token-specific by {bound}: channel{'s' if len(ordered) > 1 else ''} {named}{rest}, where at least half "
-        "of the tokens after position 0 meet it after some block."
+        "of the tokens after position 0 meet it after some layer."
     )

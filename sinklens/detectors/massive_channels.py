@@ -1,4 +1,4 @@
-"""Which channels hold massive activations after which blocks: presence by layer, and the episodes it makes."""
+"""Which channels hold massive activations after which layers: presence by layer, and the episodes it makes."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -199,21 +199,21 @@ def specific_tokens(
 
 
 def episodes(channels: pd.DataFrame, presence: float = PRESENCE) -> pd.DataFrame:
-    """Maximal runs of consecutive blocks in which a kind of entry is massive in enough sequences.
+    """Maximal runs of consecutive layers in which a kind of entry is massive in enough sequences.
 
     A kind is a bucket (``start`` = position 0, ``others``) and a channel, under one criterion. One kind may have
     several episodes: it appears, leaves and comes back.
 
     Args:
         channels: What :meth:`ChannelPresence.channels` gives.
-        presence: Share of the sequences that have it after a block, at least.
+        presence: Share of the sequences that have it after a layer, at least.
 
     Returns:
         One row per episode, the largest entries first in each criterion. ``episode`` counts a kind's episodes from 0;
-        ``n_sequences`` and ``n_sequences_least`` are the most and the fewest sequences that have it after a block of
-        the episode, ``n_of`` those that could; ``peak`` is the largest ``|h|``, after block ``peak_layer``; ``value``
+        ``n_sequences`` and ``n_sequences_least`` are the most and the fewest sequences that have it after a layer of
+        the episode, ``n_of`` those that could; ``peak`` is the largest ``|h|``, after layer ``peak_layer``; ``value``
         the signed mean there; ``token_share`` the largest share of the tokens after position 0 that meet the criterion
-        in this channel; ``contrast`` the size over that of the other tokens in the same channel (median over blocks).
+        in this channel; ``contrast`` the size over that of the other tokens in the same channel (median over layers).
         ``everywhere``: the share reaches a half, so it is the channel that is large (an outlier or "rogue" dimension),
         not the token; but not at position 0 where its contrast is 10 or more.
 
@@ -235,7 +235,7 @@ def episodes(channels: pd.DataFrame, presence: float = PRESENCE) -> pd.DataFrame
     for start, stop in pairwise([*starts, len(kind)]):
         again = bool(rows) and rows[-1][:3] == kind[start]
         part = {name: values[start:stop] for name, values in of.items()}
-        top = int(part["peak"].argmax())  # the first block of the largest
+        top = int(part["peak"].argmax())  # the first layer of the largest
         share, contrast = (
             _over_known(reduce, part[name]) for reduce, name in ((np.max, "token_share"), (np.median, "contrast"))
         )
@@ -249,7 +249,7 @@ def episodes(channels: pd.DataFrame, presence: float = PRESENCE) -> pd.DataFrame
             )
         )  # fmt: skip
     found = pd.DataFrame(rows, columns=[*EPISODE_COLUMNS]).astype({"everywhere": bool})
-    # by size of the kind's largest episode; its episodes stay together, in the order of the blocks
+    # by size of the kind's largest episode; its episodes stay together, in the order of the layers
     keys = ["criterion", "bucket", "channel"]
     found["size"] = found.groupby(keys)["peak"].transform("max")
     ordered = found.sort_values(["criterion", "size", *keys[1:], "episode"], ascending=[True, False, True, True, True])

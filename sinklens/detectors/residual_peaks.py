@@ -20,9 +20,9 @@ from sinklens.errors import InputError
 METRIC = Metric(
     "residual_peak",
     2,
-    "L2 norm of the residual stream after a block. Of every token: over the median norm of its sequence's tokens "
+    "L2 norm of the residual stream after a layer. Of every token: over the median norm of its sequence's tokens "
     "(peak_ratio; a second peak does not hide the first), a peak from 3 on. Of position 0: over the mean norm of the "
-    "other tokens (resid_ratio; norms averaged over sequences first), and its absolute growth from one block to the "
+    "other tokens (resid_ratio; norms averaged over sequences first), and its absolute growth from one layer to the "
     "next. A peak is only meaningful relative to the others.",
     "Guo et al. 2024, arXiv 2410.13835; Gu et al. 2025, arXiv 2410.10781",
 )
@@ -60,11 +60,11 @@ def peak_ratio(norms: Any, position: int = 0) -> Float[Tensor, "*layer"]:
 class ResidualPeakDetector(Detector):
     """How long the residual state of each token is beside the others' of its text: 1 as long, from 3 on a peak.
 
-    Tables: ``layers`` (-1 = before the first block): ``resid_norm_first`` (position 0), ``resid_norm_others``,
+    Tables: ``layers`` (-1 = before the first layer): ``resid_norm_first`` (position 0), ``resid_norm_others``,
     ``resid_ratio``, ``resid_growth`` (absolute change at position 0 against the layer before), ``peak_position``
     (position with the largest mean norm), ``peak_norm``; ``peak_ratio`` (a sequence's largest norm over its median,
     mean over sequences), ``n_peak_sequences`` with a peak, ``n_peaks`` in all of them; columns that end in ``_in``
-    belong to the stream that enters the block, which its attention reads: what left the block before.
+    belong to the stream that enters the layer, which its attention reads: what left the layer before.
     ``residual_norms``: ``layer, position, resid_norm`` averaged over sequences, ``n_sequences``. ``peaks``: which
     tokens stand out, one row per layer, position and token string: ``n_largest`` sequences where it has the largest
     norm, ``n_peaks`` where it is a peak, of ``n_of`` sequences with at least 3 tokens; ``peak_ratio``, the mean over
@@ -172,7 +172,7 @@ class ResidualPeakDetector(Detector):
 
 @dataclass
 class _Seen:
-    """How often one token at one position stood out after one block."""
+    """How often one token at one position stood out after one layer."""
 
     largest: int = 0
     peaks: int = 0

@@ -24,7 +24,7 @@ def describe_peaks(layers: pd.DataFrame, peaks: pd.DataFrame, norms: pd.DataFram
     if blocks.empty:
         return []
     top = row_at(blocks, blocks["peak_ratio"].idxmax())
-    size = f"after block {int(top.layer)} a sequence's largest residual norm is {top.peak_ratio:.3g} times its median"
+    size = f"after layer {int(top.layer)} a sequence's largest residual norm is {top.peak_ratio:.3g} times its median"
     if top.peak_ratio < MILD_PEAK:
         return [f"No residual peak: at most, {size} on average.", *_elsewhere(peaks, "Single tokens")]
     there = peaks[(peaks["layer"] == top.layer) & (peaks["n_largest"] > 0)]
@@ -62,7 +62,7 @@ def _words(there: pd.DataFrame, column: str, place: Any) -> str:
 
 
 def _growth(norms: pd.DataFrame, position: int, block: int) -> list[str]:
-    """The norm at one position from before the first block on, and the other positions' beside it."""
+    """The norm at one position from before the first layer on, and the other positions' beside it."""
     here = norms["position"] == position
     own: Any = norms[here].set_index("layer")["resid_norm"].sort_index()
     rest = norms[~here & (norms["n_sequences"] > 0)]
@@ -71,15 +71,15 @@ def _growth(norms: pd.DataFrame, position: int, block: int) -> list[str]:
     start, largest = own.index.min(), own[own.index >= 0].idxmax()
     if own[[start, block]].isna().any() or not own[start] > 0 or not others.get(start, 0) > 0:
         return []
-    reached = f", and reaches {own[largest]:.3g} after block {largest}" if largest != block else ""
+    reached = f", and reaches {own[largest]:.3g} after layer {largest}" if largest != block else ""
     return [
-        f"Growth: the norm there goes from {own[start]:.3g} before the first block to {own[block]:.3g} after block "
+        f"Growth: the norm there goes from {own[start]:.3g} before the first layer to {own[block]:.3g} after layer "
         f"{block} (x{own[block] / own[start]:.3g}; the other tokens' x{others[block] / others[start]:.3g}){reached}."
     ]
 
 
 def _elsewhere(peaks: pd.DataFrame, prefix: str) -> list[str]:
-    """The block after which most tokens are peaks, and which token is it most often."""
+    """The layer after which most tokens are peaks, and which token is it most often."""
     counts = peaks[(peaks["layer"] >= 0) & (peaks["n_peaks"] > 0)].groupby("layer")["n_peaks"].sum()
     if counts.empty:
         return []
@@ -90,6 +90,6 @@ def _elsewhere(peaks: pd.DataFrame, prefix: str) -> list[str]:
     are = "are residual peaks" if counts.max() > 1 else "is a residual peak"
     sequences = several(chosen["n_of"].iloc[0], "sequence")
     return [
-        f"{prefix}: after block {block}, {several(int(counts.max()), 'token')} in {sequences} {are} ({_RULE}), "
+        f"{prefix}: after layer {block}, {several(int(counts.max()), 'token')} in {sequences} {are} ({_RULE}), "
         f"most often {name!r} ({tokens.max()})."
     ]

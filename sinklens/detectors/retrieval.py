@@ -270,7 +270,7 @@ class RetrievalDetector(Detector):
         """Take one instance.
 
         Args:
-            layers: Block index of each row of the scores.
+            layers: Layer index of each row of the scores.
             scores: From :func:`copy_scores`.
             answered: See :class:`Answer`.
 

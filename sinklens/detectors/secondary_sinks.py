@@ -28,10 +28,10 @@ CANDIDATES = 2
 METRIC = Metric(
     "secondary_sink",
     2,
-    "Token s > b with cos(h_s, h_b) > 0.9 after a block while the BOS b carries a large norm: in its windows, maximal "
-    "runs of blocks after which |h_b| is at least 3 times the median norm of the other tokens. Blocks after which half "
+    "Token s > b with cos(h_s, h_b) > 0.9 after a layer while the BOS b carries a large norm: in its windows, maximal "
+    "runs of layers after which |h_b| is at least 3 times the median norm of the other tokens. Layers after which half "
     "of the later tokens or more point along the BOS do not count: there it is the direction that is shared. Secondary "
-    "if that lasts for 5 blocks or more (a quarter of the windows where they have under 20, at least 2) and less than "
+    "if that lasts for 5 layers or more (a quarter of the windows where they have under 20, at least 2) and less than "
     "0.75 of the windows, and some head's importance alpha_s exceeds 0.3 meanwhile.",
     "after Wong et al. 2025, arXiv 2512.22213, who have one window between the largest growth and the largest fall of "
     "the norm, literal lifetimes and no test of attention; see the docs",
@@ -50,27 +50,27 @@ LAYER_COLUMNS = ("layer", "n_active", "n_aligned", "n_sequences")
 
 
 class Window(NamedTuple):
-    """Blocks ``start`` to ``end - 1`` after which the BOS carries its large norm."""
+    """Layers ``start`` to ``end - 1`` after which the BOS carries its large norm."""
 
     start: int
     end: int
 
 
 def sink_windows(norms: Any, others: Any, large: float = LARGE) -> list[Window]:
-    """From which blocks to which the BOS carries its large norm; it may come back.
+    """From which layers to which the BOS carries its large norm; it may come back.
 
-    Maximal runs of blocks with ``n_l >= large * m_l``: ``n_l`` is its norm after block l, ``m_l`` the other tokens'.
+    Maximal runs of layers with ``n_l >= large * m_l``: ``n_l`` is its norm after layer l, ``m_l`` the other tokens'.
     Wong et al. take one window, from the largest growth of ``n`` to the largest fall after it. That finds the second of
-    SmolLM2's two windows alone (blocks 11 to 28, after 2 to 8), and with a guard against gradual growth none in
+    SmolLM2's two windows alone (layers 11 to 28, after 2 to 8), and with a guard against gradual growth none in
     Gemma-3-270M, whose BOS grows in eight steps.
 
     Args:
-        norms: ``|h_b|`` after every block.
-        others: Typical norm of the other tokens after every block.
+        norms: ``|h_b|`` after every layer.
+        others: Typical norm of the other tokens after every layer.
         large: How many times the others' it must be.
 
     Raises:
-        InputError: Not one norm for each block, or one that is negative or not finite.
+        InputError: Not one norm for each layer, or one that is negative or not finite.
 
     Example:
         >>> sink_windows([1.0, 9.0, 9.0, 1.0, 500.0, 1.0], [1.0] * 6)
@@ -80,9 +80,9 @@ def sink_windows(norms: Any, others: Any, large: float = LARGE) -> list[Window]:
     """
     values, rest = np.asarray(norms, dtype=np.float64), np.asarray(others, dtype=np.float64)
     if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all() or (values < 0).any():
-        raise InputError(f"Expected one norm for each block, got {np.array2string(values, threshold=6)}.")
+        raise InputError(f"Expected one norm for each layer, got {np.array2string(values, threshold=6)}.")
     if rest.shape != values.shape:
-        raise InputError(f"Expected the others' norm for each of {len(values)} blocks, got {rest.shape}.")
+        raise InputError(f"Expected the others' norm for each of {len(values)} layers, got {rest.shape}.")
     inside = np.concatenate([[False], (values >= large * rest) & (values > 0), [False]]).astype(int)
     edges = np.diff(inside)
     return [
@@ -91,12 +91,12 @@ def sink_windows(norms: Any, others: Any, large: float = LARGE) -> list[Window]:
 
 
 def lifetime_label(life: int, window: int) -> Literal["secondary", "bos_sink", "noise"]:
-    """What to call a token that points along the BOS for ``life`` of the ``window`` blocks of the BOS's own life.
+    """What to call a token that points along the BOS for ``life`` of the ``window`` layers of the BOS's own life.
 
-    The reference has literals, ``4 < life < L - 15`` for L blocks of the model, which makes everything a ``bos_sink``
-    where L <= 15. Here ``noise`` is below 5 blocks (in a window under 20: below a quarter of it, and below 2), and
-    ``bos_sink`` from 0.75 of the window on. That is within a block of the reference on the models it was made for
-    (windows of 29 and 43 blocks of 36 and 48).
+    The reference has literals, ``4 < life < L - 15`` for L layers of the model, which makes everything a ``bos_sink``
+    where L <= 15. Here ``noise`` is below 5 layers (in a window under 20: below a quarter of it, and below 2), and
+    ``bos_sink`` from 0.75 of the window on. That is within a layer of the reference on the models it was made for
+    (windows of 29 and 43 layers of 36 and 48).
 
     Raises:
         InputError: ``life`` is not between 1 and ``window``.
@@ -106,7 +106,7 @@ def lifetime_label(life: int, window: int) -> Literal["secondary", "bos_sink", "
         ('noise', 'secondary', 'bos_sink', 'secondary')
     """
     if not 1 <= life <= window:
-        raise InputError(f"A lifetime must be from 1 to the window's {window} blocks, got {life}.")
+        raise InputError(f"A lifetime must be from 1 to the window's {window} layers, got {life}.")
     if life < max(2, min(MIN_LIFE, math.ceil(SHORT_SHARE * window))):
         return "noise"
     return "bos_sink" if life >= LONG_SHARE * window else "secondary"
@@ -114,16 +114,16 @@ def lifetime_label(life: int, window: int) -> Literal["secondary", "bos_sink", "
 
 @register
 class SecondarySinkDetector(Detector):
-    """Tokens whose residual state comes to point where the BOS's does, for how many blocks, and who attends to them.
+    """Tokens whose residual state comes to point where the BOS's does, for how many layers, and who attends to them.
 
-    Tables: ``secondary_sinks``, one row per token that is aligned after at least one block of the window:
-    ``first_layer``, ``last_layer``, ``life`` (number of such blocks, not necessarily in a row) and its ``share`` of the
+    Tables: ``secondary_sinks``, one row per token that is aligned after at least one layer of the window:
+    ``first_layer``, ``last_layer``, ``life`` (number of such layers, not necessarily in a row) and its ``share`` of the
     window; ``cosine`` (mean over its life); ``importance`` (mean attention it receives, over heads and its life,
     ``null`` for uniform attention) and ``importance_max`` (its strongest head); ``label``. ``secondary_windows``, one
     row per window of a sequence, one for a sequence without: ``bos_position``, ``window`` (from 0), ``start`` and
     ``end`` (exclusive; missing without a window: not applicable), ``ratio`` (the largest of its norm to the other
-    tokens'), ``norm_peak``, ``n_aligned`` tokens and ``n_shared`` blocks that do not count because half of the tokens
-    or more are aligned (NaN without a window). ``secondary_layers``, per block: ``n_active`` sequences whose window
+    tokens'), ``norm_peak``, ``n_aligned`` tokens and ``n_shared`` layers that do not count because half of the tokens
+    or more are aligned (NaN without a window). ``secondary_layers``, per layer: ``n_active`` sequences whose window
     holds it, ``n_aligned`` tokens per such sequence (NaN without one), ``n_sequences``.
 
     Labels: :func:`lifetime_label`, except that a token which no head gives more than ``eps`` during its life is
@@ -135,7 +135,7 @@ class SecondarySinkDetector(Detector):
         absolute: Count tokens that point the opposite way as well, as the reference does.
         large: As for :func:`sink_windows`.
         candidates: Where a sequence does not start with the model's BOS, the position with the largest mean norm over
-            blocks among the first so many stands in for it (the reference: 2, or 3 for chat models, BOS or not).
+            layers among the first so many stands in for it (the reference: 2, or 3 for chat models, BOS or not).
         eps: Threshold on importance.
         min_queries: As for the sink detector.
 
@@ -223,7 +223,7 @@ class SecondarySinkDetector(Detector):
         self._aligned += other._aligned
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """All tables; empty when no block was seen."""
+        """All tables; empty when no layer was seen."""
         norms = _frame(self._norms)
         if norms.empty or not (norms["layer"] >= 0).any():
             empty = (pd.DataFrame(columns=[*columns]) for columns in (COLUMNS, WINDOW_COLUMNS, LAYER_COLUMNS))
@@ -280,7 +280,7 @@ class SecondarySinkDetector(Detector):
         return pd.DataFrame(rows, columns=[*WINDOW_COLUMNS[:-2]])
 
     def _tokens(self, aligned: pd.DataFrame) -> pd.DataFrame:
-        """One row per token, from one row per token and block of its life."""
+        """One row per token, from one row per token and layer of its life."""
         tokens = aligned.groupby(["sequence", "position"]).agg(
             token=("token", "first"),
             first_layer=("layer", "min"),

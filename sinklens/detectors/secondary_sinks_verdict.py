@@ -19,6 +19,6 @@ def describe_secondary(table: pd.DataFrame) -> list[str]:
         f"sequence{'s' if sequences > 1 else ''} "
         f"point{'' if several else 's'} along the BOS (or the first token that stands for it) for part of its life and "
         f"{'are' if several else 'is'} attended to{often}. The strongest is {top['token']!r} at position "
-        f"{int(top['position'])} of sequence {int(top['sequence'])}, after blocks {int(top['first_layer'])} to "
+        f"{int(top['position'])} of sequence {int(top['sequence'])}, after layers {int(top['first_layer'])} to "
         f"{int(top['last_layer'])}, importance {top['importance_max']:.2f}."
     ]

@@ -15,7 +15,7 @@ def describe_sinks(heads: pd.DataFrame, tokens: pd.DataFrame, settings: Mapping[
     Heads whose importance is NaN (an overflow in half precision) are counted and named, and are in no other number.
     """
     if heads.empty:
-        return ["Attention sinks are not applicable: no block of this model has softmax attention."]
+        return ["Attention sinks are not applicable: no layer of this model has softmax attention."]
     known, lost = heads[heads["importance"].notna()], heads[heads["importance"].isna()]
     if known.empty:
         return [f"No verdict on attention sinks: all {several(len(heads), 'head')} gave NaN."]

@@ -17,7 +17,7 @@ METRIC = Metric(
     "state_norm_ratio",
     1,
     "Mean over sequences of |x_p| divided by the mean over sequences of the average |x_j|, j != p, for the residual "
-    "state after a block (hidden), and for the keys (as attention uses them: after rotation and norms) and values of "
+    "state after a layer (hidden), and for the keys (as attention uses them: after rotation and norms) and values of "
     "each KV head. 1 = position p is like the others.",
     "Gu et al. 2025, arXiv 2410.10781, section 3.1 (norms of the first token against the mean of the others)",
 )

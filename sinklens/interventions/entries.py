@@ -18,7 +18,7 @@ Entry = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class MassiveRule(Mapping[str, Any]):
-    """Every entry of some channels that is large: ``|h_td| > above`` after block ``layer``, whatever token t is.
+    """Every entry of some channels that is large: ``|h_td| > above`` after layer ``layer``, whatever token t is.
 
     Massive activations sit at position 0 and at the first delimiter of a text, which is elsewhere in every text; the
     rule finds them while the model runs, token by token, so it means the same in cached generation. It uses a fixed
@@ -26,7 +26,7 @@ class MassiveRule(Mapping[str, Any]):
     :func:`~sinklens.interventions.massive_entries` finds layer, channels and bound for a model.
 
     Args:
-        layer: Block after which the stream is looked at; -1 is the embedding's output.
+        layer: Layer after which the stream is looked at; -1 is the embedding's output.
         dims: Channels looked at.
         above: Bound on the magnitude; an entry equal to it is not large. At least 0.
         instead: Channels to set in their place: where channel ``dims[n]`` is large, ``instead[n]`` of the same token
@@ -131,7 +131,7 @@ def check_where(model: TransformerBridge, where: Where) -> None:
 
 
 def hook_name(layer: int) -> str:
-    """Where TransformerLens shows the residual stream after a block; -1 is the stream before the first.
+    """Where TransformerLens shows the residual stream after a layer; -1 is the stream before the first.
 
     >>> hook_name(3), hook_name(-1)
     ('blocks.3.hook_out', 'blocks.0.hook_in')

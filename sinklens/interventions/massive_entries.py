@@ -29,21 +29,21 @@ EPISODE_COLUMNS = ("dim", "episode", "appears", "leaves_after", "n_sequences", "
 
 @dataclass(frozen=True)
 class MassiveEntries:
-    """Where the few huge entries of the residual stream sit in a text: at which tokens, in which channels and blocks.
+    """Where the few huge entries of the residual stream sit in a text: at which tokens, in which channels and layers.
 
     Attributes:
-        layer: The block after which most sequences have their first ones (the lowest in a tie).
-        layers: For each block, how many sequences have their first ones there.
+        layer: The layer after which most sequences have their first ones (the lowest in a tie).
+        layers: For each layer, how many sequences have their first ones there.
         dims: Their channels at ``layer``, the most frequent first.
         above: A bound on the magnitude that all of them pass: the criteria as they stood in the sequence where they
             asked least.
         n_sequences: Sequences that were looked at; those without any are in none of ``layers``.
         table: One row per entry at ``layer``: ``sequence, position, bucket`` ("start" is position 0, "others" the
             rest), ``token, dim, value, median`` (of ``|h|`` over the whole sequence), ``ratio``.
-        episodes: Maximal runs of blocks after which at least half of the sequences have such an entry in a channel, at
-            whatever token: ``dim, episode, appears, leaves_after, n_sequences`` (the most after one of the blocks),
+        episodes: Maximal runs of layers after which at least half of the sequences have such an entry in a channel, at
+            whatever token: ``dim, episode, appears, leaves_after, n_sequences`` (the most after one of the layers),
             ``peak``; the largest first. A channel may live twice.
-        rules: One rule for every channel of every block of every episode, in the order of blocks; it means these
+        rules: One rule for every channel of every layer of every episode, in the order of layers; it means these
             entries in any text.
     """
 
@@ -57,11 +57,11 @@ class MassiveEntries:
     rules: tuple[MassiveRule, ...]
 
     def rule(self) -> MassiveRule:
-        """The rule of the block where they appear first: what ``SetActivations(where=...)`` takes."""
+        """The rule of the layer where they appear first: what ``SetActivations(where=...)`` takes."""
         return MassiveRule(self.layer, self.dims, self.above)
 
     def intervention(self, to: Any = "zero", means: Mapping[str, Mean] | None = None) -> Intervention:
-        """All entries of all episodes set, after every block they live at: blocks may write them anew.
+        """All entries of all episodes set, after every layer they live at: layers may write them anew.
 
         Args:
             to: ``"zero"``, ``"mean"`` or a number.
@@ -89,12 +89,12 @@ def massive_entries(
     An entry is massive with ``|h| > absolute`` and ``|h| > ratio * median |h|``, both strict. The first criterion
     depends on the model's scale, and small models never reach 100: ``absolute=0`` (or ``ratio=0``) leaves one out.
     Sun et al. ask for "at least or around" 1,000 medians; the first of the two lives of SmolLM2's entry has 360 to 820.
-    Channels that are large at every token (Gemma's 400 in most blocks) are left out, see
+    Channels that are large at every token (Gemma's 400 in most layers) are left out, see
     :class:`~sinklens.interventions.massive_finder.EntryFinder`.
 
-    Setting them where they appear first is enough where one block writes them (SmolLM2's block 11). Where every block
-    adds to them (Gemma-3-270M: zero after block 3 costs 0.03 nats, after blocks 3 to 13 1.5) they must be set after
-    each block of their life: :meth:`MassiveEntries.intervention` does.
+    Setting them where they appear first is enough where one layer writes them (SmolLM2's layer 11). Where every layer
+    adds to them (Gemma-3-270M: zero after layer 3 costs 0.03 nats, after layers 3 to 13 1.5) they must be set after
+    each layer of their life: :meth:`MassiveEntries.intervention` does.
 
     Args:
         model: The bridge.
@@ -121,7 +121,7 @@ def massive_entries(
         medians, value, block = finder.largest
         raise InputError(
             f"No massive activation: no entry of a single token has |h| > {absolute:g} and |h| > {ratio:g} x median. "
-            f"The largest is {value:.4g} after block {block}, {medians:.4g} x median; lower a bound, or report that "
+            f"The largest is {value:.4g} after layer {block}, {medians:.4g} x median; lower a bound, or report that "
             "there is none."
         )
     layer = max(layers, key=lambda at: layers[at])
@@ -135,7 +135,7 @@ def massive_entries(
 
 
 def _episodes(entries: pd.DataFrame, n_sequences: int) -> pd.DataFrame:
-    """Runs of blocks after which a channel has an entry in at least half of the sequences."""
+    """Runs of layers after which a channel has an entry in at least half of the sequences."""
     counts = entries.groupby(["dim", "layer"]).agg(
         n_sequences=("sequence", "nunique"), peak=("value", lambda values: values.abs().max())
     )
@@ -151,7 +151,7 @@ def _episodes(entries: pd.DataFrame, n_sequences: int) -> pd.DataFrame:
 
 
 def _rules(entries: pd.DataFrame, episodes: pd.DataFrame, finder: EntryFinder) -> tuple[MassiveRule, ...]:
-    """A rule for every channel of every block, with a bound that tells its entries from all others of that channel.
+    """A rule for every channel of every layer, with a bound that tells its entries from all others of that channel.
 
     It lies in the (geometric) middle between the smallest entry and the largest other one, so that it does the same in
     texts that were not looked at; just below the smallest entry where the two overlap.
@@ -216,7 +216,7 @@ def control_rules(
 ) -> tuple[MassiveRule, ...]:
     """The control of several rules together, such as ``massive_entries(...).rules``: one rule for each.
 
-    As :func:`control_entries`, and after one block no channel stands in twice, so that as many entries are set.
+    As :func:`control_entries`, and after one layer no channel stands in twice, so that as many entries are set.
 
     Raises:
         InputError: As :func:`control_entries`.

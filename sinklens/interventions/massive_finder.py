@@ -1,4 +1,4 @@
-"""Token-specific massive entries of every block, collected layer by layer."""
+"""Token-specific massive entries of every layer, collected layer by layer."""
 
 from typing import Any
 
@@ -22,9 +22,9 @@ class EntryFinder:
 
     Attributes:
         rows: One tuple of :data:`ENTRY_COLUMNS` for each entry.
-        rest: Per block, the largest magnitude of every channel among all other entries.
-        bounds: Per block, what the criteria asked in the sequence where they asked least.
-        largest: Ratio, value and block of the entry that is the most medians large.
+        rest: Per layer, the largest magnitude of every channel among all other entries.
+        bounds: Per layer, what the criteria asked in the sequence where they asked least.
+        largest: Ratio, value and layer of the entry that is the most medians large.
     """
 
     needs = ("hidden",)
@@ -41,7 +41,7 @@ class EntryFinder:
         return []
 
     def update(self, record: LayerRecord) -> None:
-        """Take one layer; the embedding's output is no block."""
+        """Take one layer; the embedding's output is no layer."""
         if record.layer < 0 or record.hidden is None or record.residual is None:
             return
         layer = record.layer

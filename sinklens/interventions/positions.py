@@ -25,7 +25,7 @@ class Positions:
     Attributes:
         cached: Tokens before the pass, as many as the KV cache has seen.
         first_real: Left padding of each sequence, ``None`` without any.
-        n_layers: Blocks of the watched model, ``None`` before :meth:`watch`.
+        n_layers: Layers of the watched model, ``None`` before :meth:`watch`.
         kv_heads: Key-value heads of a layer, as far as the model says.
         model: The watched model.
         passes: Forward passes begun so far.

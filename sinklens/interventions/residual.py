@@ -20,7 +20,7 @@ class Stream(NamedTuple):
     """One layer's residual stream for some sequences.
 
     Attributes:
-        layer: Block index; -1 is the embedding's output.
+        layer: Layer index; -1 is the embedding's output.
         first: Number of the first of these sequences in the batch.
         hidden: ``[batch pos d_model]``.
         positions: Position of every token, -1 at padding, ``[batch pos]``.
@@ -44,7 +44,7 @@ def residual_streams(model: TransformerBridge, batch: TokenBatch, layers: Sequen
     Args:
         model: The bridge; it is left as it was.
         batch: Tokens from :func:`sinklens.tokenize`.
-        layers: Block indices; -1 is the embedding's output.
+        layers: Layer indices; -1 is the embedding's output.
 
     Cost: one forward pass of the batch; memory for the named layers of eight sequences.
     """

@@ -34,7 +34,7 @@ Mean = tuple[float | None, float | None]
 
 @dataclass(frozen=True)
 class SetActivations(Intervention):
-    """Sets entries ``h_td`` of the residual stream as it leaves a block, for instance its massive activations.
+    """Sets entries ``h_td`` of the residual stream as it leaves a layer, for instance its massive activations.
 
     Only these numbers change at that place; the layers after it work with what they make of it. Two ways to say which
     entries are meant:

@@ -16,7 +16,7 @@ from sinklens.models.tokens import Ids, TokenBatch, as_batch
 EPS = 1e-6
 
 FIRST_LAYER = 2
-"""Massive activations appear in the first blocks; before this one nothing is looked for."""
+"""Massive activations appear in the first layers; before this one nothing is looked for."""
 
 
 def channel_ratios(hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
@@ -32,7 +32,7 @@ def channel_ratios(hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*b
 
 
 def entered_layer(name: str) -> int | None:
-    """Block that the hook point of this name shows the entry of, ``None`` for other hook points.
+    """Layer that the hook point of this name shows the entry of, ``None`` for other hook points.
 
     >>> entered_layer("blocks.12.hook_in"), entered_layer("blocks.12.hook_out")
     (12, None)
@@ -54,7 +54,7 @@ def find_sink_dims(
 
     A dimension d is one if ``z[l, d] = |x_d| / RMS(x)``, averaged over the sequences, is at least ``min_ratio`` in at
     least ``min_share`` of the middle layers; x is the hidden state of position 0 that enters layer l, and the middle
-    layers are 2 to the last (so the embedding, the first block's output and what leaves the last block do not count).
+    layers are 2 to the last (so the embedding, the first layer's output and what leaves the last layer do not count).
     Small models often have none. With fewer than ``min_ratio ** 2`` dimensions there cannot be any.
 
     The method's authors list the dimensions of a few models (LLaVA-1.5-7B and Llama-2-7B: 1415 and 2533) and give no

@@ -1,4 +1,4 @@
-"""Facts about a bridge's blocks that several rooms need: which have attention, their windows, heads and W_O."""
+"""Facts about a bridge's layers that several rooms need: which have attention, their windows, heads and W_O."""
 
 import re
 from typing import Any
@@ -14,9 +14,9 @@ _QUANTISED = re.compile(r"4bit|8bit|quant|wqlinear|fp4|nf4|hqq|aqlm|gptq|awq", r
 
 
 def attention_layers(model: TransformerBridge) -> dict[int, AttentionBridge]:
-    """Attention bridge of every block that has softmax attention, by block index.
+    """Attention bridge of every layer that has softmax attention, by layer index.
 
-    Blocks without (state-space, linear or delta-rule mixers) are left out: attention is not applicable there.
+    Layers without (state-space, linear or delta-rule mixers) are left out: attention is not applicable there.
 
     Raises:
         UnsupportedArchitectureError: The bridge has no decoder stack ``blocks``.
@@ -24,7 +24,7 @@ def attention_layers(model: TransformerBridge) -> dict[int, AttentionBridge]:
     blocks = getattr(model, "blocks", None)
     if blocks is None:
         raise UnsupportedArchitectureError(
-            f"Expected a decoder-only model with a stack of blocks, got {model.cfg.architecture}; "
+            f"Expected a decoder-only model with a stack of layers, got {model.cfg.architecture}; "
             "encoder-decoder and encoder models are not measured."
         )
     found = {}

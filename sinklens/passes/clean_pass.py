@@ -35,8 +35,8 @@ class CleanPass:
     Attributes:
         ids: ``[batch pos]``.
         logits: ``[batch pos d_vocab]``.
-        returned: What every block returned, the residual stream (its first or only item) left out.
-        entered: Residual stream that enters a layer (and its block).
+        returned: What every layer returned, the residual stream (its first or only item) left out.
+        entered: Residual stream that enters a layer.
         written: What a layer's attention module returned; what it adds to the residual stream comes first.
         z: Head outputs ``[batch head pos d_value]``.
         reweighted: Head outputs as attention gives them under edits of scores or pattern of all heads of this layer
@@ -134,7 +134,7 @@ def run_clean(
     with ExitStack() as stack:
         stack.enter_context(model.hooks(fwd_hooks=hooks))
         for layer, block in enumerate(model.blocks):
-            # of the blocks only the form of what they return is kept; the residual stream is kept where passes start
+            # of the layers only the form of what they return is kept; the residual stream is kept where passes start
             stack.callback(block.register_forward_hook(_keep(kept.returned, layer, form_only=True)).remove)
             if layer in layers:
                 stack.callback(attentions[layer].register_forward_hook(_keep(kept.written, layer)).remove)
@@ -169,7 +169,7 @@ class _Keeping:
 def going_on(model: TransformerBridge, clean: CleanPass, layer: int, copies: int) -> Iterator[None]:
     """Forward passes inside ``with`` start at ``layer`` with ``copies`` of the clean residual stream in a row.
 
-    Embedding and norms around the stack run as always; the blocks before ``layer`` hand on what they returned.
+    Embedding and norms around the stack run as always; the layers before ``layer`` hand on what they returned.
     """
     with ExitStack() as stack:
         for number in range(layer):
@@ -222,7 +222,7 @@ def _entering(store: dict[int, Tensor], layer: int) -> Any:
 
 def _pass_on(returned: Any, residual: Tensor | None, copies: int) -> Any:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if residual is not None:  # the last block that is skipped; those before it hand their input on, unread
+        if residual is not None:  # the last layer that is skipped; those before it hand their input on, unread
             return _with_first(returned, residual.repeat(copies, 1, 1))
         return _with_first(returned, args[0] if args else kwargs["hidden_states"])
 

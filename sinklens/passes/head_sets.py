@@ -85,12 +85,12 @@ def run_head_sets(
         max_rows: Sequences in one forward pass, copies included; default: by the number of tokens and, on
             a GPU, the size of their logits.
         shared: The clean pass, where other calls on these sequences go on from it as well.
-        progress: Told of every finished set, in blocks that ran for it.
+        progress: Told of every finished set, in layers that ran for it.
 
     Raises:
         InputError: The intervention has no heads, a set is empty, or the model has no such head.
 
-    Cost: one clean pass, then for a set with first layer l the blocks from there on without the first one's attention,
+    Cost: one clean pass, then for a set with first layer l the layers from there on without the first one's attention,
     and the logits; memory of three hidden states for every first layer, and logits of ``max_rows`` sequences.
     """
     batch = as_batch(model, batch)
@@ -188,7 +188,7 @@ class Depth:
     """How much of a forward pass is left from a layer on.
 
     Args:
-        blocks: What each block takes, in any unit.
+        layers: What each layer takes, in any unit.
         logits: What the logits take.
 
     >>> Depth([1, 1, 1], 1).left(1)
@@ -208,7 +208,7 @@ class Depth:
         return cls(blocks, 0 if last is None else sum(p.numel() for p in last.parameters()))
 
     def left(self, layer: int) -> float:
-        """Share of a forward pass that blocks from ``layer`` on and the logits take."""
+        """Share of a forward pass that layers from ``layer`` on and the logits take."""
         return self._left[layer]
 
 

@@ -1,4 +1,4 @@
-"""Massive activations to their source: which block wrote them, and by which weight, in closed form."""
+"""Massive activations to their source: which layer wrote them, and by which weight, in closed form."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,11 +24,11 @@ ROWS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Entry:
-    """One channel at some tokens, after one block.
+    """One channel at some tokens, after one layer.
 
     Attributes:
         channel: Of the residual stream.
-        layer: Block after which it is looked at.
+        layer: Layer after which it is looked at.
         tokens: ``(sequence, position)``.
     """
 
@@ -44,7 +44,7 @@ class Sources:
     Attributes:
         value: Of the entry, by token.
         writers: Share of each writer, by token: ``embedding``, heads such as ``L2H1``, ``attention 2 bias``,
-            ``MLP 2`` (``block 2`` where the block has no softmax attention); they add up to the value.
+            ``MLP 2`` (``layer 2`` where the layer has no softmax attention); they add up to the value.
         neurons: By layer of an MLP, each neuron's share, mean over tokens: ``W_down[channel, n] a_n``.
         activations: By layer, mean ``a_n`` over tokens.
         weights: By layer, the parameter of ``W_down`` and whether its axes are ``[d_mlp d_model]``.
@@ -71,7 +71,7 @@ class Sources:
 def massive_sources(model: TransformerBridge, batch: TokenBatch, entries: Sequence[Entry]) -> list[Sources]:
     """Split entries of the residual stream exactly among those who wrote to it, and MLPs among their weights.
 
-    A block adds to the stream, so an entry is the sum of what embedding, heads and MLPs wrote to its channel at its
+    A layer adds to the stream, so an entry is the sum of what embedding, heads and MLPs wrote to its channel at its
     token. What an MLP writes to one channel is the sum over its neurons of one weight each times the neuron's
     activation; a super weight is a weight that makes most of it. A norm after the MLP (Gemma) counts with its
     scale held.
@@ -81,7 +81,7 @@ def massive_sources(model: TransformerBridge, batch: TokenBatch, entries: Sequen
         batch: The sequences.
         entries: What to split.
 
-    Cost: one forward pass; for each entry O(tokens d_mlp) a block.
+    Cost: one forward pass; for each entry O(tokens d_mlp) a layer.
     """
     watcher = _Watcher(model, batch, entries)
     for chosen in forward_passes(model, batch, ROWS_AT_ONCE):
@@ -147,7 +147,7 @@ class _Watcher:
             added = after[rows, places, entry.channel].double() - before
             if "z" in self.seen:
                 added = added - self._heads(index, layer, entry.channel, rows, places)
-            self._share(index, f"{'MLP' if 'z' in self.seen else 'block'} {layer}", added)
+            self._share(index, f"{'MLP' if 'z' in self.seen else 'layer'} {layer}", added)
             self._neurons(index, layer, entry.channel, rows, places)
             if layer == entry.layer:
                 value = after[rows, places, entry.channel].double().cpu()
@@ -219,7 +219,7 @@ class _Watcher:
 
 
 def _down(model: TransformerBridge, layer: int) -> tuple[Tensor, str, bool] | None:
-    """The weight of a block's last MLP matrix, its name, and whether its axes are ``[d_mlp d_model]``."""
+    """The weight of a layer's last MLP matrix, its name, and whether its axes are ``[d_mlp d_model]``."""
     mlp = model.blocks[layer]._modules.get("mlp")
     out = None if mlp is None else mlp._modules.get("out")
     module: Any = getattr(out, "original_component", None)

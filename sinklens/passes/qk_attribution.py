@@ -394,7 +394,7 @@ class _Writers:
             self.seen = {}
 
     def _block(self, layer: int) -> None:
-        """Heads, the rest of attention (its bias), and all else that the block adds (its MLP)."""
+        """Heads, the rest of attention (its bias), and all else that the layer adds (its MLP)."""
         before, after = self.seen["before"].double(), self.seen["after"].double()
         rest = after - before
         if "z" in self.seen:
@@ -417,7 +417,7 @@ class _Writers:
             else:
                 self._add(f"attention {layer}", attention, layer + 1)
             rest = rest - attention
-        self._add(f"{'MLP' if 'z' in self.seen else 'block'} {layer}", rest, layer + 1)
+        self._add(f"{'MLP' if 'z' in self.seen else 'layer'} {layer}", rest, layer + 1)
 
     def _add(self, name: str, write: Float[Tensor, "batch pos d_model"], first: int) -> None:
         """What the heads of layer ``first`` and later read of it."""

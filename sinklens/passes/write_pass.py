@@ -53,7 +53,7 @@ def measure_writes(
     """Write norms of all heads and, with ``direct``, their direct logit attribution.
 
     Each layer is checked: what its heads write has to differ from the attention output by one constant vector (the bias
-    of ``W_O``), and attention and MLP have to add up to the block's change of the residual stream. Where an output gate
+    of ``W_O``), and attention and MLP have to add up to the layer's change of the residual stream. Where an output gate
     or a norm follows, that is not so and the layer (for logits: the model) is reported as not applicable.
 
     Args:
@@ -147,7 +147,7 @@ class _Reading:
 
 
 class _Watcher:
-    """The second pass: every layer measured and checked when its block is done."""
+    """The second pass: every layer measured and checked when it is done."""
 
     def __init__(self, model: TransformerBridge, batch: TokenBatch, reading: _Reading | None, found: Writes) -> None:
         self.model, self.batch, self.reading, self.found = model, batch, reading, found
@@ -222,7 +222,7 @@ class _Watcher:
         return torch.einsum("bhpd,hdm->bpm", self.seen["z"].float(), weights.float()) + bias
 
     def _rest(self, layer: int, before: Tensor, attention: Tensor, after: Tensor) -> None:
-        """What the block adds besides attention has to be its MLP's output, else a norm or scale stands in between."""
+        """What the layer adds besides attention has to be its MLP's output, else a norm or scale stands in between."""
         if self.reading is None:
             return
         rest = after - before - attention
@@ -233,7 +233,7 @@ class _Watcher:
             holds = min(float((rest - mlp.float()).abs().max()), float((after - mlp.float()).abs().max()))
             if holds > scale:
                 self._refuse(
-                    f"Attention and MLP of layer {layer} of {_name(self.model)} do not add up to what its block adds "
+                    f"Attention and MLP of layer {layer} of {_name(self.model)} do not add up to what its layer adds "
                     "to the residual stream: a norm or a scale stands in between.",
                     norms=False,
                 )

@@ -13,8 +13,10 @@ from sinklens.plots.attention_map import attention_map
 from sinklens.plots.before_after import before_after
 from sinklens.plots.calibration import calibration
 from sinklens.plots.compression import compression
+from sinklens.plots.conflict_sides import conflict_sides
 from sinklens.plots.cumulative_curve import cumulative_curve
 from sinklens.plots.decorrelation import decorrelation
+from sinklens.plots.document_ranks import document_ranks
 from sinklens.plots.domain_differences import domain_differences
 from sinklens.plots.drain_scatter import drain_scatter
 from sinklens.plots.dynamics import dynamics
@@ -30,6 +32,7 @@ from sinklens.plots.massive_sources import massive_sources
 from sinklens.plots.massive_table import massive_table
 from sinklens.plots.needle_grid import needle_grid
 from sinklens.plots.norms_by_token import norms_by_token
+from sinklens.plots.path_effects import path_effects
 from sinklens.plots.policy_costs import policy_costs
 from sinklens.plots.received_mass import received_mass
 from sinklens.plots.residual_peaks import residual_peaks
@@ -43,6 +46,7 @@ from sinklens.plots.sink_share import sink_share
 from sinklens.plots.state_norms import state_norms
 from sinklens.plots.step_heatmap import step_heatmap
 from sinklens.plots.style import use_in_notebook
+from sinklens.plots.super_experts import super_experts
 from sinklens.plots.task_scores import task_scores
 from sinklens.plots.token_strip import token_strip
 from sinklens.plots.token_types import token_types
@@ -55,8 +59,10 @@ __all__ = [
     "before_after",
     "calibration",
     "compression",
+    "conflict_sides",
     "cumulative_curve",
     "decorrelation",
+    "document_ranks",
     "domain_differences",
     "drain_scatter",
     "dynamics",
@@ -72,6 +78,7 @@ __all__ = [
     "massive_table",
     "needle_grid",
     "norms_by_token",
+    "path_effects",
     "policy_costs",
     "received_mass",
     "residual_peaks",
@@ -84,6 +91,7 @@ __all__ = [
     "sink_share",
     "state_norms",
     "step_heatmap",
+    "super_experts",
     "task_scores",
     "token_strip",
     "token_types",

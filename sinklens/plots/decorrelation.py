@@ -18,7 +18,7 @@ def decorrelation(layers: pd.DataFrame) -> go.Figure:
     """Draw how far the other tokens' states point the way of the first token's after each layer (squared cosine).
 
     1: all tokens point along position 0; 0: all at right angles to it. The dashed line: random directions (the null).
-    Layers that do not enter the decorrelation loss (embedding and last block) have hollow marks. The mean signed cosine
+    Layers that do not enter the decorrelation loss (embedding and last layer) have hollow marks. The mean signed cosine
     shows in the hover.
 
     Args:

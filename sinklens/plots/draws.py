@@ -22,6 +22,10 @@ MADE_BY: Final[Mapping[str, tuple[str, str]]] = {
     "sinklens-roles": ("roles", "find_roles(model)"),
     "sinklens-sink-causes": ("causes of sinks", "explain_sinks(model)"),
     "sinklens-massive-sources": ("sources of massive activations", "trace_massive(model)"),
+    "sinklens-document-ranking": ("ranking of documents", "rank_documents(model)"),
+    "sinklens-path-patching": ("paths", "patch_paths(model, clean, corrupted, correct, wrong)"),
+    "sinklens-conflict-heads": ("memory and context heads", "find_conflict_heads(model)"),
+    "sinklens-super-experts": ("super experts", "find_super_experts(model)"),
     "sinklens-policies": ("policies", 'compare_policies(model, ["sink_window", "h2o"], budgets=[0.5])'),
     "sinklens-task-scores": ("task scores", 'evaluate_tasks(model, ["questions.jsonl"], {"no sink": MaskKeys(0)})'),
     "sinklens-active-dormant": ("active and dormant heads", "find_active_dormant(model)"),
@@ -89,10 +93,12 @@ class Figure:
 
     def can_draw(self, result: Any) -> bool:
         """Whether the result holds everything that is needed."""
-        if _kind(result) not in self.of:
-            return False
-        held = [_held(result, name) for name in self.needs if name not in self.wants]
-        return all(one is not None and not (isinstance(one, Mapping) and not one) for one in held)
+        return _kind(result) in self.of and not self.missing(result)
+
+    def missing(self, result: Any) -> list[str]:
+        """Tables that it needs and the result does not hold."""
+        held = {name: _held(result, name) for name in self.needs if name not in self.wants}
+        return [name for name, one in held.items() if one is None or (isinstance(one, Mapping) and not one)]
 
 
 _PLAIN: Final = ("state_norms", "channel_profile", "lifecycle")

@@ -198,7 +198,7 @@ def _panels(steps: pd.DataFrame, table: pd.DataFrame, heads: pd.DataFrame, axis:
         ("Attention to position 0", False, attention, []),
         ("Logit margin of position 0", False, margin, []),
         (_DRAIN, False, drain, []),
-        ("Largest |h| / median (highest block)", True, peak, _values(table, "max_over_median")),
+        ("Largest |h| / median (highest layer)", True, peak, _values(table, "max_over_median")),
         ("Residual norm of position 0 / others", False, norm, []),
         (_LOSS, False, losses, []),
     ]

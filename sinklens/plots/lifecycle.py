@@ -1,4 +1,4 @@
-"""Life of a massive activation: which block writes an entry of the residual stream, and which one cancels it."""
+"""Life of a massive activation: which layer writes an entry of the residual stream, and which one cancels it."""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,11 +36,11 @@ _PARTS: Final = (("attention", "attention adds", CATEGORICAL[0]), ("mlp", "MLP a
     made_by={"lifecycle": 'measure(model, tokens, "lifecycle", entries=[(position, channel)])'},
 )
 def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> go.Figure:
-    """Draw which block writes a large entry of the residual stream and which one takes it away again.
+    """Draw which layer writes a large entry of the residual stream and which one takes it away again.
 
-    Bars are signed contributions (mean over sequences); per block, the entry before plus both bars is the entry after
-    (the black line). The subtitle names the half-block that adds most towards the entry's largest value and the one
-    that later takes most of it away, with their shares of that value. A block without an MLP (or without anything that
+    Bars are signed contributions (mean over sequences); per layer, the entry before plus both bars is the entry after
+    (the black line). The subtitle names the half-layer that adds most towards the entry's largest value and the one
+    that later takes most of it away, with their shares of that value. A layer without an MLP (or without anything that
     mixes tokens) has no such bar.
 
     Args:
@@ -51,13 +51,13 @@ def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> 
     Raises:
         InputError: An entry that is not in the table, several and none chosen, or a missing column.
 
-    Source: contributions after Sun et al. 2024 (arXiv 2402.17762); step-up and step-down blocks after Sun et al. 2026
+    Source: contributions after Sun et al. 2024 (arXiv 2402.17762); step-up and step-down layers after Sun et al. 2026
         (arXiv 2603.05498).
     """
     require_columns(traced, _COLUMNS, "lifecycle")
     if traced.empty:
         return empty_figure(
-            _TITLE, "Not applicable: what attention and MLP add is not known, or does not make the output of a block."
+            _TITLE, "Not applicable: what attention and MLP add is not known, or does not make the output of a layer."
         )
     present = sorted({(int(p), int(c)) for p, c in zip(traced["position"], traced["channel"], strict=True)})
     if (entry is None and len(present) > 1) or (entry is not None and tuple(entry) not in present):
@@ -75,7 +75,7 @@ def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> 
     writer, canceller = steps(table)
     n = rows["sequence"].nunique()
     notes = [f"Mean over {n:,} sequence(s)." if n > 1 else "One sequence.", _sentence("Written by", writer)]
-    notes.append(_sentence("Cancelled most by", canceller) if canceller else "No block takes it away again.")
+    notes.append(_sentence("Cancelled most by", canceller) if canceller else "No layer takes it away again.")
     fig = new_figure(f"{_TITLE}: position {position}, channel {channel}", " ".join(notes), height=360)
     if token:  # already escaped
         fig.layout.title.text = fig.layout.title.text.replace(f", channel {channel}", f"{token}, channel {channel}", 1)
@@ -89,7 +89,7 @@ def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> 
                 hovertemplate=f"layer %{{x}}<br>{name} %{{y:+.4g}}<extra></extra>",
             )
         )
-    # the entry before the first block stands one step to the left of it
+    # the entry before the first layer stands one step to the left of it
     numbers = [layers[0] - 1, *layers]
     heights = [table["before"].iloc[0], *table["after"]]
     hover = "after layer %{x}<br>h = %{y:.4g}"
@@ -111,7 +111,7 @@ def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> 
 
 def _sentence(what: str, step: "Step | None") -> str:
     if step is None:
-        return "No block writes it."
+        return "No layer writes it."
     name = "MLP" if step.part == "mlp" else "attention"
     return f"{what} the {name} of layer {step.layer}: {number(step.value)}, {step.share:.0%} of its largest value."
 

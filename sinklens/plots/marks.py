@@ -104,3 +104,33 @@ def add_words(fig: go.Figure, text: str, x: float, y: float, **options: Any) -> 
 def error_bars(value: Any, low: Any, high: Any, *, width: float, thickness: float) -> dict[str, Any]:
     """Return the error bars from `low` to `high` around values."""
     return {"array": float32(high - value), "arrayminus": float32(value - low), "width": width, "thickness": thickness}
+
+
+def add_intervals(
+    fig: go.Figure, table: pd.DataFrame, column: str, y: Any, text: Any, *, name: str, colour: str, symbol: str
+) -> None:
+    """Add a mark a row with the interval from its `low` to its `high`; a row without one has the mark alone.
+
+    Args:
+        fig: Figure.
+        table: Holds the column, `low` and `high`.
+        column: What is drawn along x.
+        y: Place of each row.
+        text: Hover of each row, Plotly's HTML.
+        name: In the legend.
+        colour: Of mark and interval.
+        symbol: Of the mark.
+    """
+    value, low, high = (table[each].to_numpy(dtype=float) for each in (column, "low", "high"))
+    fig.add_trace(
+        go.Scatter(
+            x=float32(value),
+            y=np.asarray(y, dtype=np.float32),
+            error_x=error_bars(value, low, high, width=4, thickness=1.6),
+            name=name,
+            mode="markers",
+            marker={"size": 9, "color": colour, "symbol": symbol},
+            text=text,
+            hovertemplate="%{text}<extra></extra>",
+        )
+    )

@@ -73,7 +73,7 @@ def massive_sources(sources: pd.DataFrame) -> go.Figure:
     fig.add_vline(x=1, line={"color": INK, "width": 1.5})
     fig.add_vline(x=0, line={"color": MUTED, "width": 1})
     labels = [
-        f"channel {row.channel}, blocks {row.appears} to {row.leaves_after} ({row.value:+.3g})"
+        f"channel {row.channel}, layers {row.appears} to {row.leaves_after} ({row.value:+.3g})"
         for row in sources.itertuples()
     ]
     rows = named_axis(labels, down=True)

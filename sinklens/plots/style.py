@@ -9,7 +9,7 @@ import html
 import math
 import textwrap
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -163,11 +163,11 @@ def number(value: float | None, spec: str = "") -> str:
     return format(value, spec or ".3g")
 
 
-def layer_list(layers: Iterable[int]) -> str:
+def layer_spans(layers: Iterable[int]) -> str:
     """Write layer numbers shortly, runs joined.
 
-    >>> layer_list([0, 1, 2, 5, 7, 8]), layer_list([3])
-    ('layers 0-2, 5, 7, 8', 'layer 3')
+    >>> layer_spans([0, 1, 2, 5, 7, 8]), layer_spans([])
+    ('0-2, 5, 7, 8', '')
     """
     runs: list[list[int]] = []
     for layer in sorted(layers):
@@ -175,8 +175,16 @@ def layer_list(layers: Iterable[int]) -> str:
             runs[-1].append(layer)
         else:
             runs.append([layer])
-    parts = [f"{r[0]}-{r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in runs]
-    return f"layer{'s' if sum(map(len, runs)) > 1 else ''} {', '.join(parts)}"
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in runs)
+
+
+def layer_list(layers: Collection[int]) -> str:
+    """Write layer numbers shortly, with the word.
+
+    >>> layer_list([0, 1, 2, 5, 7, 8]), layer_list([3])
+    ('layers 0-2, 5, 7, 8', 'layer 3')
+    """
+    return f"layer{'s' if len(layers) > 1 else ''} {layer_spans(layers)}"
 
 
 def require_columns(table: pd.DataFrame, columns: Iterable[str], function: str) -> None:

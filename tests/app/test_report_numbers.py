@@ -15,6 +15,7 @@ from sinklens.app.page import column_format, html_table
 from sinklens.app.sections import SECTIONS, section_of
 from sinklens.app.sections.massive import massive_kinds
 from sinklens.detectors.registry import built_in_detectors
+from sinklens.plots.style import layer_spans
 from tests.studies.dynamics.conftest import CODE, PROSE
 
 SECTION_OF = {
@@ -137,7 +138,10 @@ def test_massive_activations_by_channel_and_their_lives(census: Census, page: st
         own = table[table["channel"] == int(row["channel"])]
         top = own.loc[own["value"].abs().idxmax()]
         assert agrees(row["value"], float(top["value"])) and agrees(row["× median"], float(top["ratio"]))
-        assert row["layer"] == ("embed" if top["layer"] < 0 else str(top["layer"]))
+        assert row["largest after layer"] == ("embed" if top["layer"] < 0 else str(top["layer"]))
+        mine = census.tables["massive_episodes"].query("channel == @top.channel")
+        alive = {at for r in mine.itertuples() for at in range(r.appears, r.leaves_after + 1)}
+        assert row["massive after layers"] == layer_spans(alive)
 
 
 def test_kinds_join_the_episodes_of_a_channel() -> None:

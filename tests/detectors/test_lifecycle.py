@@ -1,4 +1,4 @@
-"""What each half-block adds to an entry: against run_with_cache, planted, and refused where it does not add up."""
+"""What each half-layer adds to an entry: against run_with_cache, planted, and refused where it does not add up."""
 
 from dataclasses import replace
 from functools import partial
@@ -43,7 +43,7 @@ def test_parts_add_up_in_every_family(name: str, zoo: Path) -> None:
     total = table[["before", "attention", "mlp"]].sum(axis=1)  # a half that is not there is NaN and adds nothing
     assert (total - table["after"]).abs().max() < 1e-5 * table["after"].abs().max()
     assert table["mlp"].isna().all() == (name == "mamba") and not table["attention"].isna().any()
-    # what enters a block is what left the one before
+    # what enters a layer is what left the one before
     for _, entry in table.groupby(["sequence", "position", "channel"]):
         assert entry["layer"].tolist() == [*range(layers)]
         assert entry["before"].iloc[1:].tolist() == pytest.approx(entry["after"].iloc[:-1].tolist())
@@ -51,7 +51,7 @@ def test_parts_add_up_in_every_family(name: str, zoo: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "gemma2", "olmo2", "cohere", "bloom"])
 def test_numbers_are_those_of_run_with_cache(name: str, zoo: Path) -> None:
-    """Sequential, parallel and post-norm blocks; the naive way keeps every activation."""
+    """Sequential, parallel and post-norm layers; the naive way keeps every activation."""
     bridge = boot(name, zoo)
     table = traced(bridge, ENTRIES)
     for sequence, row in enumerate(rows()):
@@ -99,13 +99,13 @@ def test_a_planted_activation_is_traced_to_who_writes_and_who_cancels_it(zoo: Pa
 
 
 def test_what_does_not_add_up_is_refused(zoo: Path) -> None:
-    """A block that changes its output in another way, as a residual multiplier or an edit does."""
+    """A layer that changes its output in another way, as a residual multiplier or an edit does."""
     bridge = boot("llama", zoo)
     with unchanged(bridge):
         for change in (lambda value, hook: 0.5 * value, partial(plant, amount=0.01)):
             with (
                 bridge.hooks(fwd_hooks=[("blocks.1.hook_out", change)]),
-                pytest.raises(UnsupportedArchitectureError, match="attention and MLP add in block 1"),
+                pytest.raises(UnsupportedArchitectureError, match="attention and MLP add in layer 1"),
             ):
                 traced(bridge, ENTRIES)
 
@@ -162,7 +162,7 @@ def test_what_is_never_taken_away_has_no_canceller_and_nothing_has_no_writer() -
     assert steps(entry([0.0, 0.0], [5.0, 5.0]))[1] is None
     assert steps(entry([0.0], [0.0])) == (None, None)
     assert steps(entry([], [])) == (None, None)
-    # it was there before the first block, and every half works against it
+    # it was there before the first layer, and every half works against it
     writer, canceller = steps(entry([-1.0, -2.0], [-1.0, -2.0], start=100.0))
     assert writer is None and canceller is not None and canceller.layer == 1
 

@@ -22,7 +22,7 @@ from tests.real_models import real_model
 
 LAYERS, LENGTH, D_MODEL = 36, 300, 64
 PLANTED = {222: range(16, 34), 50: range(20, 23), 60: range(6, 35), 90: range(7, 34), 70: range(16, 29)}
-"""Position and the blocks after which it points along the BOS; 70 points the opposite way."""
+"""Position and the layers after which it points along the BOS; 70 points the opposite way."""
 
 
 ALIGNED = ("aligned, not a sink", "aligned, not judged")
@@ -157,9 +157,9 @@ def test_windows_of_a_curve() -> None:
 
 @pytest.mark.parametrize("norms", [[], [[1.0, 2.0]], [1.0, math.nan], [-1.0, 2.0]])
 def test_what_is_no_curve_is_refused(norms: list[float]) -> None:
-    with pytest.raises(InputError, match="one norm for each block"):
+    with pytest.raises(InputError, match="one norm for each layer"):
         sink_windows(norms, norms)
-    with pytest.raises(InputError, match="the others' norm for each of 2 blocks"):
+    with pytest.raises(InputError, match="the others' norm for each of 2 layers"):
         sink_windows([1.0, 2.0], [1.0])
 
 
@@ -201,7 +201,7 @@ def test_the_labels_are_the_reference_s_where_it_was_made() -> None:
             reference = "secondary" if 4 < life < layers - 15 else "bos_sink" if life >= layers - 15 else "noise"
             if abs(life - (layers - 15)) > 1:
                 assert lifetime_label(life, window) == reference, (life, window)
-    with pytest.raises(InputError, match="from 1 to the window's 5 blocks"):
+    with pytest.raises(InputError, match="from 1 to the window's 5 layers"):
         lifetime_label(6, 5)
 
 
@@ -283,7 +283,7 @@ def test_settings_are_checked() -> None:
 @pytest.mark.real
 @pytest.mark.slow
 def test_smollm2s_first_the_is_one_and_two_weights_make_it() -> None:
-    """Real positives with their cause: two weights of block 2 put to zero leave none, two random ones leave all."""
+    """Real positives with their cause: two weights of layer 2 put to zero leave none, two random ones leave all."""
     model = real_model("smollm2")
     batch = builtin_corpus(model, n_sequences=20).tokens
     down = "model.layers.2.mlp.down_proj.weight"

@@ -93,7 +93,7 @@ def test_bounds_are_strict_and_may_be_left_out(zoo: Path, batch: TokenBatch) -> 
     bridge = boot("llama", zoo)
     edge: list[Plant] = [(1, 0, 0, 7, 100.0)]
     with planted(bridge, edge):
-        with pytest.raises(InputError, match=r"No massive activation.*The largest is 100 after block"):
+        with pytest.raises(InputError, match=r"No massive activation.*The largest is 100 after layer"):
             massive_entries(bridge, batch, ratio=0)
         assert massive_entries(bridge, batch, absolute=99.9, ratio=0).above == 99.9
         median = massive_entries(bridge, batch, absolute=0, ratio=30).table["median"].iloc[0]
@@ -128,7 +128,7 @@ def test_zero_takes_them_away_downstream_and_the_control_does_not(zoo: Path, bat
 
 
 def count(bridge: TransformerBridge, batch: TokenBatch, method: SetActivations) -> int:
-    """How many entries of the first block's output the method changes, and only at massive tokens."""
+    """How many entries of the first layer's output the method changes, and only at massive tokens."""
     seen: list[Tensor] = []
     keep = [(hook_name(0), lambda x, hook: seen.append(x.clone()))]
     with bridge.hooks(fwd_hooks=keep), method(bridge), bridge.hooks(fwd_hooks=keep):

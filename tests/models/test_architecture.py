@@ -1,4 +1,4 @@
-"""Facts about a model's blocks: which have attention, their windows, output weights, the context length."""
+"""Facts about a model's layers: which have attention, their windows, output weights, the context length."""
 
 from pathlib import Path
 from typing import Any
@@ -140,5 +140,5 @@ def test_encoder_decoder_models_are_refused_in_a_sentence(tmp_path: Path) -> Non
         transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     model = TransformerBridge.boot_transformers(str(tmp_path), device="cpu")
-    with pytest.raises(UnsupportedArchitectureError, match="Expected a decoder-only model with a stack of blocks"):
+    with pytest.raises(UnsupportedArchitectureError, match="Expected a decoder-only model with a stack of layers"):
         attention_layers(model)

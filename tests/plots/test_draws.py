@@ -17,11 +17,11 @@ from sinklens.errors import InputError
 from sinklens.plots.draws import FIGURES, Drawings, one_row_each
 from sinklens.plots.effects import VARIANT
 from sinklens.studies.census.result import Census
-from tests.plots.checks import CHECKS, array, heads, runs, states
+from tests.plots.checks import CHECKS, array, heads, retrieval, runs, states
 from tests.plots.synthetic import N_LAYERS, attentionless_census, synthetic_census
 from tests.plots.synthetic_sweep import ZERO, synthetic_effects, synthetic_summary
 
-assert all((heads, runs, states))  # imported for the checks they register
+assert all((heads, retrieval, runs, states))  # imported for the checks they register
 
 ENDS = ("", "_low", "_high")
 UNREGISTERED = {"save_figure", "use_in_notebook"}
@@ -89,7 +89,7 @@ def test_a_census_draws_what_its_tables_do(census: Census) -> None:
         "eps_sweep": plots.eps_sweep(census.tables["eps_sweep"], eps=0.3),
         "norms_by_token": plots.norms_by_token(census.tables["profile"]),
         "massive_activations": plots.massive_activations(census.tables["layers"]),
-        "massive_table": plots.massive_table(census.tables["massive"]),
+        "massive_table": plots.massive_table(census.tables["massive"], census.tables["massive_episodes"]),
         "top_magnitudes": plots.top_magnitudes(census.tables["massive"]),
         "residual_peaks": plots.residual_peaks(census.tables["layers"]),
         "drain_scatter": plots.drain_scatter(census.tables["heads"]),

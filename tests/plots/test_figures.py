@@ -295,8 +295,10 @@ def test_massive_table_lists_an_activation_once(census: Census) -> None:
     assert (best["n_layers"] == N_LAYERS + 1).all()
     assert (best["layer"] == -1).all()  # equal in all layers here: the earliest
     table = trace(plots.massive_table(census.tables["massive"]))
-    cells = dict(zip(["sequence", "layer", "position", "token"], table.cells.values, strict=False))
-    assert cells["token"][0] == "&lt;s&gt;" and cells["layer"][0] == "embed"
+    cells = dict(zip([text.strip("</b>") for text in table.header.values], table.cells.values, strict=True))
+    assert list(cells["channel"])[:2] == [7, 8]  # one row a channel, however many texts and layers have it
+    assert len({*cells["channel"]}) == len(cells["channel"]) == census.tables["massive"]["channel"].nunique()
+    assert cells["token"][0] == "&lt;s&gt;" and cells["after layer"][0] == "embed"
 
 
 def test_eps_sweep_averages_heads(census: Census) -> None:

@@ -6,27 +6,36 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
+import torch
+import transformers
 
 import sinklens
 import sinklens.plots
 from sinklens.detectors import measure
 from sinklens.interventions import MaskKeys
+from sinklens.models.as_bridge import as_bridge
 from sinklens.models.tokens import TokenBatch
 from sinklens.passes.corpus import builtin_corpus
 from sinklens.plots.draws import CENSUS, FIGURES, SWEEP
 from sinklens.studies import (
+    RankingTask,
     choose_gamma,
     classification_task,
     compare_policies,
     explain_sinks,
     find_active_dormant,
+    find_conflict_heads,
     find_roles,
+    find_super_experts,
     make_needles,
     measure_dynamics,
     measure_effects,
     measure_needles,
+    patch_paths,
+    rank_documents,
     trace_massive,
 )
+from sinklens.studies.conflict_heads.run import ConflictPrompt
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # small runs say that they are small
@@ -55,6 +64,29 @@ def needled(model: Any) -> Any:
     return measure_needles(model, make_needles(model, lengths=[48], repeats=1))
 
 
+def mixture() -> Any:
+    """A tiny mixture of experts, random as it comes."""
+    config = transformers.MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=4, max_position_embeddings=64, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return as_bridge(transformers.MixtralForCausalLM(config).eval())
+
+
+def patched() -> Any:
+    prompts = [[5, 6, 7, 8], [9, 10, 11, 12]]
+    return patch_paths(
+        "induction-2l", prompts, [[5, 6, 7, 9], [9, 10, 11, 8]], [20, 21], [30, 31], receivers=["logits"]
+    )
+
+
+def conflicts() -> Any:
+    prompts = [ConflictPrompt([5 + at, 6, 7, 8], 20, 21, 22) for at in range(4)]
+    return find_conflict_heads(model(), prompts, top=1, controls=1)
+
+
 MAKERS: dict[str, Callable[[], Any]] = {
     CENSUS: lambda: sinklens.scan(model(), tokens=tokens()),
     SWEEP: lambda: sinklens.sweep(model(), "zero", tokens=tokens(), ranking="own", controls=3),
@@ -68,6 +100,12 @@ MAKERS: dict[str, Callable[[], Any]] = {
     ),
     "sinklens-sink-causes": lambda: explain_sinks(model(), tokens=tokens(), controls=0, donors=False, top=2),
     "sinklens-massive-sources": lambda: trace_massive("tiny-llama", max_sequences=2),
+    "sinklens-document-ranking": lambda: rank_documents(
+        "induction-2l", tasks=[RankingTask([[5, 6, 7], [8, 9, 10]], [8, 9, 10], 1)]
+    ),
+    "sinklens-path-patching": patched,
+    "sinklens-conflict-heads": conflicts,
+    "sinklens-super-experts": lambda: find_super_experts(mixture(), tokens=[[1, 2, 3, 4, 5, 6]], controls=1),
     "sinklens-policies": lambda: compare_policies(model(), ["sink_window", "h2o"], tokens=tokens(), budgets=[8]),
     "sinklens-active-dormant": lambda: find_active_dormant(model(), max_sequences=3),
     "sinklens-calibration": calibrated,

@@ -196,7 +196,7 @@ def test_the_writer_and_the_canceller_are_named(traced: pd.DataFrame) -> None:
     assert marks == {"writes": (1.18, 97), "cancels": (1.82, -80)}
     assert list(fig.layout.xaxis.ticktext) == ["embed", "0", "1", "2"]
     none = plots.lifecycle(traced[traced["layer"] < 2])
-    assert "No block takes it away again." in title(none)
+    assert "No layer takes it away again." in title(none)
 
 
 def test_an_entry_is_chosen_from_several(traced: pd.DataFrame) -> None:

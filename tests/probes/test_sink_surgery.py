@@ -89,6 +89,6 @@ def test_entries_of_many_blocks_are_told_in_runs(probe: Any) -> None:
 
     rules = [rule(2, (7,), 1500), rule(3, (7,), 2570.4), rule(5, (7,), 800), rule(6, (7, 9), 900)]
     assert probe.in_words(rules) == (
-        "after blocks 2 to 3 channel 7 with |h| above 1,500 to 2,570, block by block; after block 5 channel 7 with |h| "
-        "above 800; after block 6 channels 7, 9 with |h| above 900"
+        "after layers 2 to 3 channel 7 with |h| above 1,500 to 2,570, layer by layer; after layer 5 channel 7 with |h| "
+        "above 800; after layer 6 channels 7, 9 with |h| above 900"
     )

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 
-from sinklens.app.dashboard.census_run import CensusRun, census_run
+from sinklens.app.dashboard.census_run import CensusRun
 from sinklens.app.dashboard.compute import (
     MAX_TOTAL,
     exact_window,
@@ -20,21 +20,18 @@ from sinklens.app.dashboard.compute import (
     text_tokens,
 )
 from sinklens.app.dashboard.folder import ResultFolder, refuse_nowhere
-from sinklens.app.dashboard.kinds import open_run
+from sinklens.app.dashboard.kinds import live_run, open_run
 from sinklens.app.dashboard.methods import method
 from sinklens.app.dashboard.models import Models
 from sinklens.app.dashboard.run import Run
 from sinklens.app.dashboard.state import State
-from sinklens.app.dashboard.stored import MemoryTables
-from sinklens.app.dashboard.sweep_run import sweep_run
 from sinklens.app.dashboard.trying import Trial, called, chosen_intervention, repeat_in_python, try_out
 from sinklens.app.dashboard.worker import Cancelled, Worker
 from sinklens.errors import InputError, ResultError
 from sinklens.interventions import Intervention
 from sinklens.models.tokens import BosChoice, TokenBatch, tokenize
 from sinklens.results.progress import Progress
-from sinklens.studies.ablation.result import Sweep
-from sinklens.studies.census.result import Census
+from sinklens.results.result import Result
 
 _OPEN: Final = 4
 _LIVE: Final = 24
@@ -117,7 +114,7 @@ class Bench:
         run = self.run(name)
         return run if isinstance(run, CensusRun) else None
 
-    def add(self, result: Census | Sweep, label: str = "", *, key: str = "", notes: Sequence[str] = ()) -> str:
+    def add(self, result: Result, label: str = "", *, key: str = "", notes: Sequence[str] = ()) -> str:
         """Show a result that lives in memory.
 
         Returns:
@@ -126,12 +123,8 @@ class Bench:
         with self._lock:
             self._numbers += 1
             name = f"live-{self._numbers}"
-            label = label or f"{result.meta['model']['name']} · {type(result).__name__.lower()} in memory"
-            tables = MemoryTables(result.tables)
-            if isinstance(result, Census):
-                run = census_run(name, label, result.meta, tables, result.maps, lambda: result.arrays)
-            else:
-                run = sweep_run(name, label, result.meta, tables)
+            label = label or f"{result.model_name} · {result.format.removeprefix('sinklens-')} in memory"
+            run = live_run(result, name, label)
             run.notes = tuple(notes)
             self._live[name] = run
             if key:
@@ -347,7 +340,7 @@ class Bench:
 
 
 def open_source(
-    source: "str | Path | Census | Sweep | Any | None",
+    source: "str | Path | Result | Any | None",
     *,
     models: Sequence[Any] = (),
     device: str = "auto",
@@ -355,7 +348,7 @@ def open_source(
     """A bench for what the user named.
 
     Args:
-        source: A folder of results, a result, a model's name or folder, a census or sweep in memory, a loaded bridge,
+        source: A folder of results, a result, a model's name or folder, a result in memory, a loaded bridge,
             or ``None`` for the built-in models.
         models: More models that may be computed with: names, paths or loaded bridges.
         device: Where models are put.
@@ -364,7 +357,7 @@ def open_source(
         ResultError: A folder without any result or model in it.
         InputError: Something else.
     """
-    if isinstance(source, Census | Sweep):
+    if isinstance(source, Result):
         bench = Bench(None, Models(models, device=device))
         bench._opened.add(bench.add(source))
         return bench
@@ -380,7 +373,7 @@ def open_source(
         given: Any = source
         return Bench(None, Models([given, *models], device))
     raise InputError(
-        "A dashboard opens a folder of results, a model's name or folder, a loaded model, a census or a sweep; got "
+        "A dashboard opens a folder of results, a model's name or folder, a loaded model, or a result; got "
         f"{type(source).__name__}."
     )
 

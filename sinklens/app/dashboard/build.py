@@ -29,7 +29,7 @@ def build_app(
     """Make the dashboard for a folder of results, a model, or a result in memory; nothing is served yet.
 
     Args:
-        source: A folder of results, one saved result, a model's name or folder, a loaded bridge, a census or a sweep,
+        source: A folder of results, one saved result, a model's name or folder, a loaded bridge, a result in memory,
             or ``None`` for the built-in models.
         models: More models that the page may compute with, by name, by path or loaded; it can ask for no other.
         device: Where models are put.

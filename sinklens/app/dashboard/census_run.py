@@ -60,6 +60,7 @@ class CensusRun(Run):
     arrays: Arrays = field(default=dict, repr=False)
 
     has_tokens = True
+    beside_height = 350
 
     @property
     def of(self) -> str:
@@ -221,6 +222,10 @@ class CensusRun(Run):
         received = self._at(layer, head, "sinks", ("importance", "null"))
         values = self._at(layer, head, "value_drains", ("value_norm", "output_norm"))
         return Positions(received, values, self.of, self.token_strings(0) if self.is_one_text else [])
+
+    def beside(self, head: str) -> str:
+        """The head by position."""
+        return f"{head} by position"
 
     def head_figure(self, layer: int, head: int, token: int | None, other: Run | None = None) -> go.Figure:
         """Attention received and value norms by position, of another census with dashes beside it."""

@@ -41,16 +41,41 @@ def _of_tokens(first: Run, second: Run) -> list[str]:
         out.append(
             f"One has a BOS where the other has none, so positions are shifted: A: {statements[0]} B: {statements[1]}"
         )
-    texts = [_texts(each) for each in (first, second)]
-    same_texts = texts[0] == texts[1] if None not in texts else a.get("source") == b.get("source")
-    if not same_texts:
-        named = f"{a.get('source')} and {b.get('source')}"
-        same = f"their tokens are not the same, BOS left out, though both are {a.get('source')}"
-        out.append(f"The texts differ: {same if a.get('source') == b.get('source') else named}.")
-    lengths = [_lengths(each, tokens) for each, tokens in ((first, a), (second, b))]
-    if lengths[0] != lengths[1] and (not same_texts or bos[0] == bos[1]):
+    shifted = bos[0] != bos[1]
+    one, other = _texts(first), _texts(second)
+    if one is None or other is None:
+        same = a.get("source") == b.get("source")
+        longer = _lengths(first, a) != _lengths(second, b) and not (same and shifted)
+        told = "" if same else f"The texts differ: {a.get('source')} and {b.get('source')}."
+    else:
+        longer, told = _of_texts(one, other, (str(a.get("source")), str(b.get("source"))), shifted=shifted)
+    out += [told] if told else []
+    if longer:
         out.append(f"The texts have different lengths: {_spoken(a)} and {_spoken(b)}; a sink rate depends on them.")
     return out
+
+
+def _of_texts(
+    first: list[list[int]], second: list[list[int]], sources: tuple[str, str], *, shifted: bool
+) -> tuple[bool, str]:
+    """Whether texts without their BOS have other lengths, and what they differ in besides.
+
+    Texts are the same where one goes as the other does as far as both go. Two runs cut at the same number of tokens
+    end a token apart when one of them begins with a BOS; that is no other length.
+    """
+    pairs = [(one, other, min(len(one), len(other))) for one, other in zip(first, second, strict=False)]
+    if any(one[:common] != other[:common] for one, other, common in pairs):
+        longer = [*map(len, first)] != [*map(len, second)] and not shifted
+        if sources[0] != sources[1]:
+            return longer, f"The texts differ: {sources[0]} and {sources[1]}."
+        why = "; a text that is cut into pieces is cut elsewhere when a BOS takes a place in each" if shifted else ""
+        return longer, f"The texts differ: their tokens are not the same, though both are {sources[0]}{why}."
+    longer = any(max(len(one), len(other)) - common > shifted for one, other, common in pairs)
+    if len(first) == len(second):
+        return longer, ""
+    more, less = ("A", "B") if len(first) > len(second) else ("B", "A")
+    counts = sorted((len(first), len(second)))
+    return longer, f"{less} has only the first {counts[0]} of the {counts[1]} texts of {more}."
 
 
 def _bos(run: Run) -> Any:

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from sinklens.app.dashboard.census_run import census_run
 from sinklens.app.dashboard.run import Run
-from sinklens.app.dashboard.stored import StoredTables
+from sinklens.app.dashboard.stored import MemoryTables, StoredTables
 from sinklens.app.dashboard.sweep_run import sweep_run
 from sinklens.app.drawings import drawings
 from sinklens.results.damage import blamed
@@ -30,9 +30,17 @@ def open_run(path: Path, name: str, label: str) -> Run:
         tables.warm()
     make = _VIEWS.get(tables.kind, _any)
     with blamed(path):
-        run = make(name, label, tables)
-    run.say = None if kind is None else _verdict(kind)
-    return run
+        return make(name, label, tables)
+
+
+def live_run(result: Result, name: str, label: str) -> Run:
+    """A result that lives in memory."""
+    tables = MemoryTables(result.tables, result.arrays)
+    if isinstance(result, Census):
+        return census_run(name, label, result.meta, tables, result.maps, lambda: result.arrays)
+    if isinstance(result, Sweep):
+        return sweep_run(name, label, result.meta, tables)
+    return Run(name, label, result.format, result.meta, tables, drawings=drawings(result.format))
 
 
 def _any(name: str, label: str, tables: StoredTables) -> Run:
@@ -47,19 +55,6 @@ def _census(name: str, label: str, tables: StoredTables) -> Run:
 
 def _sweep(name: str, label: str, tables: StoredTables) -> Run:
     return sweep_run(name, label, tables.meta, tables)
-
-
-def _verdict(kind: type[Result]) -> Callable[[Run], list[str]]:
-    """What a result's class says about its tables, which are read as they are needed."""
-
-    def say(run: Run) -> list[str]:
-        tables: Any = run.tables
-        try:
-            return kind(dict(run.meta), tables).verdict
-        except (KeyError, TypeError, ValueError) as error:  # of a header or table that is not as it was saved
-            return [f"Its verdict cannot be written: {type(error).__name__} {error}."]
-
-    return say
 
 
 _VIEWS: Final[dict[str, Callable[[str, str, StoredTables], Run]]] = {Census.format: _census, Sweep.format: _sweep}

@@ -1,8 +1,9 @@
 """A result as the dashboard sees it; what a kind of result adds lives in its own file."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import cached_property
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from sinklens.app.dashboard.figures.score_grid import score_grid
 from sinklens.app.dashboard.stored import Tables
 from sinklens.app.drawings import Drawing
 from sinklens.plots.style import empty_figure, number
+from sinklens.results.result import known_kind
 
 _MOST_ROWS: Final = 100_000
 _MOST_GROUPS: Final = 24
@@ -57,7 +59,6 @@ class Run:
         tables: Its tables.
         notes: Sentences to show above everything, such as the effect of an intervention that was tried.
         drawings: Figures of the whole result by title, made when asked for.
-        say: What was found, for results whose header does not say it.
     """
 
     name: str
@@ -68,9 +69,10 @@ class Run:
     notes: tuple[str, ...] = ()
     drawings: Mapping[str, Drawing] = field(default_factory=dict, repr=False)
 
-    say: Callable[["Run"], list[str]] | None = field(default=None, repr=False)
     has_tokens = False
     """Whether the result keeps tokens and what every position received."""
+    beside_height: ClassVar[int | None] = None
+    """Pixels of the figure beside a head's numbers, ``None`` for its own."""
 
     def __post_init__(self) -> None:
         self._grids: dict[str, go.Figure] = {}
@@ -97,13 +99,35 @@ class Run:
         """
         return self
 
+    @cached_property
+    def result(self) -> Any:
+        """The result as its class sees it, over the same tables; ``None`` for a kind that nobody knows."""
+        kind = known_kind(self.kind)
+        if kind is None:
+            return None
+        # a census has a view of its own, which reads its arrays text by text
+        needed = () if self.has_tokens else kind.needed_arrays(self.meta)
+        tables: Any = self.tables
+        return kind(dict(self.meta), tables, self.tables.arrays() if needed else {})
+
     @property
     def verdict(self) -> list[str]:
         """What was found, in sentences."""
         if self._said is None:
-            self._said = self.say(self) if self.say is not None else None
-        found = self._said or self.meta.get("verdict")
+            self._said = self._say()
+        return self._said
+
+    def _say(self) -> list[str]:
+        try:
+            found = None if self.result is None else self.result.verdict
+        except (KeyError, TypeError, ValueError) as error:  # of a header or table that is not as it was saved
+            found = [f"Its verdict cannot be written: {type(error).__name__} {error}."]
+        found = found or self.meta.get("verdict")
         return [str(sentence) for sentence in found] if isinstance(found, Sequence | tuple) else []
+
+    def draw(self, title: str) -> go.Figure:
+        """A figure of the whole result."""
+        return self.drawings[title](self.result)
 
     @property
     def provenance(self) -> list[str]:
@@ -169,8 +193,14 @@ class Run:
         layer, head = np.unravel_index(int(np.nanargmax(values)), values.shape)
         return int(layer), int(head)
 
+    def beside(self, head: str) -> str:
+        """Title of the figure beside a head's numbers: the result's main one where it has none of a single head."""
+        return next(iter(self.drawings), f"{head} by position")
+
     def head_figure(self, layer: int, head: int, token: int | None, other: "Run | None" = None) -> go.Figure:
         """What the result says about a head in one figure, with that of another result beside it."""
+        if self.drawings:
+            return self.draw(next(iter(self.drawings)))
         return empty_figure("Nothing by position", "This result keeps no numbers by position or sequence.")
 
     def table_for_grid(self) -> pd.DataFrame:

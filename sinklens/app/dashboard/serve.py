@@ -2,6 +2,7 @@
 
 import logging
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from sinklens.errors import InputError, SinkLensError
 
 ADDRESS = "127.0.0.1"
 PORT = 8050
+PAUSE = 2.0
+"""Seconds after which what nobody has asked for yet is got ready."""
 
 
 def serve(
@@ -41,6 +44,9 @@ def serve(
     _warm_up(app, first)
     if on_ready is not None:
         on_ready(f"http://{ADDRESS}:{server.port}/")
+    later = threading.Timer(PAUSE, _warm_comparison, (app, first))
+    later.daemon = True
+    later.start()
     try:
         server.serve_forever()
     finally:
@@ -96,7 +102,7 @@ def show(
         show(census)
 
     Args:
-        source: As for :func:`build_app`: also a census or a sweep in memory, or a loaded model.
+        source: As for :func:`build_app`: also a result in memory, or a loaded model.
         models: As for :func:`build_app`.
         device: As for :func:`build_app`.
         jupyter_mode: ``"inline"`` under the cell, ``"jupyterlab"`` in a tab of JupyterLab, ``"tab"`` in one of the
@@ -117,3 +123,20 @@ def _warm_up(app: Any, name: str) -> None:
         run = bench_of(app).run(name) if name else None
         if run is not None and run.scores:
             run.grid(run.scores[0].name).to_plotly_json()
+
+
+def _warm_comparison(app: Any, name: str) -> None:
+    """Compare the first result with the next one, or with itself: the first comparison a user asks for waits for none.
+
+    It reads two small tables of the other result, and nothing by position.
+    """
+    from sinklens.app.dashboard.callbacks.grid import grid_view, headline
+    from sinklens.app.dashboard.callbacks.navigate import describe
+    from sinklens.app.dashboard.state import State
+
+    bench = bench_of(app)
+    with suppress(SinkLensError):
+        other = next((each for each, _ in bench.choices() if each != name), name)
+        key = describe(bench, State(run=name, compare=other))["grid-key"]
+        grid_view(bench, key)[0].to_plotly_json()
+        headline(bench, key)

@@ -65,6 +65,10 @@ class Tables(Mapping[str, pd.DataFrame], ABC):
     def cube(self, name: str) -> Cube:
         """A table by layer, head and position as arrays; empty when there is no such table."""
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The result's arrays, empty when it has none."""
+        return {}
+
     def head(self, name: str, layer: int, head: int) -> dict[str, np.ndarray]:
         """The rows of one head by position; empty when the table has none."""
         cube = self.cube(name)
@@ -78,10 +82,14 @@ class Tables(Mapping[str, pd.DataFrame], ABC):
 class MemoryTables(Tables):
     """Tables of a result that was computed here."""
 
-    def __init__(self, tables: Mapping[str, pd.DataFrame]) -> None:
+    def __init__(self, tables: Mapping[str, pd.DataFrame], arrays: Mapping[str, np.ndarray] | None = None) -> None:
         self.names = tuple(tables)
-        self._tables = tables
+        self._tables, self._arrays = tables, dict(arrays or {})
         self._cubes: dict[str, Cube] = {}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays themselves."""
+        return self._arrays
 
     def frame(self, name: str, limit: int | None = None) -> pd.DataFrame:
         """The table itself."""

@@ -24,6 +24,8 @@ from sinklens.studies.ablation.result import Sweep
 class SweepRun(Run):
     """Effects of taking heads away, one grid for each intervention and effect."""
 
+    beside_height = 350
+
     def _find_scores(self) -> tuple[Score, ...]:
         heads = self._heads()
         return tuple(
@@ -78,6 +80,10 @@ class SweepRun(Run):
                     out.append(Fact(f"{effect.short} ({label}{how})", with_interval(record, metric), beside))
         return out
 
+    def beside(self, head: str) -> str:
+        """The head by sequence."""
+        return f"{head} by sequence"
+
     def head_figure(self, layer: int, head: int, token: int | None, other: Run | None = None) -> go.Figure:
         """The change of the loss on every sequence."""
         effects = self.tables.frame("effects")
@@ -122,8 +128,8 @@ def sweep_run(name: str, label: str, meta: Mapping[str, Any], tables: Tables) ->
 
 
 def _curve(label: str) -> Drawing:
-    def drawing(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
-        return cumulative_curve(tables["summary"], intervention=label)
+    def drawing(sweep: Sweep) -> go.Figure:
+        return cumulative_curve(sweep.tables["summary"], intervention=label)
 
     return drawing
 

@@ -1,7 +1,6 @@
 """The report's first screen: what was found, each sentence with its section, and four numbers."""
 
 import math
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
@@ -32,7 +31,6 @@ _SHOWN_FROM: Final = {
     "types": "token_types", "secondary": "secondary_sinks", "domains": "domains",
 }  # fmt: skip
 """A table without which the section has no figure."""
-_BLOCK: Final = re.compile(r"\bblock(s?)\b")
 
 
 def header(census: "Census") -> str:
@@ -61,9 +59,9 @@ def section_of(sentence: str) -> str | None:
 
 
 def _linked(sentence: str, census: "Census") -> str:
-    """A sentence with a link to its section, if the report has it; layers are called layers."""
+    """A sentence with a link to its section, if the report has it."""
     anchor = section_of(sentence)
-    words = text(_BLOCK.sub(r"layer\1", sentence))
+    words = text(sentence)
     if anchor is None or _SHOWN_FROM[anchor] not in census.tables:
         return words
     return f'{words} <a class="see" href="#{anchor}">Figure</a>'

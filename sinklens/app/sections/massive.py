@@ -7,7 +7,7 @@ import pandas as pd
 from sinklens import plots
 from sinklens.app.page import figure, html_table
 from sinklens.app.sections.source import Downloads
-from sinklens.plots.massive_table import strongest_activations
+from sinklens.plots.massive_table import strongest_channels
 
 if TYPE_CHECKING:
     from sinklens.studies.census.result import Census
@@ -30,10 +30,11 @@ _KINDS: Final = (
 )
 _ENTRY_COLUMNS: Final = {
     "channel": "channel",
+    "layers": "massive after layers",
     "sequence": "sequence",
     "position": "position",
     "token": "token",
-    "layer": "layer",
+    "layer": "largest after layer",
     "value": "value",
     "median": "median |h|",
     "ratio": "× median",
@@ -59,10 +60,10 @@ def massive(census: "Census", downloads: Downloads) -> str:
     body += _kinds(census)
     if "channel_profile" in census.tables and not census.tables["channel_profile"].empty:
         body += f"<p>The first sequence:</p>\n{figure(plots.massive_map(census), 'fig-massive-map')}"
-    rows = strongest_activations(table, len(table)).drop_duplicates("channel").head(_SHOWN)
-    layers = ["embed" if layer < 0 else str(layer) for layer in rows["layer"]]
+    rows = strongest_channels(table, census.tables.get("massive_episodes"), _SHOWN)
+    peaks = ["embed" if layer < 0 else str(layer) for layer in rows["layer"]]
     caption = f"The largest entry of each channel, the {len(rows)} largest, each in the layer where it is largest"
-    body += html_table(rows.assign(layer=layers), _ENTRY_COLUMNS, caption=caption, tokens=("token",))
+    body += html_table(rows.assign(layer=peaks), _ENTRY_COLUMNS, caption=caption, words=("layers",), tokens=("token",))
     return body + downloads.button("massive")
 
 

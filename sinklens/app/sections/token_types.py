@@ -49,6 +49,9 @@ def token_types(census: "Census", downloads: Downloads) -> str:
     body = figure(plots.token_types(census), "fig-token-types")
     body += html_table(classes, _COLUMNS | {"name": "class"}, caption="By class", words=("name", "occurrence"))
     total = int((table["by"] == "token").sum())
+    if not total:
+        body += '<p class="na">No token comes twice and none stands out, so none is listed by name.</p>'
+        return intro + body + downloads.button("token_types")
     caption = f"By token, {len(named)} of {total}, the most sink tokens first"
     body += html_table(named, _COLUMNS, caption=caption, words=("occurrence",), tokens=("name",))
     return intro + body + downloads.button("token_types")

@@ -23,7 +23,7 @@ class SinkFigures:
     Attributes:
         alpha: importance `alpha_0 = mean over all queries i of A[i, 0]`, the first query included, of the first
             token (Gu et al., arXiv 2410.10781), `[batch, layer, head]`.
-        peak: largest `|h|` at BOS over the median `|h|` of the sequence's residual stream after each block (Sun et
+        peak: largest `|h|` at BOS over the median `|h|` of the sequence's residual stream after each layer (Sun et
             al., arXiv 2402.17762), `[batch, layer]`.
         value: norm of the value state at BOS, `[batch, layer, kv_head]`.
         values: mean norm of the other value states, of the same shape.

@@ -29,7 +29,7 @@ class AttentionMap:
     """The attention map of one head on the example sequence, for display.
 
     Attributes:
-        layer: Block index.
+        layer: Layer index.
         head: Query head.
         values: ``[q_cell k_cell]`` fp32; NaN where the mask hides the cell.
         cell: 1 = one token per cell, else the maximum over ``cell x cell`` tokens.

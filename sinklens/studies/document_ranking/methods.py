@@ -102,5 +102,3 @@ METHODS: dict[str, Callable[[Seen], list[float]]] = {
     "random": random,
 }
 """Rules by name; the last two are controls."""
-
-CONTROLS = ("overlap", "random")

@@ -7,9 +7,10 @@ import pandas as pd
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.wilson import wilson_interval
 from sinklens.results.result import Result
-from sinklens.studies.document_ranking.methods import CONTROLS
 
 FORMAT = "sinklens-document-ranking"
+CONTROLS = ("overlap", "random")
+"""Rules that never ask the model."""
 
 
 @dataclass(frozen=True)

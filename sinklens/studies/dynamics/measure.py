@@ -51,7 +51,7 @@ def _heads(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _layers(table: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
-    """One row per layer, -1 before the first block."""
+    """One row per layer, -1 before the first layer."""
     if len(heads):
         grouped = heads.groupby("layer")
         means = grouped[["sink_rate_first", "importance_first"]].mean()
@@ -133,7 +133,7 @@ def _keep_losses(losses: list[np.ndarray], rows: TokenBatch, logits: Tensor) -> 
 
 
 def _summary(heads: pd.DataFrame, layers: pd.DataFrame) -> dict[str, float]:
-    """Means over heads, and the highest peak of any block."""
+    """Means over heads, and the highest peak of any layer."""
     row: dict[str, float] = {name: float(heads[name].astype(float).mean()) for name in HEAD_MEANS}
     row["n_heads"] = len(heads)
     row["n_sink_heads"] = int(heads["is_sink_first"].sum())

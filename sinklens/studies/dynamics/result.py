@@ -34,7 +34,7 @@ class Dynamics(
     0 exceeds eps), ``sink_head_share`` and ``n_sink_heads`` of ``n_heads`` (rate at least 0.5 and importance at
     least twice the null), ``importance_first`` with ``null_first``, ``importance_first_max`` (strongest head);
     ``delta_logit``, ``drain`` (``|v|``) and ``drain_wo`` (``|W_O v|``), means over heads; ``resid_ratio`` (norm of
-    position 0 over the others') and ``max_over_median``, the highest of any block, with the block in ``..._layer``;
+    position 0 over the others') and ``max_over_median``, the highest of any layer, with the layer in ``..._layer``;
     ``loss`` in nats with its 95 % interval over sequences (``loss_low``, ``loss_high``) and ``loss_uniform``, that
     of guessing; ``n_sequences``. NaN where not applicable.
 
@@ -48,7 +48,7 @@ class Dynamics(
         return self.tables["heads"].copy()
 
     def layers(self) -> pd.DataFrame:
-        """One row per step, domain and layer (-1 = before the first block): sink rate, residual norms, max / median."""
+        """One row per step, domain and layer (-1 = before the first layer): sink rate, residual norms, max / median."""
         return self.tables["layers"].copy()
 
     def checkpoints(self) -> pd.DataFrame:
@@ -84,8 +84,8 @@ class Dynamics(
 _FIGURES = {
     "delta_logit": "The logit margin of position 0 over the other keys",
     "drain_wo": "The value drain (|W_O v| of position 0 over the others', mean of heads)",
-    "resid_ratio": "The residual norm of position 0 over the others' (highest block)",
-    "max_over_median": "The largest residual entry over the median (highest block)",
+    "resid_ratio": "The residual norm of position 0 over the others' (highest layer)",
+    "max_over_median": "The largest residual entry over the median (highest layer)",
 }
 
 
@@ -116,7 +116,7 @@ def dynamics_sentences(steps: pd.DataFrame, checkpoints: pd.DataFrame, eps: floa
 def _sinks(steps: pd.DataFrame, eps: float) -> str:
     known = steps[steps["importance_first"].notna() & steps["n_sink_heads"].notna()].reset_index(drop=True)
     if known.empty:
-        return "Attention sinks are not applicable: no block of this model has softmax attention."
+        return "Attention sinks are not applicable: no layer of this model has softmax attention."
     first, last = known.iloc[0], known.iloc[-1]
     found = known.index[known["n_sink_heads"] > 0]
     if not len(found):

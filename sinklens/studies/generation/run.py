@@ -233,7 +233,7 @@ class _Follower:
         self.norms[layer] = total + written.sum(1), seen + written.shape[1]
 
     def residual(self, hidden: Tensor, hook: Any, layer: int) -> None:
-        """The residual stream of the new tokens after a block."""
+        """The residual stream of the new tokens after a layer."""
         magnitude = hidden[0].float().abs().cpu()
         largest, channel = magnitude.max(-1)
         each = magnitude.median(-1).values.double()

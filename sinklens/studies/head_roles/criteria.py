@@ -90,10 +90,10 @@ def sink_scores(heads: pd.DataFrame, score: Metric, facts: Mapping[str, Any]) ->
         facts: Tokens, settings and warnings.
 
     Raises:
-        UnsupportedArchitectureError: No block of the model has softmax attention.
+        UnsupportedArchitectureError: No layer of the model has softmax attention.
     """
     if heads.empty:
-        raise UnsupportedArchitectureError("No block of this model has softmax attention, so no head can be a sink.")
+        raise UnsupportedArchitectureError("No layer of this model has softmax attention, so no head can be a sink.")
     metric = Metric("importance", score.version, score.definition, score.source)
     kept = [name for name in SINK_EVIDENCE if name in heads]
     frame = heads[["layer", "head", "importance", *kept]].rename(columns={"null": "sink_null", "ratio": "sink_ratio"})

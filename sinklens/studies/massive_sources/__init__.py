@@ -1,1 +1,1 @@
-"""Where massive activations come from: the block and the weight that write them, and the model without that weight."""
+"""Where massive activations come from: the layer and the weight that write them, and the model without that weight."""

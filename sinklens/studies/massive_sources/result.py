@@ -20,7 +20,7 @@ class MassiveSources(
     needs=("sources", "writers", "weights", "effects"),
     header=("settings", "metrics"),
 ):
-    """Which blocks and weights wrote the massive activations of a model, and what they are worth.
+    """Which layers and weights wrote the massive activations of a model, and what they are worth.
 
     Attributes:
         meta: Model, tokens, settings, definitions, warnings.
@@ -31,7 +31,7 @@ class MassiveSources(
     def sources(self) -> pd.DataFrame:
         """One row per channel and episode, the largest first.
 
-        Columns: channel, episode (a channel may live twice), appears, leaves_after, peak_layer (blocks); n_tokens,
+        Columns: channel, episode (a channel may live twice), appears, leaves_after, peak_layer (layers); n_tokens,
         n_sequences, token (the most frequent); value (signed mean at the peak) with value_low and value_high; gap (the
         largest difference between the value and the sum of its writers); writer (the largest share of the value's sign)
         with writer_share; weight (the one with the largest share of an MLP's write; missing where the writer is no MLP
@@ -81,8 +81,8 @@ def source_words(sources: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
 
 def _source(row: Any) -> str:
     text = (
-        f"Channel {row.channel} is massive after blocks {row.appears} to {row.leaves_after} (at {row.n_tokens} tokens "
-        f"of {row.n_sequences} sequences, most often {row.token!r}); of its value {row.value:+.4g} after block "
+        f"Channel {row.channel} is massive after layers {row.appears} to {row.leaves_after} (at {row.n_tokens} tokens "
+        f"of {row.n_sequences} sequences, most often {row.token!r}); of its value {row.value:+.4g} after layer "
         f"{row.peak_layer}, {row.writer} wrote {row.writer_share:+.4g}"
     )
     if isinstance(row.weight, str):

@@ -1,4 +1,4 @@
-"""Trace a model's massive activations to the block and the weight that write them, and take that weight away."""
+"""Trace a model's massive activations to the layer and the weight that write them, and take that weight away."""
 
 import math
 from collections import Counter
@@ -46,7 +46,7 @@ TABLES = {
 }  # fmt: skip
 DEFINITION = {
     "version": 1,
-    "definition": "An entry h_tc of the residual stream after a block is the sum of what embedding, heads, biases of "
+    "definition": "An entry h_tc of the residual stream after a layer is the sum of what embedding, heads, biases of "
     "attention and MLPs wrote to channel c at token t; what an MLP wrote there is the sum over its neurons n of "
     "W_down[c, n] a_n (times the norm after it, its scale held). Weight: the neuron with the largest share of the "
     "largest writer.",
@@ -74,7 +74,7 @@ def trace_massive(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> MassiveSources:
-    """Say which block, and which single weight, writes each massive activation, and what the model is without it.
+    """Say which layer, and which single weight, writes each massive activation, and what the model is without it.
 
     ::
 
@@ -131,7 +131,7 @@ def trace_massive(
     if not episodes:
         medians, value, block = finder.largest
         warnings.append(
-            f"No channel is massive in half of the sequences: the largest entry is {value:.4g} after block {block}, "
+            f"No channel is massive in half of the sequences: the largest entry is {value:.4g} after layer {block}, "
             f"{medians:.4g} medians."
         )
     meta = header(model, batch, source, settings=settings, metrics={"massive_source": DEFINITION}, warnings=warnings)
@@ -139,7 +139,7 @@ def trace_massive(
 
 
 def find_episodes(entries: pd.DataFrame, n_sequences: int) -> list[tuple[Entry, dict[str, Any]]]:
-    """Runs of blocks after which a channel is massive in half of the sequences; each at its peak, the largest first."""
+    """Runs of layers after which a channel is massive in half of the sequences; each at its peak, the largest first."""
     found = []
     for channel in sorted(set(entries["dim"].tolist())):
         mine = entries[entries["dim"] == channel]

@@ -75,8 +75,8 @@ class Reader:
     """Runs a model with its attention measured in the last rows; made by :func:`reading`.
 
     Attributes:
-        layers: Blocks with attention, in order.
-        splits: Whether a pass into a cache may leave out the last block for all rows that are not read.
+        layers: Layers with attention, in order.
+        splits: Whether a pass into a cache may leave out the last layer for all rows that are not read.
     """
 
     def __init__(self, model: TransformerBridge, keys: bool) -> None:
@@ -95,8 +95,8 @@ class Reader:
     ) -> tuple[Float[Tensor, "batch row d_vocab"], Int[Tensor, "layer batch head row"] | None, Any]:
         """One forward pass: logits and strongest keys of its last ``rows`` rows, and the cache after it.
 
-        With a cache and :attr:`splits` it goes in two: first the tokens before those rows, up to the last block's keys
-        and values (nothing reads what that block makes of them), then the rows.
+        With a cache and :attr:`splits` it goes in two: first the tokens before those rows, up to the last layer's keys
+        and values (nothing reads what that layer makes of them), then the rows.
 
         Args:
             ids: New tokens, all sequences of one length.
@@ -134,7 +134,7 @@ class Reader:
             self.engine.filling = False
 
     def new_cache(self) -> Any:
-        """An empty cache that keeps every key of every layer, or ``None`` where a block has a state instead of keys."""
+        """An empty cache that keeps every key of every layer, or ``None`` where a layer has a state instead of keys."""
         return DynamicCache() if len(self.layers) == len(self.model.blocks) else None
 
     def caches(self) -> bool:

@@ -58,7 +58,7 @@ def retrieval_scores(
         progress: Told how it goes on, in prompts.
 
     Returns:
-        One row per head of every block with attention; for the columns see
+        One row per head of every layer with attention; for the columns see
         :class:`~sinklens.detectors.retrieval.RetrievalDetector`. Scores are NaN, with a warning in ``meta``, when no
         prompt is kept.
 

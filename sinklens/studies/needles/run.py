@@ -39,7 +39,7 @@ def run_needles(
         deliver: Receives the outcomes of each finished pass by instance number.
         intervention: A change of the model under which all is run.
         keys: Whether to find the strongest keys of the answer rows.
-        share: Whether prompts share their beginnings where that is exact, and the last block runs for the answer rows
+        share: Whether prompts share their beginnings where that is exact, and the last layer runs for the answer rows
             alone. Without it every prompt is one whole forward pass.
         max_tokens: Most tokens of a forward pass, all sequences together; default: 4,096 on a CPU, 65,536 on a GPU.
 

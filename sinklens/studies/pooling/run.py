@@ -49,7 +49,7 @@ def compare_pooling(
         model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
         pairs: Questions with their documents, texts or ids, at least two; every document is a candidate for every
             question. Default: twenty built-in ones that share no content word.
-        layers: Blocks after which states are averaged; default: after a quarter, half, three quarters and the last.
+        layers: Layers after which states are averaged; default: after a quarter, half, three quarters and the last.
         poolings: Of ``mean``, ``last``, ``no_first`` (mean without position 0), ``sink_free`` (without positions that
             are sinks in at least ``sink_share`` of the heads or massive) and ``random`` (without as many others).
         sink_share: Share of all heads.

@@ -22,7 +22,7 @@ SINK_SHARE = 0.1
 
 
 class _Keep:
-    """Keeps the states after some blocks."""
+    """Keeps the states after some layers."""
 
     needs = ("hidden",)
 
@@ -41,7 +41,7 @@ class States:
     """Texts as a model sees them.
 
     Attributes:
-        layers: States after each block asked for, one ``[pos d_model]`` a text.
+        layers: States after each layer asked for, one ``[pos d_model]`` a text.
         extreme: Which positions of each text are left out as extreme.
         tokens: Those positions, one row each: text, position, token, n_sink_heads, is_sink, is_massive.
     """

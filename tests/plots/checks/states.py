@@ -75,10 +75,18 @@ def top_magnitudes(data: st.DataObject) -> go.Figure:
 @shows("massive_table")
 def massive_table(data: st.DataObject) -> go.Figure:
     table = massive_entries(data)
-    fig = plots.massive_table(table, n=99)
-    best = table.assign(size=table["value"].abs()).groupby(["sequence", "position", "channel"])["size"].max()
-    shown = [abs(float(text.replace(",", ""))) for text in fig.data[0].cells.values[5]]
-    same(shown, sorted(best, reverse=True), rtol=1e-3)
+    channels = sorted({*table["channel"]})
+    spans = data.draw(st.lists(st.tuples(st.sampled_from(channels), st.integers(0, 5), st.integers(0, 4)), max_size=5))
+    episodes = pd.DataFrame([(c, a, a + n) for c, a, n in spans], columns=["channel", "appears", "leaves_after"])
+    fig = plots.massive_table(table, episodes, n=99)
+    best = table.assign(size=table["value"].abs()).groupby("channel")["size"].max()
+    named_channels, layers, largest, *_ = fig.data[0].cells.values
+    assert sorted(named_channels) == channels
+    same([abs(float(text.replace(",", ""))) for text in largest], sorted(best, reverse=True), rtol=1e-3)
+    for channel, said in zip(named_channels, layers, strict=True):
+        alive = sorted({layer for c, a, n in spans if c == channel for layer in range(a, a + n + 1)})
+        ends = [part.split("-") for part in said.split(", ")] if said != "none" else []
+        assert [layer for part in ends for layer in range(int(part[0]), int(part[-1]) + 1)] == alive
     return fig
 
 

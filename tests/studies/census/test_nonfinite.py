@@ -51,7 +51,7 @@ def test_a_planted_nan_takes_its_heads_and_no_others(zoo: Path) -> None:
         np.testing.assert_allclose(heads.loc[rest, name], expected.loc[rest, name], rtol=1e-5)
     assert not heads.loc[affected, "is_sink"].any()
     assert found.verdict[0].startswith(
-        "Activations are NaN or infinite after block 1 and in the attention of layer 1 (float32), first in sequence 0 "
+        "Activations are NaN or infinite after layer 1 and in the attention of layer 1 (float32), first in sequence 0 "
         "at position 0"
     )
     assert "2 of 8 heads have no numbers" in found.verdict[0] and "damaged weights" in found.verdict[0]
@@ -65,7 +65,7 @@ def test_a_nan_in_one_sequence_says_which(zoo: Path) -> None:
     assert token not in ROWS[0] + ROWS[1]
     model.original_model.get_input_embeddings().weight.data[token] = math.nan
     found = scan(model, tokens=ROWS)
-    assert "in the embedding and after blocks 0-1" in found.verdict[0]
+    assert "in the embedding and after layers 0-1" in found.verdict[0]
     assert f"first in sequence 2 at position {ROWS[2].index(token)}" in found.verdict[0]
     assert "in 1 sequence(s): 8 of 8 heads" in found.verdict[0]
     assert heads_of(found)["importance"].isna().all()
@@ -90,7 +90,7 @@ def test_float16_that_overflows_has_its_advice(zoo: Path) -> None:
     model.original_model.model.layers[0].mlp.down_proj.weight.data *= 3e6
     assert not plan_for(model, nonfinite=True).finite
     found = scan(model, tokens=ROWS)
-    assert "after blocks 0-1" in found.verdict[0] and "(float16)" in found.verdict[0]
+    assert "after layers 0-1" in found.verdict[0] and "(float16)" in found.verdict[0]
     assert "--dtype bfloat16 or --dtype float32" in found.verdict[0]
     heads = heads_of(found)
     assert heads.loc[0, "importance"].notna().all() and heads.loc[1, "importance"].isna().all()

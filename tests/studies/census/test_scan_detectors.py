@@ -41,7 +41,7 @@ def test_tables_are_those_of_the_detectors(bb3: TransformerBridge, bb3_census: C
     pd.testing.assert_frame_equal(bb3_census.decorrelation.to_dataframe(), decorrelation["decorrelation"], rtol=1e-5)
     found = scan(bb3, detectors=["compression"], batch_size=10).compression.to_dataframe()
     pd.testing.assert_frame_equal(found, compression["compression"], rtol=1e-5)
-    # on this model position 0 is long after block 0 and no valley comes of it
+    # on this model position 0 is long after layer 0 and no valley comes of it
     rows = found.set_index("layer")
     assert rows.loc[0, "first_share"] > 3 * rows.loc[-1, "first_share"]
     assert (rows["entropy"] < rows["entropy_bound"]).all() and (rows["entropy_bound"] <= rows["entropy_null"]).all()
@@ -59,7 +59,7 @@ def test_a_found_secondary_sink_is_told() -> None:
     }
     (sentence,) = describe(tables, {"eps": 0.3})
     assert sentence.startswith("Secondary sinks: 1 token in 1 sequence points")
-    assert "'.' at position 17 of sequence 4, after blocks 9 to 20, importance 0.61" in sentence
+    assert "'.' at position 17 of sequence 4, after layers 9 to 20, importance 0.61" in sentence
 
 
 def test_eps_reaches_the_secondary_sinks(bb3: TransformerBridge, monkeypatch: pytest.MonkeyPatch) -> None:

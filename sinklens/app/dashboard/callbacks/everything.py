@@ -48,7 +48,7 @@ def everything_view(bench: Bench, key: dict[str, Any]) -> tuple[go.Figure | None
 
 def drawing(run: Run, title: str) -> go.Figure | None:
     """A figure of the whole result; ``None`` when there is none of that title."""
-    return run.drawings[title](run.tables) if title in run.drawings else None
+    return run.draw(title) if title in run.drawings else None
 
 
 def chosen_table(run: Run, title: str) -> pd.DataFrame | None:

@@ -71,8 +71,8 @@ def grid_view(bench: Bench, key: dict[str, Any]) -> tuple[go.Figure, str, str]:
     except SinkLensError as error:
         return empty_figure("This cannot be shown", str(error)), "", _TITLE
     if score is None and run.drawings:  # a result that is not about single heads, such as a needle test
-        title, draw = next(iter(run.drawings.items()))
-        return draw(run.tables), "", title
+        title = next(iter(run.drawings))
+        return run.draw(title), "", title
     if score is None:
         sentence = "It has no table with one row per head; its tables are under “Everything in this result”."
         return empty_figure("This result has no scores of heads", sentence), "", _TITLE

@@ -77,8 +77,10 @@ def register(app: Dash, bench: Bench) -> None:
         state = Shown.from_mapping(key)
         figure = positions_view(bench, state, Shown.from_mapping(shown).token)
         run = _at(bench, state.run, state)
-        title = f"{state.head} {'by position' if isinstance(run, CensusRun) else 'by sequence'}"
-        graph = wide_graph("positions", figure, 350, says=f"{title}: attention received and value norms")
+        title = "" if run is None else run.beside(state.head)
+        height = None if run is None else run.beside_height
+        said = f"{title}: attention received and value norms" if isinstance(run, CensusRun) else title
+        graph = wide_graph("positions", figure, height, fitted=height is None, says=said)
         return graph, figure is None, title, run.of if run is not None else ""
 
     for part in ("positions", "token"):  # below the first screen, which is drawn first

@@ -15,7 +15,7 @@ from sinklens.app.dashboard.figures.token_norm import token_norm
 from sinklens.app.dashboard.graphs import wide_graph
 from sinklens.app.dashboard.state import State as Shown
 from sinklens.errors import SinkLensError
-from sinklens.plots.style import empty_figure, layer_list, number, visible_text
+from sinklens.plots.style import empty_figure, layer_spans, number, visible_text
 from sinklens.studies.census.by_sequence import NO_KEY, OneSequence
 from sinklens.studies.census.result import not_kept
 
@@ -175,7 +175,7 @@ def spans(layers: Iterable[int]) -> str:
     """
     found = sorted(layers)
     rest = [layer for layer in found if layer >= 0]
-    words = layer_list(rest).partition(" ")[2] if rest else ""
+    words = layer_spans(rest)
     return ", ".join(filter(None, ["embed" if -1 in found else "", words]))
 
 

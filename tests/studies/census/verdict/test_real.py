@@ -31,7 +31,7 @@ def gemma(gemma3: TransformerBridge) -> Census:
 
 
 def lives(census: Census, criterion: str, channel: int) -> list[tuple[int, int]]:
-    """First and last block of the episodes of a channel at position 0."""
+    """First and last layer of the episodes of a channel at position 0."""
     rows = census.massive_episodes.to_dataframe()
     rows = rows[(rows["criterion"] == criterion) & (rows["channel"] == channel) & (rows["bucket"] == "start")]
     return list(zip(rows["appears"].tolist(), rows["leaves_after"].tolist(), strict=True))
@@ -53,7 +53,7 @@ def test_smollm2s_entry_lives_twice(smol: Census) -> None:
     assert first[0] in (1, 2) and first[1] in (8, 9) and second == (11, 29)
     assert lives(smol, "relative", 507) == [(11, 27)]
     told = next(each for each in smol.verdict if each.startswith("Massive activations by |h| > 100:"))
-    assert told.startswith("Massive activations by |h| > 100: channel 507 at position 0 after blocks")
+    assert told.startswith("Massive activations by |h| > 100: channel 507 at position 0 after layers")
 
 
 def test_smollm2s_first_the_is_a_sink_and_a_peak(smol: Census) -> None:

@@ -64,12 +64,12 @@ def check_kinds(said: dict[str, str], evidence: Evidence) -> None:
 
 
 def check_span(span: str, row: Row) -> None:
-    pattern = rf"after blocks? (\d+)(?: to (\d+))? \(up to ({NUMBER}), in (\d+)(?: to (\d+))? of (\d+) sequences\)"
+    pattern = rf"after layers? (\d+)(?: to (\d+))? \(up to ({NUMBER}), in (\d+)(?: to (\d+))? of (\d+) sequences\)"
     match = re.fullmatch(pattern, span)
     want(match is not None, f"no span: {span}")
     first, last, peak, least, most, of = match.groups()  # type: ignore[union-attr]
-    counts(first, int(row["appears"]), "first block")
-    counts(last or first, int(row["leaves_after"]), "last block")
+    counts(first, int(row["appears"]), "first layer")
+    counts(last or first, int(row["leaves_after"]), "last layer")
     says(peak, row["peak"], "peak")
     counts(least, int(row["n_sequences_least"]), "fewest sequences")
     counts(most or least, int(row["n_sequences"]), "most sequences")
@@ -97,7 +97,7 @@ def check_place(said: dict[str, str], evidence: Evidence) -> None:
     blocks = [row for row in evidence.tables["layers"] if row["layer"] >= 0 and known(row["max_abs"])]
     largest = max(row["max_abs"] for row in blocks)
     there = [row for row in blocks if row["max_abs"] == largest and row["layer"] == int(said["layer"])]
-    want(len(there) == 1, "another block has the largest")
+    want(len(there) == 1, "another layer has the largest")
     says(said["size"], largest, "largest |h|")
     if said.get("ratio") is None:
         want(not known(there[0]["max_over_median"]), "the ratio is known")
@@ -162,7 +162,7 @@ def generate(rng: random.Random) -> tuple[Tables, Settings]:
 _BOUND = r"(?P<bound>\|h\| > 100(?:0 x median)?)"
 _PLACE = (
     rf"A sequence's largest \|h\| is (?P<size>{NUMBER}) on average, (?:(?P<ratio>{NUMBER}) times the median, )?"
-    r"after block (?P<layer>\d+), most often at position (?P<position>\d+), channel (?P<channel>\d+)\."
+    r"after layer (?P<layer>\d+), most often at position (?P<position>\d+), channel (?P<channel>\d+)\."
 )
 TOPIC = Topic(
     describe=lambda tables, settings: describe_massive(tables["layers"], tables["massive_episodes"]),
@@ -171,7 +171,7 @@ TOPIC = Topic(
         rf"Massive activations by {_BOUND}: (?P<kinds>channel .*)\.": check_kinds,
         rf"Massive activations by {_BOUND}: (?P<none>in no channel|none is token-specific)\.": check_none,
         rf"Not token-specific by {_BOUND}: channels? (?P<channels>\d+(?:, \d+)*)(?: and (?P<more>\d+) more)?, where at "
-        r"least half of the tokens after position 0 meet it after some block\.": check_outliers,
+        r"least half of the tokens after position 0 meet it after some layer\.": check_outliers,
         _PLACE: check_place,
         rf"No massive activation in at least half of the sequences, by either criterion\. {_PLACE}": check_nothing,
     },

@@ -64,7 +64,7 @@ def fixed(evidence: Evidence) -> tuple[str, Any] | None:
 
 def check_size(said: dict[str, str], evidence: Evidence) -> Row:
     top = top_of(evidence)
-    counts(said["block"], int(top["layer"]), "block of the largest")
+    counts(said["layer"], int(top["layer"]), "layer of the largest")
     says(said["ratio"], top["peak_ratio"], "ratio")
     return top
 
@@ -113,17 +113,17 @@ def check_growth(said: dict[str, str], evidence: Evidence) -> None:
     place, block = fixed(evidence), int(top_of(evidence)["layer"])
     want(place is not None and place[0] == "position", "no fixed position")
     position = place[1]  # type: ignore[index]
-    counts(said["block"], block, "block")
+    counts(said["layer"], block, "layer")
     (own, others), (own_start, others_start) = norms_at(evidence, block, position), norms_at(evidence, -1, position)
-    says(said["start"], own_start, "norm before the first block")
-    says(said["end"], own, "norm after the block")
+    says(said["start"], own_start, "norm before the first layer")
+    says(said["end"], own, "norm after the layer")
     says(said["growth"], own / own_start, "growth")
     says(said["rest"], others / others_start, "growth of the others")
     depths = {int(row["layer"]) for row in evidence.tables["residual_norms"] if row["layer"] >= 0}
     after = {layer: norms_at(evidence, layer, position)[0] for layer in depths}
     most = max(value for value in after.values() if known(value))
     if said["reached"]:
-        want(after.get(int(said["at"])) == most, "another block has the largest norm")
+        want(after.get(int(said["at"])) == most, "another layer has the largest norm")
         says(said["reached"], most, "largest norm")
     else:
         want(after[block] == most, "it grows further")
@@ -143,7 +143,7 @@ def check_elsewhere(said: dict[str, str], evidence: Evidence) -> None:
     totals = {layer: sum(tokens.values()) for layer, tokens in found.items()}
     block = min(layer for layer, total in totals.items() if total == max(totals.values()))
     want((said["prefix"] == "Elsewhere") == (fixed(evidence) is not None), "prefix")
-    counts(said["block"], block, "block with the most")
+    counts(said["layer"], block, "layer with the most")
     counts(said["tokens"], totals[block], "peaks")
     counts(said["of"], sequences(evidence, block), "sequences")
     name = ast.literal_eval(said["name"])
@@ -193,7 +193,7 @@ def generate(rng: random.Random) -> tuple[Tables, Settings]:
 
 
 _NAME = r"'.*'|\".*\""
-_SIZE = rf"after block (?P<block>\d+) a sequence's largest residual norm is (?P<ratio>{NUMBER}) times its median"
+_SIZE = rf"after layer (?P<layer>\d+) a sequence's largest residual norm is (?P<ratio>{NUMBER}) times its median"
 _HIGH = rf"(?:; 3 times or more after (?P<high>{LAYERS}))?"
 _THERE = r"and it stands there in (?P<count>\d+) of (?P<of>\d+) sequences"
 _KIND = r"(?P<kind>Residual|Mild residual) peak at"
@@ -207,10 +207,10 @@ TOPIC = Topic(
         rf"{_KIND} the token (?P<name>{_NAME}) wherever it stands: {_SIZE} on average, {_THERE}{_HIGH}\.": check_peak,
         rf"{_KIND} no fixed place: {_SIZE} on average, most often at position (?P<most>\d+) \((?P<count>\d+) of "
         rf"(?P<of>\d+)\){_HIGH}\.": check_peak,
-        rf"Growth: the norm there goes from (?P<start>{NUMBER}) before the first block to (?P<end>{NUMBER}) after "
-        rf"block (?P<block>\d+) \(x(?P<growth>{NUMBER}); the other tokens' x(?P<rest>{NUMBER})\)(?:, and reaches "
-        rf"(?P<reached>{NUMBER}) after block (?P<at>\d+))?\.": check_growth,
-        r"(?P<prefix>Elsewhere|Single tokens): after block (?P<block>\d+), (?P<tokens>\d+) tokens? in (?P<of>\d+) "
+        rf"Growth: the norm there goes from (?P<start>{NUMBER}) before the first layer to (?P<end>{NUMBER}) after "
+        rf"layer (?P<layer>\d+) \(x(?P<growth>{NUMBER}); the other tokens' x(?P<rest>{NUMBER})\)(?:, and reaches "
+        rf"(?P<reached>{NUMBER}) after layer (?P<at>\d+))?\.": check_growth,
+        r"(?P<prefix>Elsewhere|Single tokens): after layer (?P<layer>\d+), (?P<tokens>\d+) tokens? in (?P<of>\d+) "
         r"sequences? (?:are residual peaks|is a residual peak) \(3 times their sequence's median or more\), most "
         rf"often (?P<name>{_NAME}) \((?P<count>\d+)\)\.": check_elsewhere,
     },

@@ -32,8 +32,8 @@ def check(said: dict[str, str], evidence: Evidence) -> None:
         len(mine) == 1 and mine[0]["importance_max"] == max(row["importance_max"] for row in rows), "not the strongest"
     )
     want(mine[0]["token"] == ast.literal_eval(said["token"]), "token")
-    counts(said["first"], int(mine[0]["first_layer"]), "first block")
-    counts(said["last"], int(mine[0]["last_layer"]), "last block")
+    counts(said["first"], int(mine[0]["first_layer"]), "first layer")
+    counts(said["last"], int(mine[0]["last_layer"]), "last layer")
     says(said["importance"], mine[0]["importance_max"], "importance")
 
 
@@ -69,7 +69,7 @@ TOPIC = Topic(
         r"Secondary sinks: (?P<tokens>\d+) tokens? in (?P<sequences>\d+) sequences? points? along the BOS \(or the "
         r"first token that stands for it\) for part of its life and (?:is|are) attended to"
         rf"(?:; (?P<often>\d+) of them (?:is|are) (?P<name>{_STRING}))?\. The strongest is (?P<token>{_STRING}) at "
-        r"position (?P<position>\d+) of sequence (?P<sequence>\d+), after blocks (?P<first>\d+) to (?P<last>\d+), "
+        r"position (?P<position>\d+) of sequence (?P<sequence>\d+), after layers (?P<first>\d+) to (?P<last>\d+), "
         rf"importance (?P<importance>{NUMBER})\.": check,
     },
     complete=complete,

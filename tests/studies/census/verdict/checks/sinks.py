@@ -143,7 +143,7 @@ TOPIC = Topic(
         r"of the sequences and at least twice what uniform attention would\. Position 0 receives at most "
         rf"(?P<first>{NUMBER}) \((?P<nearest>{HEADS}), (?P<ratio>{NUMBER}) times uniform attention\); the highest sink "
         rf"rate anywhere is (?P<rate>{NUMBER})(?: \((?P<top>{HEADS})(?: at position (?P<place>\d+))?\))?\.": nothing,
-        r"Attention sinks are not applicable: no block of this model has softmax attention\.": none_applicable,
+        r"Attention sinks are not applicable: no layer of this model has softmax attention\.": none_applicable,
         r"No verdict on attention sinks: all (?P<count>\d+) heads? gave NaN\.": all_nan,
         r"(?P<count>\d+) of (?P<all>\d+) heads? gave NaN and are in no other count here: "
         rf"(?P<heads>{HEADS})\.": some_nan,

@@ -1,0 +1,93 @@
+"""Reports of `why`, `follow`, `extreme`, `rank`, `paths`, `conflict` and the like: sentences, figures, tables."""
+
+import re
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sinklens.app.dashboard.bench import open_source
+from sinklens.app.dashboard.callbacks.everything import everything_view
+from sinklens.app.dashboard.callbacks.grid import grid_view, headline
+from sinklens.app.dashboard.callbacks.head import positions_view
+from sinklens.app.dashboard.callbacks.navigate import describe
+from sinklens.app.dashboard.state import State
+from sinklens.app.drawings import drawings
+from sinklens.app.parts import section_of
+from sinklens.app.study_parts import PARTS
+from sinklens.plots.style import number
+from tests.app.study_results import RESULTS, made
+
+
+def test_every_kind_with_parts_is_made_here() -> None:
+    assert {*RESULTS} == {*PARTS}
+
+
+@pytest.mark.parametrize("kind", sorted(PARTS))
+def test_every_sentence_has_its_section(kind: str, tmp_path: Path) -> None:
+    result = made(kind)
+    page = result.report(tmp_path / "report.html").read_text("utf-8")
+    header = page[page.index("<body") : page.index("<nav")]
+    linked = re.findall(r'class="see" href="#([a-z-]+)"', header)
+    assert result.verdict
+    assert linked == [section_of(sentence, PARTS[kind]) for sentence in result.verdict]
+    anchors = re.findall(r'<section id="([\w-]+)"', page)
+    assert {*linked} <= {*anchors} and len({*anchors}) == len(anchors)
+    for part in PARTS[kind]:  # no part whose sentences are never said
+        assert part.anchor in linked or part.says == "(?!)", part.title
+    for title in drawings(kind):
+        assert title
+
+
+@pytest.mark.parametrize("kind", sorted(PARTS))
+def test_its_tables_hold_its_numbers(kind: str, tmp_path: Path) -> None:
+    """The columns of each part exist, and the first row of its table is written as the table has it."""
+    result = made(kind)
+    page = result.report(tmp_path / "report.html").read_text("utf-8")
+    for part in PARTS[kind]:
+        if not part.table:
+            continue
+        rows = result.tables[part.table] if part.table in result.tables else getattr(result, part.table)()
+        if part.by:
+            rows = rows.iloc[rows[part.by].abs().argsort(kind="stable")[::-1]]
+        missing = [name for name in part.columns if name not in rows.columns and name != "name"]
+        assert not missing, part.title
+        section = page[page.index(f'<section id="{part.anchor}"') :]
+        section = section[: section.index("</section>")]
+        if rows.empty:
+            assert "Not measured" in section
+            continue
+        assert section.count("<tr>") == min(50, len(rows)) + 1
+        assert [unescape(re.sub("<.*?>", "", each)).strip() for each in re.findall("<th.*?</th>", section)] == [
+            heading.strip() for heading in part.columns.values()
+        ]
+
+
+@pytest.mark.parametrize("kind", sorted(PARTS))
+def test_the_dashboard_shows_it(kind: str, tmp_path: Path) -> None:
+    result = made(kind)
+    result.save(tmp_path / "one")
+    for source in (tmp_path, result):
+        bench = open_source(source)
+        shown = describe(bench, State())
+        name = shown["run"]
+        figure, _, title = grid_view(bench, shown["grid-key"])
+        assert title and (figure.data or figure.layout.annotations[0].text)
+        said = str(headline(bench, shown["grid-key"]))
+        assert result.verdict[0][:40] in said.replace("\\'", "'") or "cannot be written" not in said
+        assert bench.run(name).verdict == result.verdict
+        for choice in shown["table-options"]:
+            drawn, body = everything_view(bench, {"run": name, "table": choice})
+            assert drawn is not None or body
+        if shown["head"]:
+            beside = positions_view(bench, State(run=name, head=shown["head"]), None)
+            assert beside is not None and bench.run(name).beside(shown["head"])
+
+
+def test_a_number_of_a_report_is_that_of_its_table(tmp_path: Path) -> None:
+    result: Any = made("sinklens-massive-sources")
+    page = result.report(tmp_path / "report.html").read_text("utf-8")
+    row: pd.Series = result.sources.iloc[0]
+    assert f"<td>{row['channel']:,}</td>" in page and number(float(row["value"])).split(".")[0] in page
