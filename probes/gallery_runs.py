@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import transformers
@@ -23,6 +24,7 @@ from sinklens.plots.massive_table import strongest_activations
 from sinklens.results.result import Result
 from sinklens.studies import (
     Dynamics,
+    RankingTask,
     Roles,
     explain_sinks,
     find_conflict_heads,
@@ -199,11 +201,6 @@ class Real(Runs):
         )
 
     @cached_property
-    def ranking(self) -> Any:
-        """Documents ranked by attention, on the built-in questions."""
-        return self.kept("ranking", lambda: rank_documents(self.model))
-
-    @cached_property
     def conflict(self) -> Any:
         """Heads for the prompt's and for the memory's answer, on false capitals."""
         return self.kept("conflict", lambda: find_conflict_heads(self.model, controls=3, ways=["zero"]))
@@ -242,6 +239,16 @@ class Toys(Runs):
         model = sinklens.load("induction-2l")
         hidden = make_needles(model, "random", lengths=[64, 128, 256, 448], repeats=5)
         return measure_needles(model, hidden, interventions={"window of 128, 4 sinks": SlidingWindow(128, sinks=4)})
+
+    @cached_property
+    def ranking(self) -> Any:
+        """Five documents of random tokens, and a question that is a copy of one, by the model with induction heads."""
+        draw, tasks = np.random.default_rng(0), []
+        for _ in range(20):
+            documents = draw.permutation(np.arange(4, 64))[:40].reshape(5, 8).tolist()
+            gold = int(draw.integers(5))
+            tasks.append(RankingTask(documents, documents[gold], gold))
+        return self.kept("ranking", lambda: rank_documents("induction-2l", tasks=tasks))
 
     @cached_property
     def paths(self) -> Any:

@@ -3,8 +3,9 @@
 from gallery_figures import Entry, whole
 
 STUDIES = [
-    Entry("document_ranks", "Attention as a retriever", "A rule is worth something where its interval leaves chance "
-          "and the grey controls.", whole("document_ranks", run="ranking", table="ranks"), of=("real",)),
+    Entry("document_ranks", "Attention as a retriever", "Where the question is a copy of one of five documents, "
+          "word overlap must find it, and chance not.", whole("document_ranks", run="ranking", table="ranks"),
+          of=("toys",)),
     Entry("path_effects", "Paths between heads", "What a head hands on of what tells two prompts apart; 1 is all.",
           whole("path_effects", run="paths", table="paths"), of=("toys",)),
     Entry("conflict_sides", "Memory heads and context heads", "Below the diagonal a head argues for what the prompt "

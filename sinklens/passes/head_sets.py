@@ -188,7 +188,7 @@ class Depth:
     """How much of a forward pass is left from a layer on.
 
     Args:
-        layers: What each layer takes, in any unit.
+        blocks: What each layer takes, in any unit.
         logits: What the logits take.
 
     >>> Depth([1, 1, 1], 1).left(1)

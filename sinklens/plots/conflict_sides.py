@@ -22,9 +22,9 @@ from sinklens.plots.style import (
 
 _TITLE: Final = "Which side heads take"
 _LOOKS: Final = (
-    ("context", "for the context's answer", CATEGORICAL[0], "circle"),
-    ("memory", "for the memory's answer", CATEGORICAL[1], "square"),
     ("", "neither", MUTED, "diamond-open"),
+    ("memory", "for the memory's answer", CATEGORICAL[1], "square"),
+    ("context", "for the context's answer", CATEGORICAL[0], "circle"),
 )
 
 

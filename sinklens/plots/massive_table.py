@@ -37,7 +37,8 @@ def strongest_activations(massive: pd.DataFrame, n: int = 20) -> pd.DataFrame:
 def strongest_channels(massive: pd.DataFrame, episodes: pd.DataFrame | None = None, n: int = 20) -> pd.DataFrame:
     """Pick the `n` channels with the largest entries, each once, with its largest entry.
 
-    An activation that lives in one channel at one token of every text would fill a table of entries by itself.
+    An activation that lives in one channel at one token of every text would fill a table of entries by itself. Where
+    entries are massive by one of the criteria, their channels alone are listed.
 
     Args:
         massive: As for :func:`strongest_activations`.
@@ -47,9 +48,12 @@ def strongest_channels(massive: pd.DataFrame, episodes: pd.DataFrame | None = No
     Returns:
         A row of `strongest_activations` for each channel, largest |value| first, and from `episodes` `layers`: the
         layers after which at least half of the sequences have a massive entry in this channel, as spans
-        (``2-8, 11-27``; empty for none), at whatever place and by whichever criterion.
+        (``2-8, 11-27``; empty for none), at position 0 or at others, by whichever criterion.
     """
-    best = strongest_activations(massive, len(massive)).drop_duplicates("channel").head(n).reset_index(drop=True)
+    best = strongest_activations(massive, len(massive)).drop_duplicates("channel")
+    if {"absolute", "relative"} <= {*best.columns} and (over := best["absolute"] | best["relative"]).any():
+        best = best[over.astype(bool)]  # of the others the table lists no large entry, and maybe not the largest one
+    best = best.head(n).reset_index(drop=True)
     if episodes is None:
         return best
     alive: dict[int, set[int]] = {}
@@ -85,8 +89,8 @@ def massive_table(massive: pd.DataFrame, episodes: pd.DataFrame | None = None, *
     if "layers" in rows:
         cells["massive after layers"] = [spans or "none" for spans in rows["layers"]]
     cells |= {
-        "largest h": [number(v, ",.4g") for v in rows["value"]],
-        "x median": [number(v, ",.4g") for v in rows["ratio"]],
+        "largest h": [number(v) for v in rows["value"]],
+        "x median": [number(v) for v in rows["ratio"]],
         "after layer": ["embed" if layer < 0 else str(layer) for layer in rows["layer"]],
         "sequence": rows["sequence"].tolist(),
         "position": rows["position"].tolist(),
@@ -97,10 +101,13 @@ def massive_table(massive: pd.DataFrame, episodes: pd.DataFrame | None = None, *
             cells[name] = ["yes" if flag else "no" for flag in rows[column]]
     note = "Each channel once, with its largest entry of all texts, layers and tokens."
     if "layers" in rows:
-        note += " Massive after layers: at least half of the texts have such an entry in it."
-    fig = new_figure(title, note, height=30 + 24 * len(rows))
+        note += (
+            " Massive after layers: at least half of the texts have such an entry in it, at position 0 or at others."
+        )
+    fig = new_figure(title, note, height=90 + 24 * len(rows))
     fig.add_trace(
         go.Table(
+            columnwidth=[2.4 if "layers" in name else 1 for name in cells],
             header={"values": [f"<b>{name}</b>" for name in cells], "align": "left", "fill_color": "#e4e7eb"},
             cells={"values": list(cells.values()), "align": "left", "height": 24, "fill_color": "white"},
         )
