@@ -296,7 +296,7 @@ def test_massive_table_lists_an_activation_once(census: Census) -> None:
     assert (best["layer"] == -1).all()  # equal in all layers here: the earliest
     table = trace(plots.massive_table(census.tables["massive"]))
     cells = dict(zip([text.strip("</b>") for text in table.header.values], table.cells.values, strict=True))
-    assert list(cells["channel"])[:2] == [7, 8]  # one row a channel, however many texts and layers have it
+    assert cells["channel"][0] == 7  # one row a channel, however many texts and layers have it
     assert len({*cells["channel"]}) == len(cells["channel"])
     assert cells["token"][0] == "&lt;s&gt;" and cells["after layer"][0] == "embed"
 
