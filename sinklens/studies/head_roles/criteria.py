@@ -18,6 +18,7 @@ from sinklens.detectors.sinks import METRIC as SINK_SCORE
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions.heads import Head
 from sinklens.models.tokens import BosChoice, TokenBatch
+from sinklens.passes.corpus import LENGTH, SEQUENCES
 from sinklens.passes.sequences import without_short
 from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
@@ -57,6 +58,7 @@ class Criterion:
             needs with its usual options, where it needs one and others may look at it, too.
         tokens: About how many tokens it runs through the model on its usual input, before any head is changed.
         by_head: How many it runs besides for every head of the model, half a forward pass each.
+        usual: Of how many texts that is, where it runs on texts.
     """
 
     name: str
@@ -65,9 +67,22 @@ class Criterion:
     on_texts: bool
     scores: tuple[str, ...]
     measure: Callable[..., HeadScores]
-    tokens: int = 8_000
+    tokens: int = 6_400
     by_head: int = 0
+    usual: int = SEQUENCES
     plan: Callable[..., ScoringPass] | None = None
+
+    def work(self, n_heads: int, n_tokens: int | None, *, all_texts: bool) -> float:
+        """About how many tokens it runs through the model in all.
+
+        Args:
+            n_heads: Heads of the model.
+            n_tokens: Tokens of the chosen texts, where there are some.
+            all_texts: Whether it takes all of them, whatever it usually takes.
+        """
+        usual = LENGTH * self.usual
+        mine = usual if n_tokens is None or not self.on_texts else n_tokens if all_texts else min(n_tokens, usual)
+        return (self.tokens + self.by_head * n_heads / 2) * mine / usual
 
     def run(self, model: TransformerBridge, options: Mapping[str, Any], progress: Progress = SILENT) -> HeadScores:
         """Measure, with what :meth:`only_scores` says."""
@@ -188,7 +203,7 @@ CRITERIA: Mapping[str, Criterion] = {
     each.name: each
     for each in (
         Criterion(
-            "retrieval", "copies the answer of a needle (Wu et al.)", False, False, ("retrieval",), _retrieval, 10_000
+            "retrieval", "copies the answer of a needle (Wu et al.)", False, False, ("retrieval",), _retrieval, 8_500
         ),
         Criterion(
             "pattern",
@@ -197,7 +212,7 @@ CRITERIA: Mapping[str, Criterion] = {
             False,
             ("previous_token", "duplicate_token", "induction", "echo", "razor_induction"),
             pattern_scores,
-            4_000,
+            2_100,
         ),
         Criterion(
             "sinks",
@@ -215,7 +230,6 @@ CRITERIA: Mapping[str, Criterion] = {
             True,
             ("entropy", "distance_without_sink", "delimiter_mass"),
             text_scores,
-            8_000,
             plan=text_pass,
         ),
         Criterion(
@@ -225,7 +239,6 @@ CRITERIA: Mapping[str, Criterion] = {
             True,
             ("written_offset",),
             _task_kv,
-            8_000,
             plan=_offsets_pass,
         ),
         Criterion("streaming", "DuoAttention's learned gates", True, False, ("streaming_gate",), _streaming, 400_000),
@@ -236,8 +249,9 @@ CRITERIA: Mapping[str, Criterion] = {
             True,
             ("write_norm", "attention_influence", "direct_logit"),
             head_importance,
-            8_000,
-            2_000,
+            4_100,
+            2_050,
+            32,
         ),
         Criterion(
             "active_dormant",
@@ -246,7 +260,7 @@ CRITERIA: Mapping[str, Criterion] = {
             True,
             ("sink_mass", "zero_ablation"),
             _active_dormant,
-            25_000,
+            12_800,
             12_800,
         ),
     )

@@ -30,6 +30,9 @@ from sinklens.studies.head_roles.result import FORMAT, WORK, Roles
 from sinklens.studies.head_roles.rules import Rule
 from sinklens.studies.head_scores.scoring_pass import run_passes
 
+BESIDE, COMPARING = 0.1, 500.0
+"""What one more criterion in a pass takes, as a share of it; and what comparing all of them takes, in tokens."""
+
 
 @usual_torch()
 def find_roles(
@@ -115,13 +118,16 @@ def find_roles(
         failed: dict[str, str] = {}
         named = dict.fromkeys(scores)
         own = {name: _options(name, words, dict((options or {}).get(name, {})), seed) for name in named}
-        works = {name: CRITERIA[name].tokens + CRITERIA[name].by_head * len(heads) / 2 for name in named}
-        comparing = 0.05 * sum(works.values()) or 1.0
-        progress.begin("Measuring criteria", sum(works.values()) + comparing)
+        n_tokens = None if chosen is None else int(chosen[0].lengths.sum())
+        all_texts = max_sequences is not None
+        works = {name: CRITERIA[name].work(len(heads), n_tokens, all_texts=all_texts) for name in named}
         parts = {} if folder is None else load_finished(folder, own)
-        progress.skip(sum(works[name] for name in parts))
         left = [name for name in named if name not in parts]
         alike = [name for name in left if CRITERIA[name].plan is not None and not (options or {}).get(name)]
+        for name in alike[1:]:
+            works[name] *= BESIDE
+        progress.begin("Measuring criteria", sum(works.values()) + COMPARING)
+        progress.skip(sum(works[name] for name in parts))
         if chosen is not None and len(alike) > 1:
             progress.step(f"{', '.join(alike)}: one pass over the texts")
             share = Share(progress, sum(works[name] for name in alike))
@@ -150,7 +156,7 @@ def find_roles(
         parts |= dict(given or {})
         facts = header(model, plan=plan_for(model))
         progress.step("Comparing criteria")
-        last = Share(progress, comparing)
+        last = Share(progress, COMPARING)
         found = Roles.of(parts, model=facts["model"], rules=rules, top=top, seed=seed, progress=last)
         last.finish()
         found.meta.update(facts)

@@ -18,6 +18,7 @@ from sinklens.results.lock import locked
 from sinklens.results.progress import Share
 from sinklens.results.run_folder import PARTS, PLAN
 from sinklens.studies import Dynamics, measure_dynamics
+from sinklens.studies.census.builtin_domains import builtin_domains
 from sinklens.studies.census.domains import Domains, choose_domains
 from sinklens.studies.dynamics import run as run_module
 from sinklens.studies.dynamics.measure import measure_checkpoint
@@ -364,3 +365,15 @@ def test_the_sink_of_the_built_in_model_comes_about() -> None:
     assert table.loc[0, "drain_wo"] > 0.8 and table.loc[8000, "drain_wo"] < 0.5
     assert table.loc[8000, "loss"] < 4.2 < table.loc[0, "loss"]
     assert "appears between steps 743 and 8,000" in found.verdict[0]
+
+
+def test_the_same_tokenizer_files_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def counted(*given: Any, **words: Any) -> Any:
+        asked.append(given)
+        return builtin_domains(*given, **words)
+
+    monkeypatch.setattr("sinklens.studies.dynamics.entry.builtin_domains", counted)
+    found = measure_dynamics("tiny-llama", steps=[0, 125], max_sequences=2)
+    assert len(asked) == 1 and found.to_dataframe()["step"].nunique() == 2

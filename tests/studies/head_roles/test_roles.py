@@ -273,3 +273,12 @@ def test_slow_criteria_tell_how_far_they_are(bb3: TransformerBridge) -> None:
         "Comparing criteria",
     ]
     assert heard.whole and len(heard.begun) == 1 and len(heard.done) > 5
+
+
+def test_the_work_of_a_criterion_follows_its_texts() -> None:
+    pattern, sinks, importance = (CRITERIA[name] for name in ("pattern", "sinks", "importance"))
+    assert pattern.work(270, 64, all_texts=True) == pattern.tokens, "it makes its own input"
+    assert sinks.work(270, 640, all_texts=True) == pytest.approx(640)
+    usual = importance.work(270, 6400, all_texts=False)
+    assert usual == importance.tokens + importance.by_head * 135, "it takes 32 of the 100"
+    assert importance.work(270, 6400, all_texts=True) == pytest.approx(usual * 100 / 32)
