@@ -10,7 +10,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import shutil
+from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -29,6 +31,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 NO_CHROMIUM = "no Chrome or Chromium on this machine (looked at BROWSER_PATH and the PATH)"
+
+
+Command = Callable[..., tuple[int, str, str]]
 
 
 @cache
@@ -61,6 +66,39 @@ def gemma3() -> "TransformerBridge":
     from tests.real_models import real_model
 
     return real_model("gemma3")
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tiny checkpoints of this session lie; :func:`tests.families.boot` shares its models by it."""
+    return tmp_path_factory.mktemp("zoo")
+
+
+@pytest.fixture
+def no_gradients() -> Iterator[None]:
+    """For a test that computes with models and keeps no graph."""
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def sinklens(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command: its exit status, and what it printed on either stream with all white space as single spaces."""
+    from sinklens import cli
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["sinklens", *map(str, words)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return status, " ".join(out.split()), " ".join(err.split())
+
+    return run
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

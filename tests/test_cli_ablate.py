@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sinklens import cli, load, scan
+from sinklens import load, scan
 from sinklens.errors import ResultError
 from sinklens.interventions import AblateHeads, MaskKeys
 from sinklens.results.show_progress import ShowProgress
@@ -21,21 +21,6 @@ SMALL = ("--max-tokens", "32", "--max-sequences", "6")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return families.build_checkpoint("llama", tmp_path_factory.mktemp("cli") / "llama")
-
-
-@pytest.fixture
-def sinklens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["sinklens", *map(str, words)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return status, " ".join(out.split()), " ".join(err.split())
-
-    return run
 
 
 @pytest.fixture

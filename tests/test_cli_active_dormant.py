@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sinklens import cli, load
+from sinklens import load
 from sinklens.lab.bigram_backcopy import BigramBackcopy
 from sinklens.studies import ActiveDormant, find_active_dormant
 from tests import families
@@ -28,26 +28,11 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     return ("--text", f"prose={folder / 'a.txt'}", "--text", f"code={folder / 'b.py'}")
 
 
-@pytest.fixture
-def sinklens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["sinklens", *map(str, words)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return status, " ".join(out.split()), " ".join(err.split())
-
-    return run
-
-
 def test_it_measures_prints_and_saves(sinklens: Any, model: Path, texts: tuple[str, ...], tmp_path: Path) -> None:
     out = tmp_path / "a"
     status, printed, err = sinklens("active-dormant", model, *texts, *SMALL, "--out", out)
     assert status == 0, err
-    assert "128 ablations" in err and "16 sequences of 24 to 24 tokens" in printed
+    assert "128 ablations" in err and "16 sequences of 24 tokens" in printed
     for title in ("Labels", "Largest differences", "Agreement of the criteria"):
         assert title in printed
     saved = ActiveDormant.load(out)

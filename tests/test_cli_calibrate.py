@@ -77,7 +77,7 @@ def test_an_interrupted_run_goes_on_with_nothing_answered_twice(
     monkeypatch.setattr(kept_scores, "score_task", score_task)
     assert run(monkeypatch, *words, "--out", tmp_path / "cut") == 0
     printed = capsys.readouterr().err
-    assert "3 sets of answers are there from before" in printed and "is computed again" in printed
+    assert "3 answer sets are there from before" in printed and "is computed again" in printed
     whole, cut = Calibration.load(tmp_path / "whole"), Calibration.load(tmp_path / "cut")
     assert whole.search.equals(cut.search) and whole.answers.equals(cut.answers) and whole.verdict == cut.verdict
 

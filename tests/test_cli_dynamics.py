@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sinklens import cli
 from sinklens.plots import save_figure
 from sinklens.studies import Dynamics, measure_dynamics
 from tests import families
@@ -31,21 +30,6 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     (folder / "a.txt").write_text(PROSE)
     (folder / "b.py").write_text(CODE)
     return ("--text", f"prose={folder / 'a.txt'}", "--text", f"code={folder / 'b.py'}")
-
-
-@pytest.fixture
-def sinklens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["sinklens", *map(str, words)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return status, " ".join(out.split()), " ".join(err.split())
-
-    return run
 
 
 def test_it_measures_prints_and_saves(sinklens: Any, series: Path, texts: tuple[str, ...], tmp_path: Path) -> None:

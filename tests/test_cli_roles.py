@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sinklens import cli
 from sinklens.studies import Roles
 from sinklens.studies.ablation.result import Sweep
 from sinklens.studies.causal_check.result import CausalCheck
@@ -26,21 +25,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sinklens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["sinklens", *map(str, words)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return status, " ".join(out.split()), " ".join(err.split())
-
-    return run
-
-
-@pytest.fixture
 def published(tmp_path: Path) -> tuple[Path, Path]:
     return retrieval_file(tmp_path), gates_file(tmp_path, name="duo.tsv")
 
@@ -51,7 +35,7 @@ def test_it_measures_prints_and_saves(sinklens: Any, tmp_path: Path) -> None:
     assert status == 0, err
     assert "1 of 2, sinks: attention on one key" in err and "2 of 2, pattern" in err
     assert (
-        "bb-3l: OPTForCausalLM, 3 layers x 1 heads, float32 on cpu; 1 KV heads a layer." in printed
+        "bb-3l: OPTForCausalLM, 3 layers x 1 head, float32 on cpu; 1 KV head a layer." in printed
         and "sink: 2 of 3 heads (L1H0, L2H0)" in printed
     )
     assert f"Figure: {out / 'roles.html'}" in printed and "L1H0" in printed and "*" in printed

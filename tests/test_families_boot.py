@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,20 +16,11 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from tests import families
 from tests.families import BROKEN, FAMILIES, HEADS, boot, boot_hf, padding_mask, random_ids
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 POS, N_PAD = 40, 10
 IDS = random_ids(pos=POS)
 WITH_ATTENTION = [name for name, family in FAMILIES.items() if family.attention_layers]
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("zoo")
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def _refuse(*args: Any, **kwargs: Any) -> NoReturn:

@@ -1,6 +1,6 @@
 """What users call, on the CPU and on a GPU, real or pretended: the same tables, and few waits for the device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,19 +46,12 @@ from tests.interventions.invariants import POS
 from tests.pretend_cuda.aside import aside
 from tests.studies.dynamics.conftest import SMALL, TEXTS, write_series
 
-pytestmark = [pytest.mark.cuda, pytest.mark.filterwarnings("ignore:.*measured through the bridge's hooks")]
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.filterwarnings("ignore:.*measured through the bridge's hooks"),
+    pytest.mark.usefixtures("no_gradients"),
+]
 DEVICES = ("cpu", "cuda")
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("zoo")
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The oracle against numbers worked out by hand on a 3 x 3 pattern, and against the models of the zoo."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ from torch import Tensor
 from tests import oracle
 from tests.families import BROKEN, FAMILIES, boot, boot_hf, padding_mask, random_ids
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 LN2, LN3 = math.log(2), math.log(3)
 NAN = math.nan
 CAUSAL = oracle.visible_keys(torch.ones(1, 3), None)
@@ -18,17 +20,6 @@ PATTERN = torch.tensor([[1.0, 0, 0], [0.25, 0.75, 0], [0.5, 0.25, 0.25]], dtype=
 POS, N_PAD = 24, 5
 IDS = random_ids(pos=POS)
 WITH_ATTENTION = [name for name, family in FAMILIES.items() if family.attention_layers]
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("zoo")
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def _equals(value: Tensor, expected: Sequence[float] | Sequence[Sequence[float]], tolerance: float = 1e-12) -> None:

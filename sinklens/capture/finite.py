@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sinklens.capture.record import LayerRecord, ResidualNorms, ValueNorms
 from sinklens.errors import InputError
+from sinklens.wording import run_words, several
 
 ADVICE = {
     torch.float16: "float16 ends at 65,504, which massive activations pass, so load the model with bfloat16 or float32 "
@@ -161,18 +162,21 @@ class NonFinite:
             where.append("in the embedding")
         blocks = sorted(layer for layer in self.layers if layer >= 0)
         if blocks:
-            where.append(f"after {'layer' if len(blocks) == 1 else 'layers'} {_runs(blocks)}")
+            where.append(f"after {'layer' if len(layers) == 1 else 'layers'} {', '.join(run_words(layers, 2))}")
         within = sorted({layer for layer, _ in self.heads})
         if within:
-            where.append(f"in the attention of layer{'' if len(within) == 1 else 's'} {_runs(within)}")
+            where.append(
+                f"in the attention of layer{'' if len(within) == 1 else 's'} {', '.join(run_words(within, 2))}"
+            )
         first = ""
         if self.layers:
             place = self.layers[min(self.layers)]
             first = f", first in sequence {place.sequence} at position {place.position} ({place.token!r})"
         advice = OTHER_ADVICE if self.dtype is None else ADVICE.get(self.dtype, OTHER_ADVICE)
         return (
-            f"Activations are NaN or infinite {' and '.join(where)}{named}{first}, in {len(self.sequences)} "
-            f"sequence(s): {len(self.heads)} of {n_heads} heads have no numbers (NaN in the tables): {advice}."
+            f"Activations are NaN or infinite {' and '.join(where)}{named}{first}, in "
+            f"{several(len(self.sequences), 'sequence')}: {len(self.heads)} of {several(n_heads, 'head')} have no "
+            f"numbers (NaN in the tables): {advice}."
         )
 
 
@@ -205,14 +209,3 @@ def _neutral(residual: ResidualNorms, rows: Bool[Tensor, " batch"], real: Bool[T
         residual.top_position.masked_fill(rows[:, None], -1),
         residual.top_channel.masked_fill(rows[:, None], -1),
     )
-
-
-def _runs(numbers: list[int]) -> str:
-    """Numbers with runs written as ``3-7``."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in parts)

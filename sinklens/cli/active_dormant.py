@@ -5,10 +5,12 @@ from typing import Annotated, Any
 import typer
 
 from sinklens.cli import options
+from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_texts
 from sinklens.cli.values import numbers, pairs
 from sinklens.errors import InputError
+from sinklens.wording import several
 
 
 def active_dormant(
@@ -61,7 +63,6 @@ def active_dormant(
       sinklens active-dormant path/to/llama --text book.txt --class line='\n' --class stop=. --class stop=!
     """
     from sinklens.detectors.dormancy import Thresholds
-    from sinklens.results.place import check_writable
     from sinklens.studies.active_dormant.result import FORMAT
 
     texts = read_texts(text) if text else None
@@ -70,8 +71,7 @@ def active_dormant(
         raise InputError(f"--keys are positions from 0 on, such as 0,1; got {keys!r}.")
     thresholds = Thresholds(dormant_mass=dormant_mass, active_mass=active_mass, effect=effect)
     named = pairs(token_class, "A class", "NAME=TOKEN, as in stop=. or line='\\n'") if token_class else None
-    if out is not None:
-        check_writable(out, FORMAT)  # before the work, not after it
+    check_out(out, FORMAT)
     with working(out) as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         from sinklens.studies.active_dormant.run import find_active_dormant as run
@@ -89,10 +89,7 @@ def active_dormant(
             seed=seed,
             progress=progress,
         )
-    saved = []
-    if out is not None:  # before anything is printed: a closed pipe (| head) must not cost the result
-        found.save(out)
-        saved = [f"Report: {found.report(out / 'report.html')}", f"Tables: {out}"]
+    saved = save_in(out, found)  # before anything is printed: a closed pipe (| head) must not cost the result
     _print(found, saved)
 
 
@@ -114,7 +111,9 @@ def _classes(model: Any, given: list[tuple[str, str]] | None) -> dict[str, list[
         written = token.replace("\\n", "\n").replace("\\t", "\t")
         ids = model.tokenizer(written, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
-            raise InputError(f"{written!r} is {len(ids)} tokens of this model; each --class names one token.")
+            raise InputError(
+                f"{written!r} is {several(len(ids), 'token')} of this model; each --class names one token."
+            )
         classes.setdefault(name, []).append(int(ids[0]))
     return classes
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sinklens.cli import options, printing, values
+from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import load_model, working
 from sinklens.errors import InputError
 
@@ -48,10 +49,7 @@ def conflict(
         raise InputError(f"--how takes some of {', '.join(WAYS)}; got {how!r}.")
     words = ("prompt", "context", "memory", "unrelated")
     given = None if prompts is None else values.records(prompts, words, "--prompts")
-    if out is not None:
-        from sinklens.results.place import check_writable
-
-        check_writable(out, "sinklens-conflict-heads")  # before the work, not after it
+    check_out(out, "sinklens-conflict-heads")
     with working(out) as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         from sinklens.studies.conflict_heads.run import ConflictPrompt, find_conflict_heads
@@ -66,14 +64,13 @@ def conflict(
             seed=seed,
             progress=progress,
         )
-    saved = []
-    if out is not None:
-        found.save(out)
-        saved = [f"Report: {found.report(out / 'report.html')}", f"Tables: {out}"]
-    printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"], "prompts"))
+    saved = save_in(out, found)  # before anything is printed: a closed pipe (| head) must not cost the result
+    printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"], "prompt"))
     printing.say_verdict(found.verdict)
     order = found.heads["conflict"].abs().sort_values(ascending=False, kind="stable").index[:16]
     names = ["name", "conflict", "low", "high", "context", "memory", "side"]
     rows = [[row[name] for name in names] for row in found.heads.loc[order].to_dict("records")]
-    printing.say_table(names, rows, "Heads that take sides", "in logits, at the last token", left=["name", "side"])
+    printing.say_table(
+        names, rows, "Heads that take sides", "in logits, at the last token", left=["name", "side"], of=len(found.heads)
+    )
     printing.say_saved(saved)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from sinklens.cli import listed, options, printing
+from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import load_model, working
 from sinklens.cli.values import interventions, names
 from sinklens.models.locate import locate
@@ -75,11 +76,9 @@ def evaluate(
     """
     listed.check_policies(policy or [])
     locate(model)
-    if out is not None:
-        from sinklens.results import RunFolder
-        from sinklens.studies.evaluation.result import FORMAT, WORK
+    from sinklens.studies.evaluation.result import FORMAT, WORK
 
-        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
+    check_out(out, FORMAT, WORK)
     changes: dict[str, Any] = interventions(intervention)
     from sinklens.policies import make_policy
     from sinklens.studies.policies.role_fields import read_role_fields
@@ -106,9 +105,7 @@ def evaluate(
             seed=seed,
             progress=progress,
         )
-    saved = []
-    if out is not None:
-        saved = [f"Report: {found.report(out / 'report.html')}", f"Tables: {out}"]
+    saved = save_in(out, found, kept=True)
     printing.say_model(found.meta["model"], f"{found.meta['harness']}. {found.meta['bos']}")
     printing.say_verdict(found.verdict)
     rows = [[row[name] for name in SHOWN] for row in found.to_dataframe().to_dict("records")]

@@ -8,6 +8,8 @@ from sinklens.cli import options, printing
 from sinklens.cli.running import working
 from sinklens.cli.texts import read_text
 
+SHOWN = 20
+
 
 def extreme(
     model: options.ModelOrDefault = "tiny-llama",
@@ -74,9 +76,12 @@ def extreme(
         )
     printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"]))
     printing.say_verdict(found.verdict)
-    top = found.channels.sort_values(["n_tokens", "peak"], ascending=False).head(20)
+    top = found.channels.sort_values(["n_tokens", "peak"], ascending=False).head(SHOWN)
     names = ["layer", "channel", "n_tokens", "token_share", "value", "peak", "threshold"]
-    rows = [[row[name] for name in names] for row in top.to_dict("records")]
-    printing.say_table(names, rows, "Channels", "value: signed mean; threshold: the smallest magnitude that counted")
+    rows = [[row[name] for name in names] for row in top.sort_values(["layer", "channel"]).to_dict("records")]
+    caption = "value: signed mean; threshold: the smallest magnitude that counted"
+    if len(found.channels) > SHOWN:
+        caption += "; shown are those at most tokens, all are in the tables (--out DIR)"
+    printing.say_table(names, rows, "Channels by layer", caption, of=len(found.channels))
     printing.say_notes(found.meta["warnings"])
     printing.say_saved([] if out is None else [f"Tables and mask: {out}"], found.meta["seconds"])

@@ -5,8 +5,10 @@ from typing import Annotated
 import typer
 
 from sinklens.cli import options, printing
+from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_text
+from sinklens.wording import several
 
 
 def follow(
@@ -43,10 +45,7 @@ def follow(
     given = [read_text(name) for name in text or []] + ([] if prompt is None else [prompt])
     if len(given) != 1:
         raise InputError(f"Give one prompt, or one --text FILE; got {len(given)}.")
-    if out is not None:
-        from sinklens.results.place import check_writable
-
-        check_writable(out, "sinklens-generation")  # before the work, not after it
+    check_out(out, "sinklens-generation")
     with working(out) as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         from sinklens.studies.generation.run import follow_generation
@@ -67,17 +66,16 @@ def follow(
             seed=seed,
             progress=progress,
         )
-    saved = []
-    if out is not None:
-        found.save(out)
-        saved = [f"Report: {found.report(out / 'report.html')}", f"Tables: {out}"]
+    saved = save_in(out, found)  # before anything is printed: a closed pipe (| head) must not cost the result
     printing.say_model(
-        found.meta["model"], f"{len(found.steps)} tokens after a prompt of {len(found.tokens) - len(found.steps)}."
+        found.meta["model"],
+        f"{several(len(found.steps), 'token')} after a prompt of {len(found.tokens) - len(found.steps)}.",
     )
     printing.say(found.meta["text"])
     printing.say_verdict(found.verdict)
-    top = found.tokens[found.tokens["generated"]].sort_values("importance_max", ascending=False).head(12)
+    new = found.tokens[found.tokens["generated"]]
+    top = new.sort_values("importance_max", ascending=False).head(12)
     names = ["position", "token", "n_sink_heads", "importance_max", "importance", "null", "max_abs", "is_massive"]
     rows = [[repr(row[name]) if name == "token" else row[name] for name in names] for row in top.to_dict("records")]
-    printing.say_table(names, rows, "Generated tokens that receive the most attention", left=["token"])
+    printing.say_table(names, rows, "Generated tokens that receive the most attention", left=["token"], of=len(new))
     printing.say_saved(saved)

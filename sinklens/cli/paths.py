@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sinklens.cli import options, printing, values
+from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import load_model, working
 from sinklens.interventions.heads import parse_heads
 from sinklens.studies.path_patching.receiver import receiver_parts
@@ -63,10 +64,7 @@ def paths(
     given = (
         None if prompts is None else values.records(prompts, ("clean", "corrupted", "correct", "wrong"), "--prompts")
     )
-    if out is not None:
-        from sinklens.results.place import check_writable
-
-        check_writable(out, "sinklens-path-patching")  # before the work, not after it
+    check_out(out, "sinklens-path-patching")
     with working(out) as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         from sinklens.studies.path_patching.prompts import repeated_prompts, text_prompts
@@ -88,13 +86,12 @@ def paths(
             seed=seed,
             progress=progress,
         )
-    saved = []
-    if out is not None:
-        found.save(out)
-        saved = [f"Report: {found.report(out / 'report.html')}", f"Tables: {out}"]
+    saved = save_in(out, found)  # before anything is printed: a closed pipe (| head) must not cost the result
     printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"]))
     printing.say_verdict(found.verdict)
     names = ["sender", "receiver", "effect", "low", "high"]
     rows = [[row[name] for name in names] for row in found.paths.head(20).to_dict("records")]
-    printing.say_table(names, rows, "Largest paths", "share of what tells the prompts apart", left=names[:2])
+    printing.say_table(
+        names, rows, "Largest paths", "share of what tells the prompts apart", left=names[:2], of=len(found.paths)
+    )
     printing.say_saved(saved)

@@ -6,6 +6,7 @@ import typer
 
 from sinklens.cli import listed, options, printing
 from sinklens.cli.needle_work import check_words
+from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_texts
 from sinklens.cli.values import numbers
@@ -116,11 +117,9 @@ def compare(
     check_words(needle_kind, None)
     if any(not size > 0 for size in sizes or []):
         raise InputError(f"A budget is a number of keys, or a share of the text below 1; got {budget!r}.")
-    if out is not None:
-        from sinklens.results import RunFolder
-        from sinklens.studies.policies.result import FORMAT, WORK
+    from sinklens.studies.policies.result import FORMAT, WORK
 
-        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
+    check_out(out, FORMAT, WORK)
     with working(out, "finished batches") as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         from sinklens.studies.needles.make import make_needles
@@ -148,9 +147,7 @@ def compare(
             seed=seed,
             progress=progress,
         )
-    saved = []
-    if out is not None:
-        saved = [f"Report: {found.report(out / 'report.html')}", f"Tables: {out}"]
+    saved = save_in(out, found, kept=True)
     meta = found.meta
     printing.say_model(meta["model"], printing.sequences(meta["tokens"], source=meta["source"]))
     printing.say_verdict(found.verdict)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sinklens.results.provenance import precision
+from sinklens.results.provenance import length_words, precision, shape_words
 
 
 def say(text: str, mark: str = "") -> None:
@@ -22,7 +22,7 @@ def say(text: str, mark: str = "") -> None:
 def say_model(model: Mapping[str, Any], rest: str, name: str | None = None) -> None:
     """The first line: the model with its sizes and precision, and what it was measured on."""
     words = [str(model["architecture"])] if "architecture" in model else []
-    words.append(f"{model['n_layers']} layers x {model['n_heads']} heads")
+    words.append(shape_words(model))
     if "dtype" in model:
         words.append(precision(dict(model)) + (f" on {model['device']}" if "device" in model else ""))
     Console().print(
@@ -32,13 +32,10 @@ def say_model(model: Mapping[str, Any], rest: str, name: str | None = None) -> N
 
 
 def sequences(
-    tokens: Mapping[str, Any], what: str = "sequences", *, where: str = " from", source: str | None = None
+    tokens: Mapping[str, Any], what: str = "sequence", *, where: str = " from", source: str | None = None
 ) -> str:
     """How many sequences, how long, where from, and what stands at their beginning."""
-    return (
-        f"{tokens['n_sequences']} {what} of {tokens['min_length']} to {tokens['max_length']} tokens{where} "
-        f"{source or tokens['source']}. {tokens['bos']['statement']}"
-    )
+    return f"{length_words(tokens, what)}{where} {source or tokens['source']}. {tokens['bos']['statement']}"
 
 
 def say_verdict(sentences: Iterable[str]) -> None:
@@ -79,8 +76,11 @@ def say_table(
     *,
     left: Collection[str] = (),
     where: str = "the tables (--out DIR)",
+    of: int | None = None,
 ) -> None:
     """A table whose columns stay whole: those for which a terminal has no room are left out, by name, from the right.
+
+    A table without rows is not printed.
 
     Args:
         columns: Names of the columns.
@@ -89,8 +89,13 @@ def say_table(
         caption: Below it.
         left: Columns of words.
         where: Where columns are that have no room.
+        of: How many rows there are in all, where these may be only the first.
     """
     cells = [[cell(value) for value in row] for row in rows]
+    if not cells:
+        return
+    if of is not None and of > len(cells):
+        title = f"{title} ({len(cells)} of {of:,})"
     widths = [max([len(name), *(len(row[at]) for row in cells)]) + 3 for at, name in enumerate(columns)]
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:

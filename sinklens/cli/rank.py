@@ -6,11 +6,13 @@ from typing import Annotated
 import typer
 
 from sinklens.cli import listed, options, printing, values
+from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_text
 from sinklens.errors import InputError
 from sinklens.interventions.heads import parse_heads
 from sinklens.models.locate import locate
+from sinklens.wording import several
 
 
 def rank(
@@ -66,11 +68,12 @@ def rank(
     if bool(documents) != (question is not None) or (documents and len(documents) < 2):
         raise InputError(
             f"Give two or more documents and --question TEXT, or neither for the built-in questions; got "
-            f"{len(documents or [])} documents and {'a' if question is not None else 'no'} question."
+            f"{several(len(documents or []), 'document')} and {'a' if question is not None else 'no'} question."
         )
     if (gold is not None or answer is not None) and (gold is None or gold > len(documents or [])):
         raise InputError(
-            f"--gold is the number of one of the {len(documents or [])} documents, counted from 1; got {gold}."
+            f"--gold is the number of one of the {several(len(documents or []), 'document')}, counted from 1; got "
+            f"{gold}."
         )
     texts = [read_text(name) for name in documents or []]
     locate(model)
@@ -79,10 +82,7 @@ def rank(
         listed.check_ranking_methods(chosen)
     if heads is not None:
         parse_heads(heads)
-    if out is not None:
-        from sinklens.results.place import check_writable
-
-        check_writable(out, "sinklens-document-ranking")  # before the work, not after it
+    check_out(out, "sinklens-document-ranking")
     changes = values.interventions([intervention] if intervention else None)
     with working(out) as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -101,11 +101,8 @@ def rank(
             seed=seed,
             progress=progress,
         )
-    saved = []
-    if out is not None:
-        found.save(out)
-        saved = [f"Report: {found.report(out / 'report.html')}", f"Tables: {out}"]
-    printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"], "prompts", where=" of"))
+    saved = save_in(out, found)  # before anything is printed: a closed pipe (| head) must not cost the result
+    printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"], "prompt", where=" of"))
     printing.say_verdict(found.verdict)
     if texts:
         order = found.ranks.pivot(index="document", columns="method", values="rank")[found.meta["settings"]["methods"]]

@@ -6,6 +6,7 @@ from typing import Any
 from sinklens.cli.running import load_model
 from sinklens.errors import InputError
 from sinklens.results.show_progress import ShowProgress
+from sinklens.wording import several
 
 SHOWN = 24
 
@@ -84,7 +85,7 @@ def print_roles(found: Any, check: Any, saved: list[str]) -> None:
     from sinklens.cli import printing
 
     model = found.meta["model"]
-    printing.say_model(model, f"{model['n_kv_heads']} KV heads a layer.")
+    printing.say_model(model, f"{several(model['n_kv_heads'], 'KV head')} a layer.")
     printing.say_verdict(found.verdict + (check.verdict if check is not None else []))
     _print_heads(found)
     join = found.retrieval_join()

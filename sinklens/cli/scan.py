@@ -6,10 +6,12 @@ import typer
 from typer.core import TyperCommand
 
 from sinklens.cli import listed, options
+from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_texts
 from sinklens.cli.values import names
 from sinklens.errors import InputError
+from sinklens.wording import several
 
 
 class ScanCommand(TyperCommand):
@@ -80,11 +82,9 @@ def scan(
 
       cat notes.txt | sinklens scan path/to/llama --text - --bos no
     """
-    from sinklens.results.place import check_writable
     from sinklens.studies.census.result import FORMAT
 
-    if out is not None:
-        check_writable(out, FORMAT)  # before the work, not after it
+    check_out(out, FORMAT)
     wanted: dict[str, Any] = {
         "texts": read_texts(text) if text else None,
         "bos": bos,
@@ -106,10 +106,7 @@ def scan(
         from sinklens.studies import scan as run
 
         census = run(bridge, progress=progress, **wanted)
-    saved = []
-    if out is not None:  # before anything is printed: a closed pipe (| head) must not cost the result
-        census.save(out)
-        saved = [f"Report: {census.report(out / 'report.html')}", f"Tables: {out}"]
+    saved = save_in(out, census)  # before anything is printed: a closed pipe (| head) must not cost the result
     _print(census, saved)
 
 
@@ -118,7 +115,7 @@ def _plan(model: str, wanted: dict[str, Any], out: Any) -> str:
     which = ", ".join(wanted["detectors"]) if "detectors" in wanted else "the default detectors"
     texts = wanted["source"] or "built-in texts"
     where = "nothing is saved (--out DIR saves)" if out is None else f"results in {out}"
-    return f"Scan of {model}: {which} on at most {wanted['max_sequences']} sequences of {texts}; {where}."
+    return f"Scan of {model}: {which} on at most {several(wanted['max_sequences'], 'sequence')} of {texts}; {where}."
 
 
 def _print(census: Any, saved: list[str]) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from sinklens.cli import options, printing
+from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_text
 from sinklens.errors import InputError
@@ -100,10 +101,7 @@ def why(
     if heads is not None:
         parse_heads(heads)
     kind = f"sinklens-{'massive-sources' if massive else 'super-experts' if experts else 'sink-causes'}"
-    if out is not None:
-        from sinklens.results.place import check_writable
-
-        check_writable(out, kind)  # before the work, not after it
+    check_out(out, kind)
     with working(out) as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
         shared: dict[str, Any] = {"controls": controls, "bos": bos, "max_tokens": max_tokens, "seed": seed}
@@ -122,16 +120,14 @@ def why(
 
             chosen = heads.split(",") if heads else None
             found = explain_sinks(bridge, texts, heads=chosen, top=top, position=position, donors=donors, **shared)
-    saved = []
-    if out is not None:
-        found.save(out)
-        saved = [f"Report: {found.report(out / 'report.html')}", f"Tables: {out}"]
+    saved = save_in(out, found)  # before anything is printed: a closed pipe (| head) must not cost the result
     printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"]))
     printing.say_verdict(found.verdict)
     if experts:
         names = ["layer", "expert", "a", "n_tokens", "forms", "is_super", "is_super_code"]
         rows = [[row[name] for name in names] for row in found.experts.head(12).to_dict("records")]
-        printing.say_table(names, rows, "Experts", "a: largest output before the router's weight; expert -1: shared")
+        caption = "a: largest output before the router's weight; expert -1: shared"
+        printing.say_table(names, rows, "Experts", caption, of=len(found.experts))
     elif massive:
         rows = [[row[name] for name in SOURCES] for row in found.sources.to_dict("records")]
         printing.say_table([*SOURCES.values()], rows, "Massive activations", left=["token", "written by", "weight"])

@@ -22,6 +22,7 @@ from sinklens.detectors.head_means import HeadMeansDetector, visible_keys
 from sinklens.detectors.registry import register
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
+from sinklens.wording import several
 
 _SOURCE = "Li et al. 2025, arXiv 2510.13554; null added here"
 
@@ -240,7 +241,7 @@ class LocalGlobalDetector(HeadMeansDetector):
         """That there are too few heads for the share to name any."""
         count = tables["head_scores"]["distance"].notna().sum() if "head_scores" in tables else 0
         if count and round(self.share * count) == 0:
-            return [f"{self.share:.0%} of {count} heads rounds to 0: no head is called local or global."]
+            return [f"{self.share:.0%} of {several(count, 'head')} rounds to 0: no head is called local or global."]
         return []
 
     def _by_token(self, frame: pd.DataFrame) -> pd.DataFrame:

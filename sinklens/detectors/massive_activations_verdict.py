@@ -3,6 +3,7 @@
 import pandas as pd
 
 from sinklens.detectors.wording import row_at
+from sinklens.wording import several
 
 CRITERIA = (("absolute", "|h| > 100"), ("relative", "|h| > 1000 x median"))
 MOST_CHANNELS = 3
@@ -50,7 +51,7 @@ def _kinds(specific: pd.DataFrame) -> str:
         spans = " and ".join(_span(episode) for episode in kind.itertuples())
         parts.append(f"channel {channel} {_PLACES[bucket]} {spans}")
     rest = len(kinds) - len(parts)
-    return "; ".join(parts) + (f"; and {rest} smaller kind{'s' if rest > 1 else ''}" if rest else "")
+    return "; ".join(parts) + (f"; and {several(rest, 'smaller kind')}" if rest else "")
 
 
 def _span(episode: object) -> str:
@@ -58,7 +59,7 @@ def _span(episode: object) -> str:
     where = f"after layer {first}" if first == last else f"after layers {first} to {last}"
     least, most, of = episode.n_sequences_least, episode.n_sequences, episode.n_of  # type: ignore[attr-defined]
     count = f"{most}" if least == most else f"{least} to {most}"
-    return f"{where} (up to {episode.peak:.3g}, in {count} of {of} sequences)"  # type: ignore[attr-defined]
+    return f"{where} (up to {episode.peak:.3g}, in {count} of {several(of, 'sequence')})"  # type: ignore[attr-defined]
 
 
 def _outlier_channels(everywhere: pd.DataFrame, bound: str) -> str:

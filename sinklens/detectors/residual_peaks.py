@@ -16,6 +16,7 @@ from sinklens.detectors.base import Detector, LayerSums, Metric, frame_of
 from sinklens.detectors.registry import register
 from sinklens.detectors.residual_peaks_verdict import PEAK, describe_peaks
 from sinklens.errors import InputError
+from sinklens.wording import several
 
 METRIC = Metric(
     "residual_peak",
@@ -48,7 +49,7 @@ def peak_ratio(norms: Any, position: int = 0) -> Float[Tensor, "*layer"]:
     values = norms if isinstance(norms, Tensor) else torch.as_tensor(np.asarray(norms), dtype=torch.float32)
     length = values.shape[-1]
     if not -length <= position < length:
-        raise InputError(f"There is no position {position} among {length} tokens.")
+        raise InputError(f"There is no position {position} among {several(length, 'token')}.")
     if length < 2:
         return torch.full(values.shape[:-1], math.nan)
     values = values.double()  # a peak would swallow the others' digits in the difference below

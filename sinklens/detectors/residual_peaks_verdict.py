@@ -4,7 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.detectors.wording import layer_runs, row_at, several
+from sinklens.detectors.wording import layer_runs, row_at
+from sinklens.wording import several
 
 PEAK = 3.0
 """Times the median norm of a sequence's tokens from which a token is a residual peak."""
@@ -30,7 +31,7 @@ def describe_peaks(layers: pd.DataFrame, peaks: pd.DataFrame, norms: pd.DataFram
     there = peaks[(peaks["layer"] == top.layer) & (peaks["n_largest"] > 0)]
     column, place, count = _place(there)
     where = _words(there, column, place)
-    often = f"and it stands there in {count} of {there['n_of'].iloc[0]} sequences"
+    often = f"and it stands there in {count} of {several(there['n_of'].iloc[0], 'sequence')}"
     if not column:
         where, often = "at no fixed place", f"most often at position {place} ({count} of {there['n_of'].iloc[0]})"
     kind = "Residual peak" if top.peak_ratio >= PEAK else "Mild residual peak"

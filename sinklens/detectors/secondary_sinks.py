@@ -18,6 +18,7 @@ from sinklens.detectors.secondary_sinks_verdict import describe_secondary
 from sinklens.detectors.sinks import EPS, MIN_QUERIES, sequence_importance
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
+from sinklens.wording import several
 
 COSINE = 0.9
 LARGE = 3.0
@@ -106,7 +107,7 @@ def lifetime_label(life: int, window: int) -> Literal["secondary", "bos_sink", "
         ('noise', 'secondary', 'bos_sink', 'secondary')
     """
     if not 1 <= life <= window:
-        raise InputError(f"A lifetime must be from 1 to the window's {window} layers, got {life}.")
+        raise InputError(f"A lifetime must be from 1 to the window's {several(window, 'layer')}, got {life}.")
     if life < max(2, min(MIN_LIFE, math.ceil(SHORT_SHARE * window))):
         return "noise"
     return "bos_sink" if life >= LONG_SHARE * window else "secondary"

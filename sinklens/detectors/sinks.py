@@ -22,6 +22,7 @@ from sinklens.detectors.registry import register
 from sinklens.detectors.sinks_verdict import describe_sinks
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
+from sinklens.wording import several
 
 EPS = 0.3
 EPS_SWEEP = (0.2, 0.3, 0.4, 0.5)
@@ -119,8 +120,8 @@ def sink_rate(alpha: Any, eps: float = EPS) -> Float[Tensor, "head k_pos"]:
     floor = float(uniform_importance(length)[0])
     if floor > eps:
         warnings.warn(
-            f"With {length} tokens uniform attention already gives key 0 an importance of {floor:.3f} > eps={eps}; "
-            f"use at least {shortest_length(eps)} tokens.",
+            f"With {several(length, 'token')} uniform attention already gives key 0 an importance of {floor:.3f} > "
+            f"eps={eps}; use at least {several(shortest_length(eps), 'token')}.",
             stacklevel=2,
         )
     sequences: Tensor = alpha.reshape(-1, *alpha.shape[-2:])

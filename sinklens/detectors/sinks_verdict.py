@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 
 from sinklens.detectors.sink_ranking import by_importance
-from sinklens.detectors.wording import head_list, heads_at, layer_runs, several, strongest_of, token_at
+from sinklens.detectors.wording import head_list, heads_at, layer_runs, strongest_of, token_at
+from sinklens.wording import several
 
 
 def describe_sinks(heads: pd.DataFrame, tokens: pd.DataFrame, settings: Mapping[str, Any]) -> list[str]:

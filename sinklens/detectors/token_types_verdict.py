@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from sinklens.detectors.token_types import sink_heads_needed
+from sinklens.wording import are, several
 
 LEAST = 3
 LIFT = 2.0
@@ -31,10 +32,10 @@ def describe_token_types(types: pd.DataFrame, n_heads: int) -> list[str]:
 def _sinks(named: pd.DataFrame, classes: pd.DataFrame, n_heads: int) -> str:
     least, total = sink_heads_needed(n_heads), int(classes["n_sinks"].sum())
     judged = int(classes["n_judged"].sum())
-    several = f"{least} head{'s' if least > 1 else ''} or more (5 % of {n_heads})"
+    needed = f"{several(least, 'head')} or more (5 % of {n_heads})"
     if total == 0:
-        return f"After position 0, none of {judged} tokens is a sink for {several}."
-    head = f"After position 0, {total} of {judged} tokens are a sink for {several}"
+        return f"After position 0, none of {several(judged, 'token')} is a sink for {needed}."
+    head = f"After position 0, {total} of {several(judged, 'token')} {are(total)} a sink for {needed}"
     top = _top(named, "n_sinks", "sink_share")
     if top is None:
         return f"{head}; no token stands out among them."
@@ -56,7 +57,7 @@ def _massive(named: pd.DataFrame, column: str, bound: str, total: int, tokens: i
         return []
     occurrence = "first" if top["occurrence"] == "first" else "later"
     return [
-        f"After position 0, {total} of {tokens} tokens are massive by {bound}: "
+        f"After position 0, {total} of {several(tokens, 'token')} {are(total)} massive by {bound}: "
         f"{int(top[f'n_massive_{column}'])} of them are {top['name']!r} ({occurrence} occurrences), which is "
         f"{100 * top['token_share']:.2g} % of the tokens."
     ]

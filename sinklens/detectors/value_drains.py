@@ -17,6 +17,7 @@ from sinklens.detectors.registry import register
 from sinklens.detectors.value_drains_verdict import describe_drains
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
+from sinklens.wording import several
 
 METRIC = Metric(
     "value_drain",
@@ -51,7 +52,7 @@ def drain_ratio(norms: Any, position: int = 0) -> Float[Tensor, "*head"]:
     values = norms if isinstance(norms, Tensor) else torch.as_tensor(np.asarray(norms), dtype=torch.float32)
     length = values.shape[-1]
     if not -length <= position < length:
-        raise InputError(f"There is no position {position} among {length} tokens.")
+        raise InputError(f"There is no position {position} among {several(length, 'token')}.")
     values = values.double()  # the difference below would lose small norms beside a large one
     own = values[..., position]
     others = (values.sum(-1) - own) / max(1, length - 1)

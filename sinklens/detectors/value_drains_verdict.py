@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from sinklens.detectors.wording import heads_at, several, span
+from sinklens.detectors.wording import heads_at, span
+from sinklens.wording import several
 
 DRAINED = 0.5
 """Share of the other tokens' norm below which the sink's value state counts as drained."""

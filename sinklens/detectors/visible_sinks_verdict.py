@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.detectors.wording import layer_runs, several
+from sinklens.detectors.wording import layer_runs
+from sinklens.wording import several
 
 HARD = 0.5
 """Share of its attention that a head must give position 0 to reach eps, from which the verdict mentions it."""

@@ -1,4 +1,4 @@
-"""What all sentences need: a row by its label, names of heads and tokens, runs of layers, spans of numbers."""
+"""What sentences about tables need: a row by its label, names of heads and tokens, runs of layers, spans of numbers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from sinklens.detectors.sink_ranking import ORDER, by_importance
+from sinklens.wording import listed, run_words
 
 
 def row_at(frame: pd.DataFrame, label: Any) -> Any:
@@ -49,32 +50,13 @@ def strongest_of(heads: pd.DataFrame) -> pd.DataFrame:
     return ordered[(ordered[alike] == best[alike]).all(axis=1)]
 
 
-def several(count: int, what: str) -> str:
-    """``1 head``, ``3 heads``."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-def listed(words: Iterable[str]) -> str:
-    """``a, b and c``."""
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last
-
-
 def layer_runs(layers: Iterable[int]) -> str:
     """Layers as runs: ``layer 3``, ``layers 10 and 11``, ``layers 0-9 and 12-29``.
 
     >>> layer_runs([12, 13, 14, 0, 1, 7])
     'layers 0, 1, 7 and 12-14'
     """
-    runs: list[list[int]] = []
-    for layer in sorted(set(layers)):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    parts = [
-        part for run in runs for part in ([f"{run[0]}-{run[-1]}"] if len(run) > 2 else [str(layer) for layer in run])
-    ]
+    parts = run_words(layers)
     alone = len(parts) == 1 and "-" not in parts[0]
     return f"layer{'' if alone else 's'} {listed(parts)}"
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from scipy.special import ndtr, ndtri
 
 from sinklens.errors import InputError
+from sinklens.wording import several
 
 RESAMPLES = 5000
 MIN_PAIRS = 5
@@ -119,7 +120,7 @@ def statistic_interval(
     if not np.isfinite(columns).all():
         return Interval(value, math.nan, math.nan, n, "none", "not all pairs are finite")
     if n < MIN_PAIRS:
-        return Interval(value, math.nan, math.nan, n, "none", f"{n} pairs, an interval needs {MIN_PAIRS}")
+        return Interval(value, math.nan, math.nan, n, "none", f"{several(n, 'pair')}, an interval needs {MIN_PAIRS}")
     if math.isnan(value):
         return Interval(value, math.nan, math.nan, n, "none", "the statistic is undefined on these pairs")
     if bool((columns == columns[:, :1]).all()):

@@ -10,6 +10,7 @@ import numpy as np
 
 from sinklens.errors import InputError
 from sinklens.interventions.heads import Head, head_name, parse_head
+from sinklens.wording import several
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -91,7 +92,10 @@ def random_head_sets(
     wanted = {layer: len(there) for layer, there in _by_layer(chosen).items()}
     n_free = sum(map(len, free.values()))
     if n_free < len(chosen):
-        note = f"No control of equal budget: {len(chosen)} heads were tested and {n_free} are left to draw from."
+        note = (
+            f"No control of equal budget: {several(len(chosen), 'head')} {'was' if len(chosen) == 1 else 'were'} "
+            f"tested and {n_free} are left to draw from."
+        )
         return RandomHeadSets((), 0, 0, 0, (note,))
 
     taken = {layer: min(count, len(free.get(layer, ()))) for layer, count in wanted.items()}
@@ -101,7 +105,8 @@ def random_head_sets(
     if moved:
         short = ", ".join(f"L{layer}" for layer in wanted if taken[layer] < wanted[layer])
         notes.append(
-            f"{moved} of {len(chosen)} control heads come from other layers: too few untested heads in {short}."
+            f"{moved} of {several(len(chosen), 'control head')} {'comes' if moved == 1 else 'come'} from other "
+            f"layers: too few untested heads in {short}."
         )
     rng = np.random.default_rng(seed)
     sets: dict[tuple[Head, ...], None] = {}
@@ -112,7 +117,10 @@ def random_head_sets(
         sets[_draw(rng, free, {}, len(chosen))] = None
     widened = len(sets) - min(draws, possible)
     if widened:
-        notes.append(f"{_sets(possible)} of the tested layers; the other {widened} take heads of any layer.")
+        notes.append(
+            f"{_sets(possible)} of the tested layers; the other {widened} {'takes' if widened == 1 else 'take'} heads "
+            f"of any layer."
+        )
     if len(sets) < draws:
         notes.append(f"{_sets(everywhere)} of untested heads; {draws} were asked for.")
     return RandomHeadSets(tuple(sets), moved, possible, widened, tuple(notes))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
+from sinklens.wording import several
 
 NO_ANSWER = -1
 """Position of a sequence that has no answer to compare."""
@@ -68,7 +69,9 @@ class Answers:
             InputError: Another number of sequences, a position beyond a sequence's end, or an id beyond the vocabulary.
         """
         if len(self) != len(batch):
-            raise InputError(f"There are answers for {len(self)} sequences and {len(batch)} sequences.")
+            raise InputError(
+                f"There are answers for {several(len(self), 'sequence')} and {several(len(batch), 'sequence')}."
+            )
         asked = self.position != NO_ANSWER
         late = asked & (self.position >= batch.lengths.cpu())
         if bool(late.any()):

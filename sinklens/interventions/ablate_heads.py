@@ -17,6 +17,7 @@ from sinklens.interventions.head_outputs import HeadOutputs, parse_outputs
 from sinklens.interventions.heads import Heads, head_name, heads_in_block, heads_in_layer, parse_heads
 from sinklens.interventions.positions import Positions
 from sinklens.models.architecture import attention_layers
+from sinklens.wording import several
 
 SOURCES = {"mean": "mean_outputs(model, batch)", "resample": "prompt_outputs(model, batch)"}
 """Where the outputs come from, for the ways that need some."""
@@ -124,7 +125,7 @@ class _Replace:
                 raise InputError(f"The output of {name} has {other.shape[-1]} numbers, it needs {output.shape[-1]}.")
             if other.ndim == 2 and longest > len(other):
                 raise InputError(
-                    f"The text has {longest} tokens and the outputs of {name} end after {len(other)} positions; take "
-                    "them from a text that is as long, or cut this one."
+                    f"The text has {several(longest, 'token')} and the outputs of {name} end after "
+                    f"{several(len(other), 'position')}; take them from a text that is as long, or cut this one."
                 )
             output[:, head] = other[rows] if other.ndim == 2 else other

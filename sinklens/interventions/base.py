@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from sinklens.attention import AttentionEngine, StatisticFactory, plan_for
 from sinklens.attention.engine import LayerListener
 from sinklens.attention.turns import turn
 from sinklens.errors import InputError, UnsupportedArchitectureError
-from sinklens.interventions.heads import Heads, check_heads, head_name
+from sinklens.interventions.heads import Head, Heads, check_heads, head_name
 from sinklens.interventions.json_form import FORMAT, VERSION, content_of
 from sinklens.interventions.positions import Positions
 
@@ -74,7 +74,7 @@ class Intervention(ABC):
         Raises:
             InputError: One sentence about the first thing missing.
         """
-        heads: Heads | None = getattr(self, "heads", None)
+        heads = self.heads_touched()
         if heads is not None:
             check_heads(model, heads)
 
@@ -121,9 +121,47 @@ class Intervention(ABC):
             real=real,
             compared=compared,
         )
-        hooks = model.hooks(fwd_hooks=list(self.hooks(positions)))
-        with turn(model), positions.watch(model), self.changing(model), hooks, engine:
+        with turn(model), self.around(model, positions), engine:
             yield engine
+
+    @contextmanager
+    def around(self, model: TransformerBridge, positions: Positions) -> Iterator[None]:
+        """All that the intervention does besides its edits, for who gives these to an engine of another kind.
+
+        Args:
+            model: The bridge, which :meth:`check` let pass.
+            positions: Those that the edits were made with.
+        """
+        hooks = model.hooks(fwd_hooks=list(self.hooks(positions)))
+        with positions.watch(model), self.changing(model), hooks:
+            yield
+
+    def heads_touched(self) -> Heads | None:
+        """Heads that the intervention is about, ``"all"`` included; ``None`` where it does not go by heads."""
+        return getattr(self, "heads", None)
+
+    def on(self, heads: Sequence[Head]) -> "Intervention":
+        """The same for these heads instead of its own; of several added up, those parts that go by heads.
+
+        Raises:
+            InputError: It does not go by heads.
+        """
+        if self.heads_touched() is None:
+            raise InputError(
+                f"{type(self).__name__} cannot be restricted to heads; give an intervention with heads, such as "
+                "AblateHeads, ScaleKeys or MaskKeys."
+            )
+        changed: Any = replace(self, heads=tuple(heads))  # type: ignore[call-arg]
+        return changed  # type: ignore[no-any-return]
+
+    def changes_weights(self) -> bool:
+        """Whether :meth:`changing` does anything."""
+        return type(self).changing is not Intervention.changing
+
+    def by_head_alone(self, edits: Sequence[Any]) -> bool:
+        """Whether its edits are all it does, and none changes what heads share: values, residual stream, weights."""
+        shared = any(hasattr(edit, "edit_values") for edit in edits)
+        return not shared and not self.changes_weights() and not list(self.hooks(Positions()))
 
     def __add__(self, other: object) -> "Composition":
         return Composition((*_parts(self), *_parts(other))) if isinstance(other, Intervention) else NotImplemented
@@ -175,6 +213,26 @@ class Composition(Intervention):
             for part in self.parts:
                 stack.enter_context(part.changing(model))
             yield
+
+    def heads_touched(self) -> Heads | None:
+        """Those of all parts that go by heads."""
+        named: set[Head] = set()
+        for part in self.parts:
+            heads = part.heads_touched()
+            if isinstance(heads, str):
+                return heads
+            named.update(heads or ())
+        return tuple(sorted(named)) or None
+
+    def on(self, heads: Sequence[Head]) -> Intervention:
+        """Every part that goes by heads for these heads, the others as they are."""
+        if self.heads_touched() is None:
+            return super().on(heads)
+        return Composition(tuple(part if part.heads_touched() is None else part.on(heads) for part in self.parts))
+
+    def changes_weights(self) -> bool:
+        """Whether a part does."""
+        return any(part.changes_weights() for part in self.parts)
 
     def check(self, model: TransformerBridge) -> None:
         """Check every part."""

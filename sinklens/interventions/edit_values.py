@@ -17,6 +17,7 @@ from sinklens.interventions.base import Intervention
 from sinklens.interventions.positions import Positions, parse_keys
 from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
+from sinklens.wording import several
 
 TO = ("zero", "mean", "donor")
 
@@ -111,8 +112,8 @@ class _Replace:
         heads = [head for at, head in map(parse_kv_head, self.method.kv_heads) if at == layer]
         if heads and heads[-1] >= count:
             raise InputError(
-                f"{kv_head_name(layer, heads[-1])} does not exist in this model: layer {layer} has {count} KV heads, "
-                f"KV0 to KV{count - 1}."
+                f"{kv_head_name(layer, heads[-1])} does not exist in this model: layer {layer} has "
+                f"{several(count, 'KV head')}, KV0 to KV{count - 1}."
             )
         return heads
 

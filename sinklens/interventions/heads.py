@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sinklens.errors import InputError
+from sinklens.wording import several
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -82,11 +83,11 @@ def check_heads(model: "TransformerBridge", heads: Heads) -> None:
     layers, count = attention_layers(model), int(model.cfg.n_heads)
     for layer, head in heads:
         if layer >= len(model.blocks):
-            problem = f"the model has {len(model.blocks)} layers, L0 to L{len(model.blocks) - 1}"
+            problem = f"the model has {several(len(model.blocks), 'layer')}, L0 to L{len(model.blocks) - 1}"
         elif layer not in layers:
             problem = f"layer {layer} has no softmax attention"
         elif head >= count:
-            problem = f"a layer has {count} heads, H0 to H{count - 1}"
+            problem = f"a layer has {several(count, 'head')}, H0 to H{count - 1}"
         else:
             continue
         raise InputError(f"{head_name((layer, head))} does not exist in this model: {problem}.")

@@ -7,6 +7,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.errors import InputError
 from sinklens.interventions.heads import Head, parse_head
 from sinklens.models.architecture import attention_layers
+from sinklens.wording import several
 
 
 def kv_head_count(model: TransformerBridge) -> int:
@@ -32,8 +33,8 @@ def heads_of_kv(model: TransformerBridge, kv_heads: Iterable[object]) -> tuple[H
     for layer, kv_head in sorted({parse_head(head) for head in kv_heads}):
         if layer not in layers or kv_head >= count:
             raise InputError(
-                f"KV head {kv_head} of layer {layer} does not exist in this model, which has {count} KV heads in each "
-                f"of the layers {', '.join(map(str, layers))}."
+                f"KV head {kv_head} of layer {layer} does not exist in this model, which has "
+                f"{several(count, 'KV head')} in each of the layers {', '.join(map(str, layers))}."
             )
         found |= {(layer, kv_head * group + place) for place in range(group)}
     return tuple(sorted(found))

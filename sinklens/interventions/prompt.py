@@ -6,6 +6,7 @@ from sinklens.attention import AttentionShape
 from sinklens.errors import InputError
 from sinklens.interventions.heads import as_index
 from sinklens.interventions.positions import Positions
+from sinklens.wording import several
 
 PromptLength = int | tuple[int, ...] | None
 """Tokens of the prompt: of every sequence, of each sequence, or not told."""
@@ -57,7 +58,9 @@ class PromptEnd:
         if self.length is not None:
             copies, rest = divmod(shape.batch, len(self.length))
             if rest:
-                raise InputError(f"prompt_length names {len(self.length)} sequences, the batch has {shape.batch}.")
+                raise InputError(
+                    f"prompt_length names {several(len(self.length), 'sequence')}, the batch has {shape.batch}."
+                )
             return [*self.length] * copies
         if self.positions.cached == 0:
             padding = self.positions.first_real or [0] * shape.batch

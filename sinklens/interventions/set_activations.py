@@ -27,6 +27,7 @@ from sinklens.interventions.entries import (
 from sinklens.interventions.positions import Positions
 from sinklens.interventions.residual import residual_streams
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
+from sinklens.wording import several
 
 Mean = tuple[float | None, float | None]
 """Mean of a channel at position 0 and at all other positions; ``None`` where the reference had no such entry."""
@@ -105,7 +106,10 @@ class SetActivations(Intervention):
         numbers = tuple(parse_number(number, "every number of to") for number in to)
         count = len(self.where.targets if isinstance(self.where, MassiveRule) else self.where)
         if len(numbers) != count:
-            raise InputError(f"to has {len(numbers)} numbers for the {count} entries of where; give one each, or one.")
+            raise InputError(
+                f"to has {several(len(numbers), 'number')} for {several(count, 'entry')} of where; give one each, or "
+                f"one."
+            )
         return numbers
 
     def _check_means(self) -> None:

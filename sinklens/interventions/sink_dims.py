@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.attention.turns import turn
 from sinklens.errors import InputError
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
+from sinklens.wording import several
 
 EPS = 1e-6
 
@@ -76,7 +77,7 @@ def find_sink_dims(
     n_layers = len(model.blocks)
     if n_layers <= FIRST_LAYER:
         raise InputError(
-            f"Sink dimensions are looked for from layer {FIRST_LAYER} on; the model has {n_layers} layers."
+            f"Sink dimensions are looked for from layer {FIRST_LAYER} on; the model has {several(n_layers, 'layer')}."
         )
     if not min_ratio > 0 or not 0 < min_share <= 1 or batch_size < 1:
         raise InputError(

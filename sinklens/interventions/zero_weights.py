@@ -1,19 +1,20 @@
 """ZeroWeights: single weights of a model set to zero: a super weight, a neuron's row, an expert."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
 from sinklens.interventions.base import Intervention
 from sinklens.interventions.heads import as_index
 from sinklens.interventions.positions import Positions
+from sinklens.models.architecture import attention_layers
 
 Weight = tuple[str, tuple[int, ...]]
 """A parameter's name, and where in it: fewer numbers than it has axes mean everything below them."""
@@ -67,16 +68,33 @@ class ZeroWeights(Intervention):
     def changing(self, model: TransformerBridge) -> Iterator[None]:
         """Zeros inside, the old numbers afterwards, whatever happens."""
         known = parameters_by_name(model)
-        held = [(known[name], place, known[name].data[place].clone()) for name, place in self.weights]
+        held: list[tuple[nn.Parameter, tuple[int, ...], Tensor]] = []
         try:
             with torch.no_grad():
+                for name, place in self.weights:
+                    held.append((known[name], place, known[name].data[place].clone()))
                 for parameter, place, _ in held:
                     parameter.data[place] = 0
+                for copy, anew in _fused_copies(model, {id(parameter) for parameter, *_ in held}):
+                    held.append((copy, (), copy.data.clone()))
+                    copy.data[()] = anew
             yield
         finally:
             with torch.no_grad():
                 for parameter, place, old in reversed(held):
                     parameter.data[place] = old
+
+
+def _fused_copies(model: TransformerBridge, changed: Collection[int]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """The bridge's own copies of fused query-key-value weights among those changed, and what they are to hold now."""
+    for attention in attention_layers(model).values():
+        split: Any = getattr(attention, "split_qkv_matrix", None)
+        original: Any = attention.original_component
+        if split is None or not any(id(each) in changed for each in original.parameters()):
+            continue
+        for part, anew in zip((attention.q, attention.k, attention.v), split(original), strict=True):
+            for copy, now in zip(part.original_component.parameters(), anew.parameters(), strict=True):
+                yield copy, now.data
 
 
 def parameters_by_name(model: TransformerBridge) -> dict[str, nn.Parameter]:

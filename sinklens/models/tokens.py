@@ -20,6 +20,7 @@ from sinklens.models.given_ids import EXPECTED, check_vocabulary, from_encoding,
 from sinklens.models.panics import no_panics
 from sinklens.models.token_batch import AddedBy, TokenBatch
 from sinklens.models.unused import Unused
+from sinklens.wording import are, several
 
 __all__ = ["AddedBy", "BosChoice", "Ids", "TokenBatch", "as_batch", "bos_prefix", "to_batch", "tokenize"]
 
@@ -61,8 +62,8 @@ def tokenize(
     batch = to_batch(model, texts, bos=bos, max_tokens=max_tokens, attention_mask=attention_mask, split=split)
     if batch.unused.cut:
         warnings.warn(
-            f"{batch.unused.cut:,} tokens beyond the longest sequence of {int(batch.lengths.max())} are cut off; "
-            "split=True keeps them in sequences of their own.",
+            f"{several(batch.unused.cut, 'token')} beyond the longest sequence of {int(batch.lengths.max())} "
+            f"{are(batch.unused.cut)} cut off; split=True keeps them in sequences of their own.",
             stacklevel=2,
         )
     return batch
@@ -98,7 +99,10 @@ def to_batch(
         added_by: AddedBy = "sinklens" if prefix else "caller" if written == len(rows) else "nobody"
         if written:
             twice = ", so it stands there twice" if prefix else ""
-            statement += f" {written} of {len(rows)} texts spell the BOS out at their start{twice}."
+            statement += (
+                f" {written} of {several(len(rows), 'text')} {'spells' if written == 1 else 'spell'} the BOS "
+                f"out at {'its' if written == 1 else 'their'} start{twice}."
+            )
     rows, unused = _fit(rows, prefix, longest, split)
     if given_ids:
         added_by, statement = _given_bos(rows, bos_id)

@@ -1,6 +1,9 @@
 """What of the given texts a measurement does not use: counted by reason, and said."""
 
 from dataclasses import dataclass, fields
+from functools import partial
+
+from sinklens.wording import several
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,17 @@ class Unused:
 
     def sentence(self, n_sequences: int) -> str:
         """What was left out beside ``n_sequences`` measured ones, in one sentence; empty when nothing was."""
+        tokens, sequences = partial(several, what="token"), partial(several, what="sequence")
         parts = []
         if self.undrawn:
-            parts.append(f"{self.undrawn:,} tokens of {self.undrawn_sequences:,} sequences that max_sequences left out")
+            parts.append(f"{tokens(self.undrawn)} of {sequences(self.undrawn_sequences)} that max_sequences left out")
         if self.cut:
-            parts.append(f"{self.cut:,} tokens beyond the longest sequence (raise max_tokens, or split the texts)")
+            parts.append(f"{tokens(self.cut)} beyond the longest sequence (raise max_tokens, or split the texts)")
         if self.remainders:
-            parts.append(f"{self.remainders:,} tokens of last pieces shorter than half a sequence")
+            parts.append(f"{tokens(self.remainders)} of last pieces shorter than half a sequence")
         if self.short:
-            parts.append(f"{self.short:,} tokens of {self.short_sequences:,} sequences too short to measure")
+            parts.append(f"{tokens(self.short)} of {sequences(self.short_sequences)} too short to measure")
         if not parts:
             return ""
         every = n_sequences + self.undrawn_sequences + self.short_sequences
-        return f"Measured {n_sequences:,} of {every:,} sequences. Not used: {'; '.join(parts)}."
+        return f"Measured {n_sequences:,} of {sequences(every)}. Not used: {'; '.join(parts)}."

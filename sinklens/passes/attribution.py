@@ -18,7 +18,7 @@ from sinklens.attention.turns import turn
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.evidence.effects import Answers, predicted_rows
 from sinklens.interventions import Intervention
-from sinklens.interventions.heads import heads_in_layer, parse_heads
+from sinklens.interventions.heads import heads_in_layer
 from sinklens.interventions.positions import Positions
 from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
@@ -45,7 +45,7 @@ def attribute_heads(
     Args:
         model: The bridge.
         batch: Sequences to measure on.
-        intervention: Any intervention with a field ``heads``, which says which heads to attribute an effect to.
+        intervention: Any that goes by heads, which are those to attribute an effect to, or a sum of such.
         answers: For ``metric="logit_diff"``.
         metric: ``"loss"`` (mean nats per predicted token) or ``"logit_diff"``.
 
@@ -63,7 +63,8 @@ def attribute_heads(
     Source: Nanda (2023), Attribution Patching; Syed et al. (2023), arXiv 2310.10348.
     """
     batch = as_batch(model, batch)
-    if not hasattr(intervention, "heads"):
+    touched = intervention.heads_touched()
+    if touched is None:
         raise InputError(f"{type(intervention).__name__} has no heads to attribute an effect to; see AblateHeads.")
     if metric == "logit_diff" and answers is None:
         raise InputError('metric="logit_diff" needs answers; give Answers(position, correct, wrong).')
@@ -72,7 +73,7 @@ def attribute_heads(
     intervention.check(model)
     positions = Positions()
     edits = list(intervention.edits(positions))
-    if list(intervention.hooks(Positions())) or any(hasattr(edit, "edit_values") for edit in edits):
+    if not intervention.by_head_alone(edits):
         raise InputError(
             f"{type(intervention).__name__} changes more than head outputs; attribution patching cannot estimate it."
         )
@@ -83,14 +84,12 @@ def attribute_heads(
     values = partial(_metric, batch=batch, answers=answers, metric=metric)
     z, gradients, measured = _differentiate(model, ids, path, values)
     estimate = torch.full((len(model.blocks), int(model.cfg.n_heads), len(batch)), torch.nan)
-    with torch.no_grad(), positions.watch(model):
+    with torch.no_grad(), intervention.around(model, positions):
         changed = _edited(model, batch, path, edits, z)
         for layer in z:
             change = changed[layer].double() - z[layer].double()
             by_head = (change * gradients[layer].double()).sum((2, 3)).T.float().cpu()
-            heads = heads_in_layer(
-                parse_heads(intervention.heads), make_shape(layer, z[layer].shape[:3], 1, ids.device)
-            )
+            heads = heads_in_layer(touched, make_shape(layer, z[layer].shape[:3], 1, ids.device))
             estimate[layer, heads] = by_head[heads]
         return estimate.masked_fill(measured.isnan().cpu(), torch.nan)
 

@@ -1,7 +1,6 @@
 """A clean pass over some sequences that any number of calls go on from, instead of running it once each."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,7 +50,7 @@ class CleanStart:
     ) -> None:
         self.model, self.batch = model, batch
         self._heads: tuple[Head, ...] = tuple((layer, head) for layer in layers for head in range(model.cfg.n_heads))
-        ways: list[Any] = [replace(each, heads=self._heads) for each in interventions if changes_heads_alone(each)]  # type: ignore[call-arg]
+        ways = [each.on(self._heads) for each in interventions if changes_heads_alone(each)]
         path = plan_for(model).path
         able = path == "fast" and bool(ways) and not _listened(model)
         starts = set(layers) if able else set()
@@ -74,7 +73,7 @@ class CleanStart:
 
     def name_of(self, intervention: Intervention) -> str:
         """Under which name the clean pass knows the intervention's edits of scores or pattern."""
-        same: Any = replace(intervention, heads=self._heads)  # type: ignore[call-arg]
+        same = intervention.on(self._heads)
         return next((name for way, name in self._weighted if way == same), "")
 
     def open(self, edits: Sequence[Any], edited: set[int], skipped: Sequence[int]) -> AttentionEngine:
@@ -120,9 +119,7 @@ class SharedStart:
 
 def changes_heads_alone(intervention: Intervention) -> bool:
     """Whether it changes nothing but head outputs, so that what lies before a set's first layer stays as it was."""
-    positions = Positions()
-    edits = intervention.edits(positions)
-    return not any(hasattr(edit, "edit_values") for edit in edits) and not list(intervention.hooks(positions))
+    return intervention.by_head_alone(intervention.edits(Positions()))
 
 
 def _listened(model: TransformerBridge) -> bool:

@@ -1,7 +1,5 @@
 """What a model is, for somebody who is about to measure it."""
 
-from typing import Any
-
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import plan_for
@@ -9,7 +7,8 @@ from sinklens.attention.live_hooks import live_hooks
 from sinklens.models.bos import bos_facts
 from sinklens.models.rope import length_types
 from sinklens.results.header import model_facts
-from sinklens.results.provenance import precision
+from sinklens.results.provenance import precision, shape_words
+from sinklens.wording import run_words, several
 
 INSTEAD = {
     "hook_attn_scores": "MaskKeys, ScaleKeys",
@@ -33,21 +32,21 @@ def describe_model(model: TransformerBridge) -> dict[str, str]:
         if layer.window is not None:
             by_window.setdefault(layer.window, []).append(layer.layer)
     names = {"fast": "fast", "fallback": "fallback", "none": "no attention"}
-    windows = "; ".join(f"{size} tokens in layers {_runs(layers)}" for size, layers in by_window.items())
+    windows = "; ".join(f"{several(size, 'token')} in {_layers(layers)}" for size, layers in by_window.items())
     verb = {True: "prepends", False: "does not prepend", None: "may or may not prepend"}[bos.prepends]
     template = getattr(model.tokenizer, "chat_template", None)
     described = {
         "name": str(facts["name"]),
         "architecture": str(facts["architecture"]),
-        "size": f"{facts['n_params']:,} parameters; {facts['n_layers']} layers x {facts['n_heads']} heads "
-        f"({facts['n_kv_heads']} KV heads of {facts['d_head']}), d_model {facts['d_model']}, vocabulary "
+        "size": f"{facts['n_params']:,} parameters; {shape_words(facts)} "
+        f"({several(facts['n_kv_heads'], 'KV head')} of {facts['d_head']}), d_model {facts['d_model']}, vocabulary "
         f"{facts['d_vocab']:,}",
         "precision": f"{precision(facts)} on {facts['device']}",
-        "context": f"{facts['n_ctx']:,} tokens" if facts["n_ctx"] else "no limit in the config",
-        "attention": "; ".join(f"{names[path]}: layers {_runs(layers)}" for path, layers in by_path.items())
+        "context": several(facts["n_ctx"], "token") if facts["n_ctx"] else "no limit in the config",
+        "attention": "; ".join(f"{names[path]}: {_layers(layers)}" for path, layers in by_path.items())
         + f" ({plan.reason})",
         "windows": windows or "none",
-        "positions": ", ".join(f"{kind} from {n:,} tokens on: texts run by length" for kind, n in rope.items())
+        "positions": ", ".join(f"{kind} from {several(n, 'token')} on: texts run by length" for kind, n in rope.items())
         or "the same at every length",
         "BOS": "none" if bos.bos_id is None else f"id {bos.bos_id}; the tokenizer {verb} it ({bos.why})",
         "chat template": "yes" if template else "no",
@@ -63,12 +62,5 @@ def _hooks(model: TransformerBridge) -> str:
     return "; ".join(f"{words[live]}: {', '.join(names)}" for live, names in said.items() if names)
 
 
-def _runs(layers: list[int]) -> str:
-    """``[0, 1, 2, 5]`` as "0 to 2, 5"."""
-    parts: list[Any] = []
-    for layer in layers:
-        if parts and parts[-1][1] == layer - 1:
-            parts[-1][1] = layer
-        else:
-            parts.append([layer, layer])
-    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in parts)
+def _layers(layers: list[int]) -> str:
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(run_words(layers, 2, ' to '))}"

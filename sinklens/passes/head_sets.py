@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from sinklens.models.tokens import Ids, TokenBatch, as_batch
 from sinklens.passes.clean_pass import going_on, writing
 from sinklens.passes.clean_start import CleanStart, SharedStart, changes_heads_alone
 from sinklens.results.progress import SILENT, Progress
+from sinklens.wording import several
 
 TOKENS_PER_PASS = {"cpu": 4096, "cuda": 1 << 16}
 """Tokens of one forward pass, all copies together, unless the caller says otherwise."""
@@ -71,15 +72,16 @@ def run_head_sets(
 ) -> Measured:
     """The intervention restricted to each set of heads in turn, all on one batch.
 
-    Equal to ``with replace(intervention, heads=heads)(model)`` for every set. The network before a set's first layer
+    Equal to ``with intervention.on(heads)(model)`` for every set. The network before a set's first layer
     runs once for all sets, so does that layer's attention, and several sets share a forward pass. Where that would not
     be exact (hooks of your own on the model, layers that use each other's keys, an intervention that reads the
-    residual stream) each set gets a forward pass of its own.
+    residual stream or changes weights) each set gets a forward pass of its own.
 
     Args:
         model: The bridge.
         batch: Sequences to measure on.
-        intervention: Any intervention with a field ``heads``; its own heads do not matter.
+        intervention: Any that goes by heads, or a sum in which a part does (the other parts then hold with every set);
+            its own heads do not matter.
         head_sets: Sets of ``(layer, head)``, none empty.
         answers: For logit differences.
         max_rows: Sequences in one forward pass, copies included; default: by the number of tokens and, on
@@ -166,18 +168,15 @@ def _prepare(
 
 def _on_all(model: TransformerBridge, intervention: Intervention, sets: Sequence[tuple[Head, ...]]) -> Intervention:
     """The intervention on every head of any set, checked."""
-    if not hasattr(intervention, "heads"):
-        raise InputError(
-            f"{type(intervention).__name__} cannot be restricted to heads; give an intervention with heads, such as "
-            "AblateHeads, ScaleKeys or MaskKeys."
-        )
     if not sets or not all(sets):
-        raise InputError(f"Expected sets of at least one head each, got {len(sets)} sets, one of them empty.")
-    changed: Any = replace(intervention, heads=tuple({head for heads in sets for head in heads}))  # type: ignore[call-arg]
+        raise InputError(
+            f"Expected sets of at least one head each, got {several(len(sets), 'set')}, one of them empty."
+        )
+    changed = intervention.on(sorted({head for heads in sets for head in heads}))
     changed.check(model)
     if plan_for(model).path == "none":
         raise UnsupportedArchitectureError(f"{model.cfg.architecture} has no attention heads to change.")
-    return changed  # type: ignore[no-any-return]
+    return changed
 
 
 def _first_layer(heads: Sequence[Head]) -> int:
@@ -230,7 +229,7 @@ class _Run:
         """Numbers of some sets and their logits ``[set*batch pos d_vocab]``, until all sets were run."""
         if not self.shared:
             for number, heads in enumerate(self.sets):
-                with replace(self.intervention, heads=heads)(self.model):  # type: ignore[call-arg]
+                with self.intervention.on(heads)(self.model):
                     yield [number], self.model(self.ids)
             return
         # sets that start in one layer share passes, because a pass goes on from one residual stream
@@ -264,7 +263,7 @@ class _Run:
         # all sequences of the first set come first, then all of the second: as `going_on` repeats the residual stream
         edits = by_sequence(self.intervention.edits(positions), chosen.repeat_interleave(len(self.ids), 0))
         with ExitStack() as stack:
-            stack.enter_context(positions.watch(self.model))
+            stack.enter_context(self.intervention.around(self.model, positions))
             stack.enter_context(self.start.open(edits if edited else [], edited, range(begun)))
             stack.enter_context(going_on(self.model, clean, layer, len(numbers)))
             if written is not None and constant is not None:

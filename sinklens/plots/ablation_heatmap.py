@@ -20,6 +20,7 @@ from sinklens.plots.style import (
     require_columns,
     signed_colours,
 )
+from sinklens.wording import several
 
 _HOVER: Final[tuple[EffectMetric, ...]] = ("delta_loss", "kl", "top1_agreement", "delta_logit_diff")
 
@@ -120,7 +121,10 @@ def _notes(rows: pd.DataFrame, grid: HeadGrid, z: Any, look: Effect, apart: int,
         notes.append(f"Estimated by attribution, not run: {int(estimated.sum()):,} heads.")
     notes += grid.grey(z, rows="nothing ablated in {}", cells="not ablated or not applicable")
     if clipped:
-        notes.append(f"Colours are clipped: {clipped} cell(s) lie beyond {number(top)}; the hover has their value.")
+        notes.append(
+            f"Colours are clipped: {several(clipped, 'cell')} {'lies' if clipped == 1 else 'lie'} beyond "
+            f"{number(top)}; the hover has the value."
+        )
     return " ".join(notes)
 
 

@@ -20,6 +20,7 @@ from sinklens.plots.style import (
     require_columns,
     signed_colours,
 )
+from sinklens.wording import several
 
 _TITLE: Final = "Active and dormant heads"
 _MARKS: Final = {"active": "A", "dormant": "D", "idle": "i", "loaded sink": "L", "unclear": "?", "not judged": ""}
@@ -71,7 +72,10 @@ def active_dormant(heads: pd.DataFrame, *, limit: int = 40, effect: float | None
     if len(drawn) < len(spread):
         notes.append(f"{len(drawn)} of {len(spread)} heads: those whose sink mass differs most.")
     if clipped:
-        notes.append(f"Colours are clipped: {clipped} cell(s) lie beyond the ends of the colour bar.")
+        notes.append(
+            f"Colours are clipped: {several(clipped, 'cell')} {'lies' if clipped == 1 else 'lie'} beyond the "
+            f"ends of the colour bar."
+        )
     fig = new_figure(_TITLE, " ".join(notes), height=max(230, 22 * len(drawn)), wrap=100)
     panels = (
         (mass, "x", 0.41, "attention on the sink", {"zmin": 0, "zmax": 1, "colorscale": SEQUENTIAL}),

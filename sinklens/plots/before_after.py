@@ -15,6 +15,7 @@ from sinklens.plots.draws import SWEEP, draws
 from sinklens.plots.effects import EFFECTS, VARIANT, EffectMetric, as_float, with_interval
 from sinklens.plots.marks import add_words, error_bars
 from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, escaped, float32, new_figure, number, require_columns
+from sinklens.wording import are, several
 
 _TITLE: Final = "Before and after each intervention"
 _SPLIT: Final = 0.38
@@ -78,9 +79,9 @@ def before_after(
     if controlled:
         notes.append("Grey: controls of the same budget, mean ± one standard deviation over draws.")
     if without:
-        notes.append(f"Not applicable and not drawn: {without} row(s).")
+        notes.append(f"Not applicable and not drawn: {several(without, 'row')}.")
     if left_out:
-        notes.append(f"{left_out} more row(s) are not drawn.")
+        notes.append(f"{several(left_out, 'more row')} {are(left_out)} not drawn.")
     fig = new_figure(_TITLE, " ".join(notes), height=_ROW * (len(table) + 1) + 10, wrap=115)
     y = np.arange(len(table), dtype=float)
     if controlled:

@@ -20,6 +20,7 @@ from sinklens.plots.style import (
     number,
     require_columns,
 )
+from sinklens.wording import several
 
 _TITLE: Final = "Answers on held-out prompts, unchanged and tuned"
 _RATES: Final = {
@@ -57,7 +58,7 @@ def calibration(summary: pd.DataFrame) -> go.Figure:
     if not (summary["variant"] == "tuned").any():
         notes.append("Nothing was chosen, so only the unchanged model is drawn.")
     elif len(random):
-        notes.append(f"Grey: {len(random)} set(s) of as many random heads.")
+        notes.append(f"Grey: {several(len(random), 'set')} of as many random heads.")
     else:
         notes.append("There are no random heads to compare with.")
     fig = new_figure(_TITLE, " ".join(notes), height=260)

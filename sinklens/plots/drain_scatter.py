@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.head_scatter import add_heads, mark_null
 from sinklens.plots.style import empty_figure, head_label, new_figure, number, require_columns
+from sinklens.wording import several
 
 _TITLE: Final = "Value drain against sink strength"
 
@@ -39,7 +40,7 @@ def drain_scatter(heads: pd.DataFrame) -> go.Figure:
     if len(table) < len(heads):
         notes.append(f"Not applicable and not drawn: {len(heads) - len(table)}.")
     if len(positive) < len(table):
-        notes.append(f"Values of exactly 0 have no place on a log axis: {len(table) - len(positive)} head(s).")
+        notes.append(f"Values of exactly 0 have no place on a log axis: {several(len(table) - len(positive), 'head')}.")
     across = ("importance", "attention received by the strongest key (share)", [-0.02, 1.02])
     fig = new_figure(_TITLE, " ".join(notes), height=380)
     add_heads(fig, positive, across, ("drain", "|v| of the strongest key / others"), _hover)

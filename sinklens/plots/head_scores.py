@@ -13,6 +13,7 @@ from sinklens.plots.draws import draws
 from sinklens.plots.head_grid import HeadGrid
 from sinklens.plots.marks import add_cells, add_words
 from sinklens.plots.style import SEQUENTIAL, colorbar, empty_figure, escaped, new_figure, number
+from sinklens.wording import several
 
 TITLE: Final = "Scores of heads"
 PANELS_IN_A_ROW: Final = 3
@@ -104,7 +105,7 @@ def _notes(grid: HeadGrid, grids: Sequence["np.ndarray[Any, Any]"]) -> str:
     notes += grid.grey(*grids)
     below = sum(int((values < 0).sum()) for values in grids)
     if below:
-        notes.append(f"Colours are clipped: {below} value(s) below 0; the hover has them.")
+        notes.append(f"Colours are clipped: {several(below, 'value')} below 0; the hover has what they are.")
     return " ".join(notes)
 
 

@@ -21,6 +21,7 @@ from sinklens.plots.style import (
     require_columns,
     token_label,
 )
+from sinklens.wording import several
 
 if TYPE_CHECKING:
     from sinklens.detectors.lifecycle_steps import Step
@@ -74,7 +75,7 @@ def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> 
 
     writer, canceller = steps(table)
     n = rows["sequence"].nunique()
-    notes = [f"Mean over {n:,} sequence(s)." if n > 1 else "One sequence.", _sentence("Written by", writer)]
+    notes = [f"Mean over {several(n, 'sequence')}.", _sentence("Written by", writer)]
     notes.append(_sentence("Cancelled most by", canceller) if canceller else "No layer takes it away again.")
     fig = new_figure(f"{_TITLE}: position {position}, channel {channel}", " ".join(notes), height=360)
     if token:  # already escaped

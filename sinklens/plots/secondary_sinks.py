@@ -10,6 +10,7 @@ from sinklens.plots.axes import layer_axis, value_axis
 from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.marks import add_line
 from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, new_figure, require_columns, token_label
+from sinklens.wording import several
 
 _TITLE: Final = "Tokens that point along the BOS: creation and lifetime"
 _LABELS: Final[dict[str, tuple[str, str, str]]] = {
@@ -76,7 +77,7 @@ def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -
             layers_made.append(int(group["first_layer"].iloc[0]))
             lives.append(int(group["life"].iloc[0]))
             counts.append(len(group))
-            texts.append(f"{len(group)} token(s), such as {some}")
+            texts.append(f"{several(len(group), 'token')}, such as {some}")
         fig.add_trace(
             go.Scatter(
                 x=layers_made,

@@ -12,6 +12,7 @@ from sinklens.plots.axes import log_colorbar
 from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.head_grid import HeadGrid, draw_heads, grid_height
 from sinklens.plots.style import SEQUENTIAL, colorbar, empty_figure, new_figure, number, require_columns, signed_colours
+from sinklens.wording import several
 
 HeadValue = Literal[
     "sink_rate",
@@ -128,7 +129,10 @@ def sink_heatmap(
     z, options, clipped = _colours(raw, look)
     notes = [look.unit, *grid.grey(raw)]
     if clipped:
-        notes.append(f"Colours are clipped: {clipped} cell(s) lie beyond the ends of the colour bar.")
+        notes.append(
+            f"Colours are clipped: {several(clipped, 'cell')} {'lies' if clipped == 1 else 'lie'} beyond the "
+            f"ends of the colour bar."
+        )
     listed = _HOVER if hover == "all" else ()
     fig = new_figure(look.title, " ".join(notes), height=grid_height(grid.rows))
     draw_heads(fig, z, grid.texts(lambda record, name: _hover_text(record, name, value, listed)), **options)

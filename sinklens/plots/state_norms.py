@@ -18,6 +18,7 @@ from sinklens.plots.style import (
     number,
     require_columns,
 )
+from sinklens.wording import several
 
 _STATES: Final = {
     "hidden": ("hidden state after the layer", CATEGORICAL[1], "circle"),
@@ -59,7 +60,7 @@ def state_norms(norms: pd.DataFrame, *, position: int = 0) -> go.Figure:
         notes.append(f"Not applicable: {' and '.join(f'{state}s' for state in absent)} were not measured.")
     zero = int((table["ratio"] <= 0).sum())
     if zero:
-        notes.append(f"{zero} ratio(s) of exactly 0 have no place on a log axis.")
+        notes.append(f"{several(zero, 'ratio')} of exactly 0 {'has' if zero == 1 else 'have'} no place on a log axis.")
     fig = new_figure(title, " ".join(notes), height=360)
     for state, (name, colour, symbol) in _STATES.items():
         rows = table[table["state"] == state]

@@ -19,6 +19,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 
 from sinklens.errors import InputError
+from sinklens.wording import run_words
 
 SEQUENTIAL: Final = "Viridis"
 DIVERGING: Final = "RdBu_r"
@@ -169,13 +170,7 @@ def layer_spans(layers: Iterable[int]) -> str:
     >>> layer_spans([0, 1, 2, 5, 7, 8]), layer_spans([])
     ('0-2, 5, 7, 8', '')
     """
-    runs: list[list[int]] = []
-    for layer in sorted(layers):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in runs)
+    return ", ".join(run_words(layers))
 
 
 def layer_list(layers: Collection[int]) -> str:

@@ -20,6 +20,7 @@ from sinklens.plots.style import (
     require_columns,
     visible_text,
 )
+from sinklens.wording import several
 
 _STOPS: Final = 32
 _SPAN: Final = 1e4
@@ -102,7 +103,8 @@ def _tooltip(record: dict[str, object]) -> str:
         lines.append(f"id {record['token_id']}")
     lines.append(f"importance {number(float(str(record['received'])), '.4g')}")
     if "n_sink_heads" in record:
-        lines.append(f"sink of {number(float(str(record['n_sink_heads'])), '.0f')} head(s)")
+        heads = float(str(record["n_sink_heads"]))
+        lines.append(f"sink of {'n/a' if heads != heads else several(int(heads), 'head')}")
     if "peak_ratio" in record:
         lines.append(f"residual peak {number(float(str(record['peak_ratio'])))} x median")
     flags = {

@@ -20,6 +20,7 @@ from sinklens.plots.style import (
     require_columns,
     token_label,
 )
+from sinklens.wording import several
 
 _TITLE: Final = "Largest hidden-state entries and the median by layer"
 _ORDINALS: Final = ("largest", "2nd", "3rd", "4th", "5th")
@@ -56,7 +57,7 @@ def top_magnitudes(massive: pd.DataFrame, *, k: int = 3) -> go.Figure:
     table = table.assign(rank=rank)
     layers = sorted(int(layer) for layer in table["layer"].unique())
     n = table["sequence"].nunique()
-    fig = new_figure(_TITLE, f"After each layer, mean over {n:,} sequence(s); log axis.", height=340)
+    fig = new_figure(_TITLE, f"After each layer, mean over {several(n, 'sequence')}; log axis.", height=340)
     for i in range(k):
         rows = table[table["rank"] == i]
         if rows.empty:

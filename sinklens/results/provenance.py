@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sinklens.wording import from_to, several
+
 
 def precision(model: Mapping[str, Any]) -> str:
     """In what numbers a model computed, and what its weights were dequantised from.
@@ -28,11 +30,29 @@ def model_words(model: Mapping[str, Any]) -> str:
     '2 layers x 4 heads'
     """
     told = [str(model["architecture"])] if "architecture" in model else []
-    told += [f"{model['n_layers']} layers x {model['n_heads']} heads"] if "n_layers" in model else []
+    told += [shape_words(model)] if "n_layers" in model else []
     return ", ".join([*told, precision(model)] if "dtype" in model else told)
+
+
+def shape_words(model: Mapping[str, Any]) -> str:
+    """Layers and heads of each.
+
+    >>> shape_words({"n_layers": 12, "n_heads": 1})
+    '12 layers x 1 head'
+    """
+    return f"{several(model['n_layers'], 'layer')} x {several(model['n_heads'], 'head')}"
+
+
+def length_words(tokens: Mapping[str, Any], what: str = "sequence") -> str:
+    """How many sequences, and their lengths.
+
+    >>> length_words({"n_sequences": 1, "min_length": 64, "max_length": 64})
+    '1 sequence of 64 tokens'
+    """
+    lengths = from_to(tokens["min_length"], tokens["max_length"], "token")
+    return f"{several(tokens['n_sequences'], what)} of {lengths}"
 
 
 def token_words(tokens: Mapping[str, Any]) -> str:
     """How many sequences of which lengths, where they come from, and what is to be known about their BOS."""
-    lengths = f"{tokens['n_sequences']} sequences of {tokens['min_length']} to {tokens['max_length']} tokens"
-    return f"{lengths} ({tokens['source']}). {tokens['bos']['statement']}"
+    return f"{length_words(tokens)} ({tokens['source']}). {tokens['bos']['statement']}"

@@ -40,9 +40,9 @@ def test_the_command_describes_a_model() -> None:
     words = " ".join(shown.stdout.split())
     for said in (
         "architecture",
-        "1 layers x 1 heads",
+        "1 layer x 1 head",
         "float32 on",
-        "fast: layers 0",
+        "fast: layer 0",
         "the tokenizer prepends it",
         "hooks",
     ):

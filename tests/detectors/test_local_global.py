@@ -165,7 +165,7 @@ def test_nothing_seen_is_empty() -> None:
 def test_few_heads_are_said() -> None:
     detector = LocalGlobalDetector()
     planted([back(20, 1)], detector)
-    assert detector.verdict(detector.tables(), {}) == ["30% of 1 heads rounds to 0: no head is called local or global."]
+    assert detector.verdict(detector.tables(), {}) == ["30% of 1 head rounds to 0: no head is called local or global."]
     enough = LocalGlobalDetector(share=0.5)
     planted([back(20, 1), back(20, 5)], enough)
     assert enough.verdict(enough.tables(), {}) == [] == detector.verdict({}, {})

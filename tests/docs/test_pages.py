@@ -1,15 +1,19 @@
 """The documentation says what the code does: every page's code runs, and nothing public is without a page."""
 
 import importlib
+import inspect
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
+import sinklens
 import sinklens.interventions as interventions
+from sinklens import studies
 from sinklens.interventions import Intervention
 from sinklens.interventions.base import Composition
+from sinklens.models.builtin import builtin_models
 from sinklens.policies import policies
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -92,3 +96,18 @@ def test_every_figure_has_a_row_with_a_picture():
         if name != "token_strip":  # HTML, not a picture
             assert (DOCS / directive.picture(name)).resolve().stat().st_size <= 150 * 1024, name
     assert "```{figures}" in (DOCS / "plots.md").read_text("utf-8")
+
+
+def test_models_in_examples_can_be_loaded() -> None:
+    """What stands in quotes where a model is asked for is built in, or a place or hub id of the reader's own."""
+    public = {name: getattr(home, name) for home in (sinklens, studies) for name in home.__all__}
+    takes = [
+        n for n, f in public.items() if inspect.isfunction(f) and "model" in [*inspect.signature(f).parameters][:1]
+    ]
+    assert {"scan", "sweep", "rank_documents"} <= {*takes}
+    call = re.compile(rf"(?:(?<![.\w])|sinklens\.)(?:load|{'|'.join(takes)})\(\s*\"([^\"\n]+)\"")
+    code = Path(sinklens.__file__).parent.rglob("*.py")
+    texts = [path.read_text("utf-8") for path in [DOCS.parent / "README.md", *PAGES, *code]]
+    named = {name for text in texts for name in call.findall(text)}
+    assert len(named) > 3
+    assert not {n for n in named - {*builtin_models()} if "/" not in n and not n.endswith(".gguf")}

@@ -81,7 +81,7 @@ def test_it_says_what_is_amiss() -> None:
     few = random_head_sets(grid(2, 3), ["L0H0", "L0H1"], draws=5)
     assert few.moved == 1 and few.possible == 3
     assert few.notes == (
-        "1 of 2 control heads come from other layers: too few untested heads in L0.",
+        "1 of 2 control heads comes from other layers: too few untested heads in L0.",
         "There are only 3 different sets of the tested layers; the other 2 take heads of any layer.",
     )
     assert few.widened == 2 and len(few) == 5
@@ -89,7 +89,7 @@ def test_it_says_what_is_amiss() -> None:
     assert all_of_them.notes == ("There are only 2 different sets of untested heads; 5 were asked for.",)
     none = random_head_sets(grid(1, 2), ["L0H0"], exclude=["L0H1"])
     assert none.sets == () and none.notes == (
-        "No control of equal budget: 1 heads were tested and 0 are left to draw from.",
+        "No control of equal budget: 1 head was tested and 0 are left to draw from.",
     )
 
 

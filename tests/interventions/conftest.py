@@ -1,16 +1,9 @@
 """What the tests of the interventions room share."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tiny checkpoints of this session lie."""
-    return tmp_path_factory.mktemp("zoo")
 
 
 @pytest.fixture(autouse=True)

@@ -169,7 +169,7 @@ def test_a_bos_spelled_out_in_the_text_is_accounted_for(
     batch = tokenize(prepending, ["<s>ab", "a"])
     assert rows(batch) == [[BOS, BOS, A, B], [BOS, A]]
     assert batch.bos_added_by == "sinklens"
-    assert batch.statement.endswith("1 of 2 texts spell the BOS out at their start, so it stands there twice.")
+    assert batch.statement.endswith("1 of 2 texts spells the BOS out at its start, so it stands there twice.")
 
 
 # ------------------------------------------------------------------ ids

@@ -1,6 +1,5 @@
 """Many sets of heads at once: equal to one forward pass for each set, on every family, with what can go wrong."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from sinklens.interventions import (
     MaskKeys,
     RedistributeAttention,
     ScaleKeys,
-    SlidingWindow,
     SteerAttention,
+    ZeroWeights,
     mean_outputs,
 )
 from sinklens.models.tokens import TokenBatch, tokenize
@@ -30,19 +29,10 @@ from tests.families import FAMILIES, boot
 from tests.heard import Heard
 from tests.ties import margin, same_shares
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 SETS = [[(0, 1)], [(1, 0)], [(1, 3)], [(0, 0), (1, 2)], [(0, 2), (0, 3)], [(1, 0), (1, 1), (1, 2), (1, 3)]]
 FAST = "llama"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_gradients() -> Any:
-    with torch.no_grad():
-        yield
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("zoo")
 
 
 def batch_of(model: TransformerBridge, lengths: tuple[int, ...] = (40, 23, 31), seed: int = 3) -> TokenBatch:
@@ -61,7 +51,7 @@ def one_by_one(model: TransformerBridge, batch: TokenBatch, intervention: Any, s
     top1, counted = clean.argmax(-1), predicted_rows(batch)
     found = []
     for heads in sets:
-        with replace(intervention, heads=heads)(model):
+        with intervention.on(heads)(model):
             changed = model(batch.ids)
         decisive = torch.minimum(margin(clean), margin(changed, top1)).where(counted, torch.nan)
         found.append(reference.compare(changed) | {"margins": decisive[None]})
@@ -99,7 +89,7 @@ def test_equals_a_pass_for_every_set(name: str, zoo: Path) -> None:
     batch = batch_of(model)
     ways: list[Any] = [AblateHeads("all", "zero")]
     if plan_for(model).path == "fast":
-        ways += [AblateHeads("all", "uniform"), ScaleKeys(0, 0.2), AblateHeads("all") + ScaleKeys(0, 3.0)][:2]
+        ways += [AblateHeads("all", "uniform"), ScaleKeys(0, 0.2), AblateHeads("all") + ScaleKeys(0, 3.0)]
     for intervention in ways:
         measured = run_head_sets(model, batch, intervention, sets, answers=answers_for(batch), max_rows=6)
         same(measured.changed, one_by_one(model, batch, intervention, sets))
@@ -210,7 +200,7 @@ def test_what_is_refused(zoo: Path) -> None:
     model = boot(FAST, zoo)
     batch = batch_of(model)
     with pytest.raises(InputError, match="cannot be restricted to heads"):
-        run_head_sets(model, batch, SlidingWindow(4) + MaskKeys(0), SETS)
+        run_head_sets(model, batch, ZeroWeights(["lm_head.weight[1]"]), SETS)
     with pytest.raises(InputError, match="L9H0 does not exist"):
         run_head_sets(model, batch, AblateHeads("all"), [[(9, 0)]])
     for nothing in ([], [[]]):
@@ -279,7 +269,7 @@ def test_attribution_of_weights_and_answers(zoo: Path) -> None:
     with pytest.raises(InputError, match="needs answers"):
         attribute_heads(model, batch, AblateHeads("all"), metric="logit_diff")
     with pytest.raises(InputError, match="has no heads"):
-        attribute_heads(model, batch, SlidingWindow(4) + MaskKeys(0))
+        attribute_heads(model, batch, ZeroWeights(["lm_head.weight[1]"]))
 
 
 def test_attribution_without_trainable_parameters(zoo: Path) -> None:

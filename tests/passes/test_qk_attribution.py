@@ -14,7 +14,9 @@ from sinklens.attention.delta_logit import DeltaLogit
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import as_batch
-from sinklens.passes.qk_attribution import HeadMargin, margin_directions, qk_attribution
+from sinklens.passes.head_margin import HeadMargin
+from sinklens.passes.margin_parts import margin_directions
+from sinklens.passes.qk_attribution import qk_attribution
 from sinklens.passes.sink_kinds import sink_kinds, stable_rank
 from tests import families
 from tests.passes.planted_sink import CHANNEL, HEAD, planted_sink, sink_ids

@@ -102,7 +102,7 @@ def test_heads_and_domains_have_their_cells(heads: pd.DataFrame) -> None:
 def test_few_heads_are_chosen_by_how_much_they_differ(heads: pd.DataFrame) -> None:
     fig = plots.active_dormant(heads, limit=2, effect=0.25)
     assert list(fig.layout.yaxis.ticktext) == ["L1H1", "L2H1"]
-    assert "2 of 6 heads" in title(fig) and "Colours are clipped: 2 cell(s)" in title(fig)
+    assert "2 of 6 heads" in title(fig) and "Colours are clipped: 2 cells lie" in title(fig)
 
 
 def test_a_head_that_was_not_judged_somewhere_is_missing_there(heads: pd.DataFrame) -> None:
@@ -146,6 +146,6 @@ def test_marks_count_tokens_by_creation_and_life(tokens: pd.DataFrame) -> None:
         "too brief (1)",
     }
     nine = marks["secondary sink (9)"]
-    assert (list(nine.x), list(nine.y)) == ([3], [5]) and nine.text[0].startswith("9 token(s), such as t0, t1")
+    assert (list(nine.x), list(nine.y)) == ([3], [5]) and nine.text[0].startswith("9 tokens, such as t0, t1")
     assert nine.marker.size[0] == pytest.approx(30) and marks["too brief (1)"].marker.size[0] < 16
     assert len(plots.secondary_sinks(tokens).data) == 4  # without windows no line

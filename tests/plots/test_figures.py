@@ -96,7 +96,7 @@ def test_clipped_colours_are_counted(census: Census) -> None:
     heads.loc[heads.index[0], "ratio"] = 5e6
     heads.loc[heads.index[1], "ratio"] = 0.0
     fig = plots.sink_heatmap(heads, value="ratio")
-    assert "Colours are clipped: 2 cell(s)" in title(fig)
+    assert "Colours are clipped: 2 cells lie" in title(fig)
     assert np.nanmax(np.abs(np.asarray(trace(fig).z, dtype=float))) == pytest.approx(3)
 
 

@@ -61,7 +61,7 @@ def test_one_scale_from_0_to_1_for_all_panels() -> None:
     texts = [note.text for note in fig.layout.annotations]
     assert texts == ["a", "b c", "distance (1 = 8)", "&lt;i&gt;"]
     said = title(fig)
-    assert "divided by its largest value" in said and "1 value(s) below 0" in said
+    assert "divided by its largest value" in said and "1 value below 0" in said
     assert "no attention in layer 1" in said
     shares = head_scores(table(), columns=["a"])
     assert "divided" not in title(shares) and "below 0" not in title(shares)

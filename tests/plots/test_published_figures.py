@@ -136,7 +136,7 @@ def test_norms_say_what_was_not_measured(norms: pd.DataFrame) -> None:
     assert "norm 1.5, others 4" in keys.text[0]
     without = plots.state_norms(norms[norms["state"] != "key"])
     assert "Not applicable: keys were not measured." in title(without)
-    assert "1 ratio(s) of exactly 0" in title(plots.state_norms(norms.assign(ratio=[0.0, *norms["ratio"][1:]])))
+    assert "1 ratio of exactly 0" in title(plots.state_norms(norms.assign(ratio=[0.0, *norms["ratio"][1:]])))
 
 
 # ------------------------------------------------------------------ massive activations
@@ -213,7 +213,7 @@ def test_scatters_count_what_they_leave_out_and_draw_their_nulls(census: Census,
     heads = census.tables["heads"].reset_index(drop=True).copy()
     heads.loc[0, "drain"], heads.loc[1, "drain"] = NAN, 0.0
     fig = plots.drain_scatter(heads)
-    assert "Not applicable and not drawn: 1." in title(fig) and "on a log axis: 1 head(s)" in title(fig)
+    assert "Not applicable and not drawn: 1." in title(fig) and "on a log axis: 1 head." in title(fig)
     lines = {(shape.x0, shape.x1, shape.y0, shape.y1) for shape in fig.layout.shapes}
     null = float(heads.loc[2:, "null"].median())
     assert lines == {(null, null, 0, 1), (0, 1, 1, 1)}

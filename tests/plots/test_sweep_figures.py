@@ -13,6 +13,7 @@ import pytest
 from sinklens import plots
 from sinklens.errors import InputError
 from sinklens.plots.effects import EFFECTS
+from sinklens.wording import several
 from tests.plots.synthetic_sweep import (
     DRAWS,
     MEAN,
@@ -150,7 +151,8 @@ def test_hover_has_all_effects_with_their_intervals(summary: pd.DataFrame) -> No
 def test_colours_end_at_a_limit_visibly(summary: pd.DataFrame) -> None:
     fig = plots.ablation_heatmap(summary, intervention=ZERO, limit=0.5)
     beyond = sum(abs(value) > 0.5 for value in STRONG.values())
-    assert fig.data[0].zmax == 0.5 and f"clipped: {beyond} cell(s) lie beyond 0.5" in title(fig)
+    said = f"clipped: {several(beyond, 'cell')} {'lies' if beyond == 1 else 'lie'} beyond 0.5"
+    assert fig.data[0].zmax == 0.5 and said in title(fig)
     # the cell keeps its value, only its colour ends
     assert np.nanmax(np.asarray(fig.data[0].z, dtype=float)) > 2
     assert "clipped" not in title(plots.ablation_heatmap(summary, intervention=ZERO))
@@ -290,7 +292,7 @@ def test_small_effects_keep_their_digits_and_long_labels_two_lines() -> None:
     assert fig.layout.yaxis.ticktext[0] == "values of the sink set to<br>the mean of ordinary…"
     many = pd.DataFrame([row | {"intervention": f"x{i}"} for i in range(50)])
     fig = plots.before_after(many)
-    assert len(fig.data[0].x) == 40 and "10 more row(s) are not drawn" in title(fig)
+    assert len(fig.data[0].x) == 40 and "10 more rows are not drawn" in title(fig)
 
 
 # ---------------------------------------------------------------- what cannot be drawn

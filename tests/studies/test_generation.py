@@ -69,7 +69,7 @@ def test_a_generated_token_becomes_a_sink_and_massive() -> None:
     new = sinks[sinks["generated"]]
     judged = tokens[tokens["generated"]]["n_sink_heads"].notna().sum()
     assert f"{len(new)} of {judged} generated tokens" in sunk.verdict[1]
-    assert f"{tokens['token'][11]!r} at position 11 (1 heads)" in sunk.verdict[1]
+    assert f"{tokens['token'][11]!r} at position 11 (1 head)" in sunk.verdict[1]
     found = follow_generation(planted_super_weight(), prompt, continuation=rest)
     steps = found.steps
     assert steps[steps["is_massive"]]["step"].tolist() == [5]

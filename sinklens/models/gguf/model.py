@@ -14,6 +14,7 @@ from sinklens.errors import ModelLoadError
 from sinklens.models.gguf.agreement import check_agreement
 from sinklens.models.gguf.file import GgufFile
 from sinklens.models.kind import refuse_other_kinds
+from sinklens.wording import several
 
 ROPE_FACTORS = "rope_freqs.weight"
 # Tensors that llama.cpp computes from the config or keeps for its own use.
@@ -83,8 +84,8 @@ def _check_architecture(file: GgufFile) -> None:
         )
     if new and len(file.parts) > 1:
         raise ModelLoadError(
-            f"{file.path} is split into {len(file.parts)} files, which transformers cannot read for the architecture "
-            f"{name!r}; join them first: llama-gguf-split --merge {file.path.name} joined.gguf."
+            f"{file.path} is split into {several(len(file.parts), 'file')}, which transformers cannot read for the "
+            f"architecture {name!r}; join them first: llama-gguf-split --merge {file.path.name} joined.gguf."
         )
 
 

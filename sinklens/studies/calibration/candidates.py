@@ -1,7 +1,6 @@
 """The heads that an intervention may be tried on, and the same intervention on others."""
 
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
@@ -10,12 +9,6 @@ from sinklens.errors import InputError
 from sinklens.evidence.controls import all_heads
 from sinklens.interventions import Intervention
 from sinklens.interventions.heads import Head, Heads
-
-
-def on_heads(intervention: Any, heads: Sequence[Head]) -> Intervention:
-    """The intervention on these heads instead."""
-    changed: Intervention = replace(intervention, heads=tuple(heads))
-    return changed
 
 
 def candidate_heads(model: TransformerBridge, intervention: Any, *needed: str) -> list[Head]:

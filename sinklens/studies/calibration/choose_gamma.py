@@ -14,7 +14,7 @@ from sinklens.evidence.controls import DRAWS
 from sinklens.interventions import Intervention, ScaleKeys
 from sinklens.interventions.heads import Head
 from sinklens.results.progress import SILENT, Progress
-from sinklens.studies.calibration.candidates import candidate_heads, on_heads
+from sinklens.studies.calibration.candidates import candidate_heads
 from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task, tell
 from sinklens.studies.calibration.profile_heads import Objective, head_units, search_row
 from sinklens.studies.calibration.result import Calibration
@@ -121,7 +121,7 @@ def _try_gammas(study: Study, grid: Sequence[Any], heads: Sequence[Head], object
     rows = [search_row("gamma", heads, 1.0, before, before, objective)]
     tell(study.progress, study.score, task)
     for each in grid:
-        after = study.score(study.model, task, on_heads(each, heads), batch_size=size)
+        after = study.score(study.model, task, each.on(heads), batch_size=size)
         rows.append(search_row("gamma", heads, each.gamma, after, before, objective))
         tell(study.progress, study.score, task)
     return pd.DataFrame(rows)

@@ -18,6 +18,7 @@ from sinklens.models.tokens import BosChoice, TokenBatch, tokenize
 from sinklens.passes.batches import equal_lengths
 from sinklens.results.progress import Progress
 from sinklens.studies.calibration.task_scores import TaskScores
+from sinklens.wording import several
 
 Label = tuple[int, ...]
 """Token ids that all stand for one answer."""
@@ -44,8 +45,8 @@ class ClassificationTask:
     def __post_init__(self) -> None:
         if not len(self.prompts) == len(self.labels) == len(self.answers):
             raise InputError(
-                f"A task needs labels and an answer for each prompt; got {len(self.prompts)} prompts, "
-                f"{len(self.labels)} sets of labels and {len(self.answers)} answers."
+                f"A task needs labels and an answer for each prompt; got {several(len(self.prompts), 'prompt')}, "
+                f"labels for {len(self.labels)} and answers for {len(self.answers)}."
             )
         for prompt, (labels, answer) in enumerate(zip(self.labels, self.answers, strict=True)):
             ids = [token for label in labels for token in label]
@@ -152,8 +153,8 @@ def _label_ids(model: TransformerBridge, label: Any) -> Label:
             tokens = tokenizer(spelling, add_special_tokens=False)["input_ids"]
             if len(tokens) != 1:
                 raise InputError(
-                    f"The label {spelling!r} is {len(tokens)} tokens of this model; take a label that is one token "
-                    "(often with a space before it), or give the id of the token to look for."
+                    f"The label {spelling!r} is {several(len(tokens), 'token')} of this model; take a label that is "
+                    f"one token (often with a space before it), or give the id of the token to look for."
                 )
             found.append(int(tokens[0]))
         else:

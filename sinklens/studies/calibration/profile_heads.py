@@ -10,7 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.interventions import Intervention
 from sinklens.interventions.heads import Head, head_name
 from sinklens.results.progress import SILENT, Progress
-from sinklens.studies.calibration.candidates import candidate_heads, on_heads
+from sinklens.studies.calibration.candidates import candidate_heads
 from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task, tell
 from sinklens.studies.calibration.task_scores import TaskScores
 
@@ -63,7 +63,7 @@ def profile_heads(
     progress.begin("Profiling heads", len(task) * (1 + len(units)))
     tell(progress, score, task)
     for unit in units:
-        changed = on_heads(intervention, unit)
+        changed = intervention.on(unit)
         after = score(model, task, changed, batch_size=batch_size)
         rows.append(search_row("heads", unit, getattr(changed, "gamma", math.nan), after, before, objective))
         tell(progress, score, task)

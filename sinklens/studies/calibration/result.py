@@ -15,6 +15,7 @@ from sinklens.evidence.wilson import wilson_interval
 from sinklens.results.result import Result
 from sinklens.studies.calibration.answer_rates import AnswerRates, RateChange
 from sinklens.studies.calibration.task_scores import TaskScores
+from sinklens.wording import several
 
 if TYPE_CHECKING:
     from sinklens.interventions import Intervention
@@ -197,8 +198,8 @@ def calibrated(change: RateChange, gain: Interval, given_valid: Interval, contro
     """
     before, after = change.before, change.after
     sentences = [
-        f"On {after.n} held-out prompts accuracy goes from {before.accuracy:.3f} to {after.accuracy:.3f}, by "
-        f"{_span(gain)}: {_found(change, gain, given_valid)}.",
+        f"On {several(after.n, 'held-out prompt')} accuracy goes from {before.accuracy:.3f} to {after.accuracy:.3f}, "
+        f"by {_span(gain)}: {_found(change, gain, given_valid)}.",
         f"Valid answers go from {before.valid_rate:.3f} to {after.valid_rate:.3f}, "
         f"{_given_valid(change, given_valid)}.",
     ]

@@ -14,10 +14,10 @@ from sinklens.interventions import Intervention
 from sinklens.interventions.heads import Head, head_name
 from sinklens.results.header import header
 from sinklens.results.progress import Progress, Share
-from sinklens.studies.calibration.candidates import on_heads
 from sinklens.studies.calibration.classification import ClassificationTask, Scorer, score_task, tell
 from sinklens.studies.calibration.profile_heads import Objective, profile_heads
 from sinklens.studies.calibration.result import METRICS, Calibration
+from sinklens.wording import are, several
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,12 @@ class Study:
         chosen_on, held_out = map(len, self.split)
         work = chosen_on * (1 + runs) + held_out * (2 + self.controls)
         kept = getattr(self.score, "kept", 0)
-        before = f" {kept} sets of answers are there from before." if kept else ""
+        before = f" {several(kept, 'answer set')} {are(kept)} there from before." if kept else ""
         labels = max(map(len, self.task.labels))
-        about = f"{len(self.task)} prompts with {labels} labels; at most {work:,} are answered.{before}"
+        about = (
+            f"{several(len(self.task), 'prompt')} with {several(labels, 'label')}; at most {work:,} are "
+            f"answered.{before}"
+        )
         self.progress.begin("Answering prompts", work, about)
 
     def profile(
@@ -111,7 +114,7 @@ class Study:
             variants |= {f"random-{number}": some for number, some in enumerate(drawn.sets, 1)}
         held_out, frames = self.task.rows(self.split[1]), []
         for name, some in variants.items():
-            intervention = on_heads(tuned, some) if some else None
+            intervention = tuned.on(some) if some else None
             scores = self.score(self.model, held_out, intervention, batch_size=self.batch_size)
             frames.append(
                 pd.DataFrame(
@@ -130,7 +133,7 @@ class Study:
             "method": method,
             "settings": {"share": self.share, "seed": self.seed, "controls": self.controls, **settings},
             "split": {"search": self.split[0], "report": self.split[1]},
-            "chosen": json.loads(on_heads(tuned, heads).to_json()) if heads else None,
+            "chosen": json.loads(tuned.on(heads).to_json()) if heads else None,
             "variants": {name: ",".join(map(head_name, some)) for name, some in variants.items()},
             "notes": remarks,
             "metrics": {name: {"version": 1, "definition": text} for name, text in METRICS.items()},

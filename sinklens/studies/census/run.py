@@ -48,6 +48,7 @@ from sinklens.studies.census.record_sequences import RecordSequences
 from sinklens.studies.census.result import Census
 from sinklens.studies.census.verdict import describe
 from sinklens.studies.effects.sinks_after import sinks_after
+from sinklens.wording import several
 
 DETECTORS = default_detectors()
 """What a scan runs unless told otherwise: together a few per cent of its time each."""
@@ -264,12 +265,12 @@ def usable_sequences(batch: TokenBatch, eps: float) -> tuple[list[int], list[str
         longest = int(batch.lengths.max())
         floor = float(uniform_importance(longest)[0])
         raise InputError(
-            f"The longest of {len(batch)} sequence(s) has {longest} tokens, too short to measure: uniform attention "
-            f"alone gives its first key an importance of {floor:.2f}, above eps={eps}. Use at least {need} tokens "
-            "(64 or more to compare with published numbers)."
+            f"The longest of {several(len(batch), 'sequence')} has {several(longest, 'token')}, too short to measure: "
+            f"uniform attention alone gives its first key an importance of {floor:.2f}, above eps={eps}. Use at least "
+            f"{need} tokens (64 or more to compare with published numbers)."
         )
     short = (~long_enough).nonzero().flatten().tolist()
-    skipped = [f"sequence {index}: {int(batch.lengths[index])} tokens, fewer than {need}" for index in short]
+    skipped = [f"sequence {index}: {several(int(batch.lengths[index]), 'token')}, fewer than {need}" for index in short]
     return long_enough.nonzero().flatten().tolist(), skipped
 
 
@@ -280,11 +281,11 @@ def length_notes(batch: TokenBatch, eps: float) -> list[str]:
     floor = float(uniform_importance(shortest)[0])
     if floor > eps / 2:
         notes.append(
-            f"The shortest sequence has {shortest} tokens, where uniform attention gives key 0 an importance of "
-            f"{floor:.2f}, more than half of eps={eps}: read the ratio to the null, not the rate."
+            f"The shortest sequence has {several(shortest, 'token')}, where uniform attention gives key 0 an "
+            f"importance of {floor:.2f}, more than half of eps={eps}: read the ratio to the null, not the rate."
         )
     if batch.unused:
         notes.append(batch.unused.sentence(len(batch)))
     if len(batch) < 10:
-        notes.append(f"Sink rates are shares of only {len(batch)} sequence(s); 100 are usual.")
+        notes.append(f"Sink rates are shares of only {several(len(batch), 'sequence')}; 100 are usual.")
     return notes

@@ -8,6 +8,7 @@ import pandas as pd
 
 from sinklens.evidence.controls import compare_with_controls
 from sinklens.results.result import Result
+from sinklens.wording import several
 
 FORMAT = "sinklens-conflict-heads"
 
@@ -58,7 +59,10 @@ def conflict_words(heads: pd.DataFrame, pruned: pd.DataFrame, clean: dict[str, f
     out = []
     for side, end in (("context", False), ("memory", True)):
         some = heads[heads["side"] == side].sort_values("conflict", ascending=end, kind="stable")
-        text = f"{len(some)} of {len(heads)} heads argue for the {side}'s answer against the other"
+        text = (
+            f"{len(some)} of {several(len(heads), 'head')} {'argues' if len(some) == 1 else 'argue'} for the "
+            f"{side}'s answer against the other"
+        )
         if len(some):
             text += f", most of all {some.iloc[0]['name']} ({some.iloc[0]['conflict']:+.2f} logits)"
         out.append(f"{text}.")

@@ -77,7 +77,11 @@ def ranking_words(ranks: pd.DataFrame, use: pd.DataFrame) -> list[str]:
     table = summarize(ranks)
     if table.empty:
         tops = ranks[(ranks["rank"] == 1) & ~ranks["method"].isin(CONTROLS)]
-        return [f"First by {row.method}: document {row.document}." for row in tops.itertuples() if row.task == 0]
+        return [
+            f"First by {row.method}: document {row.document}, counted from 0."
+            for row in tops.itertuples()
+            if row.task == 0
+        ]
     rules = table[~table["method"].isin(CONTROLS)]
     out = []
     if len(rules):

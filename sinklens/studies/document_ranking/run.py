@@ -10,6 +10,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
+from sinklens.evidence.log_probs import log_probs
 from sinklens.interventions import Intervention
 from sinklens.interventions.heads import check_heads, parse_heads
 from sinklens.models.architecture import context_length
@@ -30,6 +31,7 @@ from sinklens.studies.document_ranking.prompts import (
     words_of,
 )
 from sinklens.studies.document_ranking.result import DocumentRanking
+from sinklens.wording import several
 
 RANK_COLUMNS = ("task", "method", "document", "gold", "n_tokens", "score", "rank")
 USE_COLUMNS = ("task", "share", "share_null", "log_prob", "lost_gold", "lost_other")
@@ -55,7 +57,9 @@ def rank_documents(
 
     ::
 
-        found = rank_documents("smollm2", ["Gorwin was bitten by a dog.", "It snowed for weeks."], "Which animal?")
+        found = rank_documents(
+            "path/to/llama", ["Gorwin was bitten by a dog.", "It snowed for weeks."], "Which animal?"
+        )
         found.ranks
 
     Nothing is generated and nothing was trained for it: the documents and then the question are read, and the rules
@@ -185,8 +189,7 @@ def answer_log_prob(model: TransformerBridge, prompt: Prompt, intervention: Inte
         with intervention(model):
             logits = model(ids)
     rows = slice(prompt.answer.start - 1, prompt.answer.stop - 1)
-    chances = logits[0, rows].float().log_softmax(-1)
-    return float(chances.gather(-1, ids[0, prompt.answer][:, None]).mean())
+    return float(log_probs(logits[0, rows], ids[0, prompt.answer]).mean())
 
 
 def _look(
@@ -228,7 +231,7 @@ def _check(task: RankingTask) -> None:
     if len(task.documents) < 2 or len(texts) > 1 or any(not len(part) for part in parts):
         raise InputError(
             f"Expected two or more documents and a question, all texts or all lists of ids, none empty; got "
-            f"{len(task.documents)} documents."
+            f"{several(len(task.documents), 'document')}."
         )
     if task.gold is not None and not 0 <= task.gold < len(task.documents):
         raise InputError(f"gold must be a number from 0 to {len(task.documents) - 1}, got {task.gold}.")

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from sinklens.detectors.wording import listed, several
+from sinklens.wording import listed, several
 
 COLUMNS: Final = (
     "intervention", "position", "n_sink_heads_before", "n_sink_heads", "n_heads", "importance_before", "importance",

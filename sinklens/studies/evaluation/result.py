@@ -9,6 +9,7 @@ import pandas as pd
 
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.results.result import Result
+from sinklens.wording import several
 
 FORMAT = "sinklens-task-scores"
 WORK = "evaluation on tasks"
@@ -72,7 +73,7 @@ def score_sentences(scores: pd.DataFrame) -> list[str]:
         own = rows[rows["metric"] == rows["metric"].iloc[0]]
         clean = own[own["kind"] == "unchanged"].iloc[0]
         changes = own[own["kind"] == "change"].to_dict("records")
-        head = f"{task}, {clean['metric']} over {clean['n']} documents: {clean['value']:.3f} unchanged"
+        head = f"{task}, {clean['metric']} over {several(clean['n'], 'document')}: {clean['value']:.3f} unchanged"
         if not changes:
             found.append(f"{head}.")
         for row in changes:
@@ -94,6 +95,6 @@ def _beside(row: dict[Hashable, Any], controls: "pd.Series[float]") -> str:
         return "; no control of equal budget"
     as_far = int((controls.abs() >= abs(row["delta"])).sum())
     return (
-        f"; {len(controls)} random controls of equal budget: {controls.min():+.3f} to {controls.max():+.3f}, "
-        f"{as_far} of them as far"
+        f"; {several(len(controls), 'random control')} of equal budget: {controls.min():+.3f} to "
+        f"{controls.max():+.3f}, {as_far} of them as far"
     )

@@ -26,6 +26,7 @@ from sinklens.studies.evaluation.harness import missing_harness, run_tasks
 from sinklens.studies.evaluation.local_tasks import LocalTask, read_task
 from sinklens.studies.evaluation.result import CLEAN, FORMAT, WORK, TaskScores, summarise_documents
 from sinklens.studies.evaluation.scorer import TextScorer
+from sinklens.wording import several
 
 
 @usual_torch()
@@ -120,7 +121,8 @@ def evaluate_tasks(
                 folder.begin(spec, held=found.meta["spec"])
                 return found
             folder.note(folder.begin(spec, restart))
-        progress.begin("Evaluating on tasks", len(scorers), f"{len(scorers)} conditions on {', '.join(names)}.")
+        about = f"{several(len(scorers), 'condition')} on {', '.join(names)}."
+        progress.begin("Evaluating on tasks", len(scorers), about)
         frames, options = [], {"limit": limit, "fewshot": fewshot, "chat": chat, "seed": seed}
         for number, (name, scorer) in enumerate(scorers.items()):
             frames.append(_documents(name, number, scorer, read, folder, progress, options))

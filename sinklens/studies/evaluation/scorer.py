@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import AttentionEngine, plan_for
 from sinklens.errors import InputError
+from sinklens.evidence.log_probs import log_probs
 from sinklens.interventions import Intervention
 from sinklens.models.architecture import context_length
 from sinklens.models.chat_template import check_chat_template
@@ -102,7 +103,7 @@ class TextScorer:
             ids = torch.tensor([[*encoded[n][0], *encoded[n][1]] for n in numbers])
             logits = self._logits(ids[:, :-1], first)[:, first - 1 :].float()
             target = ids[:, first:].to(logits.device)
-            chosen = logits.log_softmax(-1).gather(-1, target[..., None])[..., 0].double().sum(-1)
+            chosen = log_probs(logits, target).double().sum(-1)
             greedy = (logits.argmax(-1) == target).all(-1)
             for at, n in enumerate(numbers):
                 found[n] = float(chosen[at]), bool(greedy[at])
@@ -118,8 +119,8 @@ class TextScorer:
         for at in range(0, len(rest), room):
             piece = torch.tensor([[*(begin if at == 0 or self.prefix else rest[at - 1 : at]), *rest[at : at + room]]])
             n = len(rest[at : at + room])
-            logits = self._logits(piece[:, :-1], 1)[0, -n:].float()
-            total += float(logits.log_softmax(-1).gather(-1, piece[0, -n:, None].to(logits.device)).double().sum())
+            logits = self._logits(piece[:, :-1], 1)[0, -n:]
+            total += float(log_probs(logits, piece[0, -n:]).double().sum())
         return total
 
     def generate(self, context: str, until: Sequence[str], max_tokens: int = 128) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Bool, Int
 
 from sinklens.results.result import Result
+from sinklens.wording import are, several
 
 FORMAT, WORK = "sinklens-extreme-tokens", "search for extreme tokens"
 
@@ -79,11 +80,11 @@ class ExtremeTokens(
 def extreme_words(tokens: pd.DataFrame, channels: pd.DataFrame, n_tokens: int, n_sequences: int) -> list[str]:
     """How many tokens are extreme, how many of them stand first, which words and channels they are."""
     if tokens.empty:
-        return [f"None of {n_tokens:,} tokens in {n_sequences:,} sequences is extreme."]
+        return [f"None of {several(n_tokens, 'token')} in {several(n_sequences, 'sequence')} is extreme."]
     first = int((tokens["position"] == 0).sum())
     out = [
-        f"{len(tokens):,} of {n_tokens:,} tokens ({100 * len(tokens) / n_tokens:.2f} %) are extreme, {first:,} of them "
-        f"at position 0 of {n_sequences:,} sequences."
+        f"{len(tokens):,} of {several(n_tokens, 'token')} ({100 * len(tokens) / n_tokens:.2f} %) {are(len(tokens))} "
+        f"extreme, {first:,} of them at position 0 of {several(n_sequences, 'sequence')}."
     ]
     later = tokens[tokens["position"] > 0]["token"].value_counts()
     if len(later):
@@ -92,8 +93,8 @@ def extreme_words(tokens: pd.DataFrame, channels: pd.DataFrame, n_tokens: int, n
     held = channels.groupby("channel")["n_tokens"].max().sort_values(ascending=False, kind="stable")
     named = ", ".join(str(channel) for channel in held.index[:5])
     out.append(
-        f"Their entries lie in {len(held)} channels ({named}{', ...' if len(held) > 5 else ''}) after "
-        f"{channels['layer'].nunique()} layers."
+        f"Their entries lie in {several(len(held), 'channel')} ({named}{', ...' if len(held) > 5 else ''}) after "
+        f"{several(channels['layer'].nunique(), 'layer')}."
     )
     return out
 

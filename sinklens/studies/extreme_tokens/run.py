@@ -29,6 +29,7 @@ from sinklens.studies.ablation.executors import loading_here, parse_executor
 from sinklens.studies.ablation.recipe import ModelRecipe, model_identity
 from sinklens.studies.extreme_tokens.chunk import ENTRY_COLUMNS, Chunk, ChunkJob
 from sinklens.studies.extreme_tokens.result import FORMAT, WORK, ExtremeTokens, assemble
+from sinklens.wording import several
 
 CHUNK_TOKENS = 16_384
 
@@ -158,7 +159,7 @@ def _search(
     missing = [job for job in jobs if job.part.number not in frames]
     total = sum(job.part.tokens for job in jobs)
     before = f", {len(frames)} of them finished before" if frames else ""
-    about = f"{total:,} tokens of {len(batch):,} sequences in {len(jobs)} parts{before}."
+    about = f"{several(total, 'token')} of {several(len(batch), 'sequence')} in {several(len(jobs), 'part')}{before}."
     progress.begin("Looking for extreme tokens", total, about)
     progress.skip(total - sum(job.part.tokens for job in missing))
     shares: dict[int, float] = {}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from sinklens.results.result import Result
+from sinklens.wording import are, several
 
 FORMAT = "sinklens-generation"
 
@@ -62,24 +63,30 @@ def generation_words(steps: pd.DataFrame, tokens: pd.DataFrame) -> list[str]:
     out = []
     if first == first:
         out.append(
-            f"{count} token{'s' * (count > 1)} generated; attention to position 0, mean over heads: {first:.2f} in the "
+            f"{several(count, 'token')} generated; attention to position 0, mean over heads: {first:.2f} in the "
             f"first quarter of the steps, {last:.2f} in the last ({steps['null'].iloc[-1]:.3f} by even attention)."
         )
     new = tokens[tokens["generated"]]
     sinks = new[new["n_sink_heads"].fillna(0) > 0]
     judged = int(new["n_sink_heads"].notna().sum())
-    text = f"{len(sinks)} of {judged} generated tokens with enough tokens after them are sinks of some head"
+    text = (
+        f"{len(sinks)} of {several(judged, 'generated token')} with enough tokens after them {are(len(sinks))} the "
+        f"sink of some head"
+    )
     if len(sinks):
         top = sinks.sort_values(["n_sink_heads", "position"], ascending=[False, True]).iloc[0]
-        text += f", most of all {top['token']!r} at position {int(top['position'])} ({int(top['n_sink_heads'])} heads)"
+        text += (
+            f", most of all {top['token']!r} at position {int(top['position'])} "
+            f"({several(int(top['n_sink_heads']), 'head')})"
+        )
     out.append(f"{text}.")
     massive = new[new["is_massive"].astype(bool)]
     if len(massive):
         top = massive.sort_values(["max_abs", "position"], ascending=[False, True]).iloc[0]
         out.append(
-            f"{len(massive)} of {len(new)} generated tokens {'is' if len(massive) == 1 else 'are'} massive, most of "
+            f"{len(massive)} of {several(len(new), 'generated token')} {are(len(massive))} massive, most of "
             f"all {top['token']!r} at position {int(top['position'])} (|h| {top['max_abs']:.4g})."
         )
     else:
-        out.append(f"None of {len(new)} generated tokens is massive.")
+        out.append(f"None of {several(len(new), 'generated token')} is massive.")
     return out

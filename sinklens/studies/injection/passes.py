@@ -15,6 +15,7 @@ from sinklens.capture import capture
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.massive_activations import ABSOLUTE, RATIO
 from sinklens.errors import InputError, UnsupportedArchitectureError
+from sinklens.evidence.log_probs import log_probs
 from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.models.tokens import TokenBatch, as_batch, to_batch
 from sinklens.studies.document_ranking.prompts import RowsMass
@@ -205,5 +206,4 @@ def _loss(logits: Tensor, ids: Tensor, place: Place) -> Tensor:
     if not targets:
         return torch.full((len(ids),), math.nan, dtype=torch.float64)
     rows = torch.tensor(targets) - 1
-    chances = logits[:, rows.to(logits.device)].double().log_softmax(-1).cpu()
-    return -chances.gather(-1, ids[:, torch.tensor(targets)][..., None])[..., 0].mean(1)
+    return -log_probs(logits[:, rows.to(logits.device)].double(), ids[:, torch.tensor(targets)]).cpu().mean(1)

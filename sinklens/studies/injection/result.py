@@ -8,6 +8,7 @@ import pandas as pd
 from sinklens.detectors.sinks import EPS
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.results.result import Result
+from sinklens.wording import several
 
 FORMAT = "sinklens-injection"
 RUN_COLUMNS = (
@@ -113,11 +114,14 @@ def injection_words(runs: pd.DataFrame, heads: pd.DataFrame, token: str) -> list
         text = f"{begin}: later tokens give it {_compared(part.loc['inserted'], 2)} of their attention. "
         if sinks:
             taken = [len(taken_over(some, kind)) for kind in ("token", "random")]
-            text += f"It takes over {taken[0]} of the {sinks} heads that rest on the first token (random {taken[1]}). "
+            text += (
+                f"It takes over {taken[0]} of {several(sinks, 'head')} that rested on the first token (random "
+                f"{taken[1]}). "
+            )
         else:
             text += "No head rests on the first token without it. "
         new = [int((some[f"inserted_{kind}"] > EPS).sum()) for kind in ("token", "random")]
-        text += f"{new[0]} of {len(some)} heads rest on it (random {new[1]}). "
+        text += f"{new[0]} of {several(len(some), 'head')} rest on it (random {new[1]}). "
         flags = runs[(runs["place"] == place) & (runs["count"] == count)].dropna(subset=["is_massive_inserted"])
         shares = [
             f"{flags[flags['kind'] == kind]['is_massive_inserted'].astype(bool).mean():.2f}"

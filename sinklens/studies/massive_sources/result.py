@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from sinklens.results.result import Result
+from sinklens.wording import several
 
 FORMAT = "sinklens-massive-sources"
 SHOWN = 3
@@ -80,10 +81,12 @@ def source_words(sources: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
 
 
 def _source(row: Any) -> str:
+    alone = row.appears == row.leaves_after
+    layers = f"layer {row.appears}" if alone else f"layers {row.appears} to {row.leaves_after}"
     text = (
-        f"Channel {row.channel} is massive after layers {row.appears} to {row.leaves_after} (at {row.n_tokens} tokens "
-        f"of {row.n_sequences} sequences, most often {row.token!r}); of its value {row.value:+.4g} after layer "
-        f"{row.peak_layer}, {row.writer} wrote {row.writer_share:+.4g}"
+        f"Channel {row.channel} is massive after {layers} (at {several(row.n_tokens, 'token')} "
+        f"of {several(row.n_sequences, 'sequence')}, most often {row.token!r}); of its value {row.value:+.4g} after "
+        f"layer {row.peak_layer}, {row.writer} wrote {row.writer_share:+.4g}"
     )
     if isinstance(row.weight, str):
         text += (
@@ -98,12 +101,13 @@ def _effect(row: Any, others: pd.DataFrame) -> str:
     text = (
         f"Without {row.tested} {'the value' if count == 1 else 'their values'} "
         f"{'keeps' if count == 1 else 'keep'} {100 * row.peak_kept:.0f} % and the loss changes by "
-        f"{row.delta_loss + 0.0:+.3f} nats a token; {row.sink_heads} heads sink on position 0, of "
-        f"{row.sink_heads_before} before"
+        f"{row.delta_loss + 0.0:+.3f} nats a token; {several(row.sink_heads, 'head')} "
+        f"{'sinks' if row.sink_heads == 1 else 'sink'} on position 0, of {row.sink_heads_before} before"
     )
     if len(others):
         text += (
-            f". {len(others)} controls (as many other weights of the same matrix) change the loss by at most "
-            f"{others['delta_loss'].abs().max():.3f} and keep at least {100 * others['peak_kept'].min():.0f} % of it"
+            f". {several(len(others), 'control')} (as many other weights of the same matrix) change the loss by at "
+            f"most {others['delta_loss'].abs().max():.3f} and keep at least {100 * others['peak_kept'].min():.0f} % "
+            f"of it"
         )
     return f"{text}."

@@ -29,6 +29,7 @@ from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.effects.run import measure_effects
 from sinklens.studies.massive_sources.result import MassiveSources
+from sinklens.wording import runs
 
 DRAWS, KEPT = 5, 10
 TABLES = {
@@ -144,14 +145,8 @@ def find_episodes(entries: pd.DataFrame, n_sequences: int) -> list[tuple[Entry, 
     for channel in sorted(set(entries["dim"].tolist())):
         mine = entries[entries["dim"] == channel]
         counts = mine.groupby("layer")["sequence"].nunique()
-        layers = sorted(counts.index[counts >= PRESENCE * n_sequences].astype(int).tolist())
-        runs: list[list[int]] = []
-        for layer in layers:
-            if runs and runs[-1][-1] == layer - 1:
-                runs[-1].append(layer)
-            else:
-                runs.append([layer])
-        for number, run in enumerate(runs):
+        layers = counts.index[counts >= PRESENCE * n_sequences].astype(int).tolist()
+        for number, run in enumerate(runs(layers)):
             inside = mine[mine["layer"].isin(run)]
             sizes = inside["value"].abs().groupby(inside["layer"]).median()
             peak = int(sizes.idxmax())

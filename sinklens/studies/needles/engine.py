@@ -193,9 +193,7 @@ def reading(model: TransformerBridge, intervention: Intervention | None = None, 
         if intervention is not None:
             intervention.check(model)
             edits = list(intervention.edits(positions))
-            stack.enter_context(positions.watch(model))
-            stack.enter_context(intervention.changing(model))
-            stack.enter_context(model.hooks(fwd_hooks=list(intervention.hooks(positions))))
+            stack.enter_context(intervention.around(model, positions))
         if plan.path == "fast":
             edited = touched_layers(intervention, reader.layers) if edits else frozenset()
             reader.engine = LastRowsEngine(model, edits, edited, keys, reader.take)

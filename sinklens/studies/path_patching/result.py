@@ -14,6 +14,7 @@ from sinklens.errors import InputError
 from sinklens.evidence.controls import compare_with_controls
 from sinklens.interventions.heads import parse_head
 from sinklens.results.result import Result
+from sinklens.wording import several
 
 FORMAT = "sinklens-path-patching"
 
@@ -68,8 +69,11 @@ def path_words(paths: pd.DataFrame, sets: pd.DataFrame) -> list[str]:
             break
         order = known.assign(size=known["effect"].abs()).sort_values("size", ascending=False, kind="stable")
         top = order.iloc[0]
-        text = f"Of {len(order)} senders {top['sender']} hands {receiver} the most of what tells the prompts apart: "
-        text += f"{top['effect'] + 0.0:.2f}"
+        if top["effect"] < 0:
+            does = f"changes what {receiver} reads the most, away from what tells the prompts apart"
+        else:
+            does = f"hands {receiver} the most of what tells the prompts apart"
+        text = f"Of {several(len(order), 'sender')} {top['sender']} {does}: {top['effect'] + 0.0:.2f}"
         if not math.isnan(top["low"]):
             text += f" [{top['low']:.2f}, {top['high']:.2f}]"
         if len(order) > 1:
@@ -146,7 +150,7 @@ def circuit_overlap(
     """
     a, b = set(first), set(second)
     if not a or not b or len(a | b) > n_heads:
-        raise InputError(f"Expected two circuits of at most {n_heads} heads, got {len(a)} and {len(b)}.")
+        raise InputError(f"Expected two circuits of at most {several(n_heads, 'head')}, got {len(a)} and {len(b)}.")
     shared = a & b
     p = float(hypergeom.sf(len(shared) - 1, n_heads, len(a), len(b)))
     share, expected = len(shared) / min(len(a), len(b)), len(a) * len(b) / n_heads
@@ -158,7 +162,7 @@ def _in_layers(a: Collection[str], b: Collection[str], size: int, n_shared: int)
     """Heads shared by random sets with as many heads of each layer: how many, and how often as many or more."""
     first, second = (Counter(parse_head(name)[0] for name in some) for some in (a, b))
     if max((first | second).values()) > size:
-        raise InputError(f"Expected at most {size} heads of a layer, got {max((first | second).values())}.")
+        raise InputError(f"Expected at most {several(size, 'head')} of a layer, got {max((first | second).values())}.")
     chances = np.ones(1)
     for layer in first:
         counts = np.arange(min(first[layer], second[layer]) + 1)

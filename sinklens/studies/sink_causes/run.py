@@ -20,7 +20,8 @@ from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice, Ids, TokenBatch
 from sinklens.models.torch_state import usual_torch
 from sinklens.passes.batches import equal_lengths
-from sinklens.passes.qk_attribution import SIDES, HeadMargin, Removals, qk_attribution
+from sinklens.passes.head_margin import SIDES, HeadMargin
+from sinklens.passes.qk_attribution import Removals, qk_attribution
 from sinklens.passes.sequences import choose_sequences
 from sinklens.passes.sink_kinds import METRIC as KIND
 from sinklens.passes.sink_kinds import KindFacts, sink_kinds

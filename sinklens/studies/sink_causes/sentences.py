@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from sinklens.wording import several
+
 SHOWN, SHOWN_CHANNELS = 3, 4
 
 
@@ -28,10 +30,10 @@ def _together(heads: pd.DataFrame, position: int) -> str:
     most = float(heads["random_lost_most"].max())
     beside = "" if most != most else f"; random sets of as many channels take at most {_percent(most)}"
     return (
-        f"{len(heads)} head{'s look' if len(heads) > 1 else ' looks'} at position {position}: in {int(top.max())} of "
-        f"{len(heads)} channel {channel} of the keys has the largest share of the margin. Without its "
-        f"largest channel {one} of {len(heads)} lose{'s' if one == 1 else ''} at least half of the attention to it, "
-        f"without up to {int(heads['n_channels'].max())} channels {half}{beside}."
+        f"{several(len(heads), 'head')} {'looks' if len(heads) == 1 else 'look'} at position {position}: in "
+        f"{int(top.max())} of {len(heads)} channel {channel} of the keys has the largest share of the margin. Without "
+        f"its largest channel {one} of {len(heads)} lose{'s' if one == 1 else ''} at least half of the attention to "
+        f"it, without up to {several(int(heads['n_channels'].max()), 'channel')} {half}{beside}."
     )
 
 
@@ -46,7 +48,8 @@ def _head(row: Any, position: int) -> str:
     text += f"; without {which} its attention there falls from {row.mass:.2f} to {row.mass_without:.2f}"
     if row.n_random and row.random_lost == row.random_lost:
         text += (
-            f" ({row.n_random} random sets of as many: {_percent(row.random_lost)} lost on average, p = {row.p:.2g})"
+            f" ({several(row.n_random, 'random set')} of as many: {_percent(row.random_lost)} lost on average, p "
+            f"= {row.p:.2g})"
         )
     return f"{text}."
 
@@ -59,8 +62,13 @@ def _kinds(heads: pd.DataFrame) -> list[str]:
     named = ", ".join(f"{count} {kind}" for kind, count in counts if count)
     rest = len(heads) - len(known)
     return [
-        f"Of {len(heads)} sinks, by the size of what their value writes and the rank of the head's output: {named}"
-        + (f"; {rest} heads never rest on it in nine tenths of their queries" if rest else "")
+        f"Of {several(len(heads), 'sink')}, by the size of what their value writes and the rank of the head's output: "
+        f"{named}"
+        + (
+            f"; {several(rest, 'head')} never {'rests' if rest == 1 else 'rest'} on it in nine tenths of their queries"
+            if rest
+            else ""
+        )
         + "."
     ]
 
@@ -78,7 +86,7 @@ def _donors(donors: pd.DataFrame) -> list[str]:
     beside = f" (zero at other positions {control.mean() + 0.0:+.3f})" if len(control) else ""
     return [
         f"The value at the sink of one KV head set to {', to '.join(costs)} nats a token, mean of "
-        f"{sink.groupby(['layer', 'kv_head']).ngroups} KV heads{beside}."
+        f"{several(sink.groupby(['layer', 'kv_head']).ngroups, 'KV head')}{beside}."
     ]
 
 

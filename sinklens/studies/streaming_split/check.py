@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.attention.turns import turn
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import random_head_sets
+from sinklens.evidence.log_probs import log_probs
 from sinklens.interventions import CompensatedWindow, Intervention, SlidingWindow
 from sinklens.interventions.heads import Head
 from sinklens.interventions.kv_groups import heads_of_kv
@@ -164,7 +165,7 @@ def _answers(model: TransformerBridge, texts: Passkeys, intervention: Interventi
         chosen = logits[answers].float()  # each sequence has as many, in order
         wanted = ids[:, 1:][answers]
         right = (chosen.argmax(-1) == wanted).view(n, -1)
-        loss = -chosen.log_softmax(-1).gather(-1, wanted[:, None]).view(n, -1)
+        loss = -log_probs(chosen, wanted).view(n, -1)
         by_question = right.unflatten(1, (-1, texts.value_len))
         parts.append(
             pd.DataFrame(

@@ -15,6 +15,7 @@ from sinklens.attention.fused import fused
 from sinklens.attention.kernel import is_plain
 from sinklens.attention.masks import LazyMask
 from sinklens.errors import UnsupportedArchitectureError
+from sinklens.wording import several
 
 ROWS = 256
 """Query rows in hand at once."""
@@ -66,7 +67,8 @@ class GatedEngine(AttentionEngine):
         alpha = self.gates[call.layer].to(call.query.device)
         if call.query.shape[1] % len(alpha):
             raise UnsupportedArchitectureError(
-                f"Layer {call.layer} has {call.query.shape[1]} query heads and {len(alpha)} gates for its KV heads."
+                f"Layer {call.layer} has {several(call.query.shape[1], 'query head')} and "
+                f"{several(len(alpha), 'gate')} for its KV heads."
             )
         share = alpha.repeat_interleave(call.query.shape[1] // len(alpha))[:, None, None].to(call.value.dtype)
         full = full_attention(call) if self.teacher is None else self.teacher[call.layer]

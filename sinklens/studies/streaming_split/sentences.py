@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.detectors.wording import several
 from sinklens.studies.streaming_split.split import kv_name
+from sinklens.wording import several
 
 WHOLE = 0.5
 """Gate from which a KV head counts as one that needs its whole cache."""

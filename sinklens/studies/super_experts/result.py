@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from sinklens.results.result import Result
+from sinklens.wording import several
 
 FORMAT = "sinklens-super-experts"
 
@@ -61,11 +62,11 @@ def expert_words(experts: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
     """The super experts by both rules, outliers, and the pruned sets."""
     paper, code = experts[experts["is_super"]], experts[experts["is_super_code"]]
     if paper.empty:
-        text = f"None of {len(experts)} experts is a super expert by the paper's rule"
+        text = f"None of {several(len(experts), 'expert')} is a super expert by the paper's rule"
     else:
         text = (
-            f"{len(paper)} of {len(experts)} experts {'is a super expert' if len(paper) == 1 else 'are super experts'} "
-            f"by the paper's rule: {_names(paper)}"
+            f"{len(paper)} of {several(len(experts), 'expert')} "
+            f"{'is a super expert' if len(paper) == 1 else 'are super experts'} by the paper's rule: {_names(paper)}"
         )
     same = set(_keys(paper)) == set(_keys(code))
     text += "; by its code's the same" if same else f"; by its code's: {_names(code) if len(code) else 'none'}"
@@ -84,8 +85,9 @@ def expert_words(experts: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
             others = effects[effects["kind"] == kind]
             if len(others):
                 text += (
-                    f"; {len(others)} random sets of as many {words}: at most {others['delta_loss'].abs().max():.3f} "
-                    f"nats, at least {100 * others['max_abs_kept'].min():.0f} % kept"
+                    f"; {several(len(others), 'random set')} of as many {words}: at most "
+                    f"{others['delta_loss'].abs().max():.3f} nats, at least {100 * others['max_abs_kept'].min():.0f} "
+                    f"% kept"
                 )
         out.append(f"{text}.")
     return out

@@ -54,9 +54,3 @@ def chrome(requires_chromium: str) -> Iterator[Any]:
         browser = play.chromium.launch(executable_path=requires_chromium, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
-
-
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where tiny checkpoints lie."""
-    return tmp_path_factory.mktemp("zoo")

@@ -24,11 +24,6 @@ INDUCTION = builtin_models()["induction-2l"].path
 HOW: tuple[Literal["zero", "uniform"], ...] = ("zero", "uniform")
 
 
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("zoo")
-
-
 def ids(n_words: int = 512, length: int = 40) -> torch.Tensor:
     return torch.randint(0, n_words, (2, length), generator=torch.Generator().manual_seed(0))
 

@@ -23,11 +23,6 @@ from tests.families import boot, checkpoint, random_ids
 ROWS = [row[:n].tolist() for row, n in zip(random_ids(3, 40), (40, 30, 25), strict=True)]
 
 
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("zoo")
-
-
 def planted(zoo: Path, family: str = "llama") -> TransformerBridge:
     """NaN in one value weight: KV head 0 of layer 1, which the query heads 0 and 1 read."""
     model: TransformerBridge = boot.__wrapped__(family, zoo)
@@ -67,7 +62,7 @@ def test_a_nan_in_one_sequence_says_which(zoo: Path) -> None:
     found = scan(model, tokens=ROWS)
     assert "in the embedding and after layers 0-1" in found.verdict[0]
     assert f"first in sequence 2 at position {ROWS[2].index(token)}" in found.verdict[0]
-    assert "in 1 sequence(s): 8 of 8 heads" in found.verdict[0]
+    assert "in 1 sequence: 8 of 8 heads" in found.verdict[0]
     assert heads_of(found)["importance"].isna().all()
     norms = found.tables["residual_norms"]
     assert norms.select_dtypes("float").isna().to_numpy().any()

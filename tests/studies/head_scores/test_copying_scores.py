@@ -16,11 +16,6 @@ from sinklens.studies.head_scores.copying_scores import _folded
 from tests import families
 
 
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("copying_zoo")
-
-
 @given(seed=st.integers(0, 999))
 def test_the_small_product_has_the_circuit_s_eigenvalues(seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,11 @@ from tests.families import FAMILIES, boot, checkpoint, random_ids
 from tests.heard import Heard
 from tests.interventions import reference
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 POS = 20
 LINEAR = ["llama", "qwen2", "gpt2", "gpt_neox", "opt", "phi", "cohere", "gpt_oss", "bloom", "falcon", "gptj", "mpt"]
 PLAIN_HOOKS = ["llama", "qwen2", "gpt2", "gpt_neox", "phi", "stablelm"]
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("zoo")
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture(scope="module")

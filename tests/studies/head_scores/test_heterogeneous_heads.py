@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,9 @@ from sinklens.models.tokens import tokenize
 from sinklens.studies.head_scores.heterogeneous_heads import heterogeneous_heads
 from tests.families import boot, checkpoint, random_ids
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 POS = 24
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 @pytest.mark.parametrize(("name", "group"), [("gpt2", 1), ("llama", 2)])

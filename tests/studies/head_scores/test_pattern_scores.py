@@ -25,11 +25,6 @@ SCORES = ["previous_token", "duplicate_token", "induction", "echo", "razor_induc
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("pattern_zoo")
-
-
-@pytest.fixture(scope="module")
 def induction_model() -> TransformerBridge:
     return load("induction-2l")
 

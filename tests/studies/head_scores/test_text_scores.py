@@ -31,11 +31,6 @@ SCORES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("text_zoo")
-
-
 def test_means_are_those_of_a_scan_and_of_loops(tiny: TransformerBridge) -> None:
     found = text_scores(tiny, TEXTS)
     assert found.scores == SCORES

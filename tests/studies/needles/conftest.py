@@ -1,17 +1,9 @@
 """Models that the tests of needles share."""
 
-from pathlib import Path
-
 import pytest
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens import load
-
-
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tiny checkpoints of this session lie."""
-    return tmp_path_factory.mktemp("needle-zoo")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The gated model against dense patterns: both ends of the gate, mixtures, gradients, and that nothing stays behind."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,10 @@ from sinklens.studies.streaming_split.learn import last_hidden
 from tests.families import FAMILIES, boot, random_ids
 from tests.interventions import reference
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 POS, SINKS, RECENT = 40, 2, 6
 NAMES = ["llama", "mistral", "gemma2", "gpt2", "gpt_neox", "opt", "gpt_oss", "deepseek_v3", "qwen3_next"]
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("zoo")
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def gates_of(bridge: TransformerBridge, name: str, value: float | None) -> dict[int, Tensor]:
