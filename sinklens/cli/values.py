@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from sinklens.errors import InputError
 from sinklens.interventions.json_form import content_of
-from sinklens.models.reading import readable
+from sinklens.models.reading import named_json, named_text
 
 Number = TypeVar("Number", int, float)
 
@@ -67,11 +67,11 @@ def intervention_texts(files: Iterable[Path] | None) -> dict[str, str]:
     """
     found = {}
     for path in files or []:
+        found[path.stem] = named_text(path, "The intervention")
         try:
-            found[path.stem] = readable(path).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The intervention {path} cannot be read: {error}.") from error
-        content_of(found[path.stem])
+            content_of(found[path.stem])
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
     return found
 
 
@@ -81,12 +81,7 @@ def records(path: Path, names: Sequence[str], option: str) -> list[dict[str, str
     Raises:
         InputError: A file that cannot be read, or holds something else.
     """
-    from sinklens.models.reading import read_json
-
-    try:
-        found = read_json(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"The file {path} of {option} cannot be read as JSON: {error}.") from error
+    found = named_json(path, f"The file of {option}")
     form = "{" + ", ".join(f'"{name}": TEXT' for name in names) + "}"
     if not isinstance(found, list) or not found:
         raise InputError(f"{option} takes a JSON list of {form}; {path} holds none.")

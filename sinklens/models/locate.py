@@ -115,6 +115,6 @@ def _refuse_adapter(path: Path) -> None:
 def near_matches(name: str) -> str:
     """Which built-in models there are, the likely ones first, in words."""
     known = list(builtin_models())
-    near = difflib.get_close_matches(Path(name).name, known, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(Path(name).name, known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     return f"{hint}Built-in models: {', '.join(known)}."

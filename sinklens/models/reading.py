@@ -2,6 +2,8 @@
 
 import json
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +42,39 @@ def read_json(path: Path) -> Any:
         return json.loads(readable(path).read_text(encoding="utf-8-sig"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def named_text(path: Path, what: str) -> str:
+    """The UTF-8 text of a file that somebody named.
+
+    Args:
+        path: Its place.
+        what: What it was to be, as in "The ranking".
+
+    Raises:
+        InputError: It is not there or holds no text, in one sentence.
+    """
+    with _told(path, what):
+        return readable(path).read_text(encoding="utf-8-sig")
+
+
+def named_json(path: Path, what: str) -> Any:
+    """What a JSON file holds that somebody named; errors as of :func:`named_text`."""
+    with _told(path, what):
+        return read_json(path)
+
+
+@contextmanager
+def _told(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{what} {path} cannot be read: there is no such file; check the path.") from None
+    except OSError as error:
+        raise InputError(f"{what} {path} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} {path} cannot be read: byte {error.start} is not UTF-8 text; convert it.") from error
+    except ValueError as error:
+        raise InputError(f"{what} {path} cannot be read as JSON: {error}.") from error

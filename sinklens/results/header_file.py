@@ -111,6 +111,9 @@ def read_json(path: Path) -> Any:
     """
     try:
         if not path.is_file():
+            if not path.parent.is_dir():
+                there = "is a file" if path.parent.exists() else "does not exist"
+                raise ResultError(f"{path.parent} {there}; expected a directory that sinklens saved.")
             raise ResultError(f"{path.parent} holds no {path.name}; expected a directory that sinklens saved.")
         if (size := path.stat().st_size) > MOST_BYTES:
             raise ValueError(f"it has {size:,} bytes, and a header has at most {MOST_BYTES:,}")

@@ -7,7 +7,7 @@ import pandas as pd
 
 from sinklens.errors import InputError, ResultError
 from sinklens.interventions.heads import Head, parse_head
-from sinklens.models.reading import readable
+from sinklens.models.reading import named_text
 from sinklens.results.result import open_result
 from sinklens.studies.ablation.result import Sweep
 from sinklens.studies.ablation.variants import rank
@@ -45,10 +45,7 @@ def read_ranking(name: str) -> list[Head]:
     elif path.suffix in (".csv", ".tsv", ".parquet"):
         table = _table(path)
     else:
-        try:
-            lines = readable(path).read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The ranking {path} cannot be read: {error}.") from error
+        lines = named_text(path, "The ranking").split("\n")
         return [parse_head(line) for line in lines if line.strip() and not line.startswith("#")]
     heads = _heads(table, path)
     if column is None:

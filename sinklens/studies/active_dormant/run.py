@@ -104,8 +104,12 @@ def find_active_dormant(
         raise UnsupportedArchitectureError(f"{model.cfg.architecture} has no attention heads to judge.")
     named = _check_classes(classes)
     domains = _domains(model, texts, bos, max_tokens, split, max_sequences, seed)
-    if not sink or min(sink) < 0 or max(sink) >= int(domains.batch.lengths.min()):
-        raise InputError(f"sink must be positions that every sequence has, got {tuple(sink)}.")
+    shortest = int(domains.batch.lengths.min())
+    if not sink or min(sink) < 0 or max(sink) >= shortest:
+        raise InputError(
+            f"sink must be positions that every sequence has, from 0 to {shortest - 1} here; got "
+            f"{', '.join(map(str, sink)) or 'none'}."
+        )
     heads = [(layer, head) for layer in attention_layers(model) for head in range(int(model.cfg.n_heads))]
     rows = partial(_query_classes, named=named)
     length = int(domains.batch.lengths.max())

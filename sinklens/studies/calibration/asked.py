@@ -5,7 +5,7 @@ from pathlib import Path
 from sinklens.errors import InputError
 from sinklens.interventions.heads import parse_heads
 from sinklens.interventions.json_form import content_of
-from sinklens.models.reading import readable
+from sinklens.models.reading import named_text
 
 
 def check_asked(
@@ -48,7 +48,4 @@ def method_text(path: str) -> str:
     Raises:
         InputError: It cannot be read.
     """
-    try:
-        return readable(Path(path)).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The method is gamma, act or a file of an intervention; {path!r} cannot be read.") from error
+    return named_text(Path(path), "The method is gamma, act or a file of an intervention;")

@@ -254,7 +254,7 @@ def _layers(model: TransformerBridge, plan: AttentionPlan, tables: Mapping[str, 
 
 def _check_eps(eps: Any) -> None:
     if not isinstance(eps, int | float) or not 0 < eps < 1:
-        raise InputError(f"eps must lie between 0 and 1, got {eps!r}.")
+        raise InputError(f"eps must lie between 0 and 1, got {eps!r}: the importance from which a key is a sink.")
 
 
 def usable_sequences(batch: TokenBatch, eps: float) -> tuple[list[int], list[str]]:

@@ -228,10 +228,11 @@ def _ranks(scores: Sequence[float], seed: int) -> list[int]:
 def _check(task: RankingTask) -> None:
     parts = [*task.documents, task.question, *([] if task.answer is None else [task.answer])]
     texts = {isinstance(part, str) for part in parts}
+    empty = [f", an empty {name}" for name in ("question", "answer") if getattr(task, name) == ""]
     if len(task.documents) < 2 or len(texts) > 1 or any(not len(part) for part in parts):
         raise InputError(
             f"Expected two or more documents and a question, all texts or all lists of ids, none empty; got "
-            f"{several(len(task.documents), 'document')}."
+            f"{several(len(task.documents), 'document')}{''.join(empty)}."
         )
     if task.gold is not None and not 0 <= task.gold < len(task.documents):
         raise InputError(f"gold must be a number from 0 to {len(task.documents) - 1}, got {task.gold}.")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sinklens.errors import InputError
-from sinklens.models.reading import readable
+from sinklens.models.reading import named_text
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,7 @@ def read_task(path: str | Path) -> LocalTask:
         InputError: No such file, or a line that is something else; the sentence says which.
     """
     path = Path(path)
-    try:
-        lines = readable(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The task {path} cannot be read: {error}.") from error
+    lines = named_text(path, "The task").splitlines()
     rows = [_row(line, f"{path.name}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise InputError(f"{path} holds no prompt; expected JSON lines with prompt, choices and answer.")

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.detectors.metric import Metric
 from sinklens.errors import InputError
-from sinklens.models.reading import read_json, readable
+from sinklens.models.reading import named_text, read_json
 from sinklens.results.files import write_atomically
 
 TABLE, CONFIG = "full_attention_heads.tsv", "config.json"
@@ -82,10 +82,7 @@ class Gates:
         """
         path = Path(path)
         path = path / TABLE if path.is_dir() else path
-        try:
-            lines = [line for line in readable(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        except (OSError, ValueError) as error:
-            raise InputError(f"The gates {path} cannot be read: {error}.") from error
+        lines = [line for line in named_text(path, "The gates").splitlines() if line.strip()]
         rows = []
         for number, line in enumerate(lines):
             try:

@@ -16,7 +16,7 @@ from sinklens.detectors.metric import Metric
 from sinklens.detectors.retrieval_bands import band
 from sinklens.errors import InputError
 from sinklens.interventions.heads import Head, head_name
-from sinklens.models.reading import read_json
+from sinklens.models.reading import named_json
 from sinklens.results.files import write_atomically
 
 RETRIEVAL_FILE = Metric(
@@ -85,10 +85,7 @@ class RetrievalRuns:
             InputError: No such file, no JSON, or not this format; the sentence says what is wrong where.
         """
         path = Path(path)
-        try:
-            content = read_json(path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"The retrieval scores {path} cannot be read: {error}.") from error
+        content = named_json(path, "The retrieval scores")
         if not isinstance(content, dict):
             raise InputError(f'{path} must hold {{"layer-head": [scores]}}, got a {type(content).__name__}.')
         runs: dict[Head, list[float]] = {}

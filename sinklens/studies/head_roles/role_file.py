@@ -14,7 +14,7 @@ from sinklens.detectors.head_scores import HeadScores
 from sinklens.detectors.metric import Metric
 from sinklens.errors import InputError, ResultError
 from sinklens.interventions.heads import Head, check_heads, head_name, parse_head
-from sinklens.models.reading import read_json
+from sinklens.models.reading import named_json
 from sinklens.results.files import write_atomically
 from sinklens.studies.head_roles.gates_file import RECENT, SINK, Gates
 
@@ -134,10 +134,7 @@ class RoleFile:
             ResultError: It is of a newer format, or damaged; the sentence says where.
         """
         path = Path(path)
-        try:
-            content = read_json(path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"The head roles {path} cannot be read: {error}.") from error
+        content = named_json(path, "The head roles")
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(f"{path} is no head-role file: it does not say {FORMAT!r}.")
         try:
