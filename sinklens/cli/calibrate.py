@@ -158,7 +158,7 @@ def print_calibration(result: Any, saved: list[str]) -> None:
     """The sentences, what was chosen, and what it is worth on other prompts."""
     meta = result.meta
     where = f", {len(meta['split']['search'])} of them chosen on, from"
-    printing.say_model(meta["model"], printing.sequences(meta["tokens"], "prompts", where=where))
+    printing.say_model(meta["model"], printing.sequences(meta["tokens"], "prompt", where=where))
     printing.say_verdict(result.verdict)
     if result.intervention is not None:
         more = len(result.heads) - 12

@@ -69,7 +69,7 @@ def test_its_sentences_say_what_its_tables_say(causes: SinkCauses) -> None:
     assert f"{row.channel_share:+.1f} of the {row.margin:+.1f} logits" in first
     assert f"from {row.mass:.2f} to {row.mass_without:.2f}" in first
     zero = causes.donors.query("place == 'sink' and edit == 'zero'")["delta_loss"].mean()
-    assert f"set to zero {zero + 0.0:+.3f}" in causes.verdict[-1]
+    assert f"set to zero {zero:+z.3f}" in causes.verdict[-1]
 
 
 def test_without_a_sink_it_says_so(tmp_path: Path) -> None:

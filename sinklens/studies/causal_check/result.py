@@ -195,7 +195,7 @@ def _heads(top: int) -> str:
 
 def _side_by_side(top: int, ways: list[str], by: Any, meta: Mapping[str, Any]) -> str:
     exact = ", ".join(f"{way} {by[way, 'exact'].tested:.2f}" for way in ways)
-    loss = ", ".join(f"{way} {by[way, 'loss'].harm + 0.0:+.2f}" for way in ways)
+    loss = ", ".join(f"{way} {by[way, 'loss'].harm:+z.2f}" for way in ways)
     first = ways[0]
     on = f" on {meta['n_needles']} needles" if "n_needles" in meta else ""
     return (
@@ -210,13 +210,13 @@ def _against_controls(row: Any) -> str:
     text = f"{row.way} masking of {_heads(row.top)}: {what} {row.clean:.2f} -> {row.tested:.2f}"
     if not math.isnan(row.harm_low):
         low, high = sorted((sign * row.harm_low, sign * row.harm_high))
-        text += f" (change {sign * row.harm + 0.0:+.2f} [{low + 0.0:+.2f}, {high + 0.0:+.2f}])"
+        text += f" (change {sign * row.harm:+z.2f} [{low:+z.2f}, {high:+z.2f}])"
     if not row.n_controls:
         text += "; there is no random set of equal size to compare with"
     else:
         sets = "set of as many heads changes" if row.n_controls == 1 else "sets of as many heads change"
         sd = "" if math.isnan(row.control_sd) else f", sd {row.control_sd:.2f}"
-        text += f"; {row.n_controls} random disjoint {sets} it by {sign * row.control_mean + 0.0:+.2f}{sd} "
+        text += f"; {row.n_controls} random disjoint {sets} it by {sign * row.control_mean:+z.2f}{sd} "
         text += f"({p_words(row.p, row.n_controls, row.n_as_large)})"
     if row.measure == "exact" and (row.n_controls or row.n_matched):
         text += _matched(row)
@@ -228,12 +228,12 @@ def _against_controls(row: Any) -> str:
 def _matched(row: Any) -> str:
     """The random sets of equal own harm."""
     if not row.n_matched:
-        return f"; no random set harms plain text as much as these heads do ({row.own_harm + 0.0:+.2f} nats)"
+        return f"; no random set harms plain text as much as these heads do ({row.own_harm:+z.2f} nats)"
     sets = "set" if row.n_matched == 1 else "sets"
     one = "changes" if row.n_matched == 1 else "change"
     return (
-        f"; {row.n_matched} random {sets} of equal own harm ({row.matched_own + 0.0:+.2f} nats on plain text, the "
-        f"tested heads {row.own_harm + 0.0:+.2f}) {one} it by {-row.matched_mean + 0.0:+.2f} "
+        f"; {row.n_matched} random {sets} of equal own harm ({row.matched_own:+z.2f} nats on plain text, the "
+        f"tested heads {row.own_harm:+z.2f}) {one} it by {-row.matched_mean:+z.2f} "
         f"({p_words(row.matched_p, row.n_matched, row.matched_as_large)})"
     )
 
@@ -247,7 +247,7 @@ def _warnings(top: int, ways: list[str], by: Any, spread: float | None) -> list[
         if loss >= answer and (loss > 0 if math.isnan(low) else low > 0):
             found.append(
                 f"Warning: {way} masking of {_heads(top)} harms plain text as much as the needles ({loss:+.2f} nats a "
-                f"token against {answer + 0.0:+.2f} an answer token), so it says nothing about retrieval alone."
+                f"token against {answer:+z.2f} an answer token), so it says nothing about retrieval alone."
             )
         row = by[way, "exact"]
         if spread is not None and row.n_harmful:
@@ -260,7 +260,7 @@ def _warnings(top: int, ways: list[str], by: Any, spread: float | None) -> list[
         harmful = [way for way in ways if by[way, "loss"].harm > spread]
         others = [way for way in ways if way not in harmful]
         if harmful and others:
-            costs = ", ".join(f"{way} {by[way, 'loss'].harm + 0.0:+.2f}" for way in ways)
+            costs = ", ".join(f"{way} {by[way, 'loss'].harm:+z.2f}" for way in ways)
             why = (
                 "; uniform attention makes a head that rests on its sink write the average of all values"
                 if harmful == ["uniform"]

@@ -57,7 +57,7 @@ def describe_domains(table: pd.DataFrame) -> list[str]:
     return [
         f"{sentence}; most {name_of(top)}: importance {top.importance_first:.2f} on {top.domain}, "
         f"{top.importance_first - difference:.2f} on {rest} (difference {difference:.2f} "
-        f"[{top.importance_first_difference_low:.2f}, {top.importance_first_difference_high:.2f}])."
+        f"[{top.importance_first_difference_low:z.2f}, {top.importance_first_difference_high:z.2f}])."
     ]
 
 

@@ -72,12 +72,12 @@ def conflict_words(heads: pd.DataFrame, pruned: pd.DataFrame, clean: dict[str, f
         sign = -1 if row.kind == "context" else 1
         text = (
             f"Without {row.heads} ({row.kind} heads, {row.way}) the context's answer leads by "
-            f"{row.logit_diff + 0.0:.2f} instead of {clean['logit_diff'] + 0.0:.2f} logits and wins in "
-            f"{row.follows:.2f} instead of {clean['follows']:.2f} of the prompts (change {row.change:+.2f}"
+            f"{row.logit_diff:z.2f} instead of {clean['logit_diff']:z.2f} logits and wins in "
+            f"{row.follows:.2f} instead of {clean['follows']:.2f} of the prompts (change {row.change:+z.2f}"
         )
-        text += ")" if math.isnan(row.low) else f" [{row.low:+.2f}, {row.high:+.2f}])"
+        text += ")" if math.isnan(row.low) else f" [{row.low:+z.2f}, {row.high:+z.2f}])"
         if len(others):
             beside = compare_with_controls(sign * row.change, (sign * others["change"]).tolist())
-            text += f"; as many random heads {sign * beside.mean + 0.0:+.2f}, p = {beside.p:.2g}"
+            text += f"; as many random heads {sign * beside.mean:+z.2f}, p = {beside.p:.2g}"
         out.append(f"{text}.")
     return out

@@ -86,8 +86,8 @@ def score_sentences(scores: pd.DataFrame) -> list[str]:
 
 def _change(row: dict[Hashable, Any]) -> str:
     if row["delta_low"] != row["delta_low"]:
-        return f"{row['delta']:+.3f}"
-    return f"{row['delta']:+.3f} [{row['delta_low']:+.3f}, {row['delta_high']:+.3f}]"
+        return f"{row['delta']:+z.3f}"
+    return f"{row['delta']:+z.3f} [{row['delta_low']:+z.3f}, {row['delta_high']:+z.3f}]"
 
 
 def _beside(row: dict[Hashable, Any], controls: "pd.Series[float]") -> str:
@@ -95,6 +95,6 @@ def _beside(row: dict[Hashable, Any], controls: "pd.Series[float]") -> str:
         return "; no control of equal budget"
     as_far = int((controls.abs() >= abs(row["delta"])).sum())
     return (
-        f"; {several(len(controls), 'random control')} of equal budget: {controls.min():+.3f} to "
-        f"{controls.max():+.3f}, {as_far} of them as far"
+        f"; {several(len(controls), 'random control')} of equal budget: {controls.min():+z.3f} to "
+        f"{controls.max():+z.3f}, {as_far} of them as far"
     )

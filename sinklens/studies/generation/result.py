@@ -69,24 +69,29 @@ def generation_words(steps: pd.DataFrame, tokens: pd.DataFrame) -> list[str]:
     new = tokens[tokens["generated"]]
     sinks = new[new["n_sink_heads"].fillna(0) > 0]
     judged = int(new["n_sink_heads"].notna().sum())
-    text = (
-        f"{len(sinks)} of {several(judged, 'generated token')} with enough tokens after them {are(len(sinks))} the "
-        f"sink of some head"
-    )
     if len(sinks):
+        some = several(judged, "generated token")
+        text = f"{len(sinks)} of {some} with enough tokens after them {are(len(sinks))} the sink of some head"
         top = sinks.sort_values(["n_sink_heads", "position"], ascending=[False, True]).iloc[0]
         text += (
             f", most of all {top['token']!r} at position {int(top['position'])} "
             f"({several(int(top['n_sink_heads']), 'head')})"
         )
-    out.append(f"{text}.")
+        out.append(f"{text}.")
+    elif judged:
+        out.append(f"None of {several(judged, 'generated token')} with enough tokens after them is a sink of any head.")
+    else:
+        out.append("No generated token has enough tokens after it to tell whether it is a sink.")
     massive = new[new["is_massive"].astype(bool)]
     if len(massive):
         top = massive.sort_values(["max_abs", "position"], ascending=[False, True]).iloc[0]
-        out.append(
+        text = (
             f"{len(massive)} of {several(len(new), 'generated token')} {are(len(massive))} massive, most of "
-            f"all {top['token']!r} at position {int(top['position'])} (|h| {top['max_abs']:.4g})."
+            f"all {top['token']!r} at position {int(top['position'])} (|h| {top['max_abs']:.4g})"
         )
+        if 2 * len(massive) > len(new) > 1:
+            text += "; a channel that is large at most tokens tells none of them apart"
+        out.append(f"{text}.")
     else:
         out.append(f"None of {several(len(new), 'generated token')} is massive.")
     return out

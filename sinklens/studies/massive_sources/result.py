@@ -101,7 +101,7 @@ def _effect(row: Any, others: pd.DataFrame) -> str:
     text = (
         f"Without {row.tested} {'the value' if count == 1 else 'their values'} "
         f"{'keeps' if count == 1 else 'keep'} {100 * row.peak_kept:.0f} % and the loss changes by "
-        f"{row.delta_loss + 0.0:+.3f} nats a token; {several(row.sink_heads, 'head')} "
+        f"{row.delta_loss:+z.3f} nats a token; {several(row.sink_heads, 'head')} "
         f"{'sinks' if row.sink_heads == 1 else 'sink'} on position 0, of {row.sink_heads_before} before"
     )
     if len(others):

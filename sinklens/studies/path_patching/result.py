@@ -70,14 +70,14 @@ def path_words(paths: pd.DataFrame, sets: pd.DataFrame) -> list[str]:
         order = known.assign(size=known["effect"].abs()).sort_values("size", ascending=False, kind="stable")
         top = order.iloc[0]
         if top["effect"] < 0:
-            does = f"changes what {receiver} reads the most, away from what tells the prompts apart"
+            does = f"moves {receiver} the most, but against what tells the prompts apart"
         else:
             does = f"hands {receiver} the most of what tells the prompts apart"
-        text = f"Of {several(len(order), 'sender')} {top['sender']} {does}: {top['effect'] + 0.0:.2f}"
+        text = f"Of {several(len(order), 'sender')} {top['sender']} {does}: {top['effect']:z.2f}"
         if not math.isnan(top["low"]):
-            text += f" [{top['low']:.2f}, {top['high']:.2f}]"
+            text += f" [{top['low']:z.2f}, {top['high']:z.2f}]"
         if len(order) > 1:
-            text += f"; next {order.iloc[1]['sender']} with {order.iloc[1]['effect'] + 0.0:.2f}"
+            text += f"; next {order.iloc[1]['sender']} with {order.iloc[1]['effect']:z.2f}"
         out.append(f"{text}.")
     for row in sets[sets["kind"] == "tested"].itertuples():
         out.append(f"{row.heads}: {set_words(row, sets[sets['kind'] == 'random'])}.")
@@ -95,10 +95,10 @@ def set_words(row: Any, others: pd.DataFrame) -> str:
     for name in ("necessity", "sufficiency"):
         value = float(getattr(row, name))
         low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
-        part = f"{name} {value + 0.0:.2f}" + ("" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]")
+        part = f"{name} {value:z.2f}" + ("" if math.isnan(low) else f" [{low:z.2f}, {high:z.2f}]")
         if len(others):
             beside = compare_with_controls(value, others[name])
-            part += f" (as many random heads {beside.mean + 0.0:.2f}, p = {beside.p:.2g})"
+            part += f" (as many random heads {beside.mean:z.2f}, p = {beside.p:.2g})"
         parts.append(part)
     return ", ".join(parts)
 

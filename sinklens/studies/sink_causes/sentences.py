@@ -81,9 +81,9 @@ def _donors(donors: pd.DataFrame) -> list[str]:
     for edit, word in (("zero", "zero"), ("donor", "that of another text"), ("ordinary", "an ordinary token's")):
         rows = sink[sink["edit"] == edit]["delta_loss"].dropna()
         if len(rows):
-            costs.append(f"{word} {rows.mean() + 0.0:+.3f}")
+            costs.append(f"{word} {rows.mean():+z.3f}")
     control = donors[(donors["place"] == "control") & (donors["edit"] == "zero")]["delta_loss"].dropna()
-    beside = f" (zero at other positions {control.mean() + 0.0:+.3f})" if len(control) else ""
+    beside = f" (zero at other positions {control.mean():+z.3f})" if len(control) else ""
     return [
         f"The value at the sink of one KV head set to {', to '.join(costs)} nats a token, mean of "
         f"{several(sink.groupby(['layer', 'kv_head']).ngroups, 'KV head')}{beside}."
@@ -91,4 +91,4 @@ def _donors(donors: pd.DataFrame) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share + 0.0:.0f} %"
+    return f"{100 * share:z.0f} %"

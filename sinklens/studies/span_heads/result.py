@@ -98,5 +98,5 @@ def span_words(heads: pd.DataFrame, steered: pd.DataFrame, picked: dict[str, Any
 def _told(changes: pd.Series) -> str:
     moved: Interval = paired_interval(changes.to_numpy(float))
     if moved.low != moved.low:
-        return f"{moved.value + 0.0:+.2f}"
-    return f"{moved.value + 0.0:+.2f} [{moved.low + 0.0:+.2f}, {moved.high + 0.0:+.2f}]"
+        return f"{moved.value:+z.2f}"
+    return f"{moved.value:+z.2f} [{moved.low:+z.2f}, {moved.high:+z.2f}]"

@@ -78,8 +78,8 @@ def expert_words(experts: pd.DataFrame, effects: pd.DataFrame) -> list[str]:
     rows: list[Any] = [*pruned.itertuples()]
     for row in rows:
         text = (
-            f"Pruned, the loss changes by {row.delta_loss + 0.0:+.3f} nats a token, the largest |h| keeps "
-            f"{100 * row.max_abs_kept:.0f} %, and the sink decays by {row.sink_decay + 0.0:.2f}"
+            f"Pruned, the loss changes by {row.delta_loss:+z.3f} nats a token, the largest |h| keeps "
+            f"{100 * row.max_abs_kept:.0f} %, and the sink decays by {row.sink_decay:z.2f}"
         )
         for kind, words in (("random", "of any layer"), ("layer", "of the same layers")):
             others = effects[effects["kind"] == kind]
