@@ -76,7 +76,7 @@ def test_paths_of_random_tokens_and_of_a_file(tmp_path: Path) -> None:
             run("paths", "tiny-llama", "--prompts", file)
     file.write_text("[", "utf-8")
     for path in (file, tmp_path / "none.json"):
-        with pytest.raises(InputError, match="The file of --prompts .* cannot be read"):
+        with pytest.raises(InputError, match=r"The file of --prompts .* cannot be read"):
             run("paths", "tiny-llama", "--prompts", path)
 
 

@@ -57,7 +57,7 @@ def test_planted_heads_take_their_sides_and_pruning_is_exact(tmp_path: Path) -> 
     assert pruned.loc[("zero", "random")]["change"].abs().max() < 1e-4
     assert abs(pruned.loc[("mean", "memory", -1), "change"]) < 0.2 * abs(heads.loc["L2H0", "conflict"])
     assert found.verdict[0] == (
-        f"1 of 12 heads argue for the context's answer against the other, most of all L2H3 "
+        f"1 of 12 heads argues for the context's answer against the other, most of all L2H3 "
         f"({heads.loc['L2H3', 'conflict']:+.2f} logits)."
     )
     row = pruned.loc[("zero", "context", -1)]

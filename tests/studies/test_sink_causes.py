@@ -16,6 +16,7 @@ from sinklens.interventions import EditValues
 from sinklens.interventions.edit_values import donor_values
 from sinklens.models.tokens import as_batch
 from sinklens.studies import SinkCauses, explain_sinks
+from sinklens.wording import several
 from tests.passes.planted_sink import CHANNEL, HEAD, planted_sink, sink_ids
 from tests.real_models import real_model
 
@@ -63,7 +64,7 @@ def test_its_sentences_say_what_its_tables_say(causes: SinkCauses) -> None:
     half = sum(1 for lost in heads["mass_lost"] if lost >= 0.5)
     one = sum(1 for lost in heads["one_lost"] if lost >= 0.5)
     assert f"largest channel {one} of {len(heads)} lose" in together
-    assert f"without up to {heads['n_channels'].max()} channels {half};" in together
+    assert f"without up to {several(heads['n_channels'].max(), 'channel')} {half};" in together
     row = heads.sort_values("importance", ascending=False).iloc[0]
     assert first.startswith(f"L{row.layer}H{row['head']} looks at position 0 because channel {row.channel} ")
     assert f"{row.channel_share:+.1f} of the {row.margin:+.1f} logits" in first

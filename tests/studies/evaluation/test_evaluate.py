@@ -24,6 +24,7 @@ from sinklens.studies.evaluation import run
 from sinklens.studies.evaluation.harness import missing_harness
 from sinklens.studies.evaluation.result import TaskScores, score_sentences
 from sinklens.studies.evaluation.scorer import TextScorer
+from sinklens.wording import several
 
 needs_harness = pytest.mark.skipif(missing_harness() is not None, reason=str(missing_harness()))
 
@@ -222,8 +223,8 @@ def test_every_sentence_is_recomputed_from_the_table(seed: int) -> None:
             if others:
                 far = sum(abs(delta) >= abs(row["delta"]) for delta in others)
                 beside = (
-                    f"{len(others)} random controls of equal budget: {min(others):+.3f} to {max(others):+.3f}, "
-                    f"{far} of them as far"
+                    f"{several(len(others), 'random control')} of equal budget: {min(others):+z.3f} to "
+                    f"{max(others):+z.3f}, {far} of them as far"
                 )
             expected.append(
                 f"{words}, {row['value']:.3f} under {row['condition']} ({row['delta']:+.3f}{interval}); {beside}."
