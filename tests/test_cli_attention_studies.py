@@ -111,6 +111,6 @@ def test_conflict_takes_prompts_from_a_file(tmp_path: Path) -> None:
     assert isinstance(found, ConflictHeads) and said(found.verdict, printed) and (out / "report.html").is_file()
     assert {*found.pruned["way"]} <= {"zero"} and "Heads that take sides" in printed
     file.write_text(json.dumps(prompts[:3]), "utf-8")
-    for words, sentence in ((["--prompts", file], "at least 4 prompts"), (["--how", "median"], 'ways of "zero"')):
+    for words, sentence in ((["--prompts", file], "at least 4 prompts"), (["--how", "median"], "takes some of zero, mean")):
         with pytest.raises(InputError, match=sentence):
             run("conflict", "tiny-llama", *words)
