@@ -44,7 +44,7 @@ def test_rank_orders_files_and_tells_whether_they_are_used(tmp_path: Path) -> No
         (files[:1], "two or more documents"),
         ([*files, "--question", "Who?", "--gold", "4"], "--gold is the number of one of the 3 documents"),
         ([*files, "--question", "Who?", "--answer", "Lily"], "--gold is the number"),
-        ([*files, "--question", "Who?", "--methods", "bm25"], "methods must be some of .* got bm25"),
+        ([*files, "--question", "Who?", "--methods", "bm25"], r"methods must be some of .* got bm25"),
     ):
         with pytest.raises(InputError, match=sentence):
             run("rank", "tiny-llama", *bad)
@@ -111,6 +111,6 @@ def test_conflict_takes_prompts_from_a_file(tmp_path: Path) -> None:
     assert isinstance(found, ConflictHeads) and said(found.verdict, printed) and (out / "report.html").is_file()
     assert {*found.pruned["way"]} <= {"zero"} and "Heads that take sides" in printed
     file.write_text(json.dumps(prompts[:3]), "utf-8")
-    for words, sentence in ((["--prompts", file], "at least 4 prompts"), (["--how", "median"], "takes some of zero, mean")):
+    for words, sentence in ((["--prompts", file], "at least 4 prompts"), (["--how", "median"], "some of zero, mean")):
         with pytest.raises(InputError, match=sentence):
             run("conflict", "tiny-llama", *words)

@@ -162,7 +162,7 @@ class NonFinite:
             where.append("in the embedding")
         blocks = sorted(layer for layer in self.layers if layer >= 0)
         if blocks:
-            where.append(f"after {'layer' if len(layers) == 1 else 'layers'} {', '.join(run_words(layers, 2))}")
+            where.append(f"after {'layer' if len(blocks) == 1 else 'layers'} {', '.join(run_words(blocks, 2))}")
         within = sorted({layer for layer, _ in self.heads})
         if within:
             where.append(
