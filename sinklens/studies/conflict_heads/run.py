@@ -141,6 +141,10 @@ def find_conflict_heads(
             follows = float((values > 0).mean())
             pruned.append((way, kind, draw, names, float(values.mean()), moved.value, moved.low, moved.high, follows))
         progress.advance(len(sets))
+    if not pruned:  # no head takes a side
+        logits = model(test.ids.to(next(model.parameters()).device))[torch.arange(len(test)), where.position]
+        both = logits.float().cpu().gather(-1, answers[:, :2]).double().numpy()
+        clean = both[:, 0] - both[:, 1]
     meta = header(
         model,
         rows,
