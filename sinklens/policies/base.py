@@ -303,10 +303,13 @@ class _Apply:
             left = kept & view.visible
             entries, cached = self.policy.entries(view, left), self.policy.cached(view, left)
             self.account.add(plain, self.policy.as_they_are(view, left), entries, cached)
+        # a row that does not see itself stands in padding behind the text: nobody reads what it would read
+        place = torch.arange(len(view.rows), device=view.rows.device), (view.rows - view.keys[0]).clamp(min=0)
+        real = plain.scores[:, *place] != -math.inf
         columns = slice(block.keys.start, None)
         kept = kept.expand(kept.shape[0] if kept.ndim == 3 else 1, *scores.shape[1:])[..., columns]
         out = torch.empty_like(block.scores) if self.only_look else block.scores
-        empty = hide_rest(scores[..., columns], kept, out)
+        empty = hide_rest(scores[..., columns], kept, out) & real
         if not self.policy.may_be_empty and bool(empty.any()):
             self._refuse_empty(view, empty)
 

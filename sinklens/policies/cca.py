@@ -55,8 +55,9 @@ class CCA(Policy):
         last = (view.rows >= 0) & (view.rows % self.group_size == self.group_size - 1)
         if bool(last.any()):
             own = view.keys.div(self.group_size, rounding_mode="floor") == view.rows[last, None] // self.group_size
-            within = view.scores[:, last].masked_fill(~own, -math.inf).log_softmax(-1).amax(1)
-            held = torch.maximum(held, within)
+            within = view.scores[:, last].masked_fill(~own, -math.inf).log_softmax(-1)
+            within = within.nan_to_num(nan=-math.inf, neginf=-math.inf)  # a group that stands in padding
+            held = torch.maximum(held, within.amax(1))
         view.state["share"] = held
         return held
 
