@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sinklens.attention import StatisticFactory
+from sinklens.capture.heap import ROWS, give_back
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.metric import Metric as Metric
 from sinklens.errors import InputError
@@ -184,6 +185,9 @@ def frame_of(parts: Sequence[Mapping[str, Any]], columns: Sequence[str] = (), *,
         found[name] = np.concatenate(
             [each if np.ndim(each) else np.full(length, each) for each, length in zip(pieces, lengths, strict=True)]
         )
+        del pieces
+        if spend and sum(lengths) >= ROWS:
+            give_back()  # or the parts of a large table stay resident beside it
     return pd.DataFrame(found, copy=False)
 
 
