@@ -79,10 +79,13 @@ def section_of(sentence: str, parts: Sequence[Part]) -> str | None:
     return next((part.anchor for part in parts if re.match(part.says, sentence)), None)
 
 
-def linked(sentence: str, parts: Sequence[Part]) -> str:
-    """A sentence with a link to its section."""
+def linked(sentence: str, parts: Sequence[Part], drawn: bool) -> str:
+    """A sentence with a link to its section; the first one has the figures of the kind, if it has any."""
     anchor = section_of(sentence, parts)
-    return text(sentence) + (f' <a class="see" href="#{anchor}">Figure</a>' if anchor else "")
+    if anchor is None:
+        return text(sentence)
+    shown = "Figure" if drawn and anchor == parts[0].anchor else "Table"
+    return f'{text(sentence)} <a class="see" href="#{anchor}">{shown}</a>'
 
 
 def other_tables(result: Result, parts: Sequence[Part]) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def write_report(
     parts = PARTS.get(result.format, ())
     body = [*(_sections(result, parts) if sections is None else sections)]
     body.append(("definitions", "Definitions", _definitions(result, known or {}, downloads)))
-    verdict = [linked(sentence, parts) for sentence in result.verdict]
+    drawn = bool(drawings(result.format))
+    verdict = [linked(sentence, parts, drawn) for sentence in result.verdict]
     headline = "".join(f'<p class="headline">{sentence}</p>\n' for sentence in verdict[:1])
     rest = "".join(f"<li>{sentence}</li>" for sentence in verdict[1:])
     kind = f"sinklens {result.title[0].lower()}{result.title[1:]}"

@@ -25,7 +25,7 @@ PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
             caption="The strongest sink first",
         ),
         Part(
-            "What the sink hands on", r"Of \d+ sinks, by the size|The value at the sink",
+            "What the sink hands on", r"Of \d+ sinks?, by the size|The value at the sink",
             note="A no-op writes little while it rests on the sink; a broadcast writes the same to every query. The "
             "value of one KV head at the sink is exchanged, at other positions for comparison.",
             table="donors",
