@@ -269,6 +269,17 @@ def massive_sources(runs: Runs) -> Drawn:
     return plots.massive_sources(runs.sources), table.select_dtypes(["number", "object", "str"]).head(400)
 
 
+def study(name: str, run: str, table: str = "") -> Callable[[Runs], Drawn]:
+    """A figure of a study with its main table, or what its ``summary()`` gives."""
+
+    def draw(runs: Runs) -> Drawn:
+        found = getattr(runs, run)
+        shown = found.summary() if table == "summary" else found.to_dataframe(table or None)
+        return getattr(plots, name)(found), shown
+
+    return draw
+
+
 def policy_costs(runs: Any) -> Drawn:
     """What rules keep and cost."""
     names = (
@@ -348,6 +359,22 @@ ENTRIES = (
           "(below).", sink_causes, of=("real",)),
     Entry("massive_sources", "Which weights write massive activations", "From the entry back to the weight that writes "
           "it.", massive_sources, of=("toys",)),
+    Entry("donors", "What the value at the sink does", "Marks at 0: whatever stands in the sink's place, nothing "
+          "is lost; open marks are the same at another position.", study("donors", "donors", "donors")),
+    Entry("near_far", "Near keys alone, far keys alone", "A head that works near loses nothing by the upper "
+          "restriction and much by the lower.", study("near_far", "near_far")),
+    Entry("generation", "While generating", "Which generated tokens become sinks, and which are massive.",
+          study("generation", "generation", "tokens")),
+    Entry("extreme_tokens", "Extreme tokens of a corpus", "In which channels of which layers, and which tokens.",
+          study("extreme_tokens", "extreme", "channels")),
+    Entry("injection", "Inserted tokens", "Whether later tokens look at what was put in, beside random tokens there.",
+          study("injection", "injection", "summary")),
+    Entry("pooling_ranks", "Poolings as embeddings", "A mean that holds the sink makes all texts alike.",
+          study("pooling_ranks", "pooling", "summary"), of=("real",)),
+    Entry("span_heads", "Heads of a span", "Red: heads that depend on the right document more than on another.",
+          study("span_heads", "spans", "heads"), of=("real",)),
+    Entry("factual_recall", "Recall of facts", "What each block adds to the right answer, and how likely it is "
+          "after it.", study("factual_recall", "recall"), of=("real",)),
     Entry("entropy_scatter", "Entropy against key norm", "A sink head below 1 has a sink with a short key: direction, "
           "not length, makes it.", entropy_scatter),
     Entry("ablation_heatmap", "Ablation of every head", "Red: the loss rises without the head; diamonds mark intervals "

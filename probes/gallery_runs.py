@@ -26,16 +26,23 @@ from sinklens.studies import (
     Dynamics,
     RankingTask,
     Roles,
+    compare_pooling,
     explain_sinks,
     find_conflict_heads,
+    find_extreme_tokens,
     find_roles,
+    find_span_heads,
     find_super_experts,
+    follow_generation,
+    inject_tokens,
     make_needles,
     measure_dynamics,
     measure_needles,
+    near_far_costs,
     patch_paths,
     rank_documents,
     trace_massive,
+    trace_recall,
 )
 from sinklens.studies.census.builtin_domains import builtin_domains
 from sinklens.studies.census.result import Census
@@ -59,6 +66,8 @@ class Runs:
     tested = 50
     """Sequences that the heads are switched off on."""
     controls = 20
+    near_head = "L16H0"
+    """Attends to the token before."""
     massive_ratio = 1000.0
     """Medians from which an entry is massive."""
 
@@ -139,6 +148,46 @@ class Runs:
         return self.kept("causes", lambda: explain_sinks(self.model, tokens=rows, controls=2, donors=False))
 
     @cached_property
+    def donors(self) -> Any:
+        """What the values at the sinks of the three strongest heads do."""
+        rows = self.batch.rows(slice(0, min(len(self.batch), 6)))
+        return self.kept("donors", lambda: explain_sinks(self.model, tokens=rows, controls=0, donors=True, top=3))
+
+    @cached_property
+    def generation(self) -> Any:
+        """A text as it is generated."""
+        words = "Once upon a time there was a king who"
+        return self.kept("generation", lambda: follow_generation(self.model, words, max_new_tokens=96))
+
+    @cached_property
+    def extreme(self) -> Any:
+        """Extreme tokens of the texts."""
+        bound = 0 if self.massive_ratio < 100 else 100
+        return self.kept(
+            "extreme",
+            lambda: find_extreme_tokens(
+                self.model, tokens=self.batch, absolute=bound, ratio=min(300, self.massive_ratio)
+            ),
+        )
+
+    @cached_property
+    def injection(self) -> Any:
+        """A new token in four places of a few texts."""
+        rows = self.batch.rows(slice(0, min(len(self.batch), 8)))
+        return self.kept("injection", lambda: inject_tokens(self.model, tokens=rows, counts=[1, 4], draws=2))
+
+    @cached_property
+    def near_far(self) -> Any:
+        """Near keys alone and far ones alone, for a head that looks at the token before."""
+        rows = self.batch.rows(slice(0, min(len(self.batch), 8)))
+        return self.kept("near_far", lambda: near_far_costs(self.model, [self.near_head], tokens=rows, window=8))
+
+    @cached_property
+    def pooling(self) -> Any:
+        """Poolings of four layers."""
+        return self.kept("pooling", lambda: compare_pooling(self.model))
+
+    @cached_property
     def sources(self) -> Any:
         """Which weights write the massive activations, on a few texts."""
         rows = self.batch.rows(slice(0, min(len(self.batch), 6)))
@@ -206,6 +255,16 @@ class Real(Runs):
         return self.kept("conflict", lambda: find_conflict_heads(self.model, controls=3, ways=["zero"]))
 
     @cached_property
+    def spans(self) -> Any:
+        """Heads that depend on the document with the answer."""
+        return self.kept("spans", lambda: find_span_heads(self.model))
+
+    @cached_property
+    def recall(self) -> Any:
+        """How capitals are recalled."""
+        return self.kept("recall", lambda: trace_recall(self.model))
+
+    @cached_property
     def policies(self) -> pd.DataFrame:
         """The committed comparison of KV-cache rules on SmolLM2."""
         return pd.read_csv(FIGURES / "what_policies_keep_SmolLM2.csv").fillna({"budget": pd.NA})
@@ -216,6 +275,7 @@ class Toys(Runs):
 
     name = "tiny-llama"
     needle_model = "induction-2l"
+    near_head = "L0H1"
     massive_ratio = 20.0
 
     @cached_property

@@ -1,4 +1,4 @@
-"""`sinklens rank`, `paths` and `conflict`: what they print, save and draw, and bad input in one sentence."""
+"""`sinklens rank`, `paths`, `conflict`, `near-far`, `inject`, `pool`, `span`, `recall`: what they print and refuse."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,15 @@ from sinklens import load
 from sinklens import open as open_result
 from sinklens.cli import app
 from sinklens.errors import InputError
-from sinklens.studies import ConflictHeads, DocumentRanking, PatchedPaths
+from sinklens.studies import (
+    ConflictHeads,
+    DocumentRanking,
+    Injection,
+    NearFar,
+    PatchedPaths,
+    PoolingComparison,
+    SpanHeads,
+)
 from sinklens.studies.path_patching.prompts import repeated_prompts, text_prompts
 
 
@@ -114,3 +122,59 @@ def test_conflict_takes_prompts_from_a_file(tmp_path: Path) -> None:
     for words, sentence in ((["--prompts", file], "at least 4 prompts"), (["--how", "median"], "some of zero, mean")):
         with pytest.raises(InputError, match=sentence):
             run("conflict", "tiny-llama", *words)
+
+
+def test_what_heads_lose_by_near_or_far_keys_and_what_inserted_tokens_draw(tmp_path: Path) -> None:
+    out = tmp_path / "near-far"
+    words = ("--controls", 2, "--max-sequences", 3, "--out", out)
+    printed = run("near-far", "induction-2l", "L0H0", "L0H1", "--window", 4, *words)
+    found = open_result(out)
+    assert isinstance(found, NearFar) and said(found.verdict, printed) and (out / "report.html").is_file()
+    assert found.costs["heads"][0] == "L0H0, L0H1" and len(found.costs) == 6
+    with pytest.raises(InputError, match="L7H0"):
+        run("near-far", "induction-2l", "L7H0")
+    out = tmp_path / "inject"
+    words = ("--places", "second,5", "--counts", "1,2", "--draws", 1, "--max-sequences", 2, "--out", out)
+    printed = run("inject", "tiny-llama", "--token", "7", *words)
+    injected = open_result(out)
+    assert isinstance(injected, Injection) and said(injected.verdict, printed) and (out / "report.html").is_file()
+    assert [*dict.fromkeys(injected.heads["place"])] == ["second", "5"] and {*injected.heads["count"]} == {1, 2}
+    for bad, sentence in (
+        (("--places", "nowhere"), "A place is one of"),
+        (("--counts", "x"), "--counts takes numbers"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            run("inject", "tiny-llama", *bad)
+
+
+def test_poolings_from_a_file_and_heads_of_a_span(tmp_path: Path) -> None:
+    file, out = tmp_path / "pairs.json", tmp_path / "pool"
+    pairs = [("Who ran?", "The dog ran to the park."), ("Who baked?", "Lily baked a big cake.")]
+    file.write_text(json.dumps([{"question": a, "document": b} for a, b in pairs]), "utf-8")
+    printed = run("pool", "tiny-llama", "--pairs", file, "--layers", "1", "--poolings", "mean,sink_free", "--out", out)
+    found = open_result(out)
+    assert isinstance(found, PoolingComparison) and said(found.verdict, printed) and (out / "report.html").is_file()
+    assert found.ranks["n"].unique().tolist() == [2] and {*found.ranks["pooling"]} == {"mean", "sink_free"}
+    with pytest.raises(InputError, match="poolings of"):
+        run("pool", "tiny-llama", "--poolings", "max")
+    out, file = tmp_path / "span", tmp_path / "tasks.json"
+    documents = ["The dog ran to the park.", "Lily baked a big cake.", "It was hot."]
+    asked = [("Who baked?", 2, "Lily"), ("Who ran?", 1, "The dog")] * 2
+    tasks = [{"documents": documents, "question": q, "gold": gold, "answer": a} for q, gold, a in asked]
+    file.write_text(json.dumps(tasks), "utf-8")
+    printed = run("span", "tiny-llama", "--tasks", file, "--top", 2, "--controls", 1, "--out", out)
+    heads = open_result(out)
+    assert isinstance(heads, SpanHeads) and said(heads.verdict, printed) and (out / "report.html").is_file()
+    assert heads.heads["chosen"].sum() == 2 and {*heads.steered["task"]} == {1, 3}
+    for wrong in ({"documents": documents}, 3):
+        file.write_text(json.dumps([wrong]), "utf-8")
+        with pytest.raises(InputError, match="--tasks takes a JSON list"):
+            run("span", "tiny-llama", "--tasks", file)
+
+
+def test_recall_refuses_facts_that_the_model_does_not_know(tmp_path: Path) -> None:
+    file = tmp_path / "facts.json"
+    file.write_text(json.dumps([{"prompt": "a", "topic": "b", "answer": "c"}]), "utf-8")
+    for words, sentence in ((("--facts", file), "at least 10 facts"), ((), "The model knows")):
+        with pytest.raises(InputError, match=sentence):
+            run("recall", "tiny-llama", *words)

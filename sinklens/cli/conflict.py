@@ -23,6 +23,14 @@ def conflict(
             "the prompt says, what the model knows, and a third answer. Default: sixteen false capitals.",
         ),
     ] = None,
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="direct|path",
+            help="What a head writes for an answer, or what the answer loses when the head's path to the logits "
+            "carries another prompt.",
+        ),
+    ] = "direct",
     top: Annotated[int, typer.Option(metavar="N", min=1, help="Heads of each side that are taken away.")] = 5,
     how: Annotated[str, typer.Option(metavar="zero,mean", help="What is put in place of their output.")] = "zero,mean",
     controls: options.Controls = 10,
@@ -35,14 +43,14 @@ def conflict(
 ) -> None:
     """Find heads that argue for what the prompt says, and heads that argue for what the model knows.
 
-    Heads are chosen on every other prompt by what they write for each answer, and taken away on the rest, beside random
-    sets of as many heads.
+    Heads are chosen on every other prompt by what they write for each answer (or by patched paths), and taken away on
+    the rest, beside random sets of as many heads.
 
     For example:
 
       sinklens conflict path/to/llama --out runs/conflict
 
-      sinklens conflict model.gguf --prompts false-facts.json --top 3 --how zero
+      sinklens conflict model.gguf --by path --prompts false-facts.json --top 3 --how zero
     """
     ways = values.names(how)
     if not ways or any(way not in WAYS for way in ways):
@@ -57,6 +65,7 @@ def conflict(
         found = find_conflict_heads(
             bridge,
             None if given is None else [ConflictPrompt(**each) for each in given],
+            by=by,  # type: ignore[arg-type]
             top=top,
             ways=ways,
             controls=controls,

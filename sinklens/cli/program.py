@@ -13,15 +13,20 @@ from sinklens.cli.dynamics import dynamics
 from sinklens.cli.evaluate import evaluate
 from sinklens.cli.extreme import extreme
 from sinklens.cli.follow import follow
+from sinklens.cli.inject import inject
 from sinklens.cli.models import models
+from sinklens.cli.near_far import near_far
 from sinklens.cli.needle import needle
 from sinklens.cli.paths import paths
 from sinklens.cli.policies import policies
 from sinklens.cli.policy import app as policy
+from sinklens.cli.pool import pool
 from sinklens.cli.rank import rank
+from sinklens.cli.recall import recall
 from sinklens.cli.report import report
 from sinklens.cli.roles import roles
 from sinklens.cli.scan import ScanCommand, scan
+from sinklens.cli.span import span
 from sinklens.cli.why import why
 from sinklens.lab.commands import app as lab
 
@@ -73,6 +78,11 @@ for command in (
     rank,
     paths,
     conflict,
+    recall,
+    span,
+    near_far,
+    inject,
+    pool,
     models,
 ):
     app.command()(command)

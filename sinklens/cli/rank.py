@@ -35,12 +35,14 @@ def rank(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Some of icr, calibrated, query_attention, infini, last_token, overlap, random. Default: all.",
+            help="Some of icr, calibrated, query_attention, infini, infini_weighted, last_token, overlap, random. "
+            "Default: all.",
         ),
     ] = None,
     heads: Annotated[
         str | None, typer.Option(metavar="L5H1,...", help="Sum over these heads alone. Default: all heads.")
     ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Put the last document first in the prompt.")] = False,
     intervention: Annotated[
         Path | None,
         typer.Option(metavar="FILE.json", help="Rank under a change of the model, as its to_json() wrote it."),
@@ -96,6 +98,7 @@ def rank(
             tasks=[task] if texts else None,
             methods=[*METHODS] if chosen is None else chosen,
             heads=values.names(heads) if heads is not None else None,
+            reverse=reverse,
             intervention=next(iter(changes.values()), None),
             bos=bos,  # type: ignore[arg-type]
             seed=seed,

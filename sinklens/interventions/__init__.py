@@ -10,10 +10,13 @@ if TYPE_CHECKING:
     from sinklens.interventions.calibrate_sinks import CalibrateSinks
     from sinklens.interventions.compensated_window import CompensatedWindow
     from sinklens.interventions.edit_values import EditValues, mean_values
+    from sinklens.interventions.follow_gaze import FollowGaze
     from sinklens.interventions.head_outputs import mean_outputs
     from sinklens.interventions.mask_keys import MaskKeys
     from sinklens.interventions.massive_entries import MassiveEntries, control_entries, massive_entries
+    from sinklens.interventions.paint_scores import PaintScores
     from sinklens.interventions.redistribute_attention import RedistributeAttention
+    from sinklens.interventions.scale_heads import ScaleHeads
     from sinklens.interventions.scale_keys import ScaleKeys
     from sinklens.interventions.set_activations import SetActivations, mean_activations
     from sinklens.interventions.sink_dims import find_sink_dims
@@ -26,10 +29,13 @@ __all__ = [
     "CalibrateSinks",
     "CompensatedWindow",
     "EditValues",
+    "FollowGaze",
     "Intervention",
     "MaskKeys",
     "MassiveEntries",
+    "PaintScores",
     "RedistributeAttention",
+    "ScaleHeads",
     "ScaleKeys",
     "SetActivations",
     "SlidingWindow",

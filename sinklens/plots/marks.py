@@ -107,7 +107,16 @@ def error_bars(value: Any, low: Any, high: Any, *, width: float, thickness: floa
 
 
 def add_intervals(
-    fig: go.Figure, table: pd.DataFrame, column: str, y: Any, text: Any, *, name: str, colour: str, symbol: str
+    fig: go.Figure,
+    table: pd.DataFrame,
+    column: str,
+    y: Any,
+    text: Any,
+    *,
+    name: str,
+    colour: str,
+    symbol: str = "circle",
+    **options: Any,
 ) -> None:
     """Add a mark a row with the interval from its `low` to its `high`; a row without one has the mark alone.
 
@@ -120,6 +129,7 @@ def add_intervals(
         name: In the legend.
         colour: Of mark and interval.
         symbol: Of the mark.
+        **options: Of the trace.
     """
     value, low, high = (table[each].to_numpy(dtype=float) for each in (column, "low", "high"))
     fig.add_trace(
@@ -132,5 +142,6 @@ def add_intervals(
             marker={"size": 9, "color": colour, "symbol": symbol},
             text=text,
             hovertemplate="%{text}<extra></extra>",
+            **options,
         )
     )

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from sinklens.studies.evaluation.run import evaluate_tasks
     from sinklens.studies.extreme_tokens.result import ExtremeTokens
     from sinklens.studies.extreme_tokens.run import find_extreme_tokens
+    from sinklens.studies.factual_recall.facts import Fact
+    from sinklens.studies.factual_recall.result import FactualRecall
+    from sinklens.studies.factual_recall.run import trace_recall
     from sinklens.studies.generation.result import Generation
     from sinklens.studies.generation.run import follow_generation
     from sinklens.studies.head_roles.result import Roles
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from sinklens.studies.injection.run import inject_tokens
     from sinklens.studies.massive_sources.result import MassiveSources
     from sinklens.studies.massive_sources.run import trace_massive
+    from sinklens.studies.near_far.result import NearFar
+    from sinklens.studies.near_far.run import near_far_costs
     from sinklens.studies.needles.grid import measure_needles, score_needles
     from sinklens.studies.needles.make import make_needles
     from sinklens.studies.needles.needle_set import NeedleSet
@@ -77,10 +82,13 @@ __all__ = [
     "Dynamics",
     "Effects",
     "ExtremeTokens",
+    "Fact",
+    "FactualRecall",
     "GateSettings",
     "Generation",
     "Injection",
     "MassiveSources",
+    "NearFar",
     "NeedleResult",
     "NeedleSet",
     "PatchedPaths",
@@ -121,6 +129,7 @@ __all__ = [
     "measure_dynamics",
     "measure_effects",
     "measure_needles",
+    "near_far_costs",
     "patch_paths",
     "pattern_scores",
     "profile_heads",
@@ -134,6 +143,7 @@ __all__ = [
     "sweep",
     "text_scores",
     "trace_massive",
+    "trace_recall",
 ]
 
 load_lazily(__name__)

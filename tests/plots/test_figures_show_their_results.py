@@ -14,9 +14,9 @@ from hypothesis import given, settings
 
 import sinklens.plots
 from sinklens.plots.style import TEMPLATE
-from tests.plots.checks import CHECKS, array, heads, retrieval, runs, states
+from tests.plots.checks import CHECKS, array, heads, retrieval, runs, states, studies
 
-assert all((heads, retrieval, runs, states))  # imported for the checks they register
+assert all((heads, retrieval, runs, states, studies))  # imported for the checks they register
 
 
 def figure_functions() -> dict[str, Any]:

@@ -22,20 +22,30 @@ from sinklens.studies import (
     choose_gamma,
     classification_task,
     compare_policies,
+    compare_pooling,
     explain_sinks,
     find_active_dormant,
     find_conflict_heads,
+    find_extreme_tokens,
     find_roles,
+    find_span_heads,
     find_super_experts,
+    follow_generation,
+    inject_tokens,
     make_needles,
     measure_dynamics,
     measure_effects,
     measure_needles,
+    near_far_costs,
     patch_paths,
     rank_documents,
     trace_massive,
+    trace_recall,
 )
 from sinklens.studies.conflict_heads.run import ConflictPrompt
+from tests.families import byte_tokenizer
+from tests.studies.test_factual_recall import facts, planted
+from tests.studies.test_span_heads import tasks as span_tasks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # small runs say that they are small
@@ -87,6 +97,12 @@ def conflicts() -> Any:
     return find_conflict_heads(model(), prompts, top=1, controls=1)
 
 
+def recalled() -> Any:
+    return trace_recall(
+        as_bridge(planted(), tokenizer=byte_tokenizer()), facts(), controls=0
+    )  # a model that knows some
+
+
 MAKERS: dict[str, Callable[[], Any]] = {
     CENSUS: lambda: sinklens.scan(model(), tokens=tokens()),
     SWEEP: lambda: sinklens.sweep(model(), "zero", tokens=tokens(), ranking="own", controls=3),
@@ -99,6 +115,13 @@ MAKERS: dict[str, Callable[[], Any]] = {
         options={"retrieval": {"repeats": 1, "lengths": [48]}},
     ),
     "sinklens-sink-causes": lambda: explain_sinks(model(), tokens=tokens(), controls=0, donors=False, top=2),
+    "sinklens-generation": lambda: follow_generation("tiny-llama", "Once upon a time", max_new_tokens=3),
+    "sinklens-extreme-tokens": lambda: find_extreme_tokens("tiny-llama", absolute=0, ratio=20, max_sequences=2),
+    "sinklens-factual-recall": recalled,
+    "sinklens-injection": lambda: inject_tokens("tiny-llama", places=["middle"], draws=1, max_sequences=2),
+    "sinklens-near-far": lambda: near_far_costs(model(), ["L0H0"], tokens=tokens(), window=4, controls=0),
+    "sinklens-pooling": lambda: compare_pooling("tiny-llama", layers=[1], poolings=["mean", "sink_free"]),
+    "sinklens-span-heads": lambda: find_span_heads("induction-2l", span_tasks(4), top=2, controls=0),
     "sinklens-massive-sources": lambda: trace_massive("tiny-llama", max_sequences=2),
     "sinklens-document-ranking": lambda: rank_documents(
         "induction-2l", tasks=[RankingTask([[5, 6, 7], [8, 9, 10]], [8, 9, 10], 1)]
@@ -126,7 +149,11 @@ def made(kind: str) -> Any:
 def test_every_kind_of_result_is_made_here() -> None:
     assert {*MAKERS} == {kind for figure in FIGURES.values() for kind in figure.of}
     # the others draw a probe's table, which no result holds
-    assert {name for name, figure in FIGURES.items() if not figure.of} <= {"sink_emergence", "role_growth"}
+    assert {name for name, figure in FIGURES.items() if not figure.of} <= {
+        "sink_emergence",
+        "role_growth",
+        "token_classes",
+    }
 
 
 @pytest.mark.parametrize("name", REGISTERED)

@@ -14,6 +14,8 @@ from sinklens.studies import ConflictHeads, find_conflict_heads
 from sinklens.studies.conflict_heads.result import conflict_words
 from sinklens.studies.conflict_heads.run import ConflictPrompt, capital_prompts
 from tests.families import byte_tokenizer
+from tests.studies.test_factual_recall import facts
+from tests.studies.test_factual_recall import planted as recall_model
 from tests.studies.test_path_patching import WIDTH, Naive, plain
 
 CONTEXT, MEMORY, THIRD = 10, 11, 12
@@ -111,3 +113,59 @@ def test_no_head_takes_a_side_where_none_writes_and_wrong_input() -> None:
     built_in = capital_prompts()
     assert len({each.memory for each in built_in}) == 16
     assert all(len({p.context, p.memory, p.unrelated}) == 3 and p.context in p.prompt for p in built_in)  # type: ignore[operator]
+
+
+def carried() -> LlamaForCausalLM:
+    """L1H0 writes each prompt's topic against its answer, L1H1 half of the opposite."""
+    model = recall_model(noise=0.1)
+    write = model.model.layers[1].self_attn.o_proj.weight
+    with torch.no_grad():
+        topic, answer = write[:, :WIDTH].clone(), write[:, WIDTH : 2 * WIDTH].clone()
+        write[:, :WIDTH], write[:, WIDTH : 2 * WIDTH] = topic - answer, 0.5 * (answer - topic)
+    return model
+
+
+@torch.no_grad()
+def test_patched_paths_find_planted_heads_and_equal_plain_transformers() -> None:
+    asked = facts()
+    say = [ConflictPrompt(f.prompt, f.topic, f.answer, asked[n - 5].topic) for n, f in enumerate(asked)]  # type: ignore[arg-type]
+    say = [each for each in say for _ in range(2)]  # those that choose are those that are pruned on
+    model = carried()
+    naive = Naive(copy.deepcopy(model))
+    found = find_conflict_heads(as_bridge(model, tokenizer=byte_tokenizer()), say, by="path", top=1, controls=0)
+    heads = found.heads.set_index("name")
+    assert heads.loc["L1H0", "side"] == "context" and heads.loc["L1H1", "side"] == "memory"
+    assert "logits by its patched path)" in found.verdict[0] and found.meta["settings"]["by"] == "path"
+    expected: dict[str, list[list[float]]] = {}
+    for length in {len(each.prompt) for each in say}:
+        some = [each for each in say[::2] if len(each.prompt) == length]
+        for number, each in enumerate(some):
+            base, before = naive.run(torch.tensor([each.prompt]))
+            other = naive.run(torch.tensor([some[number - 1].prompt]))[1]
+            for layer in range(3):
+                for head in range(4):
+                    part = slice(WIDTH * head, WIDTH * (head + 1))
+                    z = {at: before["z", at].clone() for at in range(3)}
+                    z[layer][..., part] = other["z", layer][..., part]
+                    lost = (base - naive.run(torch.tensor([each.prompt]), z, mlp=before)[0])[0]  # type: ignore[arg-type]
+                    sides = [float(lost[answer] - lost[each.unrelated]) for answer in (each.context, each.memory)]  # type: ignore[index]
+                    expected.setdefault(f"L{layer}H{head}", []).append(sides)
+    for row in found.heads.itertuples():
+        context, memory = torch.tensor(expected[row.name]).mean(0).tolist()
+        assert (row.context, row.memory) == pytest.approx((context, memory), abs=1e-3)
+
+
+def test_a_head_that_writes_the_same_everywhere_has_no_path_to_patch() -> None:
+    own = planted()
+    with torch.no_grad():  # a linear norm, so that what the heads read is the same at every token
+        own.model.layers[2].input_layernorm.variance_epsilon = 1e10
+        own.model.layers[2].input_layernorm.weight.fill_(1e5)
+    model = as_bridge(own, tokenizer=byte_tokenizer())
+    assert (find_conflict_heads(model, prompts(), top=1, controls=0).heads["side"] != "").sum() == 2
+    found = find_conflict_heads(model, prompts(), by="path")
+    assert (found.heads["side"] == "").all() and found.heads["conflict"].abs().max() < 1e-4
+    alone = [ConflictPrompt([*range(20, 25 + n)], CONTEXT, MEMORY, THIRD) for n in range(4)]
+    with pytest.raises(InputError, match="no two prompts have the same"):
+        find_conflict_heads(model, alone, by="path")
+    with pytest.raises(InputError, match='by "direct" or "path"'):
+        find_conflict_heads(model, prompts(), by="causal")  # type: ignore[arg-type]

@@ -15,8 +15,16 @@ from sinklens.errors import InputError
 from sinklens.interventions import AblateHeads, Intervention
 from sinklens.studies import DocumentRanking, RankingTask, rank_documents
 from sinklens.studies.document_ranking.methods import METHODS, Seen
-from sinklens.studies.document_ranking.prompts import blank_question, builtin_tasks, make_prompt, words_of
+from sinklens.studies.document_ranking.prefix import attention_after
+from sinklens.studies.document_ranking.prompts import (
+    attention_from,
+    blank_question,
+    builtin_tasks,
+    make_prompt,
+    words_of,
+)
 from sinklens.studies.document_ranking.result import ranking_words
+from tests.families import boot
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +61,12 @@ class Bias(Intervention):
 
 
 @torch.no_grad()
-def naive(model: TransformerBridge, task: RankingTask, bos: str = "auto") -> dict[str, list[float]]:
+def naive(
+    model: TransformerBridge, task: RankingTask, bos: str = "auto", reverse: bool = False
+) -> dict[str, list[float]]:
     """The attention rules, from whole patterns and in loops."""
     blank = blank_question(model, task, 0)
-    prompts = [make_prompt(model, task.documents, q, None, bos) for q in (task.question, blank)]  # type: ignore[arg-type]
+    prompts = [make_prompt(model, task.documents, q, None, bos, reverse) for q in (task.question, blank)]  # type: ignore[arg-type]
     sums = []
     for prompt in prompts:
         cache = model.run_with_cache(torch.tensor([prompt.ids]))[1]
@@ -67,16 +77,16 @@ def naive(model: TransformerBridge, task: RankingTask, bos: str = "auto") -> dic
             for j in range(len(prompt.ids))
         ]
         last = [sum(float(p[h, -1, j]) for p in patterns for h in range(p.shape[0])) for j in range(len(prompt.ids))]
-        top = [
-            sum(float(patterns[-1][h, t, j]) for h in range(len(patterns[-1])) for t in rows) / len(rows)
-            for j in range(len(mean))
-        ]
-        sums.append((mean, last, top))
+        final = [[sum(float(head[t, j]) for head in patterns[-1]) for j in range(len(mean))] for t in rows]
+        own = [sum(row[j] for j in rows) ** 2 for row in final]
+        top = [sum(row[j] for row in final) / len(rows) for j in range(len(mean))]
+        heavy = [sum(w * row[j] for w, row in zip(own, final, strict=True)) / len(rows) for j in range(len(mean))]
+        sums.append((mean, last, top, heavy))
     found: dict[str, list[float]] = {
-        name: [] for name in ("icr", "calibrated", "query_attention", "last_token", "infini")
+        name: [] for name in ("icr", "calibrated", "query_attention", "last_token", "infini", "infini_weighted")
     }
     spans = prompts[0].spans
-    first, end = spans[0].start, spans[-1].stop
+    first, end = min(span.start for span in spans), max(span.stop for span in spans)
     for span in spans:
         where = range(span.start, span.stop)
         c = [sums[0][0][j] - sums[1][0][j] for j in where]
@@ -86,8 +96,9 @@ def naive(model: TransformerBridge, task: RankingTask, bos: str = "auto") -> dic
         found["calibrated"].append(sum(c))
         found["query_attention"].append(sum(sums[0][0][j] for j in where))
         found["last_token"].append(sum(sums[0][1][j] for j in where))
-        phrases = [sum(sums[0][2][m] for m in range(max(first, j - 3), min(end, j + 5)) if m > 0) for j in where]
-        found["infini"].append(max(phrases))
+        for name, mass in (("infini", sums[0][2]), ("infini_weighted", sums[0][3])):
+            phrases = [sum(mass[m] for m in range(max(first, j - 3), min(end, j + 5)) if m > 0) for j in where]
+            found[name].append(max(phrases))
     return found
 
 
@@ -95,12 +106,13 @@ def test_every_rule_equals_loops_over_whole_patterns() -> None:
     llama = load("tiny-llama", device="cpu")
     texts = RankingTask(["a red fox", "blue sky", "x yz"], "the red fox", 0, "fox")
     for task in (texts, RankingTask([[9, 8, 7, 30], [11, 12], [40, 41, 42]], [11, 12, 13], 1)):
-        found = rank_documents(llama, tasks=[task]).ranks
-        for name, scores in naive(llama, task).items():
-            mine = found[found["method"] == name]
-            assert mine["score"].tolist() == pytest.approx(scores, abs=1e-5), name
-            order = sorted(range(3), key=lambda i: -scores[i])
-            assert [order.index(i) + 1 for i in range(3)] == mine["rank"].tolist()
+        for reverse in (True, False):
+            found = rank_documents(llama, tasks=[task], reverse=reverse).ranks
+            for name, scores in naive(llama, task, reverse=reverse).items():
+                mine = found[found["method"] == name]
+                assert mine["score"].tolist() == pytest.approx(scores, abs=1e-5), name
+                order = sorted(range(3), key=lambda i: -scores[i])
+                assert [order.index(i) + 1 for i in range(3)] == mine["rank"].tolist()
     mine = found[found["method"] == "overlap"]["score"].tolist()
     assert mine == pytest.approx([0, 2 / 3, 0])
     assert sorted(found[found["method"] == "random"]["rank"]) == [1, 2, 3]
@@ -132,13 +144,14 @@ def test_the_content_free_question_ranks_nothing() -> None:
     mass = torch.rand(12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     spans = [slice(1, 6), slice(6, 11), slice(11, 12)]
     words = frozenset({"a"})
-    seen = Seen(mass, mass, mass, mass, spans, words, [words] * 3, 0)
+    rows, asked = mass[None], slice(0)
+    seen = Seen(mass, mass, mass, rows, asked, spans, words, [words] * 3, 0)
     assert METHODS["icr"](seen) == METHODS["calibrated"](seen) == [0.0, 0.0, 0.0]
-    one = Seen(mass, torch.zeros_like(mass), mass, mass, spans, words, [words] * 3, 0)
+    one = Seen(mass, torch.zeros_like(mass), mass, rows, asked, spans, words, [words] * 3, 0)
     assert METHODS["icr"](one)[2] == float(mass[11])
     sunk = mass.clone()
     sunk[0] = 100
-    first = Seen(sunk, mass, mass, sunk, [slice(0, 5), slice(5, 12)], words, [words] * 2, 0)
+    first = Seen(sunk, mass, mass, sunk[None], asked, [slice(0, 5), slice(5, 12)], words, [words] * 2, 0)
     assert max(METHODS["infini"](first)) < 20  # a sink at position 0 does not keep its document
 
 
@@ -219,3 +232,29 @@ def test_the_builtin_questions_share_no_content_word_with_their_answers() -> Non
         assert task.gold is not None and len(set(task.documents)) == 6
         shared = words_of(task.question) & words_of(task.documents[task.gold])
         assert shared <= small, (task.question, shared)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt2"])
+def test_documents_read_once_give_what_whole_passes_give(name: str, tmp_path: Path) -> None:
+    """With caches that drop keys too; the same ending twice gives the same numbers, so a question is its own zero."""
+    bridge = boot(name, tmp_path)
+    ids = torch.randint(4, 250, (48,), generator=torch.Generator().manual_seed(2)).tolist()
+    prefix, ending, other = ids[:30], ids[30:42], ids[42:]
+    sets = {"question": slice(33, 40), "last": slice(41, 42)}
+    endings = [(ending, sets), (other, {"question": slice(31, 35)}), (ending, sets)]
+    found = attention_after(bridge, prefix, endings, None, None)
+    for (mine, own), sums in zip(endings, found, strict=True):
+        for whole, part in zip(attention_from(bridge, [*prefix, *mine], own, None, None), sums, strict=True):
+            for key, values in whole.items():
+                torch.testing.assert_close(part[key], values, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[2][0]["question"], found[0][0]["question"], atol=1e-6, rtol=0)
+
+
+def test_weights_of_the_question_turn_to_the_token_that_looks_at_the_question() -> None:
+    rows = torch.zeros(2, 14, dtype=torch.float64)
+    rows[0, 1], rows[0, 12] = 0.9, 0.1  # looks at the first document, hardly at the question
+    rows[1, 9], rows[1, 13] = 0.4, 0.6
+    words = frozenset({"a"})
+    seen = Seen(rows[0], rows[0], rows[0], rows, slice(12, 14), [slice(1, 6), slice(6, 12)], words, [words] * 2, 0)
+    assert METHODS["infini"](seen) == pytest.approx([0.45, 0.2])
+    assert METHODS["infini_weighted"](seen) == pytest.approx([0.1**2 * 0.9 / 2, 0.6**2 * 0.4 / 2])

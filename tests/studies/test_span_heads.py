@@ -10,9 +10,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens import load
 from sinklens import open as open_result
 from sinklens.errors import InputError
+from sinklens.interventions import FollowGaze, PaintScores, ScaleHeads
 from sinklens.studies import RankingTask, SpanHeads, find_span_heads
 from sinklens.studies.document_ranking.prompts import make_prompt
-from sinklens.studies.span_heads.dependence import dependence, last_outputs, outliers
+from sinklens.studies.document_ranking.run import answer_log_prob
+from sinklens.studies.span_heads.asking import asked_document
+from sinklens.studies.span_heads.dependence import dependence, last_outputs, outliers, reinforced_heads
 from sinklens.studies.span_heads.result import span_words
 from tests.families import boot
 
@@ -112,7 +115,51 @@ def test_vhr_leaves_out_heads_that_are_large_anyway() -> None:
 
 def test_alpha_one_changes_nothing(model: TransformerBridge) -> None:
     idle = find_span_heads(model, tasks(4), top=1, alpha=1.0, controls=1)
-    assert idle.steered["change"].abs().max() < 1e-4
+    steered = idle.steered[~idle.steered["kind"].str.match("PAINT|GIFT|VHR")]
+    assert len({*steered["kind"]}) == 6 and steered["change"].abs().max() < 1e-4
+
+
+def test_other_emphases_equal_their_interventions_and_the_right_document_beats_another(
+    model: TransformerBridge, found: SpanHeads
+) -> None:
+    """A copying model gains by what emphasises its document; VHR's heads are above their layer's median."""
+    change = found.summary().set_index("kind")["change"]
+    assert change["PAINT"] > change["PAINT, other document"] and change["GIFT"] > change["GIFT, other document"]
+    task = tasks()[5]
+    prompt = make_prompt(model, task.documents, task.question, task.answer, "auto")
+    rows = found.steered[found.steered["task"] == 5].set_index("kind")
+    end, span = prompt.answer.start, prompt.spans[task.gold or 0]
+    whole, less = (
+        last_outputs(model, make_prompt(model, some, task.question, None, "auto").ids)
+        for some in (task.documents, [each for i, each in enumerate(task.documents) if i != task.gold])
+    )
+    chosen = reinforced_heads(whole, less)
+    sizes = dependence(whole, less)
+    assert 1 <= len(chosen) <= 4
+    for layer, head in chosen:
+        assert sizes[layer, head] >= np.median([sizes[layer, each] for each in range(4)])
+    question = range(prompt.question.start, prompt.question.stop)
+    for kind, method in (
+        ("PAINT", PaintScores(range(span.start, span.stop), first_layer=1, prompt_length=end)),
+        ("GIFT", FollowGaze(range(span.start, span.stop), question, prompt_length=end)),
+        ("VHR", ScaleHeads(chosen, 2.0, from_row=end - 1)),
+    ):
+        assert rows.loc[kind, "log_prob"] == pytest.approx(answer_log_prob(model, prompt, method), abs=1e-6)
+        assert abs(rows.loc[kind, "change"]) > 1e-6
+
+
+def test_the_document_that_a_copying_model_names(model: TransformerBridge, found: SpanHeads) -> None:
+    """It goes on with the document that holds the question, or its rival; the answer's words decide."""
+    some = tasks()[1::2]
+    named = [asked_document(model, task, seed=number) for number, task in enumerate(some)]
+    hits = sum(document == task.gold for document, task in zip(named, some, strict=True))
+    rows = found.steered[found.steered["kind"] == "asked document"]
+    right = sum(row.document == tasks()[row.task].gold for row in rows.itertuples())
+    assert right == found.meta["picked"]["asked_right"] and hits >= 2
+    assert f"names when asked (right in {right} of 6)" in found.verdict[2]
+    means = {kind: some.groupby("task")["change"].mean().mean() for kind, some in found.steered.groupby("kind")}
+    assert f"PAINT {means['PAINT']:+.2f} [" in found.verdict[3]
+    assert f"(the other heads {means['VHR, other half']:+.2f} [" in found.verdict[3]
 
 
 def test_sentences_files_and_wrong_input(model: TransformerBridge, found: SpanHeads, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ TAKEN: Final = ("outputs", "means")
 """Fields that are taken from the tokens in hand instead of being typed."""
 
 _HEADS: Final = ("heads", "full")
-_KEYS: Final = ("keys", "span", "target", "sinks", "sink_dims")
-_FIRST: Final = {"keys": "0", "span": "0", "gamma": "0.5", "window": "32", "target": "0"}
+_KEYS: Final = ("keys", "span", "summary", "question", "target", "sinks", "sink_dims")
+_FIRST: Final = {"keys": "0", "span": "0", "question": "1", "gamma": "0.5", "window": "32", "target": "0"}
 """What is tried first where a field has no default of its own."""
 _KINDS: Final = {int: "whole number", float: "number"}
 

@@ -34,8 +34,9 @@ class ConflictHeads(
         """One row per head, from the prompts that heads are chosen on.
 
         Columns: name, layer, head; context and memory (direct logit attribution of each answer less that of an
-        unrelated one, mean over prompts), conflict (context - memory) with low and high; side (``context`` where only
-        that answer gains and the interval lies above 0, ``memory`` the other way round, else empty).
+        unrelated one, or what that difference loses by a patched path, mean over prompts), conflict (context - memory)
+        with low and high; side (``context`` where only that answer gains and the interval lies above 0, ``memory`` the
+        other way round, else empty).
         """
         return self.tables["heads"]
 
@@ -51,12 +52,13 @@ class ConflictHeads(
     @property
     def verdict(self) -> list[str]:
         """How many heads take a side, and what the model follows without them."""
-        return conflict_words(self.heads, self.pruned, self.meta["clean"])
+        return conflict_words(self.heads, self.pruned, self.meta["clean"], self.meta["settings"].get("by", "direct"))
 
 
-def conflict_words(heads: pd.DataFrame, pruned: pd.DataFrame, clean: dict[str, float]) -> list[str]:
+def conflict_words(heads: pd.DataFrame, pruned: pd.DataFrame, clean: dict[str, float], by: str = "direct") -> list[str]:
     """The sides, then each pruned set beside the random ones of its way."""
     out = []
+    how = " by its patched path" if by == "path" else ""
     for side, end in (("context", False), ("memory", True)):
         some = heads[heads["side"] == side].sort_values("conflict", ascending=end, kind="stable")
         text = (
@@ -64,7 +66,7 @@ def conflict_words(heads: pd.DataFrame, pruned: pd.DataFrame, clean: dict[str, f
             f"{side}'s answer against the other"
         )
         if len(some):
-            text += f", most of all {some.iloc[0]['name']} ({some.iloc[0]['conflict']:+.2f} logits)"
+            text += f", most of all {some.iloc[0]['name']} ({some.iloc[0]['conflict']:+.2f} logits{how})"
         out.append(f"{text}.")
     rows: list[Any] = [*pruned[pruned["kind"] != "random"].itertuples()]
     for row in rows:

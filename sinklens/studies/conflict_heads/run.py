@@ -1,8 +1,8 @@
 """Find memory and context heads by their direct effect on two answers, and prune them on other prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from sinklens.passes.write_pass import measure_writes
 from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.conflict_heads.result import ConflictHeads
+from sinklens.studies.path_patching.passes import Changes, run
 
 CAPITALS = (
     ("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid"), ("Germany", "Berlin"), ("Japan", "Tokyo"),
@@ -69,6 +70,7 @@ def find_conflict_heads(
     model: AnyModel,
     prompts: Sequence[ConflictPrompt] | None = None,
     *,
+    by: Literal["direct", "path"] = "direct",
     top: int = 5,
     ways: Sequence[str] = ("zero", "mean"),
     controls: int = 10,
@@ -79,12 +81,15 @@ def find_conflict_heads(
     """Score every head by the side it takes where the prompt contradicts the model's memory, and prune each side.
 
     ``conflict = direct(context's answer) - direct(memory's answer)``, each direct logit attribution less that of an
-    unrelated answer, at the last token with the final norm frozen. Heads are chosen on every other prompt and pruned
-    on the rest, so that a choice is not judged by the prompts that made it.
+    unrelated answer, at the last token with the final norm frozen. With ``by="path"`` direct is what the answer loses
+    when the head's own path to the logits, and nothing else, carries what the head does in another prompt of the
+    same length; so a head that writes the same in every prompt takes no side. Heads are chosen on every other prompt
+    and pruned on the rest, so that a choice is not judged by the prompts that made it.
 
     Args:
         model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
         prompts: At least four; default: sixteen false capitals.
+        by: ``"direct"`` (attribution) or ``"path"`` (the paper's: paths patched between prompts).
         top: Heads of each side to prune.
         ways: Of ``"zero"`` (the paper's) and ``"mean"`` (the head's mean output on the prompts).
         controls: Random sets of as many heads, of the same layers as the context heads.
@@ -93,24 +98,24 @@ def find_conflict_heads(
         progress: Told in sets.
 
     Raises:
-        InputError: Too few prompts, or answers that begin alike.
-        UnsupportedArchitectureError: Logits cannot be split into what heads write.
+        InputError: Too few prompts, answers that begin alike, or for paths no two prompts of one length.
+        UnsupportedArchitectureError: Logits cannot be split into what heads write, or paths not patched exactly.
 
     Source: after Jin et al. (2024), Cutting Off the Head Ends the Conflict (PH3), arXiv 2402.18154, who find heads by
-    patching their paths to the logits; here by the direct path alone.
+    patching their paths to the logits.
 
-    Cost: four forward passes of the prompts to choose heads, and one for each pruned set.
+    Cost: to choose heads four forward passes of the prompts, by paths one for each head; one for each pruned set.
     """
     model = as_bridge(model)
     given = capital_prompts() if prompts is None else list(prompts)
-    if len(given) < 4 or top < 1 or controls < 0 or not ways or not set(ways) <= {"zero", "mean"}:
+    if len(given) < 4 or top < 1 or controls < 0 or not ways or not set(ways) <= {"zero", "mean"} or by not in WAYS:
         raise InputError(
-            f'Expected at least 4 prompts, top from 1, controls from 0 and ways of "zero" and "mean"; got '
-            f"{len(given)}, {top}, {controls} and {[*ways]}."
+            f'Expected at least 4 prompts, by "direct" or "path", top from 1, controls from 0 and ways of "zero" and '
+            f'"mean"; got {len(given)}, {by!r}, {top}, {controls} and {[*ways]}.'
         )
     rows, ids = _prepared(model, given, bos)
     chosen, judged = range(0, len(given), 2), range(1, len(given), 2)
-    heads = _scores(model, rows.rows([*chosen]), ids[[*chosen]], seed)
+    heads = _scores(WAYS[by](model, rows.rows([*chosen]), ids[[*chosen]]), all_heads(model), seed)
     sets: list[tuple[str, int, tuple[Head, ...]]] = []
     for side, first in (("context", True), ("memory", False)):
         some = heads[heads["side"] == side].sort_values("conflict", ascending=not first, kind="stable").head(top)
@@ -149,7 +154,7 @@ def find_conflict_heads(
         model,
         rows,
         "false capitals" if prompts is None else "conflict prompts",
-        settings={"top": top, "ways": [*ways], "controls": controls, "seed": seed},
+        settings={"by": by, "top": top, "ways": [*ways], "controls": controls, "seed": seed},
         clean={"logit_diff": float(clean.mean()), "follows": float((clean > 0).mean())},
     )
     return ConflictHeads(meta, {"heads": heads, "pruned": pd.DataFrame(pruned, columns=[*PRUNED_COLUMNS])})
@@ -173,10 +178,9 @@ def _prepared(
     return to_batch(model, given, bos=bos), ids
 
 
-def _scores(model: TransformerBridge, batch: TokenBatch, ids: torch.Tensor, seed: int) -> pd.DataFrame:
-    """One row per head."""
-    n_layers, n_heads = len(model.blocks), int(model.cfg.n_heads)
-    values = np.full((2, len(batch), n_layers, n_heads), np.nan)
+def _attributed(model: TransformerBridge, batch: TokenBatch, ids: torch.Tensor) -> np.ndarray:
+    """What each head writes for context's and memory's answer over the unrelated one, ``[2 prompt layer head]``."""
+    values = np.full((2, len(batch), len(model.blocks), int(model.cfg.n_heads)), np.nan)
     for indices in equal_lengths(batch, 8):
         rows = batch.rows(indices)
         for number in range(2):
@@ -186,15 +190,45 @@ def _scores(model: TransformerBridge, batch: TokenBatch, ids: torch.Tensor, seed
                 raise UnsupportedArchitectureError("; ".join(found.problems) or "Logits cannot be split into heads.")
             for layer, each in found.logits.items():
                 values[number, indices, layer] = each.cpu().numpy()
+    return values
+
+
+def _patched(model: TransformerBridge, batch: TokenBatch, ids: torch.Tensor) -> np.ndarray:
+    """What both answers lose when a head's direct path carries another prompt; prompts alone of their length: NaN."""
+    values = np.full((2, len(batch), len(model.blocks), int(model.cfg.n_heads)), np.nan)
+    for indices in equal_lengths(batch, len(batch)):
+        if len(indices) < 2:
+            continue
+        some = batch.rows(indices)
+        rows, answers = some.ids[:, : int(some.lengths[0])], ids[indices]
+        before = run(model, rows)
+        for layer, head in all_heads(model):
+            other = before.z[layer][:, head].roll(1, 0)
+            sent = run(model, rows, Changes(z={(layer, head): other}, frozen=before, mlp=before))
+            lost = (before.logits - sent.logits).cpu().gather(-1, answers)
+            values[:, indices, layer, head] = (lost[:, :2] - lost[:, 2:]).T.numpy()
+    if np.isnan(values).all():
+        raise InputError("Paths are patched between prompts of one length in tokens; no two prompts have the same.")
+    return values
+
+
+WAYS: dict[str, Callable[[TransformerBridge, TokenBatch, torch.Tensor], np.ndarray]] = {
+    "direct": _attributed,
+    "path": _patched,
+}
+
+
+def _scores(values: np.ndarray, heads: Sequence[Head], seed: int) -> pd.DataFrame:
+    """One row per head."""
     table = []
-    for layer, head in all_heads(model):
+    for layer, head in heads:
         context, memory = values[:, :, layer, head]
         gap = paired_interval(context - memory, seed=seed)
+        means = float(np.nanmean(context)), float(np.nanmean(memory))
         side = ""
-        if gap.low > 0 and context.mean() > 0 > memory.mean():
+        if gap.low > 0 and means[0] > 0 > means[1]:
             side = "context"
-        if gap.high < 0 and memory.mean() > 0 > context.mean():
+        if gap.high < 0 and means[1] > 0 > means[0]:
             side = "memory"
-        means = float(context.mean()), float(memory.mean())
         table.append((head_name((layer, head)), layer, head, *means, gap.value, gap.low, gap.high, side))
     return pd.DataFrame(table, columns=[*HEAD_COLUMNS])

@@ -20,7 +20,8 @@ class Seen:
         question: Attention of a token of the question, mean over them, to each position.
         blank: The same for the content-free question in its place.
         last: Attention of the prompt's last token.
-        final: As ``question``, of the last attention layer alone.
+        final: Attention of each token of the question in the last attention layer, to every position of the prompt.
+        asked: Positions of the question.
         spans: Positions of each document.
         words: The question's different words, or ids.
         documents: Those of each document.
@@ -30,7 +31,8 @@ class Seen:
     question: Float[Tensor, " pos"]
     blank: Float[Tensor, " pos"]
     last: Float[Tensor, " pos"]
-    final: Float[Tensor, " pos"]
+    final: Float[Tensor, "row prompt_pos"]
+    asked: slice
     spans: Sequence[slice]
     words: frozenset[object]
     documents: Sequence[frozenset[object]]
@@ -66,19 +68,29 @@ def last_token(seen: Seen) -> list[float]:
     return [float(seen.last[span].sum()) for span in seen.spans]
 
 
-def infini(seen: Seen) -> list[float]:
+def infini(seen: Seen, weighted: bool = False) -> list[float]:
     """InfiniRetri: the best phrase of a document in the last layer; the order in which documents are kept as k grows.
 
-    ``tok = conv1d(sum over the question's tokens and heads, ones(8), "same")``; a document is kept when it holds one of
-    the top k, so its score is its largest ``tok``. Position 0 gives nothing: as a sink it would always keep its own.
+    ``tok = conv1d(mean over the question's tokens, sum over heads, ones(8), "same")``; a document is kept when it holds
+    one of the top k, so its score is its largest ``tok``. Position 0 gives nothing: as a sink it would always keep its
+    own.
     """
-    start, stop = seen.spans[0].start, seen.spans[-1].stop
-    mass = seen.final[start:stop].clone()
+    start, stop = min(span.start for span in seen.spans), max(span.stop for span in seen.spans)
+    weights = seen.final[:, seen.asked].sum(-1) ** 2 if weighted else torch.ones(len(seen.final), dtype=torch.float64)
+    mass = weights @ seen.final[:, start:stop] / len(weights)
     if start == 0:
         mass[0] = 0
     before = (PHRASE - 1) // 2  # as torch pads for "same"
     tok = torch.nn.functional.pad(mass, (before, PHRASE - 1 - before)).unfold(0, PHRASE, 1).sum(-1)
     return [float(tok[span.start - start : span.stop - start].max()) for span in seen.spans]
+
+
+def infini_weighted(seen: Seen) -> list[float]:
+    """The same with each of the question's tokens weighted by the square of its attention to the question itself.
+
+    ``tok = conv1d(sum_t w_t^2 A[t]), w_t = sum_{j in question} A[t, j]``: what the package does by default.
+    """
+    return infini(seen, weighted=True)
 
 
 def overlap(seen: Seen) -> list[float]:
@@ -97,6 +109,7 @@ METHODS: dict[str, Callable[[Seen], list[float]]] = {
     "calibrated": calibrated,
     "query_attention": query_attention,
     "infini": infini,
+    "infini_weighted": infini_weighted,
     "last_token": last_token,
     "overlap": overlap,
     "random": random,

@@ -71,9 +71,17 @@ class Prompt:
 
 
 def make_prompt(
-    model: TransformerBridge, documents: Sequence[Words], question: Words, answer: Words | None, bos: BosChoice
+    model: TransformerBridge,
+    documents: Sequence[Words],
+    question: Words,
+    answer: Words | None,
+    bos: BosChoice,
+    reverse: bool = False,
 ) -> Prompt:
-    """Instruction, numbered documents, question and answer; of ids the documents and the question alone."""
+    """Instruction, numbered documents, question and answer; of ids the documents and the question alone.
+
+    With ``reverse`` the last document comes first; the spans stay in the order of ``documents``.
+    """
     made = Prompt([*bos_prefix(model, bos)[0]])
 
     def add(part: Words) -> slice:
@@ -84,10 +92,12 @@ def make_prompt(
     texts = isinstance(question, str)
     if texts:
         add("Here are some paragraphs:")
-    for number, document in enumerate(documents):
+    for number, document in enumerate(reversed(documents) if reverse else documents):
         if texts:
             add(f"\n\n[{number + 1}]")
         made.spans.append(add(f" {document}" if texts else document))
+    if reverse:
+        made.spans.reverse()
     if texts:
         add("\n\nPlease find information that is relevant to the following query in the paragraphs above.\n\nQuery:")
     made.question = add(f" {question}" if texts else question)
@@ -136,8 +146,8 @@ class RowsMass(Statistic):
         return {f"rows_{name}": each[..., : self.shape.k_pos] for name, each in self.sums.items()}
 
 
-class _Sums:
-    """Sums over the chosen heads of all layers, and of the last layer alone."""
+class RowSums:
+    """Sums over the chosen heads of all layers, and of the last layer alone; a detector of a pass."""
 
     needs = ()
 
@@ -147,16 +157,20 @@ class _Sums:
         self.final: dict[str, Tensor] = {}
 
     def statistics(self, batch: TokenBatch) -> list[Any]:
+        """What a capture has to measure."""
         return [partial(RowsMass, sets=self.sets)]
 
     def update(self, record: LayerRecord) -> None:
-        for name in self.sets:
-            mass = record.attention.get(f"rows_{name}")
-            if mass is None:
-                continue
-            each = mass[0].double().cpu()
+        """Take a layer of a capture."""
+        masses = {name: record.attention.get(f"rows_{name}") for name in self.sets}
+        self.add(record.layer, {name: mass[0] for name, mass in masses.items() if mass is not None})
+
+    def add(self, of_layer: int, masses: dict[str, Tensor]) -> None:
+        """Add a layer's masses ``[head k_pos]`` by set."""
+        for name, mass in masses.items():
+            each = mass.double().cpu()
             if self.heads is not None:
-                each = each[[head for layer, head in sorted(self.heads) if layer == record.layer]]
+                each = each[[head for layer, head in sorted(self.heads) if layer == of_layer]]
             self.total[name] = self.total.get(name, 0) + each.sum(0)
             if len(each):
                 self.final[name] = each.sum(0)
@@ -170,6 +184,6 @@ def attention_from(
     intervention: Intervention | None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Attention that sets of rows of one prompt give to each key: sums over layers and heads, and of the last layer."""
-    sums = _Sums(sets, heads)
+    sums = RowSums(sets, heads)
     capture(model, [list(ids)], [sums], batch_size=1, top_k=1, intervention=intervention)
     return sums.total, sums.final

@@ -20,6 +20,7 @@ from sinklens.models.torch_state import usual_torch
 from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.document_ranking.methods import METHODS, Seen
+from sinklens.studies.document_ranking.prefix import attention_after
 from sinklens.studies.document_ranking.prompts import (
     Prompt,
     RankingTask,
@@ -47,6 +48,7 @@ def rank_documents(
     tasks: Sequence[RankingTask] | None = None,
     methods: Sequence[str] = tuple(METHODS),
     heads: Sequence[object] | None = None,
+    reverse: bool = False,
     use: bool = True,
     intervention: Intervention | None = None,
     bos: BosChoice = "auto",
@@ -72,9 +74,11 @@ def rank_documents(
         tasks: Several :class:`RankingTask`, to see how often the right document comes first. Default without documents:
             twenty built-in questions among six sentences each, which share no content word with their answer.
         methods: ``icr`` (calibrated by the content-free question "N/A", outliers left out), ``calibrated`` (all),
-            ``query_attention`` (no calibration), ``infini`` (best phrase in the last layer), ``last_token`` (a negative
+            ``query_attention`` (no calibration), ``infini`` (best phrase in the last layer), ``infini_weighted`` (the
+            question's tokens weighted by the square of what they give to the question), ``last_token`` (a negative
             control), ``overlap`` (share of the question's words, no model), ``random``.
         heads: Sum over these heads alone, such as retrieval heads; default: all, as the papers do.
+        reverse: Put the last document first in the prompt, as an option of ICR's code does.
         use: Also measure context use where a task has its gold document and an answer.
         intervention: A change of the model under which it ranks.
         bos: As for :func:`sinklens.tokenize`.
@@ -87,10 +91,11 @@ def rank_documents(
         UnsupportedArchitectureError: The model has no attention that can be measured exactly.
 
     Source: Chen, Gutierrez, Su (ICLR 2025), arXiv 2410.02642 (ICR); Ye et al. (2025), arXiv 2502.12962 (InfiniRetri,
-    its sentence scorer without the loop over windows and without the question's weights); context use after the
-    question of Tang et al. (2024), arXiv 2410.02115 (L-CiteEval), not its benchmark.
+    its sentence scorer without the loop over windows); context use after the question of Tang et al. (2024), arXiv
+    2410.02115 (L-CiteEval), not its benchmark.
 
-    Cost: two forward passes with measured attention a task, and four for context use.
+    Cost: a forward pass of a task's documents, whose KV cache both questions go on from (under an intervention two
+    whole passes), and four passes for context use.
     """
     model = as_bridge(model)
     if (documents is None) != (question is None) or (tasks is not None and documents is not None):
@@ -110,7 +115,7 @@ def rank_documents(
         chosen = None if chosen == "all" else chosen
     for task in tasks:
         _check(task)
-    prompts = [make_prompt(model, task.documents, task.question, None, bos) for task in tasks]
+    prompts = [make_prompt(model, task.documents, task.question, None, bos, reverse) for task in tasks]
     limit = context_length(model)
     longest = max((len(prompt.ids) for prompt in prompts), default=0)
     if not tasks or (limit is not None and longest > limit):
@@ -121,7 +126,7 @@ def rank_documents(
     ranks: list[tuple[Any, ...]] = []
     used: list[dict[str, Any]] = []
     for number, (task, prompt) in enumerate(zip(tasks, prompts, strict=True)):
-        seen = _look(model, task, prompt, chosen, intervention, bos, seed + number)
+        seen = _look(model, task, prompt, chosen, intervention, bos, seed + number, reverse)
         for method in methods:
             scores = METHODS[method](seen)
             order = _ranks(scores, seed + number)
@@ -131,12 +136,16 @@ def rank_documents(
             ]
         if use and task.gold is not None and task.answer is not None:
             used.append(
-                {"task": number, **context_use(model, task, intervention=intervention, bos=bos, seed=seed + number)}
+                {
+                    "task": number,
+                    **context_use(model, task, intervention=intervention, bos=bos, seed=seed + number, reverse=reverse),
+                }
             )
         progress.advance(1)
     settings: dict[str, Any] = {
         "methods": [*methods],
         "heads": None if chosen is None else [list(h) for h in chosen],
+        "reverse": reverse,
         "seed": seed,
     }
     settings["intervention"] = None if intervention is None else str(intervention)
@@ -154,6 +163,7 @@ def context_use(
     intervention: Intervention | None = None,
     bos: BosChoice = "auto",
     seed: int = 0,
+    reverse: bool = False,
 ) -> dict[str, float]:
     """Whether a task's answer comes out of its gold document; see :attr:`DocumentRanking.use` for the entries.
 
@@ -163,7 +173,7 @@ def context_use(
     gold = task.gold
     if gold is None or task.answer is None:
         raise InputError("Context use needs a task with its gold document and an answer.")
-    prompt = make_prompt(model, task.documents, task.question, task.answer, bos)
+    prompt = make_prompt(model, task.documents, task.question, task.answer, bos, reverse)
     rows = slice(prompt.answer.start - 1, prompt.answer.stop - 1)
     mass = attention_from(model, prompt.ids, {"answer": rows}, None, intervention)[0]["answer"]
     masses = [float(mass[span].sum()) for span in prompt.spans]
@@ -173,9 +183,8 @@ def context_use(
     lost = []
     for left_out in (gold, other):
         kept = [document for i, document in enumerate(task.documents) if i != left_out]
-        lost.append(
-            whole - answer_log_prob(model, make_prompt(model, kept, task.question, task.answer, bos), intervention)
-        )
+        less = make_prompt(model, kept, task.question, task.answer, bos, reverse)
+        lost.append(whole - answer_log_prob(model, less, intervention))
     found = {"share": masses[gold] / sum(masses), "share_null": sizes[gold] / sum(sizes), "log_prob": whole}
     return found | {"lost_gold": lost[0], "lost_other": lost[1]}
 
@@ -200,17 +209,20 @@ def _look(
     intervention: Intervention | None,
     bos: BosChoice,
     seed: int,
+    reverse: bool,
 ) -> Seen:
-    sets = {"question": prompt.question, "last": slice(len(prompt.ids) - 1, len(prompt.ids))}
-    total, final = attention_from(model, prompt.ids, sets, heads, intervention)
-    blank = make_prompt(model, task.documents, blank_question(model, task, seed), None, bos)
-    calibration = attention_from(model, blank.ids, {"question": blank.question}, heads, intervention)[0]
-    width = prompt.spans[-1].stop
+    asked, width = prompt.question, max(span.stop for span in prompt.spans)
+    blank = make_prompt(model, task.documents, blank_question(model, task, seed), None, bos, reverse)
+    rows = {f"row {t}": slice(t, t + 1) for t in range(asked.start, asked.stop)}
+    sets = {"question": asked, "last": slice(len(prompt.ids) - 1, len(prompt.ids)), **rows}
+    endings = [(prompt.ids[asked.start :], sets), (blank.ids[asked.start :], {"question": blank.question})]
+    (total, final), (calibration, _) = attention_after(model, prompt.ids[: asked.start], endings, heads, intervention)
     return Seen(
         total["question"][:width],
         calibration["question"][:width],
         total["last"][:width],
-        final["question"][:width],
+        torch.stack([final[name] for name in rows]),
+        asked,
         prompt.spans,
         words_of(task.question),
         [words_of(each) for each in task.documents],

@@ -46,6 +46,23 @@ def dependence(
     }
 
 
+def reinforced_heads(
+    whole: dict[int, Float[Tensor, "head d_value"]], without: dict[int, Float[Tensor, "head d_value"]]
+) -> tuple[Head, ...]:
+    """The heads that VHR makes twice as large: in each layer those above its median dependence, outliers left out.
+
+    Outliers count as 0. The paper goes through the layers in order, with earlier ones already reinforced; here all
+    are chosen in the model as it is.
+    """
+    found = dependence(whole, without)
+    chosen: list[Head] = []
+    for layer, z in without.items():
+        each = np.array([found[layer, head] for head in range(len(z))])
+        each[outliers(each, z.square().sum(-1).numpy())] = 0
+        chosen += [(layer, head) for head in range(len(z)) if each[head] > np.median(each)]
+    return tuple(chosen)
+
+
 def outliers(divergence: Float[np.ndarray, " head"], size: Float[np.ndarray, " head"]) -> Bool[np.ndarray, " head"]:
     """Heads of one layer that VHR leaves out: divergence and ``|z(without)|^2`` both above mean plus deviation.
 

@@ -44,7 +44,9 @@ class SpanHeads(
         """One row per judged task and steering: kind, draw, document, log_prob (nats a token), clean, change.
 
         Kinds: ``span heads`` (the right document in the chosen heads), ``random heads`` (as many of the same layers),
-        ``all heads``, ``other document`` and ``picked document`` (in the chosen heads).
+        ``all heads``, ``other document``, ``picked document`` and ``asked document`` (in the chosen heads); ``PAINT``
+        and ``GIFT`` of the right document in all heads, each beside ``.., other document``; ``VHR`` beside
+        ``VHR, other half``.
         """
         return self.tables["steered"]
 
@@ -90,9 +92,27 @@ def span_words(heads: pd.DataFrame, steered: pd.DataFrame, picked: dict[str, Any
     out.append(f"{text}; in all heads by {_told(wide['all heads'])}.")
     out.append(
         f"A random other document in the same heads: {_told(wide['other document'])}; the one that the question's "
-        f"attention puts first (right in {picked['right']} of {picked['of']}): {_told(wide['picked document'])}."
+        f"attention puts first (right in {picked['right']} of {picked['of']}): {_told(wide['picked document'])}"
     )
+    if "asked document" in wide:
+        out[-1] += (
+            f"; the one that the model names when asked (right in {picked['asked_right']} of {picked['of']}): "
+            f"{_told(wide['asked document'])}"
+        )
+    out[-1] += "."
+    ways = [f"{kind} {_told(wide[kind])} ({CONTROLS[kind]} {_told(wide[rest])})" for kind, rest in _beside(wide)]
+    if ways:
+        out.append(f"Other emphases of the right document: {'; '.join(ways)}.")
     return out
+
+
+CONTROLS = {"PAINT": "another document", "GIFT": "another document", "VHR": "the other heads"}
+
+
+def _beside(wide: pd.DataFrame) -> list[tuple[str, str]]:
+    """Each other emphasis that was tried and its control."""
+    rest = {kind: f"{kind}, other {'half' if kind == 'VHR' else 'document'}" for kind in CONTROLS}
+    return [(kind, control) for kind, control in rest.items() if kind in wide and control in wide]
 
 
 def _told(changes: pd.Series) -> str:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from sinklens.errors import InputError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import all_heads, random_head_sets
-from sinklens.interventions import SteerAttention
+from sinklens.interventions import FollowGaze, Intervention, PaintScores, ScaleHeads, SteerAttention
 from sinklens.interventions.heads import Head, head_name
+from sinklens.interventions.paint_scores import FIRST_LAYER
 from sinklens.models.architecture import context_length
 from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.tokens import BosChoice, tokenize
@@ -22,7 +24,8 @@ from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.document_ranking.prompts import Prompt, RankingTask, builtin_tasks, make_prompt
 from sinklens.studies.document_ranking.run import answer_log_prob, rank_documents
-from sinklens.studies.span_heads.dependence import dependence, last_outputs, outliers
+from sinklens.studies.span_heads.asking import asked_document
+from sinklens.studies.span_heads.dependence import dependence, last_outputs, outliers, reinforced_heads
 from sinklens.studies.span_heads.result import HEAD_COLUMNS, STEERED_COLUMNS, SpanHeads
 
 LEAST = 4
@@ -53,7 +56,13 @@ def find_span_heads(
     other one. Heads are chosen by their mean excess on every other task, and judged on the rest: the answer's
     log-probability while :class:`~sinklens.interventions.SteerAttention` emphasises the document in these heads, in as
     many random heads of the same layers, in all heads; a random other document in these heads; and, without knowing
-    the right one, the document that the question's attention puts first (ICR).
+    the right one, the document that the question's attention puts first (ICR), and the one that the model names when
+    it is asked.
+
+    Beside them stand three other emphases of the right document, each with its own control: PAINT and GIFT in all heads
+    (:class:`~sinklens.interventions.PaintScores`, :class:`~sinklens.interventions.FollowGaze`; control: another
+    document), and VHR, the half of each layer's heads that depend most on it made twice as large
+    (:class:`~sinklens.interventions.ScaleHeads`; control: the other half).
 
     Args:
         model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
@@ -71,10 +80,11 @@ def find_span_heads(
         UnsupportedArchitectureError: The model has no attention that can be measured and edited exactly.
 
     Source: text form of vision-aware head divergence, He et al. (2025), arXiv 2412.13949; steering by PASTA, Zhang et
-    al. (2024), arXiv 2311.02262; a span that the model chooses itself after AutoPASTA, arXiv 2409.10790, which asks the
-    model for a sentence and selects heads by their score on a task.
+    al. (2024), arXiv 2311.02262; a span that the model names itself after AutoPASTA, arXiv 2409.10790, which maps the
+    sentence by an encoder and selects heads by their score on a task.
 
-    Cost: three forward passes for each task that chooses, and ``6 + controls`` for each that judges.
+    Cost: three forward passes for each task that chooses, and ``15 + controls`` and a short generation for each that
+    judges.
     """
     model = as_bridge(model)
     given = builtin_tasks(seed=seed) if tasks is None else list(tasks)
@@ -102,13 +112,19 @@ def find_span_heads(
     picked = rank_documents(model, tasks=[given[i] for i in judged], methods=["icr"], use=False, bos=bos, seed=seed)
     first = picked.ranks[picked.ranks["rank"] == 1].sort_values("task")["document"].tolist()
     steered: list[dict[str, Any]] = []
+    asked = 0
     for place, number in enumerate(judged):
         golden = int(given[number].gold or 0)
-        ways: list[tuple[str, int, int, Sequence[Head] | str]] = [("span heads", -1, golden, chosen)]
-        ways += [("random heads", draw, golden, each) for draw, each in enumerate(drawn)]
-        ways += [("all heads", -1, golden, "all"), ("other document", -1, others[number], chosen)]
-        ways += [("picked document", -1, int(first[place]), chosen)]
-        steered += _steer(model, prompts[number], number, ways, alpha)
+        named = asked_document(model, given[number], bos, seed + number)
+        asked += named == golden
+        steer = _Steering(model, prompts[number], alpha)
+        ways: list[Way] = [("span heads", -1, golden, steer.to(golden, chosen))]
+        ways += [("random heads", draw, golden, steer.to(golden, each)) for draw, each in enumerate(drawn)]
+        ways += [("all heads", -1, golden, steer.to(golden, "all"))]
+        documents = {"other": others[number], "picked": int(first[place]), "asked": named}
+        ways += [(f"{kind} document", -1, each, steer.to(each, chosen)) for kind, each in documents.items()]
+        ways += steer.other_ways(given[number], golden, others[number], bos)
+        steered += _steer(model, prompts[number], number, ways)
         progress.advance(1)
     settings = {"top": top, "alpha": alpha, "controls": controls, "seed": seed}
     hits = sum(int(document) == given[number].gold for document, number in zip(first, judged, strict=True))
@@ -117,21 +133,24 @@ def find_span_heads(
         tokenize(model, [prompt.ids for prompt in prompts]),
         "documents and questions",
         settings=settings,
-        picked={"right": hits, "of": len(judged)},
+        picked={"right": hits, "of": len(judged), "asked_right": asked},
     )
     table = pd.DataFrame(steered, columns=[*STEERED_COLUMNS])
     return SpanHeads(meta, {"heads": heads, "steered": table})
 
 
+def _outputs(
+    model: TransformerBridge, task: RankingTask, without: int | None, bos: BosChoice
+) -> dict[int, torch.Tensor]:
+    """Head outputs where the answer is predicted, a document left out."""
+    kept = [document for i, document in enumerate(task.documents) if i != without]
+    prompt = make_prompt(model, kept, task.question, task.answer, bos)
+    return last_outputs(model, prompt.ids[: prompt.answer.start])
+
+
 def _measure(model: TransformerBridge, task: RankingTask, other: int, bos: BosChoice) -> dict[str, dict[Head, Any]]:
     """Dependence of every head on the gold document and on another, and whether VHR's rule leaves it out."""
-
-    def outputs(without: int | None) -> dict[int, torch.Tensor]:
-        kept = [document for i, document in enumerate(task.documents) if i != without]
-        prompt = make_prompt(model, kept, task.question, task.answer, bos)
-        return last_outputs(model, prompt.ids[: prompt.answer.start])
-
-    whole, less, control = outputs(None), outputs(task.gold), outputs(other)
+    whole, less, control = (_outputs(model, task, without, bos) for without in (None, task.gold, other))
     found = dependence(whole, less)
     flags: dict[Head, bool] = {}
     for layer, z in less.items():
@@ -155,20 +174,52 @@ def _heads(measured: list[dict[str, dict[Head, Any]]], every: Sequence[Head], to
     return table
 
 
-def _steer(
-    model: TransformerBridge,
-    prompt: Prompt,
-    number: int,
-    ways: list[tuple[str, int, int, Sequence[Head] | str]],
-    alpha: float,
-) -> list[dict[str, Any]]:
+Way = tuple[str, int, int, Intervention]
+"""Kind, draw, document and what is done."""
+
+
+@dataclass(frozen=True)
+class _Steering:
+    """Emphases of a document of one prompt."""
+
+    model: TransformerBridge
+    prompt: Prompt
+    alpha: float
+
+    def where(self, document: int) -> Any:
+        span = self.prompt.spans[document]
+        return range(span.start, span.stop)
+
+    def to(self, document: int, heads: Sequence[Head] | str) -> Intervention:
+        """PASTA's."""
+        end = self.prompt.answer.start
+        return SteerAttention(self.where(document), self.alpha, heads, end)  # type: ignore[arg-type]
+
+    def other_ways(self, task: RankingTask, gold: int, other: int, bos: BosChoice) -> list[Way]:
+        """PAINT's, GIFT's and VHR's, each with its control."""
+        end, n_layers = self.prompt.answer.start, len(self.model.blocks)
+        question: Any = range(self.prompt.question.start, self.prompt.question.stop)
+        ways: list[Way] = []
+        for control, document in (("", gold), (", other document", other)):
+            paint = PaintScores(self.where(document), first_layer=min(FIRST_LAYER, n_layers - 1), prompt_length=end)
+            ways.append((f"PAINT{control}", -1, document, paint))
+            if n_layers > 1:
+                ways.append(
+                    (f"GIFT{control}", -1, document, FollowGaze(self.where(document), question, prompt_length=end))
+                )
+        chosen = reinforced_heads(*(_outputs(self.model, task, without, bos) for without in (None, gold)))
+        rest = tuple(head for head in all_heads(self.model) if head not in {*chosen})
+        for kind, heads in (("VHR", chosen), ("VHR, other half", rest)):
+            if heads:
+                ways.append((kind, -1, gold, ScaleHeads(heads, 2.0, from_row=end - 1)))
+        return ways
+
+
+def _steer(model: TransformerBridge, prompt: Prompt, number: int, ways: list[Way]) -> list[dict[str, Any]]:
     clean = answer_log_prob(model, prompt, None)
     rows = []
-    for kind, draw, document, heads in ways:
-        span = prompt.spans[document]
-        where: Any = range(span.start, span.stop)
-        steer = SteerAttention(span=where, alpha=alpha, heads=heads, prompt_length=prompt.answer.start)  # type: ignore[arg-type]
-        value = answer_log_prob(model, prompt, steer)
+    for kind, draw, document, change in ways:
+        value = answer_log_prob(model, prompt, change)
         about = {"task": number, "kind": kind, "draw": draw, "document": document}
         rows.append(about | {"log_prob": value, "clean": clean, "change": value - clean})
     return rows

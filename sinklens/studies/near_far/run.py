@@ -24,9 +24,9 @@ from sinklens.models.torch_state import usual_torch
 from sinklens.passes.batches import equal_lengths
 from sinklens.passes.head_sets import head_set_losses
 from sinklens.passes.sequences import choose_sequences
+from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
-
-COLUMNS = ("kind", "draw", "heads", "sees", "loss", "cost", "low", "high")
+from sinklens.studies.near_far.result import COST_COLUMNS, NearFar
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,13 @@ def near_far_costs(
     batch_size: int = 8,
     seed: int = 0,
     progress: Progress = SILENT,
-) -> pd.DataFrame:
+) -> NearFar:
     """Rise of the loss when some heads see only near keys, and when they see only far ones, beside random heads.
 
     ::
 
-        near_far_costs("induction-2l", ["L0H0"], window=4)
+        found = near_far_costs("induction-2l", ["L0H0"], window=4)
+        found.costs, found.verdict
 
     A head that works near loses nothing by the first and much by the second. Both ways the first ``sinks`` keys stay
     visible, so that nothing is the cost of a lost sink.
@@ -95,10 +96,6 @@ def near_far_costs(
         seed: Of sequences, random sets and intervals.
         progress: Told in batches.
 
-    Returns:
-        One row per set and way: kind (tested, random), draw, heads, sees (near, far), loss (mean, nats), cost (its
-        rise) with low and high over sequences.
-
     Raises:
         InputError: No head or one that does not exist, a window or sinks below 1, or no sequence longer than both.
 
@@ -112,7 +109,7 @@ def near_far_costs(
             f"Expected heads, window and sinks from 1 and controls from 0; got {len(tested)} heads, {window}, {sinks} "
             f"and {controls}."
         )
-    batch, _ = choose_sequences(model, texts, tokens, bos, max_tokens, True, seed, None, max_sequences)
+    batch, source = choose_sequences(model, texts, tokens, bos, max_tokens, True, seed, None, max_sequences)
     if int(batch.lengths.max()) <= window + sinks:
         raise InputError(
             f"No sequence has a far key: the longest has {int(batch.lengths.max())} tokens, window and sinks are "
@@ -138,4 +135,7 @@ def near_far_costs(
             cost = paired_interval((loss - clean).numpy(), seed=seed)
             names = ", ".join(map(head_name, some))
             found.append((kind, draw, names, way, float(loss.nanmean()), cost.value, cost.low, cost.high))
-    return pd.DataFrame(found, columns=[*COLUMNS])
+    settings = {"heads": [head_name(head) for head in tested], "window": window, "sinks": sinks, "controls": controls}
+    warnings = [batch.unused.sentence(len(batch))] if batch.unused else []
+    meta = header(model, batch, source, settings=settings | {"seed": seed}, warnings=warnings)
+    return NearFar(meta, {"costs": pd.DataFrame(found, columns=[*COST_COLUMNS])})

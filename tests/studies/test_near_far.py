@@ -1,10 +1,13 @@
 """Heads that see near or far keys alone: loops over whole patterns, a head that looks near, heads that look far."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens import load
+from sinklens import open as open_result
 from sinklens.attention import Block
 from sinklens.errors import InputError
 from sinklens.evidence.effects import token_losses
@@ -12,7 +15,7 @@ from sinklens.interventions import Intervention
 from sinklens.interventions.heads import heads_in_block
 from sinklens.models.as_bridge import as_bridge
 from sinklens.models.tokens import to_batch
-from sinklens.studies.head_scores.near_far import near_far_costs
+from sinklens.studies import NearFar, near_far_costs
 from tests.families import byte_tokenizer
 from tests.studies.test_path_patching import plain
 
@@ -43,7 +46,7 @@ class OneByOne(Intervention):
 def test_both_ways_equal_loops() -> None:
     model = as_bridge(plain(), tokenizer=byte_tokenizer())
     ids = torch.randint(6, 261, (2, 12), generator=torch.Generator().manual_seed(3))
-    found = near_far_costs(model, ["L1H2"], tokens=ids, window=3, controls=2).set_index(["kind", "draw", "sees"])
+    found = near_far_costs(model, ["L1H2"], tokens=ids, window=3, controls=2).costs.set_index(["kind", "draw", "sees"])
     assert len(found) == 6 and {*found["heads"]} <= {"L1H0", "L1H1", "L1H2", "L1H3"}
     for sees in ("near", "far"):
         costs = []
@@ -70,7 +73,7 @@ def test_the_previous_token_head_works_near_and_induction_heads_far(
     """A copy stands twenty tokens back, the token before one."""
     model, ids = repeated
     before, copies = (
-        near_far_costs(model, heads, tokens=ids, window=8, controls=3).set_index(["kind", "draw", "sees"])
+        near_far_costs(model, heads, tokens=ids, window=8, controls=3).costs.set_index(["kind", "draw", "sees"])
         for heads in (["L0H0"], ["L1H0", "L1H1", "L1H2", "L1H3"])
     )
     near, far = (before.loc[("tested", -1, sees), :] for sees in ("near", "far"))
@@ -79,6 +82,30 @@ def test_the_previous_token_head_works_near_and_induction_heads_far(
     assert random.abs().max() < 0.7 * far["cost"] and random.median() < 0.1
     near, far = (copies.loc[("tested", -1, sees), :] for sees in ("near", "far"))
     assert near["low"] > 0.5 and far["cost"] < 0.7 * near["cost"]
+
+
+def test_sentences_are_those_of_the_table_saved_and_opened(
+    repeated: tuple[TransformerBridge, torch.Tensor], tmp_path: Path
+) -> None:
+    model, ids = repeated
+    found = near_far_costs(model, ["L0H0"], tokens=ids, window=8, controls=3)
+    found.save(tmp_path / "near-far")
+    opened = open_result(tmp_path / "near-far")
+    assert isinstance(opened, NearFar) and opened.verdict == found.verdict
+    assert (opened.report(tmp_path / "report.html")).read_text("utf-8").count("L0H0") > 1
+    rows = {(kind, sees): some for (kind, sees), some in opened.costs.groupby(["kind", "sees"])}
+    for sentence, sees in zip(opened.verdict, ("near", "far"), strict=False):
+        row, others = rows["tested", sees].iloc[0], rows["random", sees]["cost"]
+        assert (
+            f"by {row['cost']:+.4f} nats [{row['low']:+.4f}, {row['high']:+.4f}]".replace("-0.0000", "+0.0000")
+            in sentence
+        )
+        assert f"random heads {others.mean():+.4f}" in sentence
+        assert f"p = {(1 + (others >= row['cost']).sum()) / 4:.2g} of 3 sets" in sentence
+    assert "only the last 8 keys and the first 1" in opened.verdict[0]
+    assert opened.verdict[2] == "It loses more by seeing far keys alone than near ones: what it needs is near."
+    copies = near_far_costs(model, ["L1H0", "L1H1", "L1H2", "L1H3"], tokens=ids, window=8, controls=0)
+    assert copies.verdict[2].startswith("It loses more by seeing near keys alone") and "random" not in copies.verdict[0]
 
 
 def test_what_cannot_be_asked(repeated: tuple[TransformerBridge, torch.Tensor]) -> None:

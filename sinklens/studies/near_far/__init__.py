@@ -1,0 +1,1 @@
+"""Heads that see near keys alone, or far ones alone: what each costs."""

@@ -1,0 +1,75 @@
+"""What near keys alone, or far keys alone, cost."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from sinklens.wording import several
+from sinklens.evidence.controls import compare_with_controls
+from sinklens.results.result import Result
+
+FORMAT = "sinklens-near-far"
+COST_COLUMNS = ("kind", "draw", "heads", "sees", "loss", "cost", "low", "high")
+
+
+@dataclass(frozen=True)
+class NearFar(
+    Result,
+    format=FORMAT,
+    title="Near and far keys",
+    newest=1,
+    needs=("costs",),
+    header=("settings",),
+):
+    """Rise of the loss when some heads see only near keys and when they see only far ones, beside random heads.
+
+    Attributes:
+        meta: Model, tokens, settings.
+        tables: ``costs``.
+    """
+
+    @property
+    def costs(self) -> pd.DataFrame:
+        """One row per set and way.
+
+        Columns: kind (tested, random), draw, heads, sees (near, far), loss (mean, nats), cost (its rise) with low
+        and high over sequences.
+        """
+        return self.tables["costs"]
+
+    @property
+    def verdict(self) -> list[str]:
+        """What each way costs, beside random heads of the same layers, and which of the two costs more."""
+        return near_far_words(self.costs, self.meta["settings"])
+
+
+def near_far_words(costs: pd.DataFrame, settings: dict[str, Any]) -> list[str]:
+    """A sentence for each way, then which costs more."""
+    tested = costs[costs["kind"] == "tested"].set_index("sees")
+    seen = {
+        "near": f"only the last {several(settings['window'], 'key')} and the first {settings['sinks']}",
+        "far": f"only keys {settings['window']} or more back and the first {settings['sinks']}",
+    }
+    out = []
+    for sees, words in seen.items():
+        row: Any = tested.loc[sees]
+        others = costs[(costs["kind"] == "random") & (costs["sees"] == sees)]["cost"]
+        text = f"{row['heads']} seeing {words}: the loss changes by {_nats(row['cost'])} nats"
+        text += "" if math.isnan(row["low"]) else f" [{_nats(row['low'])}, {_nats(row['high'])}]"
+        if len(others):
+            beside = compare_with_controls(float(row["cost"]), others.tolist())
+            text += f"; as many random heads {_nats(beside.mean)} (p = {beside.p:.2g} of {beside.n} sets)"
+        out.append(f"{text}.")
+    near, far = float(tested.loc["near", "cost"]), float(tested.loc["far", "cost"])
+    if max(near, far) > 0 and _nats(near) != _nats(far):
+        less, more = ("near", "far") if near < far else ("far", "near")
+        out.append(f"It loses more by seeing {more} keys alone than {less} ones: what it needs is {less}.")
+    return out
+
+
+def _nats(value: float) -> str:
+    """Signed, four digits behind the point; never -0."""
+    text = f"{value:+.4f}"
+    return "+0.0000" if text == "-0.0000" else text
