@@ -360,19 +360,19 @@ ENTRIES = (
     Entry("massive_sources", "Which weights write massive activations", "From the entry back to the weight that writes "
           "it.", massive_sources, of=("toys",)),
     Entry("donors", "What the value at the sink does", "Marks at 0: whatever stands in the sink's place, nothing "
-          "is lost; open marks are the same at another position.", study("donors", "donors", "donors")),
+          "is lost; open marks are the same at another position.", study("donors", "donors", "donors"), of=("toys",)),
     Entry("near_far", "Near keys alone, far keys alone", "A head that works near loses nothing by the upper "
-          "restriction and much by the lower.", study("near_far", "near_far")),
+          "restriction and much by the lower.", study("near_far", "near_far"), of=("toys",)),
     Entry("generation", "While generating", "Which generated tokens become sinks, and which are massive.",
-          study("generation", "generation", "tokens")),
+          study("generation", "generation", "tokens"), of=("toys",)),
     Entry("extreme_tokens", "Extreme tokens of a corpus", "In which channels of which layers, and which tokens.",
-          study("extreme_tokens", "extreme", "channels")),
+          study("extreme_tokens", "extreme", "channels"), of=("toys",)),
     Entry("injection", "Inserted tokens", "Whether later tokens look at what was put in, beside random tokens there.",
-          study("injection", "injection", "summary")),
+          study("injection", "injection", "summary"), of=("toys",)),
     Entry("pooling_ranks", "Poolings as embeddings", "A mean that holds the sink makes all texts alike.",
           study("pooling_ranks", "pooling", "summary"), of=("real",)),
     Entry("span_heads", "Heads of a span", "Red: heads that depend on the right document more than on another.",
-          study("span_heads", "spans", "heads"), of=("real",)),
+          study("span_heads", "spans", "heads"), of=("toys",)),
     Entry("factual_recall", "Recall of facts", "What each block adds to the right answer, and how likely it is "
           "after it.", study("factual_recall", "recall"), of=("real",)),
     Entry("entropy_scatter", "Entropy against key norm", "A sink head below 1 has a sink with a short key: direction, "

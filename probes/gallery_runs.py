@@ -47,6 +47,7 @@ from sinklens.studies import (
 from sinklens.studies.census.builtin_domains import builtin_domains
 from sinklens.studies.census.result import Census
 from sinklens.studies.census.run import DETECTORS
+from sinklens.studies.document_ranking.prompts import builtin_tasks
 from sinklens.studies.path_patching.prompts import repeated_prompts
 
 FIGURES = Path(__file__).parents[1] / "figures"
@@ -183,6 +184,11 @@ class Runs:
         return self.kept("near_far", lambda: near_far_costs(self.model, [self.near_head], tokens=rows, window=8))
 
     @cached_property
+    def spans(self) -> Any:
+        """Heads that depend on the document with the answer, on six questions among three sentences."""
+        return self.kept("spans", lambda: find_span_heads(self.model, builtin_tasks(3)[:6], top=4))
+
+    @cached_property
     def pooling(self) -> Any:
         """Poolings of four layers."""
         return self.kept("pooling", lambda: compare_pooling(self.model))
@@ -253,11 +259,6 @@ class Real(Runs):
     def conflict(self) -> Any:
         """Heads for the prompt's and for the memory's answer, on false capitals."""
         return self.kept("conflict", lambda: find_conflict_heads(self.model, controls=3, ways=["zero"]))
-
-    @cached_property
-    def spans(self) -> Any:
-        """Heads that depend on the document with the answer."""
-        return self.kept("spans", lambda: find_span_heads(self.model))
 
     @cached_property
     def recall(self) -> Any:

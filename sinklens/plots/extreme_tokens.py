@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, named_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import add_cells, add_words
+from sinklens.plots.marks import add_cells, add_words, room_above
 from sinklens.plots.style import (
     CATEGORICAL,
     SEQUENTIAL,
@@ -83,4 +83,5 @@ def extreme_tokens(tokens: pd.DataFrame, channels: pd.DataFrame, *, limit: int =
         xaxis2=value_axis("tokens", domain=[0.7, 1], anchor="y2"),
         yaxis2=named_axis([name for name, _ in counts], down=True, anchor="x2"),
     )
+    room_above(fig)
     return fig

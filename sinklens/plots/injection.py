@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import named_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import add_words
+from sinklens.plots.marks import add_words, room_above
 from sinklens.plots.style import BELOW, CATEGORICAL, INK, MUTED, empty_figure, escaped, float32, new_figure, number
 from sinklens.studies.injection.result import summarize
 
@@ -80,4 +80,5 @@ def injection(runs: pd.DataFrame) -> go.Figure:
         add_words(fig, f"<b>{title}</b>", domain[0], 1)
     names = [f"{escaped(str(place))}, {count}" for place, count in rows]
     fig.update_layout(yaxis=named_axis(names, down=True), legend=BELOW, margin={"b": 90}, height=fig.layout.height + 34)
+    room_above(fig)
     return fig

@@ -101,6 +101,11 @@ def add_words(fig: go.Figure, text: str, x: float, y: float, **options: Any) -> 
     fig.add_annotation(text=text, x=x, y=y, showarrow=False, **look | options)
 
 
+def room_above(fig: go.Figure, pixels: int = 22) -> None:
+    """Make room between title and panels for words that end at a panel's top."""
+    fig.update_layout(margin={"t": fig.layout.margin.t + pixels}, height=fig.layout.height + pixels)
+
+
 def error_bars(value: Any, low: Any, high: Any, *, width: float, thickness: float) -> dict[str, Any]:
     """Return the error bars from `low` to `high` around values."""
     return {"array": float32(high - value), "arrayminus": float32(value - low), "width": width, "thickness": thickness}

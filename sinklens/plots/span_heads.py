@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import head_axis, layer_rows, named_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import add_cells, add_intervals, add_words
+from sinklens.plots.marks import add_cells, add_intervals, add_words, room_above
 from sinklens.plots.style import (
     CATEGORICAL,
     INK,
@@ -76,4 +76,5 @@ def span_heads(heads: pd.DataFrame, steered: pd.DataFrame) -> go.Figure:
         yaxis2=named_axis([escaped(str(kind)) for kind in table["kind"]], down=True, anchor="x2"),
         showlegend=False,
     )
+    room_above(fig)
     return fig

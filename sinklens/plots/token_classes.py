@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from sinklens.errors import InputError
 from sinklens.plots.axes import named_axis, value_axis
 from sinklens.plots.draws import draws, one_row_each
-from sinklens.plots.marks import add_words
+from sinklens.plots.marks import add_words, room_above
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
@@ -91,6 +91,7 @@ def token_classes(classes: pd.DataFrame, *, value: str | None = None, limit: int
             if null in drawn:
                 _lines(fig, drawn[null], places, f"even attention ({null})", colour, "x2")
         add_words(fig, f"<b>{escaped(value)}</b>", 0.54, 1)
+        room_above(fig)
         fig.update_layout(xaxis2=value_axis(escaped(value), domain=[0.54, 1]))
     rows = [
         f"{label} ({rows:,} of {of:,})"

@@ -253,7 +253,7 @@ def test_documents_read_once_give_what_whole_passes_give(name: str, tmp_path: Pa
 def test_weights_of_the_question_turn_to_the_token_that_looks_at_the_question() -> None:
     rows = torch.zeros(2, 14, dtype=torch.float64)
     rows[0, 1], rows[0, 12] = 0.9, 0.1  # looks at the first document, hardly at the question
-    rows[1, 9], rows[1, 13] = 0.4, 0.6
+    rows[1, 11], rows[1, 13] = 0.4, 0.6
     words = frozenset({"a"})
     seen = Seen(rows[0], rows[0], rows[0], rows, slice(12, 14), [slice(1, 6), slice(6, 12)], words, [words] * 2, 0)
     assert METHODS["infini"](seen) == pytest.approx([0.45, 0.2])
