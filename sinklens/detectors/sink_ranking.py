@@ -2,6 +2,9 @@
 
 import pandas as pd
 
+EPS = 0.3
+"""Attention from which a key is a sink; it stands here so that what reads results loads no torch for it."""
+
 ORDER = ("importance", "sink_rate", "ratio")
 
 

@@ -19,12 +19,12 @@ from sinklens.attention.delta_logit import DeltaLogit
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import Detector, LayerSums, Metric, frame_of, narrow
 from sinklens.detectors.registry import register
+from sinklens.detectors.sink_ranking import EPS as EPS
 from sinklens.detectors.sinks_verdict import describe_sinks
 from sinklens.errors import InputError
 from sinklens.models.tokens import TokenBatch
 from sinklens.wording import several
 
-EPS = 0.3
 EPS_SWEEP = (0.2, 0.3, 0.4, 0.5)
 MIN_QUERIES = 10
 MIN_SHARE = 0.125

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from sinklens.detectors.sinks import EPS
+from sinklens.detectors.sink_ranking import EPS
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.results.result import Result
 from sinklens.wording import several
