@@ -17,11 +17,11 @@ from sinklens.errors import InputError
 from sinklens.plots.draws import FIGURES, Drawings, one_row_each
 from sinklens.plots.effects import VARIANT
 from sinklens.studies.census.result import Census
-from tests.plots.checks import CHECKS, array, heads, retrieval, runs, states
+from tests.plots.checks import CHECKS, array, heads, retrieval, runs, states, studies
 from tests.plots.synthetic import N_LAYERS, attentionless_census, synthetic_census
 from tests.plots.synthetic_sweep import ZERO, synthetic_effects, synthetic_summary
 
-assert all((heads, retrieval, runs, states))  # imported for the checks they register
+assert all((heads, retrieval, runs, states, studies))  # imported for the checks they register
 
 ENDS = ("", "_low", "_high")
 UNREGISTERED = {"save_figure", "use_in_notebook"}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -75,5 +76,5 @@ def prepared(
                 before.add(word)
     if len(kept) < LEAST:
         raise InputError(f"Expected at least {LEAST} facts that begin with different tokens, got {len(kept)}.")
-    given: list = [facts[number].prompt for number in kept]
+    given: list[Any] = [facts[number].prompt for number in kept]
     return to_batch(model, given, bos=bos), ids[kept]

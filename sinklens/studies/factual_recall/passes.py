@@ -49,8 +49,8 @@ class _Watch:
 
     def row(self, x: Any) -> Tensor:
         """``[batch d_model]`` of the last real tokens."""
-        x = _stream(x)
-        return x[torch.arange(len(x)), self.last.to(x.device)].float()
+        stream = _stream(x)
+        return stream[torch.arange(len(stream)), self.last.to(stream.device)].float()
 
     def keep(self, x: Any, hook: Any, what: str, layer: int) -> None:
         self.seen[what, layer] = self.row(x)

@@ -94,7 +94,8 @@ def recall_words(
                 f"other topics, exchanged {_signed(top['shuffled'])})"
             )
         out.append(f"{text}.")
-    for row in pruned[pruned["kind"] == "topic"].itertuples():
+    rows: list[Any] = [*pruned[pruned["kind"] == "topic"].itertuples()]
+    for row in rows:
         others = pruned[pruned["kind"] == "random"]["change"]
         text = (
             f"Without {row.heads} (mean) the right answer leads another by {row.logit_diff:.2f} instead of "

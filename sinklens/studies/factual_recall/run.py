@@ -110,7 +110,7 @@ def trace_recall(
         progress.advance(1)
     table = pd.DataFrame(layers, columns=[*LAYER_COLUMNS])
     late = table[table["layer"] >= late_from(n_layers)]
-    lowest = int(late["choosing"].idxmin())
+    lowest = int(late["layer"].iloc[int(late["choosing"].argmin())])
     clean = {"given": len(given), "known": len(kept), "judged": len(judge), "logit_diff": difference}
     meta = header(
         model,
@@ -118,7 +118,7 @@ def trace_recall(
         "capitals" if facts is None else "facts",
         settings={"top": top, "controls": controls, "seed": seed},
         clean=clean | {"log_prob": float(base.mean())},
-        suppressor=lowest if table.loc[lowest, "choosing"] < 0 else None,  # type: ignore[operator]
+        suppressor=lowest if late["choosing"].min() < 0 else None,
         warnings=found.problems,
     )
     return FactualRecall(meta, {"layers": table, "heads": heads, "pruned": pruned})
@@ -191,7 +191,7 @@ def _prune(
     clean = (logits[rows, where.correct] - logits[rows, where.wrong]).double().numpy()
     table: list[tuple[Any, ...]] = []
     if sets:
-        change = AblateHeads("all", "mean", mean_outputs(model, test))  # type: ignore[arg-type]
+        change = AblateHeads("all", "mean", mean_outputs(model, test))
         measured = run_head_sets(model, test, change, [each for _, _, each in sets], answers=where)
         for (kind, draw, each), after in zip(sets, measured.changed["logit_diff"].double().cpu().numpy(), strict=True):
             names = ", ".join(map(head_name, each))

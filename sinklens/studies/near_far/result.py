@@ -62,7 +62,7 @@ def near_far_words(costs: pd.DataFrame, settings: dict[str, Any]) -> list[str]:
             beside = compare_with_controls(float(row["cost"]), others.tolist())
             text += f"; as many random heads {_nats(beside.mean)} (p = {beside.p:.2g} of {beside.n} sets)"
         out.append(f"{text}.")
-    near, far = float(tested.loc["near", "cost"]), float(tested.loc["far", "cost"])
+    near, far = (float(cost) for cost in tested["cost"].loc[["near", "far"]])
     if max(near, far) > 0 and _nats(near) != _nats(far):
         less, more = ("near", "far") if near < far else ("far", "near")
         out.append(f"It loses more by seeing {more} keys alone than {less} ones: what it needs is {less}.")

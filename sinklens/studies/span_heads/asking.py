@@ -25,7 +25,8 @@ def asked_document(model: TransformerBridge, task: RankingTask, bos: BosChoice =
         ids = ids + to_batch(model, ASK, bos="no").ids[0].tolist()
     start = torch.tensor([ids], device=next(model.parameters()).device)
     options: Any = {"do_sample": False, "return_type": "tokens", "verbose": False}
-    made = model.generate(start, max_new_tokens=TOKENS, **options)[0, len(ids) :].tolist()
+    whole: Any = model.generate(start, max_new_tokens=TOKENS, **options)
+    made = whole[0, len(ids) :].tolist()
     said = words_of(str(model.tokenizer.decode(made)).partition('"')[0] if texts else made)
     shares = [len(said & words_of(each)) / max(1, len(said)) for each in task.documents]
     best = [number for number, share in enumerate(shares) if share == max(shares)]
