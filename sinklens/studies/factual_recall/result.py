@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.wording import layer_runs
+from sinklens.detectors.wording import layer_runs
 from sinklens.evidence.controls import compare_with_controls
 from sinklens.results.result import Result
 

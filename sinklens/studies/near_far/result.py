@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.wording import several
 from sinklens.evidence.controls import compare_with_controls
 from sinklens.results.result import Result
+from sinklens.wording import several
 
 FORMAT = "sinklens-near-far"
 COST_COLUMNS = ("kind", "draw", "heads", "sees", "loss", "cost", "low", "high")
