@@ -89,9 +89,12 @@ def _source(row: Any) -> str:
         f"layer {row.peak_layer}, {row.writer} wrote {row.writer_share:+.4g}"
     )
     if isinstance(row.weight, str):
+        plain = row.weight_value * row.activation
+        normed = abs(row.weight_share - plain) > 0.01 * abs(row.weight_share)
         text += (
-            f", and of that {row.weight} = {row.weight_value:.3g} times an activation of {row.activation:.4g} makes "
-            f"{100 * row.weight_of_writer:.0f} %"
+            f", and of that {row.weight} = {row.weight_value:.3g} times an activation of {row.activation:.4g}"
+            + (f", made {row.weight_share / plain:.3g} times as large by the norm behind the MLP," if normed else "")
+            + f" makes {100 * row.weight_of_writer:.0f} %"
         )
     return f"{text}."
 
@@ -102,7 +105,7 @@ def _effect(row: Any, others: pd.DataFrame) -> str:
         f"Without {row.tested} {'the value' if count == 1 else 'their values'} "
         f"{'keeps' if count == 1 else 'keep'} {100 * row.peak_kept:.0f} % and the loss changes by "
         f"{row.delta_loss:+z.3f} nats a token; {several(row.sink_heads, 'head')} "
-        f"{'sinks' if row.sink_heads == 1 else 'sink'} on position 0, of {row.sink_heads_before} before"
+        f"{'sinks' if row.sink_heads == 1 else 'sink'} on position 0, and {row.sink_heads_before} did before"
     )
     if len(others):
         text += (
