@@ -10,7 +10,7 @@ from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import load_model, working
 from sinklens.errors import InputError
 
-WAYS = ("zero", "mean")
+WAYS, SIDES = ("zero", "mean"), ("direct", "path")
 
 
 def conflict(
@@ -52,6 +52,8 @@ def conflict(
 
       sinklens conflict model.gguf --by path --prompts false-facts.json --top 3 --how zero
     """
+    if by not in SIDES:
+        raise InputError(f"--by is one of {', '.join(SIDES)}; got {by!r}.")
     ways = values.names(how)
     if not ways or any(way not in WAYS for way in ways):
         raise InputError(f"--how takes some of {', '.join(WAYS)}; got {how!r}.")

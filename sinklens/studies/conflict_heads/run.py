@@ -132,9 +132,6 @@ def find_conflict_heads(
     where = Answers(test.lengths.cpu() - 1, answers[:, 0], answers[:, 1])
     progress.begin("Pruning heads", len(ways) * len(sets))
     pruned: list[tuple[Any, ...]] = []
-    if not sets:
-        logits = model(test.ids.to(next(model.parameters()).device))[torch.arange(len(test)), where.position].cpu()
-        clean = (logits.gather(-1, answers[:, :1]) - logits.gather(-1, answers[:, 1:2]))[:, 0].double().numpy()
     for way in ways if sets else ():
         options: dict[str, Any] = {"outputs": mean_outputs(model, test)} if way == "mean" else {}
         change = AblateHeads("all", how=cast(Any, way), **options)
