@@ -64,7 +64,8 @@ GOOD: dict[tuple[str, ...], tuple[str, ...]] = {
 NOWHERE, FILE = "/nowhere/at/all", "FILE"
 WRONG: dict[str, str] = {
     "absolute": "-1", "ablate": "first", "active_mass": "2", "answer": "nothing", "answers": NOWHERE,
-    "batch_size": "0", "bos": "maybe", "budget": "-1", "by": "luck", "causal": "retrieval:none", "controls": "-1", "data": NOWHERE,
+    "batch_size": "0", "bos": "maybe", "budget": "-1", "by": "luck",
+    "causal": "retrieval:none", "controls": "-1", "data": NOWHERE,
     "depths": "2", "detectors": "sink", "device": "toaster", "device_map": "everywhere", "directory": NOWHERE,
     "documents": NOWHERE, "dormant_mass": "0", "dtype": "int8", "effect": "-1", "executor": "magic", "fewshot": "-1",
     "gamma": "0", "gammas": "x", "generate": "-1", "given": NOWHERE, "gold": "0", "group": "none", "heads": "first",
