@@ -99,4 +99,4 @@ def test_a_long_text_needs_no_more_than_its_tables(smollm2: TransformerBridge) -
     before = memory("VmRSS")
     sinklens.scan(smollm2, tokens=batch)
     # 270 heads x 8,192 positions are 2.2 million rows in each of two tables: most of what docs/speed.md states
-    assert memory("VmHWM") - before < 0.45e9
+    assert memory("VmHWM") - before < 0.5e9
