@@ -6,7 +6,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -25,6 +25,7 @@ class Positions:
     Attributes:
         cached: Tokens before the pass, as many as the KV cache has seen.
         first_real: Left padding of each sequence, ``None`` without any.
+        behind: Padding behind each text of a pass that begins it, ``None`` without any.
         n_layers: Layers of the watched model, ``None`` before :meth:`watch`.
         kv_heads: Key-value heads of a layer, as far as the model says.
         model: The watched model.
@@ -37,6 +38,7 @@ class Positions:
         self.cached = 0
         self._lengths: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self.first_real: list[int] | None = None
+        self.behind: list[int] | None = None
         self.n_layers: int | None = None
         self.kv_heads: int | None = None
         self.model: TransformerBridge | None = None
@@ -67,9 +69,12 @@ class Positions:
         self.passes += 1
         self.new = 0 if tokens is None else int(tokens.shape[1])
         self.cached = 0 if cache is None else self._length(cache)
-        self.first_real = None
-        if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, 0].all()):
-            self.first_real = mask.to(torch.uint8).argmax(-1).tolist()
+        self.first_real = self.behind = None
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            if not bool(mask[:, 0].all()):
+                self.first_real = mask.to(torch.uint8).argmax(-1).tolist()
+            if self.cached == 0 and not bool(mask[:, -1].all()):
+                self.behind = mask.to(torch.uint8).flip(-1).argmax(-1).tolist()
 
     def _end(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         cache = getattr(output, "cache_params", None)
@@ -114,6 +119,14 @@ class Positions:
             InputError: A preallocated (static) cache.
         """
         return torch.arange(shape.k_pos, device=shape.device) + self._before_keys(shape)[:, None]
+
+    def is_text(self, shape: AttentionShape) -> Bool[Tensor, "batch k_pos"]:
+        """Which keys of a layer's call are no padding, before the text or behind it."""
+        positions = self.key_positions(shape)
+        if self.behind is None:
+            return positions >= 0
+        after = torch.arange(shape.k_pos - 1, -1, -1, device=shape.device)
+        return (positions >= 0) & (after >= torch.tensor(self.behind, device=shape.device)[:, None])
 
     def _before_keys(self, shape: AttentionShape) -> Int[Tensor, " batch"]:
         dropped = self.cached - shape.offset

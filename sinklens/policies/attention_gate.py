@@ -45,7 +45,7 @@ class AttentionGate(Learned):
         if self.tau == 0:
             return view.visible
         whole = view.whole
-        real = (whole.keys >= 0) & (whole.keys < view.span[1])
+        real = whole.is_text
         x = whole.by_group(whole.key)[:, 0].transpose(0, 1).flatten(1)
         shapes = dict.fromkeys(("query", "key", "value"), (x.shape[1], self.width))
         w = self.trained(view.layer, shapes | {"out": (self.width, view.n_heads)}, x)

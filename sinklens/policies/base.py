@@ -279,7 +279,7 @@ class _Apply:
         self.shared: dict[tuple[int, int], dict[Any, Any]] = {}
         self.once: dict[int, dict[Any, Any]] = {}
         self.passes = -1
-        self.prompt = 0
+        self.prompts: dict[int, int] = {}
 
     def edit_call(self, call: AttentionCall) -> AttentionCall:
         """Keep the call for the rule to read; it may change what it holds."""
@@ -315,7 +315,9 @@ class _Apply:
 
     def _view(self, block: Block) -> View:
         self._new_pass()
-        shape, sequence = block.shape, block.sequence
+        shape, sequence, behind = block.shape, block.sequence, self.positions.behind
+        if self.positions.cached == 0 and sequence not in self.prompts:
+            self.prompts[sequence] = self.positions.new - self._padding(sequence) - (behind[sequence] if behind else 0)
         call = self.calls.get(shape.layer)
         at = (shape.layer, sequence)
         if block.rows.start == 0:
@@ -336,7 +338,8 @@ class _Apply:
             n_heads=shape.heads,
             kv_heads=self._kv_heads(shape, call),
             first_row=block.rows.start,
-            prompt=self.policy.prompt or self.prompt - self._padding(sequence),
+            end=self.positions.new - self._padding(sequence) - behind[sequence] if behind else None,
+            prompt=self.policy.prompt or self.prompts.get(sequence, 0),
             sequence=sequence,
             call=call,
             model=self.positions.model,
@@ -350,7 +353,7 @@ class _Apply:
             self.passes = self.positions.passes
             self.shared, self.before = {}, {}
             if self.positions.cached == 0:
-                self.prompt = self.positions.new
+                self.prompts = {}
 
     def _padding(self, sequence: int) -> int:
         return 0 if self.positions.first_real is None else self.positions.first_real[sequence]

@@ -47,7 +47,7 @@ class BlockSparse(Policy):
         number = view.rows.div(self.query_block, rounding_mode="floor")
         _, group = torch.unique_consecutive(number, return_inverse=True)
         count = int(group.max()) + 1
-        member = torch.nn.functional.one_hot(group, count).to(score)
+        member = (torch.nn.functional.one_hot(group, count) * view.rows_of_text[:, None]).to(score)
         totals = torch.einsum("hqb,qg->hgb", score.masked_fill(~seen, 0), member)
         counts = torch.einsum("hqb,qg->hgb", seen.to(score), member)
         mean = (totals / counts.clamp(min=1)).masked_fill(counts == 0, 0.0 if self.wasteful else -math.inf)

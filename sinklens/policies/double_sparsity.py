@@ -40,10 +40,10 @@ class DoubleSparsity(Policy):
         """Keys by predicted score."""
         if view.layer < self.dense_layers:
             return view.visible
-        early = (view.rows >= 0) & (view.rows < self.calibration)
+        early = view.rows_of_text & (view.rows < self.calibration)
         if "channels" not in view.state and bool(early.any()):
             query = (view.query.abs() * early[:, None]).sum(1)
-            key = (view.key.abs() * ((view.keys >= 0) & (view.keys < self.calibration))[:, None]).sum(1)
+            key = (view.key.abs() * (view.is_text & (view.keys < self.calibration))[:, None]).sum(1)
             view.state["channels"] = (query * key).topk(min(self.channels, query.shape[-1]), -1).indices
         if "channels" not in view.state:
             return view.visible

@@ -62,7 +62,8 @@ class FakeQuantKV(Policy):
         exact = where < self.protect
         key, value = call.key.float(), call.value.float()
         if self.what != "values":
-            mean = (key * (where >= 0)).sum(2, keepdim=True) / (where >= 0).sum(2, keepdim=True) if self.smooth else 0
+            text = positions.is_text(call.shape)[:, None, :, None]
+            mean = (key * text).sum(2, keepdim=True) / text.sum(2, keepdim=True) if self.smooth else 0
             turn = hadamard(key.shape[-1]).to(key) if self.rotate else None
             moved = key - mean if turn is None else (key - mean) @ turn
             rounded = quantised(moved, self.bits, self.group_size)

@@ -59,8 +59,8 @@ class FlexPrefill(Policy):
         pattern = scores.softmax(-1).nan_to_num(0)
         rows = torch.arange(start, prompt, device=view.keys.device)
         vertical, slash = columns_and_diagonals(pattern, rows, whole.keys, prompt)
-        real = (whole.keys >= 0).expand_as(vertical)
-        kept_columns = covering_keys(vertical, self.share, real) | (whole.keys >= 0) & (whole.keys < self.block)
+        real = whole.is_text.expand_as(vertical)
+        kept_columns = covering_keys(vertical, self.share, real) | whole.is_text & (whole.keys < self.block)
         kept_slashes = covering_keys(slash, self.share, torch.ones_like(slash, dtype=torch.bool))
         kept_slashes[:, 0] = True
         distance = view.distance.clamp(0, prompt - 1)

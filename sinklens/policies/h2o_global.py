@@ -34,7 +34,7 @@ class H2OGlobal(Policy):
         """The same columns for every row, and the band."""
         first, last = view.span
         sums = view.whole.scores_of(first, last).softmax(-1).nan_to_num(0).sum(1)
-        chosen = top_keys(sums, self.heavy, (view.whole.keys >= 0).expand_as(sums))
+        chosen = top_keys(sums, self.heavy, view.whole.is_text.expand_as(sums))
         return chosen[:, None, : len(view.keys)] | (view.distance <= self.recent)
 
     @classmethod

@@ -55,8 +55,8 @@ class HiP(Policy):
             return view.visible
         kept = near.expand_as(view.scores).clone()
         start = int((view.keys < 0).sum())
-        for number in torch.unique(view.rows[view.rows >= 0].div(self.query_block, rounding_mode="floor")):
-            rows = view.rows.div(self.query_block, rounding_mode="floor") == number
+        for number in torch.unique(view.rows[view.rows_of_text].div(self.query_block, rounding_mode="floor")):
+            rows = (view.rows.div(self.query_block, rounding_mode="floor") == number) & view.rows_of_text
             seen = int(view.rows[rows].max()) + 1
             score = view.scores[:, rows][:, ::2, start : start + seen].amax(1)
             blocks = self._search(score, seen) // self.block

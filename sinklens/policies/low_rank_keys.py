@@ -38,7 +38,7 @@ class LowRankKeys(Policy):
         """Keys on their strongest directions."""
         if self.rank >= call.key.shape[-1]:
             return call
-        real = (positions.key_positions(call.shape) >= 0)[:, None, :, None]
+        real = positions.is_text(call.shape)[:, None, :, None]
         directions = torch.linalg.svd(call.key.float() * real, full_matrices=False)[2][..., : self.rank, :]
         return replace(call, key=(call.key.float() @ directions.mT @ directions).to(call.key.dtype))
 

@@ -92,6 +92,6 @@ class _Votes(Squeezed):
     def keep(self, view: View) -> Bool[Tensor, "head q_pos k_pos"]:
         """Everything."""
         super().keep(view)  # notes the queries of the voters
-        if int(view.rows[-1]) == (view.prompt or 0) - 1:
+        if bool((view.rows == (view.prompt or 0) - 1).any()):
             self.found.append(self.votes(view))
         return view.visible

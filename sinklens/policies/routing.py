@@ -40,18 +40,18 @@ class Routing(Learned):
         """Logarithm of the mean over clusters of the attention within each."""
         first, stop = view.span
         whole = view.whole
-        if self.size >= len(whole.keys):
+        if self.size >= int(whole.is_text.sum()):
             return view.scores
         d = view.key.shape[-1]
         centres = self.trained(view.layer, {"centres": (self.clusters, d)}, view.key)
         takes_query = self._taken(view.queries_of(first, stop), centres["centres"])
-        keys = (whole.keys >= 0) & (whole.keys < stop)
+        keys = whole.is_text
         takes_key = torch.zeros(len(view.heads), self.clusters, len(whole.keys), dtype=torch.bool).to(keys.device)
         takes_key[..., keys] = self._taken(whole.key[:, keys], centres["centres"])
         total = torch.full_like(view.scores, -math.inf)
         count = total.new_zeros(*total.shape[:2], 1)
         for cluster in range(self.clusters):
-            inside = takes_query[:, cluster, (view.rows - first).clamp(min=0), None]
+            inside = takes_query[:, cluster, (view.rows - first).clamp(0, stop - first - 1), None]
             inside = inside & takes_key[:, cluster, None, : len(view.keys)] & view.visible
             within = view.scores.masked_fill(~inside, -math.inf).log_softmax(-1).nan_to_num(-math.inf, neginf=-math.inf)
             total = torch.logaddexp(total, within)

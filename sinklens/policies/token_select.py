@@ -60,7 +60,7 @@ class TokenSelect(Renumbering):
         """Keys that the rows from ``start`` on read, as far as they see them."""
         near, (begun, end) = view.keys >= start - self.recent, view.span
         among = (view.keys >= self.first) & ~near
-        if int(among.sum()) <= self.k:
+        if int(among.sum()) <= self.k or start >= end:  # few keys, or padding behind the text
             return view.keys >= 0
         rows = torch.arange(max(start, begun), min(start + self.chunk, end), device=view.keys.device)
         query = unrotated(view.queries_of(int(rows[0]), int(rows[-1]) + 1), rows, view).mean(1, keepdim=True)

@@ -61,7 +61,7 @@ class VerticalSlash(Policy):
         vertical, slash = columns_and_diagonals(pattern, rows, view.keys, prompt)
         vertical = vertical.masked_fill((view.keys >= 0) & (view.keys < self.first), torch.inf)
         slash[:, : self.recent] = torch.inf
-        real = (view.keys >= 0).expand_as(vertical)
+        real = view.is_text.expand_as(vertical)
         everywhere = torch.ones_like(slash, dtype=torch.bool)
         return top_keys(vertical, self.columns, real), top_keys(slash, self.diagonals, everywhere)
 

@@ -31,6 +31,7 @@ class View:
         heads: Numbers of the query heads that stand in ``scores``.
         n_heads: Query heads of the layer.
         kv_heads: Key-value heads of the layer.
+        end: Position behind the last token of the text, where padding follows it; else ``None``.
         first_row: Which row of the layer's call the first query is.
         prompt: Tokens of each text that count as its prompt, ``None`` where nothing was said.
         sequence: Index in the batch.
@@ -51,6 +52,7 @@ class View:
     heads: tuple[int, ...]
     n_heads: int
     kv_heads: int
+    end: int | None = None
     first_row: int = 0
     prompt: int | None = None
     sequence: int = 0
@@ -64,6 +66,19 @@ class View:
     def visible(self) -> Bool[Tensor, "head q_pos k_pos"]:
         """Which keys the model itself lets each query see."""
         return self.scores != -math.inf
+
+    @cached_property
+    def is_text(self) -> Bool[Tensor, " k_pos"]:
+        """Which keys are no padding, before the text or behind it."""
+        return self._of_text(self.keys)
+
+    @cached_property
+    def rows_of_text(self) -> Bool[Tensor, " q_pos"]:
+        """Which queries are no padding: only these may have a say in what is kept."""
+        return self._of_text(self.rows)
+
+    def _of_text(self, places: Int[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        return (places >= 0) if self.end is None else (places >= 0) & (places < self.end)
 
     @cached_property
     def distance(self) -> Int[Tensor, "q_pos k_pos"]:
@@ -111,7 +126,8 @@ class View:
     def span(self) -> tuple[int, int]:
         """Positions of the call's first real query and of the one after its last."""
         first = int(self.rows[0]) - self.first_row
-        return max(first, 0), first + self._call().shape.q_pos
+        stop = first + self._call().shape.q_pos
+        return max(first, 0), stop if self.end is None else min(stop, self.end)
 
     @property
     def whole(self) -> "View":
