@@ -19,6 +19,7 @@ from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.studies import explain_sinks
 from sinklens.studies.policies.result import PolicyComparison
+from tests.plots import scored
 from tests.plots.checks import array, named, same
 from tests.plots.synthetic_sweep import ZERO, synthetic_effects, synthetic_summary
 
@@ -180,6 +181,14 @@ def sink_causes(fig: Any, now: dict[str, Any]) -> None:
     same(array(marks.x), [total[head] for head in order], rtol=1e-3)
 
 
+def task_scores(fig: Any, names: dict[str, Any]) -> None:
+    table = names["scored"].tables["scores"].set_index("kind")
+    for trace in fig.data:
+        kind = {"unchanged": "unchanged", "changed, 95 % interval": "change"}.get(trace.name, "control")
+        same(array(trace.x), [table.loc[kind, "value"]])
+    assert len(fig.data) == 3
+
+
 CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "plots.sink_heatmap(census)": sink_heatmap,
     "census.plot.sink_heatmap()": sink_heatmap,
@@ -203,6 +212,7 @@ CHECKS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "plots.dynamics(dynamics)": dynamics,
     "found.plot.policy_costs()": policy_costs,
     "answers.plot.policy_costs()": policy_costs,
+    "scored.plot.task_scores()": task_scores,
 }
 """By the call as it stands on a page; it gets the figure and the results that the call's names stand for."""
 
@@ -238,6 +248,7 @@ def now() -> dict[str, Any]:
         "plots": plots,
         "found": compared,
         "answers": compared,
+        "scored": scored.task_scores(),
         "census": census,
         "causes": explain_sinks("tiny-llama", max_sequences=4, top=3, controls=0, donors=False),
         "strongest": next(iter(census.maps.values())),

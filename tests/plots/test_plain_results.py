@@ -44,6 +44,7 @@ from sinklens.studies import (
 )
 from sinklens.studies.conflict_heads.run import ConflictPrompt
 from tests.families import byte_tokenizer
+from tests.plots.scored import task_scores
 from tests.studies.test_factual_recall import facts, planted
 from tests.studies.test_span_heads import tasks as span_tasks
 
@@ -129,6 +130,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "sinklens-path-patching": patched,
     "sinklens-conflict-heads": conflicts,
     "sinklens-super-experts": lambda: find_super_experts(mixture(), tokens=[[1, 2, 3, 4, 5, 6]], controls=1),
+    "sinklens-task-scores": task_scores,
     "sinklens-policies": lambda: compare_policies(model(), ["sink_window", "h2o"], tokens=tokens(), budgets=[8]),
     "sinklens-active-dormant": lambda: find_active_dormant(model(), max_sequences=3),
     "sinklens-calibration": calibrated,
