@@ -373,7 +373,7 @@ ENTRIES = (
           study("pooling_ranks", "pooling", "summary"), of=("real",)),
     Entry("span_heads", "Heads of a span", "Red: heads that depend on the right document more than on another.",
           study("span_heads", "spans", "heads"), of=("toys",)),
-    Entry("factual_recall", "Recall of facts", "What each block adds to the right answer, and how likely it is "
+    Entry("factual_recall", "Recall of facts", "What each layer adds to the right answer, and how likely it is "
           "after it.", study("factual_recall", "recall"), of=("real",)),
     Entry("entropy_scatter", "Entropy against key norm", "A sink head below 1 has a sink with a short key: direction, "
           "not length, makes it.", entropy_scatter),

@@ -21,7 +21,7 @@ def pool(
         ),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option(metavar="N,...", help="Blocks after which states are pooled. Default: four of them.")
+        str | None, typer.Option(metavar="N,...", help="Layers after which states are pooled. Default: four of them.")
     ] = None,
     poolings: Annotated[
         str, typer.Option(metavar="NAME,...", help="Of mean, last, no_first, sink_free, random.")

@@ -29,10 +29,10 @@ def recall(
     seed: options.Seed = 0,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Trace how facts are recalled: which heads bring the topic, and which late block holds the answer down.
+    """Trace how facts are recalled: which heads bring the topic, and which late layer holds the answer down.
 
     Both are chosen on every other fact that the model knows and judged on the rest, beside random heads and the other
-    late blocks.
+    late layers.
 
     For example:
 
@@ -63,8 +63,8 @@ def recall(
     best = found.heads.sort_values("topic", ascending=False, kind="stable").head(12)
     rows = [[row[name] for name in names] for row in best.to_dict("records")]
     printing.say_table(names, rows, "Heads that bring the topic", "in logits, at the last token", left=["name"])
-    names = ["layer", "block", "low", "high", "attention", "rest", "lens", "skipped"]
+    names = ["layer", "total", "low", "high", "attention", "rest", "lens", "skipped"]
     rows = [[row[name] for name in names] for row in found.layers.tail(10).to_dict("records")]
-    printing.say_table(names, rows, "The last blocks", "block: logits for the right answer over others")
+    printing.say_table(names, rows, "The last layers", "total: logits for the right answer over others")
     printing.say_notes(found.meta["warnings"])
     printing.say_saved(saved)

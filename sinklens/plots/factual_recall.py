@@ -1,4 +1,4 @@
-"""Recall of facts by block: what each adds to the right answer, and how likely the answer is after it."""
+"""Recall of facts by layer: what each adds to the right answer, and how likely the answer is after it."""
 
 from typing import Final
 
@@ -11,15 +11,15 @@ from sinklens.plots.draws import draws
 from sinklens.plots.marks import add_line, error_bars
 from sinklens.plots.style import BELOW, CATEGORICAL, MUTED, empty_figure, float32, new_figure, require_columns
 
-_TITLE: Final = "Recall of facts, block by block"
+_TITLE: Final = "Recall of facts, layer by layer"
 
 
 @draws("sinklens-factual-recall", needs={"layers": ("layer",)}, whole={_TITLE: {}})
 def factual_recall(layers: pd.DataFrame) -> go.Figure:
-    """Draw what each block adds to the right answer over others, and the answer's probability after each block.
+    """Draw what each layer adds to the right answer over others, and the answer's probability after each layer.
 
-    Above: bars of a block's attention and of its rest (the MLP), the mark is their sum with its 95 % interval over
-    facts: below 0 a block holds the right answer down. Below: log-probability of the answer if the network ended there.
+    Above: bars of a layer's attention and of its rest (the MLP), the mark is their sum with its 95 % interval over
+    facts: below 0 a layer holds the right answer down. Below: log-probability of the answer if the network ended there.
 
     Args:
         layers: A :class:`~sinklens.studies.factual_recall.result.FactualRecall`, or its `layers`.
@@ -27,9 +27,9 @@ def factual_recall(layers: pd.DataFrame) -> go.Figure:
     Raises:
         InputError: A missing column.
     """
-    require_columns(layers, ("layer", "block", "low", "high", "attention", "rest", "lens"), "factual_recall")
+    require_columns(layers, ("layer", "total", "low", "high", "attention", "rest", "lens"), "factual_recall")
     if layers.empty:
-        return empty_figure(_TITLE, "Not applicable: there are no blocks.")
+        return empty_figure(_TITLE, "Not applicable: there are no layers.")
     rows = layers.sort_values("layer")
     fig = new_figure(
         _TITLE, "Logits with the final norm frozen, at the last token; mean over the judged facts.", height=460
@@ -47,13 +47,13 @@ def factual_recall(layers: pd.DataFrame) -> go.Figure:
                 hovertemplate=f"layer %{{x}}, {name}: %{{y:+.3f}}<extra></extra>",
             )
         )
-    ends = error_bars(rows["block"], rows["low"], rows["high"], width=3, thickness=1.3)
+    ends = error_bars(rows["total"], rows["low"], rows["high"], width=3, thickness=1.3)
     marks = {"symbol": "diamond", "size": 7, "color": "#000000"}
     fig.add_trace(
         go.Scatter(
             x=rows["layer"],
-            y=float32(rows["block"]),
-            name="block",
+            y=float32(rows["total"]),
+            name="layer",
             mode="markers",
             marker=marks,
             error_y=ends,

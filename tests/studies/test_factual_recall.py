@@ -1,4 +1,4 @@
-"""Recall of facts: a planted topic head and a planted block that holds answers down, plain transformers as oracle."""
+"""Recall of facts: a planted topic head and a planted layer that holds answers down, plain transformers as oracle."""
 
 import copy
 from dataclasses import replace
@@ -24,7 +24,7 @@ TOPICS, ANSWERS = range(20, 20 + COUNT), range(40, 40 + COUNT)
 
 
 def planted(topic: float = 1.0, held: float = 0.5, noise: float = 0.0) -> LlamaForCausalLM:
-    """L1H0 writes the topic, L1H1 the answer; block 2 takes a share of the answer back through L2H0.
+    """L1H0 writes the topic, L1H1 the answer; layer 2 takes a share of the answer back through L2H0.
 
     Topics are told apart by eight embedding entries that nothing else uses, answers by fourteen of the unembedding;
     all heads attend evenly.
@@ -66,7 +66,7 @@ def facts() -> list[Fact]:
     return found
 
 
-def test_planted_heads_and_the_planted_block_are_found(tmp_path: Path) -> None:
+def test_planted_heads_and_the_planted_layer_are_found(tmp_path: Path) -> None:
     found = trace_recall(as_bridge(planted(), tokenizer=byte_tokenizer()), facts(), top=1, controls=3)
     heads = found.heads.set_index("name")
     assert heads.index[heads["is_topic"]].tolist() == ["L1H0"] == heads.index[heads["chosen"]].tolist()
@@ -75,8 +75,8 @@ def test_planted_heads_and_the_planted_block_are_found(tmp_path: Path) -> None:
     assert found.meta["suppressor"] == 2 and found.meta["clean"]["known"] >= 12
     layers = found.layers.set_index("layer")
     assert layers.loc[2, "high"] < 0 < layers.loc[1, "low"]
-    # the last norm is linear, so what the last block takes comes back when it is left out
-    assert layers.loc[2, "block"] == pytest.approx(layers.loc[2, "attention"], abs=1e-3)
+    # the last norm is linear, so what the last layer takes comes back when it is left out
+    assert layers.loc[2, "total"] == pytest.approx(layers.loc[2, "attention"], abs=1e-3)
     assert layers.loc[2, "skipped"] > 0.1 and layers.loc[2, "lens"] == pytest.approx(found.meta["clean"]["log_prob"])
     assert layers.loc[1, "lens"] - layers.loc[2, "lens"] == pytest.approx(layers.loc[2, "skipped"], abs=1e-4)
     # its topic is not what answers are made of here: no head stands between it and them
@@ -90,7 +90,7 @@ def test_planted_heads_and_the_planted_block_are_found(tmp_path: Path) -> None:
     assert opened.verdict[1].startswith("1 of 12 heads write the topic at the last token, beyond topics exchanged")
     row = layers.loc[2]
     assert (
-        f"changes its logit by {row['block']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] against"
+        f"changes its logit by {row['total']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] against"
         in opened.verdict[-1]
     )
     assert "it holds the right answer down" in opened.verdict[-1]
@@ -144,7 +144,7 @@ def test_every_column_equals_plain_transformers() -> None:
             chance = lens[place, row.layer, ANSWERS[known[place]]]
             rows.append((right - all_logits.mean(), rivals - all_logits.mean(), right - rivals, chance))
         expected = np.mean(rows, 0)
-        assert (row.answer, row.rivals, row.block, row.lens) == pytest.approx(tuple(expected), abs=2e-3)
+        assert (row.answer, row.rivals, row.total, row.lens) == pytest.approx(tuple(expected), abs=2e-3)
 
 
 def test_exchanged_topics_and_a_model_without_either_show_nothing() -> None:
@@ -157,7 +157,7 @@ def test_exchanged_topics_and_a_model_without_either_show_nothing() -> None:
     assert nothing.verdict[1] == (
         "0 of 12 heads write the topic at the last token, beyond topics exchanged between prompts."
     )
-    assert nothing.verdict[-1] == "Late blocks (layer 2): none takes from the right answer on the facts that choose."
+    assert nothing.verdict[-1] == "Late layers (layer 2): none takes from the right answer on the facts that choose."
 
 
 def test_an_exchange_leaves_nobody_with_its_own() -> None:

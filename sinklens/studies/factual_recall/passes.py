@@ -1,4 +1,4 @@
-"""What every part of a network writes at the last token of prompts, read towards some tokens; and a block left out."""
+"""What every part of a network writes at the last token of prompts, read towards some tokens; and a layer left out."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,18 +23,18 @@ class Written:
 
     Attributes:
         heads: By layer ``[batch head token]``; a layer whose heads cannot be read by themselves is missing.
-        attention: What a block's attention adds, by layer ``[batch token]``; missing where it cannot be told apart.
-        block: What a block adds, by layer ``[batch token]``.
-        block_mean: The same to the mean of all logits, by layer ``[batch]``.
-        lens: Log-probability of each token if the network ended after the block, by layer ``[batch token]``.
+        attention: What a layer's attention adds, by layer ``[batch token]``; missing where it cannot be told apart.
+        total: What a layer adds, by layer ``[batch token]``.
+        total_mean: The same to the mean of all logits, by layer ``[batch]``.
+        lens: Log-probability of each token if the network ended after the layer, by layer ``[batch token]``.
         logits: The model's own, of the tokens, ``[batch token]``.
         problems: Why heads are missing.
     """
 
     heads: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[int, Tensor] = field(default_factory=dict)
-    block: dict[int, Tensor] = field(default_factory=dict)
-    block_mean: dict[int, Tensor] = field(default_factory=dict)
+    total: dict[int, Tensor] = field(default_factory=dict)
+    total_mean: dict[int, Tensor] = field(default_factory=dict)
     lens: dict[int, Tensor] = field(default_factory=dict)
     logits: Float[Tensor, "batch token"] = field(default_factory=lambda: torch.empty(0))
     problems: list[str] = field(default_factory=list)
@@ -99,8 +99,8 @@ def read_writes(model: TransformerBridge, batch: TokenBatch, tokens: Int[Tensor,
     found = Written(logits=watch.row(logits)[:, tokens].cpu())
     for layer in range(len(model.blocks)):
         before, after = seen["in", layer], seen["out", layer]
-        block = torch.einsum("bm,bnm->bn", after - before, towards).cpu()
-        found.block[layer], found.block_mean[layer] = block[:, :-1], block[:, -1]
+        total = torch.einsum("bm,bnm->bn", after - before, towards).cpu()
+        found.total[layer], found.total_mean[layer] = total[:, :-1], total[:, -1]
         chances = (norm(after[:, None].to(logits.dtype))[:, 0].float() @ weights.T).log_softmax(-1)
         found.lens[layer] = chances[:, tokens].cpu()
         if layer in layers:
@@ -131,10 +131,10 @@ def _heads(
 
 
 @torch.no_grad()
-def without_block(
+def without_layer(
     model: TransformerBridge, batch: TokenBatch, layer: int, tokens: Int[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
-    """Log-probability of a token at the end of each prompt when a block adds nothing there; -1: none is left out."""
+    """Log-probability of a token at the end of each prompt when a layer adds nothing there; -1: none is left out."""
     last = batch.lengths.cpu() - 1
     rows = torch.arange(len(batch))
     entered: list[Tensor] = []

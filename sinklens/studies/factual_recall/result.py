@@ -1,4 +1,4 @@
-"""Which heads bring the topic, and which late block holds the right answer down."""
+"""Which heads bring the topic, and which late layer holds the right answer down."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ SDS = 5.0
 HEAD_COLUMNS = ("name", "layer", "head", "topic", "low", "high", "shuffled", "sds", "answer", "is_topic", "chosen")
 PRUNED_COLUMNS = ("kind", "draw", "heads", "logit_diff", "change", "low", "high")
 LAYER_COLUMNS = (
-    "layer", "choosing", "answer", "rivals", "block", "low", "high", "attention", "rest", "lens", "skipped",
+    "layer", "choosing", "answer", "rivals", "total", "low", "high", "attention", "rest", "lens", "skipped",
     "skipped_low", "skipped_high",
 )  # fmt: skip
 
@@ -40,12 +40,12 @@ class FactualRecall(
 
     @property
     def layers(self) -> pd.DataFrame:
-        """One row per block, at the last token, in logits with the final norm frozen.
+        """One row per layer, at the last token, in logits with the final norm frozen.
 
-        Columns: layer; choosing (``block`` on the facts that choose); on the judged facts: answer and rivals (what the
-        block adds to the right answer and to the other facts' answers, each over the mean of all logits), block
+        Columns: layer; choosing (``total`` on the facts that choose); on the judged facts: answer and rivals (what the
+        layer adds to the right answer and to the other facts' answers, each over the mean of all logits), total
         (answer - rivals) with low and high, attention and rest (its parts); lens (log-probability of the answer if the
-        network ended there, nats); skipped (its change when the block adds nothing at the last token) with
+        network ended there, nats); skipped (its change when the layer adds nothing at the last token) with
         skipped_low and skipped_high.
         """
         return self.tables["layers"]
@@ -71,7 +71,7 @@ class FactualRecall(
 
     @property
     def verdict(self) -> list[str]:
-        """The topic heads and what they do, then the late block that takes from the right answer."""
+        """The topic heads and what they do, then the late layer that takes from the right answer."""
         return recall_words(self.layers, self.heads, self.pruned, self.meta["clean"], self.meta["suppressor"])
 
 
@@ -111,25 +111,25 @@ def recall_words(
 
 def _suppression(layers: pd.DataFrame, suppressor: int | None) -> str:
     late = layers[layers["layer"] >= late_from(len(layers))]
-    begin = f"Late blocks ({layer_runs(late['layer'].tolist())}):"
+    begin = f"Late layers ({layer_runs(late['layer'].tolist())}):"
     if suppressor is None:
         return f"{begin} none takes from the right answer on the facts that choose."
     row: Any = layers.set_index("layer").loc[suppressor]
     held = row["high"] < 0
     text = (
-        f"{begin} block {suppressor} takes most from the right answer on the facts that choose; on the judged ones it "
-        f"changes its logit by {_interval(row['block'], row['low'], row['high'])} against other answers' "
+        f"{begin} layer {suppressor} takes most from the right answer on the facts that choose; on the judged ones it "
+        f"changes its logit by {_interval(row['total'], row['low'], row['high'])} against other answers' "
         f"({_signed(row['answer'])} and {_signed(row['rivals'])} over the mean of all): "
     )
     text += "it holds the right answer down" if held else "the choice does not hold"
     text += ". Left out at the last token, the answer's log-probability changes by "
     text += f"{_interval(row['skipped'], row['skipped_low'], row['skipped_high'])} nats"
     others = late[late["layer"] != suppressor]["skipped"]
-    return text + (f" (median of the other late blocks {_signed(others.median())})." if len(others) else ".")
+    return text + (f" (median of the other late layers {_signed(others.median())})." if len(others) else ".")
 
 
 def late_from(n_layers: int) -> int:
-    """The first of the last third of the blocks.
+    """The first of the last third of the layers.
 
     >>> late_from(30), late_from(3), late_from(1)
     (20, 2, 0)

@@ -1,4 +1,4 @@
-"""Find the heads that bring a fact's topic to the last token, and the late block that holds its answer down."""
+"""Find the heads that bring a fact's topic to the last token, and the late layer that holds its answer down."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from sinklens.passes.head_sets import run_head_sets
 from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
 from sinklens.studies.factual_recall.facts import LEAST, Fact, capitals, prepared
-from sinklens.studies.factual_recall.passes import Written, every_head, read_writes, without_block
+from sinklens.studies.factual_recall.passes import Written, every_head, read_writes, without_layer
 from sinklens.studies.factual_recall.result import (
     HEAD_COLUMNS,
     LAYER_COLUMNS,
@@ -58,11 +58,11 @@ def trace_recall(
         found.heads, found.layers
 
     A head's *topic score* is the logit lens of its write at the last token: ``z W_O N (u_topic - mean of the other
-    facts' u)``, N the final norm frozen there. Its null exchanges topics between prompts. A block's write is read the
-    same way towards the right answer and the other facts' answers: a late block that takes from the right one is the
-    anti-overconfidence that the paper sees in the last layers. Heads and block are chosen on every other fact that the
-    model knows and judged on the rest: the heads put to their mean output beside random ones, the block left out at
-    the last token beside the other late blocks.
+    facts' u)``, N the final norm frozen there. Its null exchanges topics between prompts. A layer's write is read the
+    same way towards the right answer and the other facts' answers: a late layer that takes from the right one is the
+    anti-overconfidence that the paper sees in the last layers. Heads and layer are chosen on every other fact that the
+    model knows and judged on the rest: the heads put to their mean output beside random ones, the layer left out at
+    the last token beside the other late layers.
 
     Args:
         model: What :func:`~sinklens.models.as_bridge` takes. It is the same afterwards.
@@ -73,7 +73,7 @@ def trace_recall(
         controls: Random sets of as many heads of the same layers.
         bos: As for :func:`sinklens.tokenize`.
         seed: Of exchanged topics, random sets and intervals.
-        progress: Told in blocks.
+        progress: Told in layers.
 
     Raises:
         InputError: Too few facts or known ones, or topics or answers that begin alike.
@@ -82,7 +82,7 @@ def trace_recall(
     Source: after Lv et al. (2024), Interpreting Key Mechanisms of Factual Recall in Transformer-Based Language Models,
     arXiv 2403.19521. Their regression of what MLPs write on what heads write is not here.
 
-    Cost: one forward pass of the facts, one for each block, and the passes of the sets of heads.
+    Cost: one forward pass of the facts, one for each layer, and the passes of the sets of heads.
     """
     model = as_bridge(model)
     if top < 1 or controls < 0:
@@ -102,10 +102,10 @@ def trace_recall(
     heads = _heads(model, found, len(kept), choose, top, seed)
     pruned, difference = _prune(model, heads, rows.rows(judge), ids[judge, 1], controls, seed)
     test = rows.rows(judge)
-    base = without_block(model, test, -1, ids[judge, 1])
+    base = without_layer(model, test, -1, ids[judge, 1])
     layers = []
     for layer in range(n_layers):
-        skipped = (without_block(model, test, layer, ids[judge, 1]) - base).double().numpy()
+        skipped = (without_layer(model, test, layer, ids[judge, 1]) - base).double().numpy()
         layers.append((layer, *_layer(found, layer, len(kept), choose, judge, seed), *_ends(skipped, seed)))
         progress.advance(1)
     table = pd.DataFrame(layers, columns=[*LAYER_COLUMNS])
@@ -200,12 +200,12 @@ def _prune(
 
 
 def _layer(found: Written, layer: int, n: int, choose: list[int], judge: list[int], seed: int) -> tuple[float, ...]:
-    """A block's columns up to ``lens``."""
+    """A layer's columns up to ``lens``."""
     own = torch.arange(n)
-    block = found.block[layer][:, n:].double()
-    right, gain = block[own, own], over_rivals(block)
+    total = found.total[layer][:, n:].double()
+    right, gain = total[own, own], over_rivals(total)
     rivals = right - gain
-    mean = found.block_mean[layer].double()
+    mean = found.total_mean[layer].double()
     gap = paired_interval(gain[judge].numpy(), seed=seed)
     heads = found.attention.get(layer)
     attention = math.nan if heads is None else float(over_rivals(heads[:, n:].double())[judge].mean())

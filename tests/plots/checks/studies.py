@@ -206,11 +206,11 @@ def factual_recall(data: st.DataObject) -> go.Figure:
     table = pd.DataFrame({"layer": range(data.draw(st.integers(1, 5)))})
     for name in ("attention", "rest", "lens"):
         table[name] = column(data, len(table), -3, 3, nan=name == "attention")
-    table = spread(data, table, "block", ("low", "high"))
+    table = spread(data, table, "total", ("low", "high"))
     fig = plots.factual_recall(table)
-    for name, part in (("attention", "attention"), ("the rest (MLP)", "rest"), ("block", "block")):
+    for name, part in (("attention", "attention"), ("the rest (MLP)", "rest"), ("layer", "total")):
         same(named(fig, name).y, table[part])
         assert [*named(fig, name).x] == table["layer"].tolist()
-    same(named(fig, "block").error_y.array, table["high"] - table["block"], rtol=1e-3)
+    same(named(fig, "layer").error_y.array, table["high"] - table["total"], rtol=1e-3)
     same(named(fig, "answer's log-probability").y, table["lens"])
     return fig
