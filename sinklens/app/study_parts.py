@@ -246,7 +246,7 @@ PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
             caption="The largest difference first",
         ),
         Part(
-            "What emphasis does", r"Emphasised in|A random other document",
+            "What emphasis does", r"Emphasised in|A random other document|Other emphases",
             note="Change of the answer's log-probability while a document is emphasised, on other tasks than those "
             "that chose the heads.",
             table="summary", columns={"kind": "emphasised", "change": "change, nats", **_INTERVAL, "n": "tasks"},
