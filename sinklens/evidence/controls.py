@@ -10,7 +10,7 @@ import numpy as np
 
 from sinklens.errors import InputError
 from sinklens.interventions.heads import Head, head_name, parse_head
-from sinklens.wording import several
+from sinklens.wording import are, several
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -94,7 +94,7 @@ def random_head_sets(
     if n_free < len(chosen):
         note = (
             f"No control of equal budget: {several(len(chosen), 'head')} {'was' if len(chosen) == 1 else 'were'} "
-            f"tested and {n_free} are left to draw from."
+            f"tested and {n_free} {are(n_free)} left to draw from."
         )
         return RandomHeadSets((), 0, 0, 0, (note,))
 

@@ -86,6 +86,19 @@ def test_the_dashboard_shows_it(kind: str, tmp_path: Path) -> None:
             assert beside is not None and bench.run(name).beside(shown["head"])
 
 
+@pytest.mark.parametrize("file", ["arrays.safetensors", "channels.parquet"])
+def test_the_dashboard_tells_of_a_damaged_file(file: str, tmp_path: Path) -> None:
+    made("sinklens-extreme-tokens").save(tmp_path / "one")
+    (tmp_path / "one" / file).write_bytes(b"damaged")
+    bench = open_source(tmp_path)
+    shown = describe(bench, State())
+    assert f"cannot be written: {file} is damaged" in str(headline(bench, shown["grid-key"]))
+    run = bench.run(shown["run"])
+    drawn = [run.draw(title).layout.annotations for title in run.drawings]
+    assert any(file in note.text for notes in drawn for note in notes)
+    grid_view(bench, shown["grid-key"])
+
+
 def test_a_number_of_a_report_is_that_of_its_table(tmp_path: Path) -> None:
     result: Any = made("sinklens-massive-sources")
     page = result.report(tmp_path / "report.html").read_text("utf-8")

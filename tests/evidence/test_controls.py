@@ -91,6 +91,8 @@ def test_it_says_what_is_amiss() -> None:
     assert none.sets == () and none.notes == (
         "No control of equal budget: 1 head was tested and 0 are left to draw from.",
     )
+    one = random_head_sets(grid(1, 3), ["L0H0", "L0H1"])
+    assert one.notes == ("No control of equal budget: 2 heads were tested and 1 is left to draw from.",)
 
 
 def test_wrong_requests_are_refused() -> None:

@@ -135,7 +135,7 @@ def test_sentences_files_and_wrong_input(model: TransformerBridge, found: Inject
         some = heads[(heads.place == place) & (heads["count"] == count)]
         these = runs[(runs.place == place) & (runs["count"] == count)]
         change = these[these.kind == "token"]["change"].mean() + 0.0
-        assert f"{change:.3f} nats" in text or place == "end"
+        assert f"{change:z.3f} nats" in text or place == "end"
         if place == "end":
             assert "no token stands behind" in text
             continue

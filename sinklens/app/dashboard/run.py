@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from sinklens.app.dashboard.figures.score_grid import score_grid
 from sinklens.app.dashboard.stored import Tables
 from sinklens.app.drawings import Drawing
+from sinklens.errors import SinkLensError
 from sinklens.plots.style import empty_figure, number
 from sinklens.results.result import known_kind
 
@@ -120,14 +121,19 @@ class Run:
     def _say(self) -> list[str]:
         try:
             found = None if self.result is None else self.result.verdict
+        except SinkLensError as error:  # of a damaged file
+            found = [f"Its verdict cannot be written: {error}"]
         except (KeyError, TypeError, ValueError) as error:  # of a header or table that is not as it was saved
             found = [f"Its verdict cannot be written: {type(error).__name__} {error}."]
         found = found or self.meta.get("verdict")
         return [str(sentence) for sentence in found] if isinstance(found, Sequence | tuple) else []
 
     def draw(self, title: str) -> go.Figure:
-        """A figure of the whole result."""
-        return self.drawings[title](self.result)
+        """A figure of the whole result; of a damaged file, what is wrong with it."""
+        try:
+            return self.drawings[title](self.result)
+        except SinkLensError as error:
+            return empty_figure("This cannot be shown", str(error))
 
     @property
     def provenance(self) -> list[str]:

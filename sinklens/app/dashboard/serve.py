@@ -50,6 +50,7 @@ def serve(
     try:
         server.serve_forever()
     finally:
+        later.cancel()
         server.server_close()
 
 

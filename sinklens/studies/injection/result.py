@@ -136,7 +136,7 @@ def injection_words(runs: pd.DataFrame, heads: pd.DataFrame, token: str) -> list
 
 
 def _compared(row: pd.Series, digits: int, unit: str = "") -> str:
-    numbers = [float(row[name]) + 0.0 for name in ("token", "random", "difference", "low", "high")]
-    token, rest, gap, low, high = (f"{each:.{digits}f}" for each in numbers)
+    numbers = [float(row[name]) for name in ("token", "random", "difference", "low", "high")]
+    token, rest, gap, low, high = (f"{each:z.{digits}f}" for each in numbers)
     interval = "" if math.isnan(numbers[3]) else f" [{low}, {high}]"
     return f"{token}{unit} (random {rest}, difference {gap}{interval})"

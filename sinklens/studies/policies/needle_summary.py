@@ -60,7 +60,7 @@ def needle_sentences(summary: pd.DataFrame) -> list[str]:
         how = f" keeps the needle {word}" if len(names) > 1 else ""
         found.append(
             f"{row['policy']}{how}: {row['needle_exact']:.0%} answered, mean rank {row['needle_rank']:.3g}, "
-            f"{row['delta_needle_log_prob']:+.3f} nats a token of the answer; {_left(row)}."
+            f"{row['delta_needle_log_prob']:+z.3f} nats a token of the answer; {_left(row)}."
         )
     return found
 

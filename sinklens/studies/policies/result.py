@@ -157,7 +157,7 @@ def _cost(row: dict[Hashable, Any]) -> float:
 
 
 def _change(row: dict[Hashable, Any]) -> str:
-    change = f"{row['delta_loss']:+.3f} nats a token"
+    change = f"{row['delta_loss']:+z.3f} nats a token"
     if math.isnan(row["delta_loss_low"]):
         return change
-    return f"{change} [{row['delta_loss_low']:+.3f}, {row['delta_loss_high']:+.3f}]"
+    return f"{change} [{row['delta_loss_low']:+z.3f}, {row['delta_loss_high']:+z.3f}]"

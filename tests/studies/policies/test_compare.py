@@ -185,11 +185,11 @@ def test_every_sentence_is_recomputed_from_the_table(seed: int) -> None:
     rows = [row for row in table.to_dict("records") if row["scope"] != "global" and row["density"] < 1]
 
     def cost(row: dict[str, Any]) -> str:
-        words = f"{row['delta_loss']:+.3f} nats a token"
+        words = f"{row['delta_loss']:+z.3f} nats a token"
         return (
             words
             if math.isnan(row["delta_loss_low"])
-            else f"{words} [{row['delta_loss_low']:+.3f}, {row['delta_loss_high']:+.3f}]"
+            else f"{words} [{row['delta_loss_low']:+z.3f}, {row['delta_loss_high']:+z.3f}]"
         )
 
     if not rows:
@@ -271,7 +271,7 @@ def test_needles_are_those_of_a_loop_by_hand(tmp_path: Path) -> None:
         row = summary.loc[name]
         return (
             f"{name} keeps the needle {word}: {row['needle_exact']:.0%} answered, mean rank {row['needle_rank']:.3g}, "
-            f"{row['delta_needle_log_prob']:+.3f} nats a token of the answer; "
+            f"{row['delta_needle_log_prob']:+z.3f} nats a token of the answer; "
             f"{row['needle_kept'] / row['needle_mass']:.0%} of the attention to the needle is left."
         )
 
