@@ -62,7 +62,7 @@ PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
     ),
     "sinklens-generation": (
         Part(
-            "Step by step", r"\d+ tokens? generated|Nothing was generated",
+            "Step by step", r"[\d,]+ tokens? generated|Nothing was generated",
             note="What each new token attended to when it was made, and what its residual stream held.",
             table="steps",
             columns={
@@ -72,7 +72,7 @@ PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
             },
         ),
         Part(
-            "What became of each token", r"\d+ of \d+ generated tokens|None of \d+ generated",
+            "What became of each token", r"[\d,]+ of [\d,]+ generated|None of [\d,]+ generated|No generated",
             note="At the end: the attention that a token got from itself and all later ones.",
             table="tokens", by="importance",
             columns={
@@ -85,7 +85,7 @@ PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
     ),
     "sinklens-extreme-tokens": (
         Part(
-            "Which tokens", r"[\d,]+ of [\d,]+ tokens|None of [\d,]+ tokens|After position 0",
+            "Which tokens", r"[\d,]+ of [\d,]+ token|None of [\d,]+ token|After position 0",
             note="Tokens with a massive entry after some layer, with their largest one.",
             table="tokens", by="value",
             columns={
@@ -131,7 +131,7 @@ PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
     ),
     "sinklens-path-patching": (
         Part(
-            "Which paths carry the difference", r"Of \d+ senders|Both prompts give",
+            "Which paths carry the difference", r"Of [\d,]+ senders?|Both prompts give",
             note="A sender's output is that of the other prompt, for one receiver alone; the effect is the share of "
             "what tells the prompts apart.",
             table="paths",
@@ -152,7 +152,7 @@ PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
     ),
     "sinklens-conflict-heads": (
         Part(
-            "Which side heads take", r"\d+ of \d+ heads argue",
+            "Which side heads take", r"\d+ of [\d,]+ heads? argue",
             note="What each head adds by itself to the answer of the prompt and to what the model knew, less what it "
             "adds to an unrelated one.",
             table="heads", by="conflict",

@@ -73,6 +73,12 @@ def span(
     printing.say_saved(saved)
 
 
+def _listed(documents: Any) -> list[Any]:
+    if not isinstance(documents, list):
+        raise TypeError(f"documents is {documents!r}")
+    return documents
+
+
 def read_tasks(path: Path) -> list[Any]:
     """Ranking tasks from a JSON file.
 
@@ -85,7 +91,10 @@ def read_tasks(path: Path) -> list[Any]:
     try:
         return [
             RankingTask(
-                [*map(str, each["documents"])], str(each["question"]), int(each["gold"]) - 1, str(each["answer"])
+                [str(text) for text in _listed(each["documents"])],
+                str(each["question"]),
+                int(each["gold"]) - 1,
+                str(each["answer"]),
             )
             for each in read_json(path)
         ]

@@ -73,8 +73,10 @@ class FollowGaze(Intervention):
         object.__setattr__(self, "alpha", parse_number(self.alpha, "alpha", 0))
         for name in ("gaze_layer", "first_layer", "last_layer"):
             number = getattr(self, name)
-            if number is not None and as_index(number) < 0:
-                raise InputError(f"{name} must be an integer from 0, got {number!r}.")
+            if number is not None:
+                if as_index(number) < 0:
+                    raise InputError(f"{name} must be an integer from 0, got {number!r}.")
+                object.__setattr__(self, name, as_index(number))
         object.__setattr__(self, "heads", parse_heads(self.heads))
         object.__setattr__(self, "prompt_length", parse_prompt_length(self.prompt_length))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import Block
 from sinklens.errors import InputError
@@ -62,8 +63,18 @@ class PaintScores(Intervention):
             object.__setattr__(self, name, parse_number(getattr(self, name), name, 0))
         if as_index(self.first_layer) < 0:
             raise InputError(f"first_layer must be an integer from 0, got {self.first_layer!r}.")
+        object.__setattr__(self, "first_layer", as_index(self.first_layer))
         object.__setattr__(self, "heads", parse_heads(self.heads))
         object.__setattr__(self, "prompt_length", parse_prompt_length(self.prompt_length))
+
+    def check(self, model: TransformerBridge) -> None:
+        """The model has these heads, and a layer from the first one changed on."""
+        super().check(model)
+        if self.first_layer >= len(model.blocks):
+            raise InputError(
+                f"first_layer is {self.first_layer}, so nothing would be changed: the model has layers 0 to "
+                f"{len(model.blocks) - 1}."
+            )
 
     def edits(self, positions: Positions) -> Sequence[Any]:
         """One edit of scores."""

@@ -49,7 +49,7 @@ def conflict_sides(heads: pd.DataFrame, *, named: int = 6) -> go.Figure:
     table = heads.dropna(subset=["context", "memory"])
     if table.empty:
         return empty_figure(_TITLE, "Not applicable: no head has a share of the logits.")
-    note = "Direct logit attribution of each answer less that of an unrelated one, mean over prompts."
+    note = "What a head does to the logit of each answer, less what it does to an unrelated one's; mean over prompts."
     if len(table) < len(heads):
         note += f" Not applicable and not drawn: {len(heads) - len(table)}."
     fig = new_figure(_TITLE, note, height=420)

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, named_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import add_cells, add_words, room_above
+from sinklens.plots.marks import add_cells, add_white, add_words, room_above
 from sinklens.plots.style import (
     CATEGORICAL,
     SEQUENTIAL,
@@ -76,6 +76,7 @@ def extreme_tokens(tokens: pd.DataFrame, channels: pd.DataFrame, *, limit: int =
             hovertemplate="%{x:,} tokens<extra></extra>",
         )
     )
+    add_white(fig, "x2", "y2")
     add_words(fig, "<b>which tokens</b>", 0.7, 1)
     fig.update_layout(
         xaxis=layer_axis(layers) | {"domain": [0, 0.48]},

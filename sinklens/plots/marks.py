@@ -26,6 +26,12 @@ def add_cells(fig: go.Figure, z: Any, text: Any, **options: Any) -> None:
     fig.update_layout({axis: {"showgrid": False} for axis in axes}, plot_bgcolor=MISSING)
 
 
+def add_white(fig: go.Figure, x: str, y: str) -> None:
+    """Make the background of a panel beside cells white again: grey stands for missing cells alone."""
+    corners = {"x0": 0, "x1": 1, "y0": 0, "y1": 1, "xref": f"{x} domain", "yref": f"{y} domain"}
+    fig.add_shape(type="rect", fillcolor="white", line={"width": 0}, layer="below", **corners)
+
+
 def add_line(
     fig: go.Figure,
     x: Any,

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import head_axis, layer_rows, named_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import add_cells, add_intervals, add_words, room_above
+from sinklens.plots.marks import add_cells, add_intervals, add_white, add_words, room_above
 from sinklens.plots.style import (
     CATEGORICAL,
     INK,
@@ -67,12 +67,13 @@ def span_heads(heads: pd.DataFrame, steered: pd.DataFrame) -> go.Figure:
     places = range(len(table))
     axes = {"xaxis": "x2", "yaxis": "y2"}
     add_intervals(fig, table, "change", [*places], told, name="steered", colour=CATEGORICAL[1], **axes)
+    add_white(fig, "x2", "y2")
     fig.add_vline(x=0, line={"color": MUTED, "width": 1}, xref="x2", yref="y2")
-    add_words(fig, "<b>the answer, steered</b>", 0.68, 1)
+    add_words(fig, "<b>the answer, steered</b>", 0.75, 1)
     fig.update_layout(
         xaxis=head_axis(shape[1], domain=[0, 0.42]),
         yaxis=layer_rows(shape[0]),
-        xaxis2=value_axis("change of log-probability, nats a token", domain=[0.68, 1], anchor="y2"),
+        xaxis2=value_axis("change of log p, nats a token", domain=[0.75, 1], anchor="y2"),
         yaxis2=named_axis([escaped(str(kind)) for kind in table["kind"]], down=True, anchor="x2"),
         showlegend=False,
     )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -120,3 +121,8 @@ def test_models_and_texts_that_do_not_fit(zoo: Path) -> None:
 @pytest.mark.parametrize("method", [GAZE, TOLD, SOME], ids=repr)
 def test_json(method: FollowGaze) -> None:
     invariants.check_json(method)
+
+
+def test_layers_counted_by_numpy_go_to_json() -> None:
+    counted = FollowGaze(SPAN, QUESTION, 5.0, *np.arange(3))  # type: ignore[arg-type]
+    assert FollowGaze.from_json(counted.to_json()) == FollowGaze(SPAN, QUESTION, 5.0, 0, 1, 2)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -92,7 +93,7 @@ def test_it_equals_raised_scores_of_a_model(zoo: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "bloom"])
 def test_nothing_raised_changes_no_bit(name: str, zoo: Path) -> None:
-    invariants.check_identity(name, PaintScores(range(3, 9), alpha=0.0, beta=0.0), zoo)
+    invariants.check_identity(name, PaintScores(range(3, 9), alpha=0.0, beta=0.0, first_layer=0), zoo)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "opt", "bloom", "gpt_oss"])
@@ -116,6 +117,17 @@ def test_engine_and_hooks_agree(zoo: Path) -> None:
 @pytest.mark.parametrize("method", [PAINT, TOLD, ALL], ids=repr)
 def test_json(method: PaintScores) -> None:
     invariants.check_json(method)
+
+
+def test_a_layer_counted_by_numpy_goes_to_json() -> None:
+    counted = PaintScores(range(3, 9), first_layer=np.int64(1))  # type: ignore[arg-type]
+    assert PaintScores.from_json(counted.to_json()) == PaintScores(range(3, 9), first_layer=1)  # type: ignore[arg-type]
+
+
+def test_a_model_without_such_a_layer_is_refused(zoo: Path) -> None:
+    bridge = boot("llama", zoo)
+    with pytest.raises(InputError, match="first_layer is 2, so nothing would be changed: the model has layers 0 to 1"):
+        reference.under(bridge, PaintScores(range(3, 9)), random_ids(pos=POS))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

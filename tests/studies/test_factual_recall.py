@@ -87,7 +87,7 @@ def test_planted_heads_and_the_planted_layer_are_found(tmp_path: Path) -> None:
     assert opened.verdict == recall_words(
         found.layers, found.heads, found.pruned, found.meta["clean"], found.meta["suppressor"]
     )
-    assert opened.verdict[1].startswith("1 of 12 heads write the topic at the last token, beyond topics exchanged")
+    assert opened.verdict[1].startswith("1 of 12 heads writes the topic at the last token, beyond topics exchanged")
     row = layers.loc[2]
     assert (
         f"changes its logit by {row['total']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] against"

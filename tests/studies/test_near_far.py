@@ -16,6 +16,7 @@ from sinklens.interventions.heads import heads_in_block
 from sinklens.models.as_bridge import as_bridge
 from sinklens.models.tokens import to_batch
 from sinklens.studies import NearFar, near_far_costs
+from sinklens.studies.near_far.result import near_far_words
 from tests.families import byte_tokenizer
 from tests.studies.test_path_patching import plain
 
@@ -104,6 +105,8 @@ def test_sentences_are_those_of_the_table_saved_and_opened(
         assert f"p = {(1 + (others >= row['cost']).sum()) / 4:.2g} of 3 sets" in sentence
     assert "only the last 8 keys and the first 1" in opened.verdict[0]
     assert opened.verdict[2] == "It loses more by seeing far keys alone than near ones: what it needs is near."
+    overlap = opened.costs.assign(low=opened.costs["cost"] - 9, high=opened.costs["cost"] + 9)
+    assert near_far_words(overlap, opened.meta["settings"])[2] == "That one of the two costs more is not shown."
     copies = near_far_costs(model, ["L1H0", "L1H1", "L1H2", "L1H3"], tokens=ids, window=8, controls=0)
     assert copies.verdict[2].startswith("It loses more by seeing near keys alone") and "random" not in copies.verdict[0]
 

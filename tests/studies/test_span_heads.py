@@ -170,7 +170,8 @@ def test_sentences_files_and_wrong_input(model: TransformerBridge, found: SpanHe
     more = sum(1 for low in heads["low"] if low > 0)
     best = heads.loc[heads["excess"].idxmax()]
     assert found.verdict[0] == (
-        f"{more} of 8 heads depend more on the right document than on a random other one, most of all "
+        f"{more} of 8 heads {'depends' if more == 1 else 'depend'} more on the right document than on a random other "
+        f"one, most of all "
         f"{best['name']} ({best['dependence']:.2f} beside {best['other']:.2f})."
     )
     means = {kind: some.groupby("task")["change"].mean().mean() for kind, some in steered.groupby("kind")}

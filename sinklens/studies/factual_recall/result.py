@@ -85,8 +85,8 @@ def recall_words(
     ]
     if len(heads):
         some = heads[heads["is_topic"].astype(bool)]
-        text = f"{len(some)} of {len(heads)} heads write the topic at the last token, beyond topics exchanged between "
-        text += "prompts"
+        text = f"{len(some)} of {len(heads)} heads {'writes' if len(some) == 1 else 'write'} the topic at the last "
+        text += "token, beyond topics exchanged between prompts"
         if len(some):
             top = some.sort_values("topic", ascending=False, kind="stable").iloc[0]
             text += (

@@ -80,7 +80,8 @@ def span_words(heads: pd.DataFrame, steered: pd.DataFrame, picked: dict[str, Any
     best = heads.sort_values("excess", ascending=False, kind="stable").iloc[0]
     more = int((heads["low"] > 0).sum())
     out = [
-        f"{more} of {len(heads)} heads depend more on the right document than on a random other one, most of all "
+        f"{more} of {len(heads)} heads {'depends' if more == 1 else 'depend'} more on the right document than on a "
+        f"random other one, most of all "
         f"{best['name']} ({best['dependence']:.2f} beside {best['other']:.2f})."
     ]
     wide = by_task(steered)
