@@ -119,7 +119,7 @@ def measure(
     Cost: one forward pass, its attention about twice as slow as fused attention; memory O(tokens) on the fast path.
     """
     bridge = as_bridge(model)
-    given = [detectors] if isinstance(detectors, str | Detector) else list(detectors)
+    given = [detectors] if isinstance(detectors, str | Detector) else list(detectors or ())
     chosen = choose_detectors(given, **options)
     taken = {name for each in chosen if each.name in given for name in inspect.signature(type(each)).parameters}
     if unknown := options.keys() - taken:

@@ -92,7 +92,7 @@ def choose_detectors(
         >>> [detector.name for detector in choose_detectors("sinks", joined=True)]
         ['sinks', 'visible_sinks', 'attention_summary']
     """
-    given: list[Any] = [wanted] if isinstance(wanted, str | Detector) else list(wanted)
+    given: list[Any] = [wanted] if isinstance(wanted, str | Detector) else list(wanted or ())
     names = [each for each in given if isinstance(each, str)]
     known = built_in_detectors() if names or joined or not given else {}
     if not given or not {*names} <= {*known}:

@@ -54,6 +54,8 @@ def load(
     Loading never starts a subprocess: TransformerLens would install torchvision for some multimodal models, which is
     prevented here. Pickled weights go through torch's weights-only loader.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise InputError(f"Expected a model's name or where it lies, got {type(name_or_path).__name__}.")
     name = os.fspath(name_or_path)
     path, builtin, revision = locate(name)
     at_revision: dict[str, Any] = {} if revision is None else {"revision": revision}

@@ -41,6 +41,8 @@ class CleanPass:
         z: Head outputs ``[batch head pos d_value]``.
         reweighted: Head outputs as attention gives them under edits of scores or pattern of all heads of this layer
             alone, by name of the edits and layer.
+        own: Whether attention ran in sinklens' own kernel, else in torch's fused one. The two round differently, so
+            passes that are compared with this one have to run in the same.
     """
 
     ids: Int[Tensor, "batch pos"]
@@ -50,6 +52,12 @@ class CleanPass:
     written: dict[int, Any] = field(default_factory=dict)
     z: dict[int, Float[Tensor, "batch head pos d_value"]] = field(default_factory=dict)
     reweighted: dict[tuple[str, int], Float[Tensor, "batch head pos d_value"]] = field(default_factory=dict)
+    own: bool = True
+
+    @property
+    def edited_layers(self) -> tuple[int, ...] | None:
+        """What the engine has to be told as ``edited`` for a pass to run in the same kernel: every layer, or none."""
+        return None if self.own else ()
 
     def edited(self, layer: int, edits: Sequence[Any], name: str = "") -> Float[Tensor, "batch head pos d_value"]:
         """Head outputs of a layer after edits of all its heads, and of no earlier layer; a tensor of its own.
@@ -69,7 +77,7 @@ class CleanPass:
     def first_sequence(self) -> "CleanPass":
         """The same of the first sequence alone, as far as :func:`going_on` needs it."""
         entered = {layer: residual[:1] for layer, residual in self.entered.items()}
-        return CleanPass(self.ids[:1], self.logits[:1], self.returned, entered)
+        return CleanPass(self.ids[:1], self.logits[:1], self.returned, entered, own=self.own)
 
     def constant_part(self, model: TransformerBridge, layer: int) -> Float[Tensor, " d_model"] | None:
         """What the layer's attention writes besides ``z W_O`` (its bias).
@@ -116,15 +124,15 @@ def run_clean(
     Cost: one forward pass, and the attention of ``layers`` once more for each of ``edits`` that change scores or
     pattern; memory of three hidden states for each of ``layers``, and of one more for each of those edits.
     """
-    kept = CleanPass(batch.ids.to(next(model.parameters()).device))
     weighted = {name: each for name, each in (edits or {}).items() if reweights(each)}
+    kept = CleanPass(batch.ids.to(next(model.parameters()).device), own=bool(layers or consumers))
 
     def opened(model: TransformerBridge, *, observers: Sequence[Any] = (), **measured: Any) -> AttentionEngine:
         if path != "fast":
             return AttentionEngine(model, path=path, observers=observers, **measured)
         # edited and unedited outputs come from the same code, so that an edit without effect changes nothing at all
         watching = [*observers, _Keeping(kept, layers, weighted)]
-        return AttentionEngine(model, observers=watching, compared=True, **measured)
+        return AttentionEngine(model, edited=kept.edited_layers, observers=watching, compared=True, **measured)
 
     def take(_: TokenBatch, logits: Tensor) -> None:
         kept.logits = logits

@@ -58,7 +58,8 @@ class CleanStart:
         edits = {str(number): list(way.edits(positions)) for number, way in enumerate(ways)}
         self._weighted = [(way, name) for way, name in zip(ways, edits, strict=True) if reweights(edits[name])]
         with positions.watch(model):
-            self.clean: CleanPass = run_clean(model, batch, path, starts, edits, consumers, first_sequence)
+            told = edits if able else {}
+            self.clean: CleanPass = run_clean(model, batch, path, starts, told, consumers, first_sequence)
         self.constants = {layer: self.clean.constant_part(model, layer) for layer in starts}
         # tried once, at the deepest start, which skips the most blocks
         self.resumes = able and self._gives_the_same(max(starts))
@@ -76,10 +77,10 @@ class CleanStart:
         same = intervention.on(self._heads)
         return next((name for way, name in self._weighted if way == same), "")
 
-    def open(self, edits: Sequence[Any], edited: set[int], skipped: Sequence[int]) -> AttentionEngine:
-        """The engine of a pass that goes on: attention of the skipped layers is not run."""
+    def open(self, edits: Sequence[Any], skipped: Sequence[int]) -> AttentionEngine:
+        """The engine of a pass that goes on, in the kernel of the clean one: skipped layers run no attention."""
         present = [layer for layer in skipped if layer in attention_layers(self.model)]
-        return AttentionEngine(self.model, edits=edits, edited=edited, skipped=present)
+        return AttentionEngine(self.model, edits=edits, edited=self.clean.edited_layers, skipped=present)
 
     def _gives_the_same(self, layer: int) -> bool:
         """Whether going on from ``layer`` gives the clean logits again (it does not where layers share keys)."""
@@ -87,7 +88,7 @@ class CleanStart:
             return True
         one = self.clean.first_sequence()
         try:
-            with self.open([], set(), range(layer)), going_on(self.model, one, layer, 1):
+            with self.open([], range(layer)), going_on(self.model, one, layer, 1):
                 again: Tensor = self.model(one.ids)
         except (TypeError, AttributeError, ValueError, IndexError, KeyError, RuntimeError):
             return False  # a block that wants more of the skipped ones than they returned fails in its own way

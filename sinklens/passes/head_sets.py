@@ -258,13 +258,13 @@ class _Run:
         # where the bias of W_O is known, this layer's attention is not run but written down from the clean pass
         constant, clean = self.start.constants[layer], self.start.clean
         begun = layer if written is None else layer + 1  # the first layer whose attention runs
-        edited = {later for later in range(begun, chosen.shape[1]) if bool(chosen[:, later].any())}
+        later = bool(chosen[:, begun:].any())  # else no edit has anything left to do
         positions = Positions()
         # all sequences of the first set come first, then all of the second: as `going_on` repeats the residual stream
         edits = by_sequence(self.intervention.edits(positions), chosen.repeat_interleave(len(self.ids), 0))
         with ExitStack() as stack:
             stack.enter_context(self.intervention.around(self.model, positions))
-            stack.enter_context(self.start.open(edits if edited else [], edited, range(begun)))
+            stack.enter_context(self.start.open(edits if later else [], range(begun)))
             stack.enter_context(going_on(self.model, clean, layer, len(numbers)))
             if written is not None and constant is not None:
                 stack.enter_context(writing(self.model, clean, layer, constant, chosen[:, layer], written))

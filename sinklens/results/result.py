@@ -1,5 +1,6 @@
 """What every run leaves: a header, tables and arrays, saved, loaded, reported and opened alike, whatever the kind."""
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -192,6 +193,8 @@ def open_result(directory: str | Path) -> Result:
     Raises:
         ResultError: No finished result there, one of a kind that nobody knows, of a newer format, or damaged.
     """
+    if not isinstance(directory, str | os.PathLike):
+        raise ResultError(f"Expected the directory of a saved result, got {type(directory).__name__}.")
     return kind_class(Path(directory)).load(directory)
 
 

@@ -19,16 +19,19 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+import sinklens
 from sinklens import load, scan, sweep, tokenize
 from sinklens.capture import capture
 from sinklens.cli.texts import read_text
+from sinklens.detectors.measure import measure
 from sinklens.errors import InputError, SinkLensError
 from sinklens.interventions import AblateHeads, massive_entries, mean_values
 from sinklens.interventions.head_outputs import mean_outputs
 from sinklens.models import as_bridge
 from sinklens.models.bos import bos_facts
 from sinklens.models.source import source_of
-from sinklens.studies import measure_effects, text_scores
+from sinklens.studies import measure_dynamics, measure_effects, text_scores
+from sinklens.studies.census.run import DETECTORS
 from tests.families import BOS, EOS, N_CTX, PAD, VOCAB, boot, boot_hf, byte_tokenizer, checkpoint, random_ids
 
 A, B, C = byte_tokenizer()("abc")["input_ids"]
@@ -190,11 +193,21 @@ BAD: dict[str, tuple[Callable[[TransformerBridge], Any], str]] = {
         "id 900",
     ),
     "no model": (lambda m: scan(None), "got builtins.NoneType"),
+    "nothing to load": (lambda m: load(None), "a model's name or where it lies, got NoneType"),
+    "nothing to open": (lambda m: sinklens.open(None), "directory of a saved result, got NoneType"),
+    "no detectors": (lambda m: measure(m, [[A] * 20], None), r"Unknown detectors \(none\)"),
+    "no series": (lambda m: measure_dynamics(None), "got nothing"),
     "a module": (lambda m: scan(torch.nn.Linear(2, 2)), "got torch.nn.modules.linear.Linear"),
     "tokenizer for a bridge": (lambda m: scan(m, "abc" * 9, tokenizer=m.tokenizer), "brings its own"),
     "tokenizer for a name": (lambda m: scan("tiny-llama", tokenizer="gpt2"), "tiny-llama brings its own"),
     "a name to tokenize with": (lambda m: tokenize("tiny-llama", "abc"), "Expected a loaded model, got str"),  # type: ignore[arg-type]
 }
+
+
+def test_no_detectors_named_are_the_usual_ones(tiny: TransformerBridge) -> None:
+    found = scan(tiny, "abc" * 9, detectors=None)
+    assert found.meta["settings"]["detectors"] == scan(tiny, "abc" * 9).meta["settings"]["detectors"]
+    assert {*DETECTORS} <= {*found.meta["settings"]["detectors"]}
 
 
 @pytest.mark.parametrize("what", BAD)

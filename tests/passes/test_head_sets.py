@@ -9,6 +9,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.attention import plan_for
+from sinklens.detectors.registry import choose_detectors
 from sinklens.errors import InputError
 from sinklens.evidence.effects import Answers, Reference, predicted_rows
 from sinklens.interventions import (
@@ -17,14 +18,16 @@ from sinklens.interventions import (
     Intervention,
     MaskKeys,
     RedistributeAttention,
+    ScaleHeads,
     ScaleKeys,
     SteerAttention,
     ZeroWeights,
     mean_outputs,
 )
+from sinklens.models import load
 from sinklens.models.tokens import TokenBatch, tokenize
 from sinklens.passes.attribution import attribute_heads
-from sinklens.passes.head_sets import run_head_sets, tokens_per_pass
+from sinklens.passes.head_sets import head_set_losses, run_head_sets, tokens_per_pass
 from tests.families import FAMILIES, boot
 from tests.heard import Heard
 from tests.ties import margin, same_shares
@@ -140,6 +143,17 @@ def test_no_effect_is_exactly_none(zoo: Path) -> None:
         measured.changed["loss"], measured.clean["loss"].expand(len(SETS), -1), atol=1e-6, rtol=0
     )
     assert float(measured.changed["kl"].abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("way", [ScaleKeys(0, 1.0), ScaleHeads("all", 1.0)], ids=["scores", "outputs"])
+def test_half_precision_adds_no_effect(way: Intervention) -> None:
+    """Two kernels would differ by 2e-4 nats here, as much as a weak head does."""
+    model = load("tiny-llama", dtype="bfloat16")
+    batch, sets = batch_of(model), [[(0, 1)], [(2, 3)], [(0, 0), (3, 1)]]
+    measured = run_head_sets(model, batch, way, sets, max_rows=1)
+    assert measured.shared and float(measured.changed["kl"].max()) < 1e-6
+    clean, changed = head_set_losses(model, batch, way, sets, max_rows=1, consumers=choose_detectors("sinks"))
+    torch.testing.assert_close(changed, clean.expand_as(changed), atol=1e-5, rtol=0, equal_nan=True)
 
 
 def test_a_hook_of_your_own_is_not_skipped(zoo: Path) -> None:

@@ -67,7 +67,7 @@ def scan(
     split: bool = True,
     max_sequences: int | None = None,
     batch_size: int | None = None,
-    detectors: str | Detector | Sequence[str | Detector] = DETECTORS,
+    detectors: str | Detector | Sequence[str | Detector] | None = None,
     eps: float = EPS,
     maps: int = 6,
     seed: int = 0,
@@ -117,7 +117,8 @@ def scan(
     Cost: one forward pass, its attention about twice as slow as fused attention; memory O(tokens) on the fast path.
     """
     _check_eps(eps)
-    given = [detectors] if isinstance(detectors, str | Detector) else list(detectors)
+    wanted = DETECTORS if detectors is None else detectors
+    given = [wanted] if isinstance(wanted, str | Detector) else list(wanted)
     chosen = choose_detectors(given, joined=True, eps=eps)
     started = time.perf_counter()
     model = as_bridge(model, tokenizer=tokenizer)

@@ -109,7 +109,7 @@ def measure_dynamics(
 
     if out is not None:
         RunFolder(Path(out), FORMAT, WORK).check()
-    if unknown := [name for name in roles if name not in CRITERIA]:
+    if unknown := [name for name in roles or () if name not in CRITERIA]:
         raise InputError(f"Unknown criteria {', '.join(unknown)}; expected some of {', '.join(CRITERIA)}.")
     settings: dict[str, Any] = {"eps": eps, "max_tokens": max_tokens, "max_sequences": max_sequences, "seed": seed}
     if roles:

@@ -294,6 +294,8 @@ _WORDS = (
     "vocab*",
     "merges.txt",
     "*.model",
+    "*.tiktoken",
+    "tokenization_*.py",
 )
 """Files that decide which ids a text becomes."""
 

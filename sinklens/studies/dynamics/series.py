@@ -88,7 +88,7 @@ def find_series(
 
     Cost: names are read, no model is.
     """
-    sources = [os.fspath(each) for each in ([source] if isinstance(source, str | os.PathLike) else source)]
+    sources = [os.fspath(each) for each in ([source] if isinstance(source, str | os.PathLike) else source or ())]
     if len(sources) == 1:
         series = _one(sources[0], revisions, every=steps is None)
     elif not sources:

@@ -39,7 +39,7 @@ def find_roles(
     model: AnyModel,
     *,
     tokenizer: Any = None,
-    scores: Sequence[str] = USUAL,
+    scores: Sequence[str] | None = None,
     given: Mapping[str, HeadScores] | None = None,
     texts: str | Sequence[str] | None = None,
     bos: BosChoice = "auto",
@@ -90,6 +90,7 @@ def find_roles(
     Cost: the usual ones are a few forward passes each; ``streaming`` learns by gradient, and ``importance`` and
     ``active_dormant`` take about half a forward pass for every head and text.
     """
+    scores = USUAL if scores is None else scores
     unknown = [name for name in scores if name not in CRITERIA]
     if unknown or not (scores or given):
         raise InputError(f"Unknown criteria {', '.join(unknown) or '(none)'}; expected some of {', '.join(CRITERIA)}.")
