@@ -52,8 +52,8 @@ def reinforced_heads(
     """The heads that VHR makes twice as large: in each layer those above its median dependence, outliers left out.
 
     Outliers count as 0. The paper goes through the layers in order, with earlier ones already reinforced, and a
-    re-implementation of its defaults takes layer 1 and the last 14 of LLaVA-1.5 alone; here heads of all layers are chosen,
-    in the model as it is.
+    re-implementation of its defaults takes layer 1 and the last 14 of LLaVA-1.5 alone; here heads of all layers are
+    chosen, in the model as it is.
     """
     found = dependence(whole, without)
     chosen: list[Head] = []
