@@ -11,7 +11,7 @@ _LOSS: Final = {"delta_loss": "change of the loss, nats", "delta_loss_low": "low
 PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
     "sinklens-sink-causes": (
         Part(
-            "Why heads look there", r"\d+ heads? looks? at|L\d+H\d+ looks at|No head was explained",
+            "Why heads look there", r"[\d,]+ heads? looks? at|L\d+H\d+ looks at|No head was explained",
             note="A head prefers its sink by a margin of logits, which is a sum over the residual channels of the "
             "sink's key, and over who wrote to them. The random sets take as many other channels away.",
             table="heads",
@@ -25,7 +25,7 @@ PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
             caption="The strongest sink first",
         ),
         Part(
-            "What the sink hands on", r"Of \d+ sinks?, by the size|The value at the sink",
+            "What the sink hands on", r"Of [\d,]+ sinks?, by the size|The value at the sink",
             note="A no-op writes little while it rests on the sink; a broadcast writes the same to every query. The "
             "value of one KV head at the sink is exchanged, at other positions for comparison.",
             table="donors",
@@ -152,7 +152,7 @@ PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
     ),
     "sinklens-conflict-heads": (
         Part(
-            "Which side heads take", r"\d+ of [\d,]+ heads? argue",
+            "Which side heads take", r"[\d,]+ of [\d,]+ heads? argue",
             note="What each head adds by itself to the answer of the prompt and to what the model knew, less what it "
             "adds to an unrelated one.",
             table="heads", by="conflict",
@@ -175,7 +175,7 @@ PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
     ),
     "sinklens-super-experts": (
         Part(
-            "Which experts are super", r"None of \d+ experts|\d+ of \d+ experts|Large, but",
+            "Which experts are super", r"None of [\d,]+ experts?|[\d,]+ of [\d,]+ experts?|Large, but",
             note="The paper's rule wants an expert in a layer where massive activations form.",
             table="experts",
             columns={
@@ -227,7 +227,7 @@ PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
             },
         ),
         Part(
-            "What is left out", r"\d+ of \d+ positions are extreme", table="left_out",
+            "What is left out", r"[\d,]+ of [\d,]+ positions? (is|are) extreme", table="left_out",
             columns={
                 "text": "text", "position": "position", "token": "token", "n_sink_heads": "heads with a sink there",
                 "is_sink": "sink", "is_massive": "massive",
@@ -236,7 +236,7 @@ PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
     ),
     "sinklens-span-heads": (
         Part(
-            "Which heads depend on the document", r"\d+ of \d+ heads depend",
+            "Which heads depend on the document", r"[\d,]+ of [\d,]+ heads? depend",
             note="How far a head's output moves when the right document goes, beside a random other one.",
             table="heads", by="excess",
             columns={

@@ -8,6 +8,7 @@ from sinklens.cli import options, printing
 from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_text
+from sinklens.interventions.heads import parse_heads
 
 
 def near_far(
@@ -39,6 +40,7 @@ def near_far(
 
       sinklens near-far model.gguf L18H6 L17H3 --window 32 --text book.txt --max-tokens 256 --out runs/near-far
     """
+    parse_heads(heads)
     texts = [read_text(name) for name in text] if text else None
     check_out(out, "sinklens-near-far")
     with working(out) as progress:
@@ -65,6 +67,6 @@ def near_far(
     names = ["sees", "kind", "heads", "cost", "low", "high", "loss"]
     order = found.costs.sort_values(["sees", "kind"], ascending=False, kind="stable")
     rows = [[row[name] for name in names] for row in order.head(24).to_dict("records")]
-    printing.say_table(names, rows, "Rise of the loss", "in nats per token", left=names[:3])
+    printing.say_table(names, rows, "Rise of the loss", "in nats per token", left=names[:3], of=len(order))
     printing.say_notes(found.meta["warnings"])
     printing.say_saved(saved)

@@ -62,7 +62,8 @@ def recall(
     names = ["name", "topic", "low", "high", "shuffled", "sds", "answer", "chosen"]
     best = found.heads.sort_values("topic", ascending=False, kind="stable").head(12)
     rows = [[row[name] for name in names] for row in best.to_dict("records")]
-    printing.say_table(names, rows, "Heads that bring the topic", "in logits, at the last token", left=["name"])
+    caption = "in logits, at the last token"
+    printing.say_table(names, rows, "Heads that bring the topic", caption, left=["name"], of=len(found.heads))
     names = ["layer", "total", "low", "high", "attention", "rest", "lens", "skipped"]
     rows = [[row[name] for name in names] for row in found.layers.tail(10).to_dict("records")]
     printing.say_table(names, rows, "The last layers", "total: logits for the right answer over others")

@@ -66,7 +66,9 @@ def span(
     names = ["name", "dependence", "other", "excess", "low", "high", "outlier", "chosen"]
     best = found.heads.sort_values("excess", ascending=False, kind="stable").head(16)
     rows = [[row[name] for name in names] for row in best.to_dict("records")]
-    printing.say_table(names, rows, "Heads that depend on the document", "|z(with) - z(without)|", left=["name"])
+    printing.say_table(
+        names, rows, "Heads that depend on the document", "|z(with) - z(without)|", left=["name"], of=len(found.heads)
+    )
     names = ["kind", "change", "low", "high", "n"]
     rows = [[row[name] for name in names] for row in found.summary().to_dict("records")]
     printing.say_table(names, rows, "The answer, steered", "change of its log-probability, nats a token", left=["kind"])

@@ -41,6 +41,22 @@ def test_every_sentence_has_its_section(kind: str, tmp_path: Path) -> None:
         assert title
 
 
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("sinklens-conflict-heads", "12 of 1,024 heads argue for the context's answer against the other."),
+        ("sinklens-conflict-heads", "1 of 1 head argues for the context's answer against the other."),
+        ("sinklens-generation", "1,200 tokens generated; attention to position 0, mean over heads: 0.5."),
+        ("sinklens-generation", "0 of 1,190 generated tokens with enough tokens after them are massive."),
+        ("sinklens-path-patching", "Of 1,056 senders 3 matter."),
+        ("sinklens-span-heads", "1 of 1,024 heads depends more on the right document than on a random other one."),
+        ("sinklens-super-experts", "None of 6,144 experts is super."),
+    ],
+)
+def test_a_thousand_and_one_have_their_section(kind: str, sentence: str) -> None:
+    assert section_of(sentence, PARTS[kind]) is not None
+
+
 @pytest.mark.parametrize("kind", sorted(PARTS))
 def test_its_tables_hold_its_numbers(kind: str, tmp_path: Path) -> None:
     """The columns of each part exist, and the first row of its table is written as the table has it."""

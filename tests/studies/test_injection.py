@@ -13,6 +13,7 @@ from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.studies import Injection, inject_tokens
 from sinklens.studies.injection.passes import Place, insert, parse_token
 from sinklens.studies.injection.result import injection_words
+from sinklens.wording import several
 from tests.passes.planted_sink import CHANNEL, SINK, planted_sink, sink_ids
 from tests.real_models import real_model
 
@@ -141,8 +142,9 @@ def test_sentences_files_and_wrong_input(model: TransformerBridge, found: Inject
             continue
         sinks = some[some.first_clean > 0.3]
         taken = (sinks.inserted_token > sinks.first_token).sum()
-        assert f"takes over {taken} of the {len(sinks)} heads" in text if len(sinks) else "No head rests" in text
-        assert f"{(some.inserted_token > 0.3).sum()} of 8 heads rest on it" in text
+        took = f"takes over {taken} of {several(len(sinks), 'head')} that rested" if len(sinks) else "No head rests"
+        resting = int((some.inserted_token > 0.3).sum())
+        assert took in text and f"{resting} of 8 heads {'rests' if resting == 1 else 'rest'} on it" in text
         draws = these[these.kind == "random"].groupby("sequence")["inserted"].mean()
         assert f"give it {these[these.kind == 'token']['inserted'].mean():.2f} (random {draws.mean():.2f}," in text
     found.save(tmp_path / "in")

@@ -121,7 +121,9 @@ def injection_words(runs: pd.DataFrame, heads: pd.DataFrame, token: str) -> list
         else:
             text += "No head rests on the first token without it. "
         new = [int((some[f"inserted_{kind}"] > EPS).sum()) for kind in ("token", "random")]
-        text += f"{new[0]} of {several(len(some), 'head')} rest on it (random {new[1]}). "
+        text += (
+            f"{new[0]} of {several(len(some), 'head')} {'rests' if new[0] == 1 else 'rest'} on it (random {new[1]}). "
+        )
         flags = runs[(runs["place"] == place) & (runs["count"] == count)].dropna(subset=["is_massive_inserted"])
         shares = [
             f"{flags[flags['kind'] == kind]['is_massive_inserted'].astype(bool).mean():.2f}"

@@ -7,6 +7,7 @@ import pandas as pd
 
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.results.result import Result
+from sinklens.wording import are, several
 
 FORMAT = "sinklens-pooling"
 RANK_COLUMNS = ("layer", "pooling", "draw", "pair", "own", "others", "rank", "n")
@@ -81,8 +82,8 @@ def pooling_words(ranks: pd.DataFrame, left_out: pd.DataFrame, n_tokens: int) ->
     """What was left out, and each layer in a sentence."""
     at_start = int((left_out["position"] == 0).sum())
     out = [
-        f"{len(left_out)} of {n_tokens} positions are extreme ({at_start} of them position 0): "
-        f"{int(left_out['is_sink'].sum())} sinks, {int(left_out['is_massive'].sum())} massive."
+        f"{len(left_out)} of {several(n_tokens, 'position')} {are(len(left_out))} extreme ({at_start} of them position "
+        f"0): {several(int(left_out['is_sink'].sum()), 'sink')}, {int(left_out['is_massive'].sum())} massive."
     ]
     table = summarize(ranks).set_index(["layer", "pooling"])
     wide = reciprocal(ranks)
