@@ -166,7 +166,7 @@ def test_poolings_from_a_file_and_heads_of_a_span(tmp_path: Path) -> None:
     heads = open_result(out)
     assert isinstance(heads, SpanHeads) and said(heads.verdict, printed) and (out / "report.html").is_file()
     assert heads.heads["chosen"].sum() == 2 and {*heads.steered["task"]} == {1, 3}
-    for wrong in ({"documents": documents}, 3):
+    for wrong in ({"documents": documents}, 3, tasks[0] | {"documents": documents[0]}):
         file.write_text(json.dumps([wrong]), "utf-8")
         with pytest.raises(InputError, match="--tasks takes a JSON list"):
             run("span", "tiny-llama", "--tasks", file)
