@@ -64,7 +64,7 @@ def test_text_of_ones_own(tmp_path: Path) -> None:
         (("--lengths", "many"), "--lengths takes numbers such as 64,128"),
         (("--lengths", "4"), "no room for the needle"),
         (("--how", "resample"), "--how takes some of zero, mean, uniform"),
-        (("--controls", "-1"), "--controls is a number of random sets"),
+        (("--controls", "-1"), "controls must be at least 0"),
         (("--chat",), "Random tokens have no chat"),
         (("--keep", "rouge", *FAST), "judges decoded text"),
         (("--keep", "most", *FAST), "keep must be one of exact, contained"),

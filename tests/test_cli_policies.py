@@ -54,7 +54,7 @@ def test_policies_are_made_from_words() -> None:
         ("h2o:heavy", "name=value"),
         ("h2o:budget=0.1", "share of the text"),
         ("coverage:budget=10", "not set by a number of keys"),
-        ("sink_window:recent=0", "recent from 1"),
+        ("sink_window:recent=0", "whole number from 1"),
     ]:
         with pytest.raises(InputError, match=told):
             make_policy(wrong)

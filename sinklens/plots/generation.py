@@ -68,6 +68,7 @@ def generation(steps: pd.DataFrame, tokens: pd.DataFrame) -> go.Figure:
                 name=what,
                 mode="markers",
                 showlegend=False,
+                cliponaxis=False,
                 marker={"color": colours.tolist(), "symbol": symbols, "size": 7},
                 text=names,
                 hovertemplate=f"%{{text}}<br>{what}: %{{y:.4g}}<extra></extra>",
@@ -77,7 +78,7 @@ def generation(steps: pd.DataFrame, tokens: pd.DataFrame) -> go.Figure:
     fig.update_layout(
         xaxis=value_axis("position", anchor="y3", range=[-0.5, len(tokens) - 0.5]),
         yaxis=value_axis("attention", range=[-0.02, 1.02], **heights[0]),
-        yaxis2=value_axis("heads", rangemode="tozero", **heights[1]),
+        yaxis2=value_axis("sink of heads", rangemode="tozero", **heights[1]),
         yaxis3={"title": {"text": "|h|"}} | log_axis(tokens["max_abs"]) | heights[2],
         legend=BELOW,
         margin={"b": 100},

@@ -79,6 +79,8 @@ def injection(runs: pd.DataFrame) -> go.Figure:
         fig.update_layout({f"xaxis{suffix}": value_axis("", domain=domain)})
         add_words(fig, f"<b>{title}</b>", domain[0], 1)
     names = [f"{escaped(str(place))}, {count}" for place, count in rows]
-    fig.update_layout(yaxis=named_axis(names, down=True), legend=BELOW, margin={"b": 90}, height=fig.layout.height + 34)
+    height = fig.layout.height + 34
+    fig.update_layout(yaxis=named_axis(names, down=True), legend=BELOW, margin={"b": 90}, height=height)
+    fig.update_layout(meta={"least_width": "page"})
     room_above(fig)
     return fig

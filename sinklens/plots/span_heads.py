@@ -53,12 +53,12 @@ def span_heads(heads: pd.DataFrame, steered: pd.DataFrame) -> go.Figure:
     for row in rows:
         grid[row.layer, row.head] = row.excess
         said[row.layer, row.head] = f"{escaped(str(row.name))}: {row.dependence:.3f} beside {row.other:.3f}"
-    fig = new_figure(_TITLE, "Rings: the heads that are steered through.", height=max(260, 14 * shape[0]))
+    fig = new_figure(_TITLE, "Circles: the heads that are steered through.", height=max(260, 14 * shape[0]))
     top = float(np.nanmax(np.abs(grid))) if np.isfinite(grid).any() else 1.0
     bar = colorbar("excess of |z(with) - z(without)|", x=0.43, len=0.9)
     add_cells(fig, grid, said.tolist(), colorbar=bar, **signed_colours(top))
     chosen = heads[heads["chosen"].astype(bool)]
-    ring = {"symbol": "circle-open", "size": 8, "color": INK, "line": {"width": 1.6, "color": INK}}
+    ring = {"symbol": "circle", "size": 8, "color": "white", "line": {"width": 1.6, "color": INK}}  # on any shade
     fig.add_trace(
         go.Scatter(x=chosen["head"], y=chosen["layer"], mode="markers", marker=ring, hoverinfo="skip", name="chosen")
     )
@@ -76,6 +76,7 @@ def span_heads(heads: pd.DataFrame, steered: pd.DataFrame) -> go.Figure:
         xaxis2=value_axis("change of log p, nats a token", domain=[0.75, 1], anchor="y2"),
         yaxis2=named_axis([escaped(str(kind)) for kind in table["kind"]], down=True, anchor="x2"),
         showlegend=False,
+        meta={"least_width": "page"},
     )
     room_above(fig)
     return fig

@@ -54,7 +54,7 @@ def trace_recall(
 
     ::
 
-        found = trace_recall("smollm2")
+        found = trace_recall("model.gguf")
         found.heads, found.layers
 
     A head's *topic score* is the logit lens of its write at the last token: ``z W_O N (u_topic - mean of the other

@@ -164,7 +164,7 @@ def test_labels_are_single_tokens(tiny: TransformerBridge) -> None:
         classification_task(tiny, ["ab"], [5, 6], [2])
     with pytest.raises(InputError, match="two labels"):
         classification_task(tiny, ["ab"], [5], [0])
-    with pytest.raises(InputError, match="1 prompts, 1 sets of labels and 2 answers"):
+    with pytest.raises(InputError, match="1 prompt, labels for 1 and answers for 2"):
         classification_task(tiny, ["ab"], [5, 6], [0, 1])
 
 

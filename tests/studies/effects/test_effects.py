@@ -326,6 +326,6 @@ def test_the_model_is_as_before_and_bad_requests_are_refused(bb1: TransformerBri
         measure_effects(bb1, {"x": AblateHeads(["L0H7"])}, batch)
     with pytest.raises(InputError, match="at least one"):
         measure_effects(bb1, {}, batch)
-    with pytest.raises(InputError, match="answers for 1 sequences and 2 sequences"):
+    with pytest.raises(InputError, match="answers for 1 sequence and 2 sequences"):
         one = torch.tensor([1])
         measure_effects(bb1, {"x": MaskKeys(0)}, batch, answers=Answers(one, one, one))

@@ -235,7 +235,7 @@ def test_what_is_refused(zoo: Path) -> None:
     for wrong in ([], ["loss"]):
         with pytest.raises(InputError, match="measures must be some of"):
             head_importance(bridge, tokens=random_ids(), measures=wrong)
-    with pytest.raises(InputError, match="answers for 1 sequences and 2"):
+    with pytest.raises(InputError, match="answers for 1 sequence and 2"):
         one = torch.tensor([1])
         head_importance(bridge, tokens=random_ids(), answers=Answers(one, one, one))
     with pytest.raises(UnsupportedArchitectureError, match="no attention heads"):

@@ -98,7 +98,7 @@ TOPIC = Topic(
         rf"{_HEAD}\.": check,
         rf"{_HEAD}; most (?P<head>L\d+H\d+): importance (?P<own>{NUMBER}) on (?P<domain>.+), (?P<other>{NUMBER}) on "
         rf"(?P<rest>.+) \(difference (?P<difference>{NUMBER}) \[(?P<low>{NUMBER}), (?P<high>{NUMBER})\]\)\.": check,
-        r"The domains cannot be compared: an interval needs at least (?P<n>\d+) sequences of each\.": incomparable,
+        r"The domains cannot be compared: an interval needs at least (?P<n>[\d,]+) sequences of each\.": incomparable,
     },
     complete=complete,
 )

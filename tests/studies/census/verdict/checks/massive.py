@@ -64,7 +64,7 @@ def check_kinds(said: dict[str, str], evidence: Evidence) -> None:
 
 
 def check_span(span: str, row: Row) -> None:
-    pattern = rf"after layers? (\d+)(?: to (\d+))? \(up to ({NUMBER}), in (\d+)(?: to (\d+))? of (\d+) sequences\)"
+    pattern = rf"after layers? (\d+)(?: to (\d+))? \(up to ({NUMBER}), in (\d+)(?: to (\d+))? of ([\d,]+) sequences?\)"
     match = re.fullmatch(pattern, span)
     want(match is not None, f"no span: {span}")
     first, last, peak, least, most, of = match.groups()  # type: ignore[union-attr]

@@ -195,7 +195,7 @@ def generate(rng: random.Random) -> tuple[Tables, Settings]:
 _NAME = r"'.*'|\".*\""
 _SIZE = rf"after layer (?P<layer>\d+) a sequence's largest residual norm is (?P<ratio>{NUMBER}) times its median"
 _HIGH = rf"(?:; 3 times or more after (?P<high>{LAYERS}))?"
-_THERE = r"and it stands there in (?P<count>\d+) of (?P<of>\d+) sequences"
+_THERE = r"and it stands there in (?P<count>\d+) of (?P<of>[\d,]+) sequences?"
 _KIND = r"(?P<kind>Residual|Mild residual) peak at"
 TOPIC = Topic(
     describe=lambda tables, settings: describe_peaks(tables["layers"], tables["peaks"], tables["residual_norms"]),
@@ -210,7 +210,7 @@ TOPIC = Topic(
         rf"Growth: the norm there goes from (?P<start>{NUMBER}) before the first layer to (?P<end>{NUMBER}) after "
         rf"layer (?P<layer>\d+) \(x(?P<growth>{NUMBER}); the other tokens' x(?P<rest>{NUMBER})\)(?:, and reaches "
         rf"(?P<reached>{NUMBER}) after layer (?P<at>\d+))?\.": check_growth,
-        r"(?P<prefix>Elsewhere|Single tokens): after layer (?P<layer>\d+), (?P<tokens>\d+) tokens? in (?P<of>\d+) "
+        r"(?P<prefix>Elsewhere|Single tokens): after layer (?P<layer>\d+), (?P<tokens>[\d,]+) tokens? in (?P<of>\d+) "
         r"sequences? (?:are residual peaks|is a residual peak) \(3 times their sequence's median or more\), most "
         rf"often (?P<name>{_NAME}) \((?P<count>\d+)\)\.": check_elsewhere,
     },

@@ -66,7 +66,8 @@ TOPIC = Topic(
     describe=lambda tables, settings: describe_secondary(tables["secondary_sinks"]),
     generate=generate,
     checks={
-        r"Secondary sinks: (?P<tokens>\d+) tokens? in (?P<sequences>\d+) sequences? points? along the BOS \(or the "
+        r"Secondary sinks: (?P<tokens>[\d,]+) tokens? in (?P<sequences>[\d,]+) sequences? points? along the BOS "
+        r"\(or the "
         r"first token that stands for it\) for part of its life and (?:is|are) attended to"
         rf"(?:; (?P<often>\d+) of them (?:is|are) (?P<name>{_STRING}))?\. The strongest is (?P<token>{_STRING}) at "
         r"position (?P<position>\d+) of sequence (?P<sequence>\d+), after layers (?P<first>\d+) to (?P<last>\d+), "

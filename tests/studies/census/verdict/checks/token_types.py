@@ -110,7 +110,9 @@ def generate(rng: random.Random) -> tuple[Tables, Settings]:
     return {"token_types": token_types(pd.DataFrame(rows), n_heads), "heads": heads}, {}
 
 
-_SINK = r"(?P<judged>\d+) tokens (?:is a sink|are a sink) for (?P<least>\d+) heads? or more \(5 % of (?P<heads>\d+)\)"
+_SINK = (
+    r"(?P<judged>[\d,]+) tokens? (?:is a sink|are a sink) for (?P<least>\d+) heads? or more \(5 % of (?P<heads>\d+)\)"
+)
 _NAME = r"(?P<name>'.*'|\".*\")"
 _BOUND = r"(?P<bound>\|h\| > 100(?:0 x median)?)"
 TOPIC = Topic(
@@ -118,13 +120,14 @@ TOPIC = Topic(
     generate=generate,
     checks={
         rf"After position 0, none of {_SINK}\.": check_sinks,
-        rf"After position 0, (?P<sinks>\d+) of {_SINK}; no token stands out among them\.": check_sinks,
-        rf"After position 0, (?P<sinks>\d+) of {_SINK}: (?P<mine>\d+) of them are (?P<first>the first )?"
+        rf"After position 0, (?P<sinks>[\d,]+) of {_SINK}; no token stands out among them\.": check_sinks,
+        rf"After position 0, (?P<sinks>[\d,]+) of {_SINK}: (?P<mine>[\d,]+) of them are (?P<first>the first )?"
         rf"{_NAME}(?: of a sequence| when it comes again), which is (?P<percent>{NUMBER}) % of the tokens; "
-        rf"(?P<again>\d+) of (?P<such>\d+) such tokens are, and their median is (?P<median>{NUMBER}) heads"
+        rf"(?P<again>[\d,]+) of (?P<such>[\d,]+) such tokens are, and their median is (?P<median>{NUMBER}) heads"
         r"\.": check_sinks,
-        rf"After position 0, (?P<massive>\d+) of (?P<tokens>\d+) tokens are massive by {_BOUND}: (?P<mine>\d+) of them "
-        rf"are {_NAME} \((?P<occurrence>first|later) occurrences\), which is (?P<percent>{NUMBER}) % of the tokens"
+        rf"After position 0, (?P<massive>[\d,]+) of (?P<tokens>[\d,]+) tokens are massive by {_BOUND}: "
+        rf"(?P<mine>[\d,]+) of them are {_NAME} \((?P<occurrence>first|later) occurrences\), "
+        rf"which is (?P<percent>{NUMBER}) % of the tokens"
         r"\.": check_massive,
     },
     complete=complete,
