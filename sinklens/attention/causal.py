@@ -24,8 +24,8 @@ from sinklens.attention.workers import MOST_WORKERS, run_units
 ROWS, BYTES = 128, 1 << 21
 """Query rows in a block at most, and bytes of its scores: they stay near the core until the values are taken."""
 
-WORTH_THREADS = 1 << 19
-"""Scores in a call from which on threads take heads and rows side by side: about two milliseconds of work."""
+WORTH_THREADS = 1 << 22
+"""Scores in a call from which on threads take heads and rows side by side; below, they wait for Python's lock."""
 
 
 @dataclass
