@@ -140,7 +140,7 @@ def test_what_heads_lose_by_near_or_far_keys_and_what_inserted_tokens_draw(tmp_p
     assert isinstance(injected, Injection) and said(injected.verdict, printed) and (out / "report.html").is_file()
     assert [*dict.fromkeys(injected.heads["place"])] == ["second", "5"] and {*injected.heads["count"]} == {1, 2}
     for bad, sentence in (
-        (("--places", "nowhere"), "A place is one of"),
+        (("--places", "nowhere"), "places must be some of"),
         (("--counts", "x"), "--counts takes numbers"),
     ):
         with pytest.raises(InputError, match=sentence):
@@ -155,7 +155,7 @@ def test_poolings_from_a_file_and_heads_of_a_span(tmp_path: Path) -> None:
     found = open_result(out)
     assert isinstance(found, PoolingComparison) and said(found.verdict, printed) and (out / "report.html").is_file()
     assert found.ranks["n"].unique().tolist() == [2] and {*found.ranks["pooling"]} == {"mean", "sink_free"}
-    with pytest.raises(InputError, match="poolings of"):
+    with pytest.raises(InputError, match="poolings must be some of"):
         run("pool", "tiny-llama", "--poolings", "max")
     out, file = tmp_path / "span", tmp_path / "tasks.json"
     documents = ["The dog ran to the park.", "Lily baked a big cake.", "It was hot."]

@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
-from sinklens.cli import options, printing, values
+from sinklens.cli import listed, options, printing, values
 from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_text
+from sinklens.errors import InputError
 
 
 def inject(
@@ -47,8 +48,10 @@ def inject(
       sinklens inject model.gguf --token "." --places second --text book.txt --max-tokens 64 --out runs/inject
     """
     texts = [read_text(name) for name in text] if text else None
-    given = [int(place) if place.isdecimal() else place for place in values.names(places)]
-    numbers = values.numbers(counts, int, "--counts", "1,4")
+    given = listed.parse_places(values.names(places))
+    numbers = values.numbers(counts, int, "--counts", "1,4") or []
+    if min(numbers) < 1:
+        raise InputError(f"--counts takes numbers from 1 on, such as 1,4; got {counts!r}.")
     check_out(out, "sinklens-injection")
     with working(out) as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -59,7 +62,7 @@ def inject(
             texts,
             token=int(token) if token.isdecimal() else token,
             places=given,
-            counts=numbers or [],
+            counts=numbers,
             draws=draws,
             bos=bos,  # type: ignore[arg-type]
             max_tokens=max_tokens,

@@ -131,12 +131,42 @@ def check_ranking_methods(names: list[str]) -> None:
 
 def ranking_methods() -> list[str]:
     """Rules by which documents are put in order."""
-    (table,) = (
-        node.value
-        for node in _tree("studies/document_ranking/methods.py").body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "METHODS"
-    )
+    table = _assigned("studies/document_ranking/methods.py", "METHODS")
     return [str(key.value) for key in getattr(table, "keys", []) if isinstance(key, ast.Constant)]
+
+
+def check_poolings(names: list[str]) -> None:
+    """Refuse a pooling that there is not.
+
+    Raises:
+        InputError: Naming those that there are.
+    """
+    known = ast.literal_eval(_assigned("studies/pooling/vectors.py", "POOLINGS"))
+    if not names or any(name not in known for name in names):
+        raise InputError(f"poolings must be some of {', '.join(known)}; got {', '.join(names) or 'none'}.")
+
+
+def parse_places(names: list[str]) -> list[str | int]:
+    """Places to put tokens in, positions as numbers.
+
+    Raises:
+        InputError: Naming those that there are.
+    """
+    known = ast.literal_eval(_assigned("studies/injection/run.py", "PLACES"))
+    if not names or any(name not in known and not name.isdecimal() for name in names):
+        raise InputError(
+            f"places must be some of {', '.join(known)}, or positions from 0 on; got {', '.join(names) or 'none'}."
+        )
+    return [int(name) if name.isdecimal() else name for name in names]
+
+
+def _assigned(file: str, name: str) -> ast.expr:
+    """What a module gives to a name of its own."""
+    for node in _tree(file).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and getattr(target, "id", None) == name and node.value:
+            return node.value
+    raise KeyError(name)
 
 
 def _tree(file: str) -> ast.Module:

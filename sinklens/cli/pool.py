@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sinklens.cli import options, printing, values
+from sinklens.cli import listed, options, printing, values
 from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import load_model, working
 
@@ -48,6 +48,8 @@ def pool(
     """
     given = None if pairs is None else values.records(pairs, ("question", "document"), "--pairs")
     chosen = values.numbers(layers, int, "--layers", "7,14")
+    named = values.names(poolings)
+    listed.check_poolings(named)
     check_out(out, "sinklens-pooling")
     with working(out) as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -57,7 +59,7 @@ def pool(
             bridge,
             None if given is None else [(each["question"], each["document"]) for each in given],
             layers=chosen,
-            poolings=values.names(poolings),
+            poolings=named,
             sink_share=sink_share,
             draws=draws,
             bos=bos,  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from sinklens.cli import options, printing
 from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import load_model, working
 from sinklens.errors import InputError
+from sinklens.models.reading import named_json
 
 
 def span(
@@ -48,11 +49,12 @@ def span(
     check_out(out, "sinklens-span-heads")
     with working(out) as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+        from sinklens.studies.document_ranking.prompts import RankingTask
         from sinklens.studies.span_heads.run import find_span_heads
 
         found = find_span_heads(
             bridge,
-            given,
+            None if given is None else [RankingTask(**each | {"gold": each["gold"] - 1}) for each in given],
             top=top,
             alpha=alpha,
             controls=controls,
@@ -75,33 +77,25 @@ def span(
     printing.say_saved(saved)
 
 
-def _listed(documents: Any) -> list[Any]:
-    if not isinstance(documents, list):
-        raise TypeError(f"documents is {documents!r}")
-    return documents
-
-
-def read_tasks(path: Path) -> list[Any]:
-    """Ranking tasks from a JSON file.
+def read_tasks(path: Path) -> list[dict[str, Any]]:
+    """What a file of questions holds, in its own words and of the right form.
 
     Raises:
         InputError: A file that cannot be read, or holds something else.
     """
-    from sinklens.models.reading import read_json
-    from sinklens.studies.document_ranking.prompts import RankingTask
-
-    try:
-        return [
-            RankingTask(
-                [str(text) for text in _listed(each["documents"])],
-                str(each["question"]),
-                int(each["gold"]) - 1,
-                str(each["answer"]),
+    form = '{"documents": [TEXT, ...], "question": TEXT, "gold": N, "answer": TEXT}'
+    found = named_json(path, "The file of --tasks")
+    if not isinstance(found, list) or not found:
+        raise InputError(f"--tasks takes a JSON list of {form}; {path} holds none.")
+    for number, each in enumerate(found):
+        named = isinstance(each, dict) and {*each} == {"documents", "question", "gold", "answer"}
+        given = each if named and isinstance(each["documents"], list) else {"documents": [None]}
+        documents, gold = given["documents"], given.get("gold")
+        if not all(isinstance(text, str) and text for text in (*documents, given.get("question"), given.get("answer"))):
+            raise InputError(f"--tasks takes a JSON list of {form}; entry {number} of {path} is another.")
+        if type(gold) is not int or not 1 <= gold <= len(documents):
+            raise InputError(
+                f"gold is the number of the right document, from 1 to {len(documents)}; entry {number} of {path} has "
+                f"{gold!r}."
             )
-            for each in read_json(path)
-        ]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f'--tasks takes a JSON list of {{"documents": [TEXT, ...], "question": TEXT, "gold": N, "answer": TEXT}}; '
-            f"{path} cannot be read as one ({error!r})."
-        ) from error
+    return found
