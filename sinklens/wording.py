@@ -1,5 +1,6 @@
 """Words for numbers: how many of something, a list with an "and", numbers as runs."""
 
+import math
 from collections.abc import Iterable
 
 
@@ -17,6 +18,16 @@ def several(count: int, what: str) -> str:
         return f"1 {what}"
     consonant_y = what.endswith("y") and what[-2:-1] not in "aeiou"
     return f"{count:,} {what[:-1]}ies" if consonant_y else f"{count:,} {what}s"
+
+
+def changed(value: float, low: float = math.nan, high: float = math.nan, digits: int = 2, unit: str = "") -> str:
+    """A change with its sign, and with its interval where there is one; never -0.
+
+    >>> changed(0.312, 0.25, 0.38), changed(-0.0001, unit=" nats")
+    ('+0.31 [+0.25, +0.38]', '+0.00 nats')
+    """
+    told = f"{value:+z.{digits}f}{unit}"
+    return told if math.isnan(low) else f"{told} [{low:+z.{digits}f}, {high:+z.{digits}f}]"
 
 
 def are(count: int) -> str:

@@ -236,7 +236,7 @@ PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
     ),
     "sinklens-span-heads": (
         Part(
-            "Which heads depend on the document", r"[\d,]+ of [\d,]+ heads? depend",
+            "Which heads depend on the document", r"(?:[\d,]+|None) of [\d,]+ heads? depend|Which heads depend",
             note="How far a head's output moves when the right document goes, beside a random other one.",
             table="heads", by="excess",
             columns={

@@ -107,6 +107,10 @@ def test_sentences_are_those_of_the_table_saved_and_opened(
     assert opened.verdict[2] == "It loses more by seeing far keys alone than near ones: what it needs is near."
     overlap = opened.costs.assign(low=opened.costs["cost"] - 9, high=opened.costs["cost"] + 9)
     assert near_far_words(overlap, opened.meta["settings"])[2] == "That one of the two costs more is not shown."
+    few = opened.costs.assign(low=float("nan"), high=float("nan"))  # as four sequences give
+    assert near_far_words(few, opened.meta["settings"])[2] == (
+        "Which of the two costs more is not judged: an interval needs 5 sequences."
+    )
     copies = near_far_costs(model, ["L1H0", "L1H1", "L1H2", "L1H3"], tokens=ids, window=8, controls=0)
     assert copies.verdict[2].startswith("It loses more by seeing near keys alone") and "random" not in copies.verdict[0]
 

@@ -174,6 +174,10 @@ def test_sentences_files_and_wrong_input(model: TransformerBridge, found: SpanHe
         f"one, most of all "
         f"{best['name']} ({best['dependence']:.2f} beside {best['other']:.2f})."
     )
+    none = span_words(heads.assign(low=-1.0), steered, found.meta["picked"])[0]
+    assert none.startswith("None of 8 heads depends more on the right document than on a random other one. Most: ")
+    few = span_words(heads.assign(low=float("nan")), steered, found.meta["picked"])[0]  # as four questions give
+    assert few.startswith("Which heads depend more on the right document than on a random other one is not judged: ")
     means = {kind: some.groupby("task")["change"].mean().mean() for kind, some in steered.groupby("kind")}
     assert f"log-probability by {means['span heads']:+.2f} [" in found.verdict[1]
     assert f"same layers by {means['random heads']:+.2f} [" in found.verdict[1]

@@ -184,7 +184,8 @@ def _attributed(model: TransformerBridge, batch: TokenBatch, ids: torch.Tensor) 
             answers = Answers(rows.lengths.cpu() - 1, ids[indices, number], ids[indices, 2])
             found = measure_writes(model, rows, answers=answers)
             if not found.logits:
-                raise UnsupportedArchitectureError("; ".join(found.problems) or "Logits cannot be split into heads.")
+                why = "; ".join(found.problems) or "Logits cannot be split into heads."
+                raise UnsupportedArchitectureError(f'{why} Choose heads by="path" (--by path), which splits nothing.')
             for layer, each in found.logits.items():
                 values[number, indices, layer] = each.cpu().numpy()
     return values

@@ -9,7 +9,7 @@ import pandas as pd
 
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.results.result import Result
-from sinklens.wording import several
+from sinklens.wording import changed, several
 
 FORMAT = "sinklens-task-scores"
 WORK = "evaluation on tasks"
@@ -85,9 +85,7 @@ def score_sentences(scores: pd.DataFrame) -> list[str]:
 
 
 def _change(row: dict[Hashable, Any]) -> str:
-    if row["delta_low"] != row["delta_low"]:
-        return f"{row['delta']:+z.3f}"
-    return f"{row['delta']:+z.3f} [{row['delta_low']:+z.3f}, {row['delta_high']:+z.3f}]"
+    return changed(row["delta"], row["delta_low"], row["delta_high"], 3)
 
 
 def _beside(row: dict[Hashable, Any], controls: "pd.Series[float]") -> str:

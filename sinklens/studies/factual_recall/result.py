@@ -8,6 +8,7 @@ import pandas as pd
 from sinklens.detectors.wording import layer_runs
 from sinklens.evidence.controls import compare_with_controls
 from sinklens.results.result import Result
+from sinklens.wording import changed
 
 FORMAT = "sinklens-factual-recall"
 SDS = 5.0
@@ -90,8 +91,8 @@ def recall_words(
         if len(some):
             top = some.sort_values("topic", ascending=False, kind="stable").iloc[0]
             text += (
-                f", most of all {top['name']} ({_interval(top['topic'], top['low'], top['high'])} logits over "
-                f"other topics, exchanged {_signed(top['shuffled'])})"
+                f", most of all {top['name']} ({changed(top['topic'], top['low'], top['high'])} logits over "
+                f"other topics, exchanged {changed(top['shuffled'])})"
             )
         out.append(f"{text}.")
     rows: list[Any] = [*pruned[pruned["kind"] == "topic"].itertuples()]
@@ -99,11 +100,11 @@ def recall_words(
         others = pruned[pruned["kind"] == "random"]["change"]
         text = (
             f"Without {row.heads} (mean) the right answer leads another by {row.logit_diff:.2f} instead of "
-            f"{clean['logit_diff']:.2f} logits (change {_interval(row.change, row.low, row.high)})"
+            f"{clean['logit_diff']:.2f} logits (change {changed(row.change, row.low, row.high)})"
         )
         if len(others):
             beside = compare_with_controls(-float(row.change), (-others).tolist())
-            text += f"; as many random heads {_signed(-beside.mean)}, p = {beside.p:.2g}"
+            text += f"; as many random heads {changed(-beside.mean)}, p = {beside.p:.2g}"
         out.append(f"{text}.")
     out.append(_suppression(layers, suppressor))
     return out
@@ -118,14 +119,14 @@ def _suppression(layers: pd.DataFrame, suppressor: int | None) -> str:
     held = row["high"] < 0
     text = (
         f"{begin} layer {suppressor} takes most from the right answer on the facts that choose; on the judged ones it "
-        f"changes its logit by {_interval(row['total'], row['low'], row['high'])} against other answers' "
-        f"({_signed(row['answer'])} and {_signed(row['rivals'])} over the mean of all): "
+        f"changes its logit by {changed(row['total'], row['low'], row['high'])} against other answers' "
+        f"({changed(row['answer'])} and {changed(row['rivals'])} over the mean of all): "
     )
     text += "it holds the right answer down" if held else "the choice does not hold"
     text += ". Left out at the last token, the answer's log-probability changes by "
-    text += f"{_interval(row['skipped'], row['skipped_low'], row['skipped_high'])} nats"
+    text += f"{changed(row['skipped'], row['skipped_low'], row['skipped_high'])} nats"
     others = late[late["layer"] != suppressor]["skipped"]
-    return text + (f" (median of the other late layers {_signed(others.median())})." if len(others) else ".")
+    return text + (f" (median of the other late layers {changed(others.median())})." if len(others) else ".")
 
 
 def late_from(n_layers: int) -> int:
@@ -135,12 +136,3 @@ def late_from(n_layers: int) -> int:
     (20, 2, 0)
     """
     return n_layers - max(1, n_layers // 3)
-
-
-def _signed(value: float) -> str:
-    text = f"{value:+.2f}"
-    return "+0.00" if text == "-0.00" else text
-
-
-def _interval(value: float, low: float, high: float) -> str:
-    return _signed(value) if low != low else f"{_signed(value)} [{_signed(low)}, {_signed(high)}]"

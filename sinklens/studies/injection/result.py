@@ -133,7 +133,7 @@ def injection_words(runs: pd.DataFrame, heads: pd.DataFrame, token: str) -> list
         if shares:
             text += f"Massive in {shares[0]} of the texts (random {shares[1]}); "
         values = _compared(part.loc["value_inserted"], 2)
-        out.append(f"{text}values {values} of the usual size; loss of later tokens {change}.")
+        out.append(f"{text}values {values} of the usual size; the loss of later tokens changes by {change}.")
     return out
 
 

@@ -1,14 +1,14 @@
 """What near keys alone, or far keys alone, cost."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from sinklens.evidence.bootstrap import MIN_PAIRS
 from sinklens.evidence.controls import compare_with_controls
 from sinklens.results.result import Result
-from sinklens.wording import several
+from sinklens.wording import changed, several
 
 FORMAT = "sinklens-near-far"
 COST_COLUMNS = ("kind", "draw", "heads", "sees", "loss", "cost", "low", "high")
@@ -56,21 +56,17 @@ def near_far_words(costs: pd.DataFrame, settings: dict[str, Any]) -> list[str]:
     for sees, words in seen.items():
         row: Any = tested.loc[sees]
         others = costs[(costs["kind"] == "random") & (costs["sees"] == sees)]["cost"]
-        text = f"{row['heads']} seeing {words}: the loss changes by {_nats(row['cost'])} nats"
-        text += "" if math.isnan(row["low"]) else f" [{_nats(row['low'])}, {_nats(row['high'])}]"
+        text = f"{row['heads']} seeing {words}: the loss changes by "
+        text += changed(row["cost"], row["low"], row["high"], 4, " nats")
         if len(others):
             beside = compare_with_controls(float(row["cost"]), others.tolist())
-            text += f"; as many random heads {_nats(beside.mean)} (p = {beside.p:.2g} of {beside.n} sets)"
+            text += f"; as many random heads {changed(beside.mean, digits=4)} (p = {beside.p:.2g} of {beside.n} sets)"
         out.append(f"{text}.")
     less, more = tested["cost"].sort_values(kind="stable").index
     if tested["low"].loc[more] > max(0.0, tested["high"].loc[less]):
         out.append(f"It loses more by seeing {more} keys alone than {less} ones: what it needs is {less}.")
+    elif tested["low"].isna().any():
+        out.append(f"Which of the two costs more is not judged: an interval needs {several(MIN_PAIRS, 'sequence')}.")
     else:
         out.append("That one of the two costs more is not shown.")
     return out
-
-
-def _nats(value: float) -> str:
-    """Signed, four digits behind the point; never -0."""
-    text = f"{value:+.4f}"
-    return "+0.0000" if text == "-0.0000" else text

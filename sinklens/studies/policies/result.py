@@ -11,6 +11,7 @@ import pandas as pd
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.results.result import Result
 from sinklens.studies.policies.needle_summary import needle_sentences
+from sinklens.wording import changed
 
 FORMAT = "sinklens-policies"
 WORK = "comparison of policies"
@@ -157,7 +158,4 @@ def _cost(row: dict[Hashable, Any]) -> float:
 
 
 def _change(row: dict[Hashable, Any]) -> str:
-    change = f"{row['delta_loss']:+z.3f} nats a token"
-    if math.isnan(row["delta_loss_low"]):
-        return change
-    return f"{change} [{row['delta_loss_low']:+z.3f}, {row['delta_loss_high']:+z.3f}]"
+    return changed(row["delta_loss"], row["delta_loss_low"], row["delta_loss_high"], 3, " nats a token")

@@ -7,7 +7,7 @@ import pandas as pd
 
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.results.result import Result
-from sinklens.wording import are, several
+from sinklens.wording import are, changed, several
 
 FORMAT = "sinklens-pooling"
 RANK_COLUMNS = ("layer", "pooling", "draw", "pair", "own", "others", "rank", "n")
@@ -92,10 +92,10 @@ def pooling_words(ranks: pd.DataFrame, left_out: pd.DataFrame, n_tokens: int) ->
         named = [f"{name} {row.mrr:.2f} (others' cosine {row.others:.2f})" for name, row in part.iterrows()]
         text = f"Layer {layer}: mean reciprocal rank {', '.join(named)}; chance {part['chance'].iloc[0]:.2f}"
         some = wide.loc[layer]
-        gaps = [
-            f"{paired_interval((some['sink_free'] - some[name]).to_numpy(float))} over {name}"
-            for name in ("mean", "no_first", "random")
-            if name in some and "sink_free" in some
-        ]
+        gaps = []
+        for name in ("mean", "no_first", "random"):
+            if name in some and "sink_free" in some:
+                gain = paired_interval((some["sink_free"] - some[name]).to_numpy(float))
+                gaps.append(f"{changed(gain.value, gain.low, gain.high)} over {name}")
         out.append(text + (f"; without extreme positions {', '.join(gaps)}." if gaps else "."))
     return out

@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from sinklens.evidence.bootstrap import Interval, paired_interval
+from sinklens.evidence.bootstrap import MIN_PAIRS, paired_interval
 from sinklens.results.result import Result
+from sinklens.wording import changed, several
 
 FORMAT = "sinklens-span-heads"
 HEAD_COLUMNS = ("name", "layer", "head", "dependence", "other", "excess", "low", "high", "outlier", "chosen")
@@ -78,15 +79,19 @@ def summarize(steered: pd.DataFrame) -> pd.DataFrame:
 def span_words(heads: pd.DataFrame, steered: pd.DataFrame, picked: dict[str, Any]) -> list[str]:
     """The heads, and the steering."""
     best = heads.sort_values("excess", ascending=False, kind="stable").iloc[0]
-    more = int((heads["low"] > 0).sum())
-    out = [
-        f"{more} of {len(heads)} heads {'depends' if more == 1 else 'depend'} more on the right document than on a "
-        f"random other one, most of all "
-        f"{best['name']} ({best['dependence']:.2f} beside {best['other']:.2f})."
-    ]
+    most = f"{best['name']} ({best['dependence']:.2f} beside {best['other']:.2f})"
+    judged, more = int(heads["low"].notna().sum()), int((heads["low"] > 0).sum())
+    beyond = "more on the right document than on a random other one"
+    if judged == 0:
+        out = [f"Which heads depend {beyond} is not judged: an interval needs {MIN_PAIRS} questions. Most: {most}."]
+    elif more == 0:
+        out = [f"None of {several(judged, 'head')} depends {beyond}. Most: {most}."]
+    else:
+        depend = "depends" if more == 1 else "depend"
+        out = [f"{more} of {several(judged, 'head')} {depend} {beyond}, most of all {most}."]
     wide = by_task(steered)
-    text = f"Emphasised in {int(heads['chosen'].sum())} of them chosen on other tasks, the right document changes the "
-    text += f"answer's log-probability by {_told(wide['span heads'])}"
+    text = f"Emphasised in {several(int(heads['chosen'].sum()), 'head')} chosen on other tasks, the right document "
+    text += f"changes the answer's log-probability by {_told(wide['span heads'])}"
     if "random heads" in wide:
         text += f"; in as many random heads of the same layers by {_told(wide['random heads'])} "
         text += f"(difference {_told(wide['span heads'] - wide['random heads'])})"
@@ -117,7 +122,5 @@ def _beside(wide: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _told(changes: pd.Series) -> str:
-    moved: Interval = paired_interval(changes.to_numpy(float))
-    if moved.low != moved.low:
-        return f"{moved.value:+z.2f}"
-    return f"{moved.value:+z.2f} [{moved.low:+z.2f}, {moved.high:+z.2f}]"
+    moved = paired_interval(changes.to_numpy(float))
+    return changed(moved.value, moved.low, moved.high)
