@@ -22,7 +22,7 @@ from sinklens.models.token_batch import AddedBy, TokenBatch
 from sinklens.models.unused import Unused
 from sinklens.wording import are, several
 
-__all__ = ["AddedBy", "BosChoice", "Ids", "TokenBatch", "as_batch", "bos_prefix", "to_batch", "tokenize"]
+__all__ = ["AddedBy", "BosChoice", "Ids", "TokenBatch", "as_batch", "begun_batch", "bos_prefix", "to_batch", "tokenize"]
 
 BosChoice = Literal["auto", "yes", "no"] | bool
 Ids = Tensor | Sequence[Sequence[int]] | Mapping[str, Any]
@@ -146,6 +146,18 @@ def bos_prefix(model: TransformerBridge, bos: BosChoice) -> tuple[list[int], str
     facts = bos_facts(model)
     prepend, statement = _resolve_bos(bos, facts)
     return [facts.bos_id] if prepend and facts.bos_id is not None else [], statement
+
+
+def begun_batch(model: TransformerBridge, rows: list[list[int]], bos: BosChoice) -> TokenBatch:
+    """Prompts that sinklens put together, as a batch whose statement says who put a BOS before them, or why none is.
+
+    Args:
+        model: The bridge.
+        rows: Ids of each, beginning with what :func:`bos_prefix` gives for this ``bos``.
+        bos: As for :func:`tokenize`.
+    """
+    prefix, statement = bos_prefix(model, bos)
+    return replace(tokenize(model, rows), bos_added_by="sinklens" if prefix else "nobody", statement=statement)
 
 
 def _check_model(model: Any) -> None:

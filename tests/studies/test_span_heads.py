@@ -11,6 +11,7 @@ from sinklens import load
 from sinklens import open as open_result
 from sinklens.errors import InputError
 from sinklens.interventions import FollowGaze, PaintScores, ScaleHeads
+from sinklens.models.tokens import bos_prefix
 from sinklens.studies import RankingTask, SpanHeads, find_span_heads
 from sinklens.studies.document_ranking.prompts import make_prompt
 from sinklens.studies.document_ranking.run import answer_log_prob
@@ -183,6 +184,8 @@ def test_sentences_files_and_wrong_input(model: TransformerBridge, found: SpanHe
     assert f"same layers by {means['random heads']:+.2f} [" in found.verdict[1]
     assert f"difference {means['span heads'] - means['random heads']:+.2f} [" in found.verdict[1]
     assert f"in all heads by {means['all heads']:+.2f} [" in found.verdict[1]
+    said = found.meta["tokens"]["bos"]["statement"]  # nobody gave ids: the prompts were put together here
+    assert said == bos_prefix(model, "auto")[1] and "caller" not in said
     right = sum(
         row.document == tasks()[row.task].gold for row in steered[steered["kind"] == "picked document"].itertuples()
     )

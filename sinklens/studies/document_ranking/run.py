@@ -15,7 +15,7 @@ from sinklens.interventions import Intervention
 from sinklens.interventions.heads import check_heads, parse_heads
 from sinklens.models.architecture import context_length
 from sinklens.models.as_bridge import AnyModel, as_bridge
-from sinklens.models.tokens import BosChoice, tokenize
+from sinklens.models.tokens import BosChoice, begun_batch
 from sinklens.models.torch_state import usual_torch
 from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
@@ -150,7 +150,7 @@ def rank_documents(
     }
     settings["intervention"] = None if intervention is None else str(intervention)
     meta = header(
-        model, tokenize(model, [prompt.ids for prompt in prompts]), "documents and questions", settings=settings
+        model, begun_batch(model, [prompt.ids for prompt in prompts], bos), "documents and questions", settings=settings
     )
     table = pd.DataFrame(ranks, columns=[*RANK_COLUMNS]).astype({"gold": "boolean"})
     return DocumentRanking(meta, {"ranks": table, "use": pd.DataFrame(used, columns=[*USE_COLUMNS])})

@@ -8,7 +8,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from sinklens.errors import InputError
 from sinklens.models.ordinary_tokens import ordinary_ids
-from sinklens.models.tokens import BosChoice, TokenBatch, bos_prefix, to_batch
+from sinklens.models.tokens import BosChoice, TokenBatch, begun_batch, bos_prefix, to_batch
 
 
 class PromptPairs(NamedTuple):
@@ -49,7 +49,7 @@ def repeated_prompts(
         corrupted.append(start + block[:4] + block[8:] + block[5:8] + block[:5])
         correct.append(block[5])
         wrong.append(block[7])
-    return PromptPairs(to_batch(model, clean, bos="no"), to_batch(model, corrupted, bos="no"), correct, wrong)
+    return PromptPairs(begun_batch(model, clean, bos), begun_batch(model, corrupted, bos), correct, wrong)
 
 
 def text_prompts(

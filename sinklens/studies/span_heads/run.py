@@ -18,7 +18,7 @@ from sinklens.interventions.heads import Head, head_name
 from sinklens.interventions.paint_scores import FIRST_LAYER
 from sinklens.models.architecture import context_length
 from sinklens.models.as_bridge import AnyModel, as_bridge
-from sinklens.models.tokens import BosChoice, tokenize
+from sinklens.models.tokens import BosChoice, begun_batch
 from sinklens.models.torch_state import usual_torch
 from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
@@ -130,7 +130,7 @@ def find_span_heads(
     hits = sum(int(document) == given[number].gold for document, number in zip(first, judged, strict=True))
     meta = header(
         model,
-        tokenize(model, [prompt.ids for prompt in prompts]),
+        begun_batch(model, [prompt.ids for prompt in prompts], bos),
         "documents and questions",
         settings=settings,
         picked={"right": hits, "of": len(judged), "asked_right": asked},
