@@ -1,11 +1,13 @@
 """One of something is told in the singular, and tables say what they leave out: commands on small models."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import sinklens
 from sinklens.cli import app
 from sinklens.wording import several
 
@@ -63,3 +65,14 @@ def test_a_table_that_is_cut_says_so_and_goes_by_layer() -> None:
         tuple(map(int, pair)) for pair in re.findall(r"\u2502 +(\d+) \u2502 +(\d+) \u2502 +\d+ \u2502 +[\d.]+", told)
     ]
     assert len(rows) == 20 and rows == sorted(rows)
+
+
+def test_no_sentence_can_say_minus_zero() -> None:
+    """A change that rounds to nothing is +0.000: every signed number of fixed length in the code says so."""
+    signed = re.compile(r"\+(?!z).*[f%]$")
+    for path in Path(sinklens.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FormattedValue) and node.format_spec is not None:
+                spec = ast.unparse(node.format_spec)[2:-1]
+                assert not signed.match(spec), f"{path}:{node.lineno} {spec}"
+    assert signed.match("+.3f") and not signed.match("+z.3f")

@@ -48,7 +48,7 @@ def donors(donors: pd.DataFrame) -> go.Figure:
                 for head in zip(some["layer"], some["kv_head"], strict=True)
             ]
             said = [
-                f"{escaped(str(row.heads))}, position {row.position}: {words}<br>{row.delta_loss:+.4f} nats"
+                f"{escaped(str(row.heads))}, position {row.position}: {words}<br>{row.delta_loss:+z.4f} nats"
                 for row in some.itertuples()
             ]
             ends = some.rename(columns={"delta_loss_low": "low", "delta_loss_high": "high"})

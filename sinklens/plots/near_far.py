@@ -45,7 +45,7 @@ def near_far(costs: pd.DataFrame) -> go.Figure:
                 hovertemplate="%{text}<br>%{x:+.4f} nats<extra></extra>",
             )
         )
-    said = [f"{escaped(str(row.heads))}, {_WAYS[str(row.sees)]}: {row.cost:+.4f} nats" for row in tested.itertuples()]
+    said = [f"{escaped(str(row.heads))}, {_WAYS[str(row.sees)]}: {row.cost:+z.4f} nats" for row in tested.itertuples()]
     rows = [place[way] for way in tested["sees"]]
     add_intervals(fig, tested, "cost", rows, said, name="tested heads", colour=CATEGORICAL[1])
     fig.add_vline(x=0, line={"color": MUTED, "width": 1})

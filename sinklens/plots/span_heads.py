@@ -63,7 +63,7 @@ def span_heads(heads: pd.DataFrame, steered: pd.DataFrame) -> go.Figure:
         go.Scatter(x=chosen["head"], y=chosen["layer"], mode="markers", marker=ring, hoverinfo="skip", name="chosen")
     )
     table = summarize(steered)
-    told = [f"{escaped(str(row.kind))}: {row.change:+.3f} nats" for row in table.itertuples()]
+    told = [f"{escaped(str(row.kind))}: {row.change:+z.3f} nats" for row in table.itertuples()]
     places = range(len(table))
     axes = {"xaxis": "x2", "yaxis": "y2"}
     add_intervals(fig, table, "change", [*places], told, name="steered", colour=CATEGORICAL[1], **axes)

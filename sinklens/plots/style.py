@@ -150,18 +150,19 @@ def layer_name(layer: int) -> str:
 
 
 def number(value: float | None, spec: str = "") -> str:
-    """Write a number for a reader; NaN and None are "n/a", never 0.
+    """Write a number for a reader; NaN and None are "n/a", never 0, and what rounds to 0 has no sign of a loss.
 
     Without a `spec`, three significant digits, and whole numbers from 1,000 on.
 
-    >>> number(0.98765), number(3749.6), number(float("nan"))
-    ('0.988', '3,750', 'n/a')
+    >>> number(0.98765), number(3749.6), number(float("nan")), number(-1e-9, "+.2f")
+    ('0.988', '3,750', 'n/a', '+0.00')
     """
     if value is None or math.isnan(value):
         return "n/a"
     if not spec and 999.5 <= abs(value) < 1e9:
         return f"{value:,.0f}"
-    return format(value, spec or ".3g")
+    signed, plain = ("+", spec[1:]) if spec.startswith("+") else ("", spec)
+    return format(value, f"{signed}z{plain or '.3g'}")
 
 
 def layer_spans(layers: Iterable[int]) -> str:

@@ -79,15 +79,15 @@ class Trial:
         out = [f"{self.label}."]
         if self.delta is not None:
             out[0] += (
-                f" Loss on these tokens {self.clean_loss:.3f} → {self.loss:.3f} nats per token ({self.delta:+.3f}); KL "
-                f"{self.kl:.3g} nats; same first choice at {self.top1:.0%} of positions."
+                f" Loss on these tokens {self.clean_loss:.3f} → {self.loss:.3f} nats per token ({self.delta:+z.3f}); "
+                f"KL {self.kl:.3g} nats; same first choice at {self.top1:.0%} of positions."
             )
         if self.mean is not None:
             spread = "" if self.sd is None else f" ± {self.sd:.3f}"
             count = len(self.controls)
             out.append(
                 f"Controls, {count} random {'set' if count == 1 else 'sets'} of as many other {self.kind}: "
-                f"{self.mean:+.3f}{spread} nats; the change ranks {self.rank:g} of {count + 1}."
+                f"{self.mean:+z.3f}{spread} nats; the change ranks {self.rank:g} of {count + 1}."
             )
         return (*out, *self.notes)
 

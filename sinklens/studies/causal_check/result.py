@@ -246,7 +246,7 @@ def _warnings(top: int, ways: list[str], by: Any, spread: float | None) -> list[
         low = by[way, "loss"].harm_low
         if loss >= answer and (loss > 0 if math.isnan(low) else low > 0):
             found.append(
-                f"Warning: {way} masking of {_heads(top)} harms plain text as much as the needles ({loss:+.2f} nats a "
+                f"Warning: {way} masking of {_heads(top)} harms plain text as much as the needles ({loss:+z.2f} nats a "
                 f"token against {answer:+z.2f} an answer token), so it says nothing about retrieval alone."
             )
         row = by[way, "exact"]

@@ -66,7 +66,7 @@ def conflict_words(heads: pd.DataFrame, pruned: pd.DataFrame, clean: dict[str, f
             f"{side}'s answer against the other"
         )
         if len(some):
-            text += f", most of all {some.iloc[0]['name']} ({some.iloc[0]['conflict']:+.2f} logits{how})"
+            text += f", most of all {some.iloc[0]['name']} ({some.iloc[0]['conflict']:+z.2f} logits{how})"
         out.append(f"{text}.")
     rows: list[Any] = [*pruned[pruned["kind"] != "random"].itertuples()]
     for row in rows:

@@ -88,7 +88,7 @@ def growth_sentences(growth: pd.DataFrame) -> list[str]:
             continue
         head = f"L{int(last['excess_top_layer'])}H{int(last['excess_top_head'])}"
         text = (
-            f"{score}: {head} gains most by step {int(last['step']):,}, {last['excess_top']:+.2f} over step "
+            f"{score}: {head} gains most by step {int(last['step']):,}, {last['excess_top']:+z.2f} over step "
             f"{int(first['step']):,}"
         )
         if last["excess_top"] <= 0:

@@ -108,9 +108,9 @@ def _pair(table: pd.DataFrame, first: str, second: str, top: int, seed: int) -> 
 
 def join_sentence(row: Any, top: int) -> str:
     """How many of the top heads two scores share, with chance and rank correlation."""
-    rank = "n/a" if math.isnan(row.spearman) else f"{row.spearman:+.2f}"
+    rank = "n/a" if math.isnan(row.spearman) else f"{row.spearman:+z.2f}"
     if not math.isnan(row.spearman_low):
-        rank += f" [{row.spearman_low:+.2f}, {row.spearman_high:+.2f}]"
+        rank += f" [{row.spearman_low:+z.2f}, {row.spearman_high:+z.2f}]"
     shared = f"{row.top_both:.1f}".removesuffix(".0")
     return (
         f"Of the {top} strongest heads by {JOINED[row.first]} {shared} are among the {top} strongest by "

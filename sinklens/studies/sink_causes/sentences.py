@@ -40,8 +40,8 @@ def _together(heads: pd.DataFrame, position: int) -> str:
 def _head(row: Any, position: int) -> str:
     text = (
         f"{row.name} looks at position {position} because channel {row.channel} of the keys gives "
-        f"{row.channel_share:+.1f} of the {row.margin:+.1f} logits by which it prefers it; of all writers to the keys "
-        f"{row.component} has the largest share ({row.component_share:+.1f})"
+        f"{row.channel_share:+z.1f} of the {row.margin:+z.1f} logits by which it prefers it; of all writers to the "
+        f"keys {row.component} has the largest share ({row.component_share:+z.1f})"
     )
     which = f"channels {row.channels}" if row.n_channels > 1 else "that channel"
     which = f"its {row.n_channels} largest channels" if row.n_channels > SHOWN_CHANNELS else which

@@ -79,5 +79,5 @@ def _answered(row: Mapping[Any, Any]) -> str:
 
 def _change(row: Mapping[Any, Any]) -> str:
     low, high = row["delta_exact_match_low"], row["delta_exact_match_high"]
-    span = "" if low != low else f" [{100 * low:+.0f}, {100 * high:+.0f}]"
-    return f"{100 * row['delta_exact_match']:+.0f}{span} points"
+    span = "" if low != low else f" [{100 * low:+z.0f}, {100 * high:+z.0f}]"
+    return f"{100 * row['delta_exact_match']:+z.0f}{span} points"

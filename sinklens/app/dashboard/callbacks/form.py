@@ -124,7 +124,7 @@ def history_of(trials: Sequence[Trial], compared: str) -> list[Any]:
         controls = "none"
         if trial.mean is not None:
             spread = "" if trial.sd is None else f" ± {trial.sd:.3f}"
-            controls = f"{trial.mean:+.3f}{spread} ({len(trial.controls)} of as many other {trial.kind})"
+            controls = f"{trial.mean:+z.3f}{spread} ({len(trial.controls)} of as many other {trial.kind})"
         cells = [
             html.Th(trial.label, scope="row"),
             html.Td(_signed(trial.delta)),
@@ -155,4 +155,4 @@ def exported_python(trials: Sequence[Trial]) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:+.3f}"
+    return "n/a" if value is None else f"{value:+z.3f}"
