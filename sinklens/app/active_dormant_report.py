@@ -96,6 +96,6 @@ def effects_that_matter(found: "ActiveDormant") -> str:
 def _agreement(found: "ActiveDormant") -> str:
     columns = {"criterion": "criterion", "other": "other", "n": "both decide", "agreement": "agree", "kappa": "kappa"}
     shown = html_table(
-        found.tables["agreement"], columns, words=("criterion", "other"), formats={"agreement": ".2f", "kappa": "z.2f"}
+        found.tables["agreement"], columns, words=("criterion", "other"), formats={"agreement": ".2f", "kappa": ".2f"}
     )
     return f"<h2>Do the criteria agree?</h2>\n<p>Kappa: agreement beyond chance.</p>\n{shown}"

@@ -163,7 +163,7 @@ def _columns(
 def _decimals(table: pd.DataFrame, metric: str) -> str:
     """How effects are written: the same number of decimals in all rows, three unless all of them are tiny."""
     largest = table[[metric, f"{metric}_low", f"{metric}_high"]].abs().to_numpy(dtype=float).max(initial=0)
-    return "z.3f" if largest >= 0.02 else "z.5f"  # z: never -0.000
+    return ".3f" if largest >= 0.02 else ".5f"
 
 
 def _add_columns(fig: go.Figure, columns: list[tuple[str, list[str]]]) -> None:
