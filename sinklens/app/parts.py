@@ -9,11 +9,18 @@ import pandas as pd
 
 from sinklens.app.drawings import Drawing
 from sinklens.app.page import figure, html_table, text
+from sinklens.errors import SinkLensError
 from sinklens.plots.style import head_label
 from sinklens.results.result import Result
 
 _SHOWN: Final = 50
 _TOKENS: Final = ("token",)
+INTERVAL: Final[Mapping[str, str]] = {"low": "low", "high": "high"}
+"""Headings of the ends of an interval."""
+LOSS: Final[Mapping[str, str]] = {
+    "delta_loss": "change of the loss, nats", "delta_loss_low": "low", "delta_loss_high": "high",
+}  # fmt: skip
+"""Headings of a change of the loss with its interval."""
 
 
 @dataclass(frozen=True)
@@ -24,20 +31,26 @@ class Part:
         title: Its heading.
         says: Matches the beginning of each sentence of the verdict that it shows.
         note: How to read it.
+        figures: Titles of the figures of the kind that it shows; the first part has those that no part names.
         table: Table of the result, or its method that makes one.
         columns: Heading by column, in order; columns that the table lacks are left out. ``name`` is made of ``layer``
             and ``head`` where a table has no such column.
+        where: Values of columns that its rows have, others are left out.
         by: Column whose largest magnitudes come first; the table's own order without.
         caption: What the rows are.
+        made_by: The call that measures its table, where a plain one does not.
     """
 
     title: str
     says: str
     note: str = ""
+    figures: Sequence[str] = ()
     table: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
+    where: Mapping[str, object] = field(default_factory=dict)
     by: str = ""
     caption: str = ""
+    made_by: str = ""
 
     @property
     def anchor(self) -> str:
@@ -53,15 +66,30 @@ class Part:
         return "\n".join(body)
 
     def _rows(self, result: Result) -> str:
-        rows = result.tables.get(self.table)
-        rows = getattr(result, self.table)() if rows is None else rows
+        try:
+            rows = self._table(result)
+        except SinkLensError as error:
+            return f'<p class="na">Not measured. {text(error)}</p>'
+        if rows is None:
+            return f'<p class="na">Not measured in this run; {text(self.made_by or "a newer one")} has it.</p>'
         if rows.empty:
             return f'<p class="na">Not measured: this run left the table {text(self.table)} empty.</p>'
-        if self.by:
+        for column, value in self.where.items():
+            rows = rows[rows[column] == value]
+        if self.by in rows:
             rows = rows.loc[rows[self.by].abs().sort_values(ascending=False, kind="stable").index]
         if "name" in self.columns and "name" not in rows:
             rows = rows.assign(name=[head_label(*each) for each in rows[["layer", "head"]].itertuples(index=False)])
         return written(rows, self.columns, self.caption)
+
+    def _table(self, result: Result) -> pd.DataFrame | None:
+        """The table, or what the method or property of its name gives; None where the run has neither."""
+        if self.table in result.tables:
+            return result.tables[self.table]
+        made: Any = getattr(result, self.table, None)
+        made = made() if callable(made) else made
+        found: pd.DataFrame | None = made.to_dataframe() if hasattr(made, "to_dataframe") else made
+        return found
 
 
 def written(rows: pd.DataFrame, columns: Mapping[str, str], caption: str = "") -> str:
@@ -79,12 +107,23 @@ def section_of(sentence: str, parts: Sequence[Part]) -> str | None:
     return next((part.anchor for part in parts if re.match(part.says, sentence)), None)
 
 
-def linked(sentence: str, parts: Sequence[Part], drawn: bool) -> str:
-    """A sentence with a link to its section; the first one has the figures of the kind, if it has any."""
+def drawn_in(parts: Sequence[Part], drawn: Mapping[str, Drawing]) -> dict[str, dict[str, Drawing]]:
+    """The figures of each section by its anchor: those that it names, and in the first one those that none names."""
+    named = {title for part in parts for title in part.figures}
+    return {
+        part.anchor: {
+            title: draw for title, draw in drawn.items() if title in part.figures or (not place and title not in named)
+        }
+        for place, part in enumerate(parts)
+    }
+
+
+def linked(sentence: str, parts: Sequence[Part], drawn: Mapping[str, Mapping[str, Drawing]]) -> str:
+    """A sentence with a link to its section, and what stands there first: figures (by anchor) or a table."""
     anchor = section_of(sentence, parts)
     if anchor is None:
         return text(sentence)
-    shown = "Figure" if drawn and anchor == parts[0].anchor else "Table"
+    shown = "Figure" if drawn[anchor] else "Table"
     return f'{text(sentence)} <a class="see" href="#{anchor}">{shown}</a>'
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from sinklens.app.drawings import drawings
 from sinklens.app.page import callout, document, facts, figure, text
-from sinklens.app.parts import Part, linked, other_tables, written
+from sinklens.app.parts import Part, drawn_in, linked, other_tables, written
 from sinklens.app.sections.source import Downloads
 from sinklens.app.study_parts import PARTS
 from sinklens.errors import ResultError
@@ -42,7 +42,7 @@ def write_report(
     parts = PARTS.get(result.format, ())
     body = [*(_sections(result, parts) if sections is None else sections)]
     body.append(("definitions", "Definitions", _definitions(result, known or {}, downloads)))
-    drawn = bool(drawings(result.format))
+    drawn = drawn_in(parts, drawings(result.format))
     verdict = [linked(sentence, parts, drawn) for sentence in result.verdict]
     headline = "".join(f'<p class="headline">{sentence}</p>\n' for sentence in verdict[:1])
     rest = "".join(f"<li>{sentence}</li>" for sentence in verdict[1:])
@@ -74,9 +74,10 @@ def write_page(page: str, target: Path) -> Path:
 
 
 def _sections(result: Result, parts: Sequence[Part]) -> list[tuple[str, str, str]]:
-    """The parts of the kind, all its figures in the first one; every other table folded at the end."""
+    """The parts of the kind; every table that none shows is folded at the end."""
     drawn = drawings(result.format)
-    out = [(part.anchor, part.title, part.write(result, {} if place else drawn)) for place, part in enumerate(parts)]
+    figures = drawn_in(parts, drawn)
+    out = [(part.anchor, part.title, part.write(result, figures[part.anchor])) for part in parts]
     if not parts and drawn:
         shown = [figure(draw(result), f"figure{place}") for place, draw in enumerate(drawn.values())]
         out.append(("figures", "Figures", "<h2>Figures</h2>\n" + "\n".join(shown)))

@@ -32,6 +32,7 @@ _BEFORE: Final[dict[str, tuple[str, str, str]]] = {
     "sinklens-effects",
     needs={"summary": VARIANT, "effects": (*VARIANT, "sequence")},
     wants=("effects",),
+    whole={_TITLE: {}},
 )
 def before_after(
     summary: pd.DataFrame,

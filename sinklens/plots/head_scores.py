@@ -30,7 +30,13 @@ _EVIDENCE: Final = (
 )
 
 
-@draws("sinklens-needles", needs={"heads": ()}, settings={"n_layers": "model.n_layers"})
+@draws(
+    "sinklens-needles",
+    "sinklens-streaming-gates",
+    needs={"heads": ()},
+    settings={"n_layers": "model.n_layers"},
+    whole={TITLE: {}},
+)
 def head_scores(
     scores: HeadScores, *, columns: Sequence[str] | None = None, n_layers: int | None = None, title: str = TITLE
 ) -> go.Figure:

@@ -21,6 +21,7 @@ from sinklens.plots.style import (
     require_columns,
     signed_colours,
 )
+from sinklens.wording import are, several
 
 Measure = Literal["exact", "correct", "log_prob"]
 
@@ -73,12 +74,11 @@ def needle_grid(grid: pd.DataFrame, *, measure: Measure = "exact", variant: str 
     Args:
         grid: A needle result, or its grid; needs `variant`, `length`, `depth`, `n` and the measure.
         measure: What to colour: `exact`, `correct` or `log_prob`.
-        variant: The changed model to compare with "clean"; default: the only one there is, or none. "clean" draws the
-            unchanged model alone.
+        variant: The changed model to compare with "clean"; default: the only one there is; of several none. "clean"
+            draws the unchanged model alone.
 
     Raises:
-        InputError: An unknown measure or variant, several variants and none chosen, a missing column, or several
-            rows for a cell.
+        InputError: An unknown measure or variant, a missing column, or several rows for a cell.
     """
     if measure not in _LOOKS:
         raise InputError(f"needle_grid can colour {', '.join(_LOOKS)}, not {measure!r}.")
@@ -112,9 +112,7 @@ def _choose(grid: pd.DataFrame, variant: str | None) -> str:
     if CLEAN not in names:
         raise InputError(f'The grid has no rows of the unchanged model ("{CLEAN}"); it has {", ".join(names)}.')
     if variant is None:
-        if len(others) > 1:
-            raise InputError(f"The grid has several changed models; choose one with variant=: {', '.join(others)}.")
-        return others[0] if others else CLEAN
+        return others[0] if len(others) == 1 else CLEAN
     if variant not in names:
         raise InputError(f"There is no variant {variant!r} in this grid; there are {', '.join(names)}.")
     return variant
@@ -179,6 +177,9 @@ def _notes(grid: pd.DataFrame, before: _Panel, chosen: str, look: _Look) -> str:
     missing = int(np.isnan(before.z).sum())
     if missing:
         notes.append(f"Grey cells ({missing}): not tested.")
+    left_out = {*grid["variant"]} - {CLEAN, chosen}
+    if left_out:
+        notes.append(f"{several(len(left_out), 'changed model')} {are(len(left_out))} not drawn; variant= names one.")
     return " ".join(notes)
 
 

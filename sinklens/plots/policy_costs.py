@@ -20,6 +20,7 @@ _SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "cross", "x", "
     needs={"summary": ("policy",), "needle_summary": ("policy",)},
     wants=("needle_summary",),
     made_by={"needle_summary": "compare_policies(..., needles=make_needles(model))"},
+    whole={_TITLE: {}},
 )
 def policy_costs(summary: pd.DataFrame, needle_summary: pd.DataFrame | None = None) -> go.Figure:
     """Draw every policy by the keys that its heads really read for a row, and by the loss that this costs.

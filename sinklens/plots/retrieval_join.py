@@ -23,7 +23,7 @@ _TITLE: Final = "Retrieval, sink and induction scores of the same heads"
 NAMED: Final = 8
 
 
-@draws("sinklens-roles", needs={"heads": ("layer", "head")})
+@draws("sinklens-roles", needs={"heads": ("layer", "head")}, whole={_TITLE: {}})
 def retrieval_join(heads: pd.DataFrame) -> go.Figure:
     """Draw every head by how much it rests on its sink in text and how much of a needle it copies.
 
@@ -72,16 +72,39 @@ def retrieval_join(heads: pd.DataFrame) -> go.Figure:
             showlegend=False,
         )
     )
-    for record in [record for record in records if record["retrieval"] >= 0.1][:NAMED]:
+    named = [record for record in records if record["retrieval"] >= 0.1][:NAMED]
+    for group in _together(named, float(heads["retrieval"].max())):
+        first = min(group, key=lambda record: record["importance"])
+        left = first["importance"] > 0.4  # where a list of names has room
+        edge = first if left else max(group, key=lambda record: record["importance"])
         fig.add_annotation(
-            x=record["importance"], y=record["retrieval"], text=head_label(int(record["layer"]), int(record["head"])),
-            showarrow=False, xanchor="right", xshift=-8, font={"size": 12, "color": INK},
+            x=edge["importance"], y=first["retrieval"], showarrow=False, font={"size": 12, "color": INK},
+            text=", ".join(head_label(int(record["layer"]), int(record["head"])) for record in group),
+            xanchor="right" if left else "left", xshift=-8 if left else 8,
         )  # fmt: skip
     fig.update_layout(
         xaxis=value_axis("sink importance on text (attention on the strongest key)", range=[-0.02, 1.05]),
         yaxis=value_axis("retrieval score"),
     )
     return fig
+
+
+def _together(records: list[dict[Any, Any]], top: float) -> list[list[dict[Any, Any]]]:
+    """Marks whose names would overlap, the strongest first."""
+    groups: list[list[dict[Any, Any]]] = []
+    for record in records:
+        near = (
+            group
+            for group in groups
+            if abs(group[0]["importance"] - record["importance"]) < 0.1
+            and abs(group[0]["retrieval"] - record["retrieval"]) < 0.06 * top
+        )
+        found = next(near, None)
+        if found is None:
+            groups.append([record])
+        else:
+            found.append(record)
+    return groups
 
 
 def _hover(record: dict[Any, Any], count: int) -> str:

@@ -55,4 +55,5 @@ def length_words(tokens: Mapping[str, Any], what: str = "sequence") -> str:
 
 def token_words(tokens: Mapping[str, Any]) -> str:
     """How many sequences of which lengths, where they come from, and what is to be known about their BOS."""
-    return f"{length_words(tokens)} ({tokens['source']}). {tokens['bos']['statement']}"
+    source = f" ({tokens['source']})" if tokens["source"] else ""
+    return f"{length_words(tokens)}{source}. {tokens['bos']['statement']}"

@@ -37,8 +37,11 @@ def test_every_sentence_has_its_section(kind: str, tmp_path: Path) -> None:
     assert {*linked} <= {*anchors} and len({*anchors}) == len(anchors)
     for part in PARTS[kind]:  # no part whose sentences are never said
         assert part.anchor in linked or part.says == "(?!)", part.title
-    for title in drawings(kind):
-        assert title
+    shown = re.findall(r'<div class="figure" id="([a-z-]+)-\d+"', page)
+    assert all(title in drawings(kind) for part in PARTS[kind] for title in part.figures)
+    assert len(shown) == len(drawings(kind)) and {*shown} <= {*anchors}
+    for anchor, word in re.findall(r'href="#([a-z-]+)">(Figure|Table)</a>', header):
+        assert word == ("Figure" if anchor in shown else "Table")
 
 
 @pytest.mark.parametrize(
@@ -51,6 +54,20 @@ def test_every_sentence_has_its_section(kind: str, tmp_path: Path) -> None:
         ("sinklens-path-patching", "Of 1,056 senders 3 matter."),
         ("sinklens-span-heads", "1 of 1,024 heads depends more on the right document than on a random other one."),
         ("sinklens-super-experts", "None of 6,144 experts is super."),
+        ("sinklens-needles", "None of 30 prompts passes the filter 'exact'."),
+        ("sinklens-needles", "1 of 1,024 heads is a retrieval head."),
+        (
+            "sinklens-policies",
+            "At a budget of 1,024 keys: not ranked, because they really read more keys: h2o (2e+03).",
+        ),
+        ("sinklens-policies", "No policy that drops keys without looking ahead was compared."),
+        ("sinklens-effects", "x: no token is predicted, so there is no loss to compare."),
+        ("sinklens-roles", "No head has a score."),
+        ("sinklens-roles", "No head copied a needle."),
+        ("sinklens-streaming-gates", "No KV head has a gate."),
+        ("sinklens-factual-recall", "1 of 1,024 heads writes the topic at the last token."),
+        ("sinklens-near-far", "Which of the two costs more is not judged."),
+        ("sinklens-causal-check", "12 idle heads (W_O = 0: L0H0) are the valid pool of random heads."),
     ],
 )
 def test_a_thousand_and_one_have_their_section(kind: str, sentence: str) -> None:
@@ -65,7 +82,11 @@ def test_its_tables_hold_its_numbers(kind: str, tmp_path: Path) -> None:
     for part in PARTS[kind]:
         if not part.table:
             continue
-        rows = result.tables[part.table] if part.table in result.tables else getattr(result, part.table)()
+        rows = result.tables[part.table] if part.table in result.tables else getattr(result, part.table)
+        rows = rows() if callable(rows) else rows
+        rows = rows if isinstance(rows, pd.DataFrame) else rows.to_dataframe()
+        for column, value in part.where.items():
+            rows = rows[rows[column] == value]
         if part.by:
             rows = rows.iloc[rows[part.by].abs().argsort(kind="stable")[::-1]]
         missing = [name for name in part.columns if name not in rows.columns and name != "name"]

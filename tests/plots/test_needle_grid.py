@@ -1,5 +1,7 @@
 """The depth x length figure: what stands in which cell, colours, hover, and what is refused."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,10 +50,13 @@ def test_before_after_and_difference() -> None:
     assert "change of exact match: -0.3" in change.text[0][0]
 
 
-def test_several_changes_need_a_choice() -> None:
+def test_of_several_changes_one_is_chosen() -> None:
     table = grid("clean", "a", "b")
-    with pytest.raises(InputError, match="choose one with variant=: a, b"):
-        needle_grid(table)
+    (alone,) = needle_grid(table).data
+    assert alone.z.tolist() == needle_grid(table, variant="clean").data[0].z.tolist()
+    for variant, said in ((None, "2 changed models are not drawn"), ("a", "1 changed model is not drawn")):
+        words = re.sub(r"<.*?>", " ", needle_grid(table, variant=variant).layout.title.text)
+        assert f"{said}; variant= names one." in " ".join(words.split())
     assert len(needle_grid(table, variant="b").data) == 3
     assert len(needle_grid(table, variant="clean").data) == 1
     with pytest.raises(InputError, match="no variant 'c'"):

@@ -11,6 +11,7 @@ from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import ControlComparison, compare_with_controls
 from sinklens.results.result import Result
 from sinklens.studies.path_patching.result import set_words
+from sinklens.wording import several
 
 MEASURES: Mapping[str, tuple[str, int]] = {
     "exact": ("share of needles whose whole answer is the model's first choice", -1),
@@ -251,10 +252,12 @@ def _warnings(top: int, ways: list[str], by: Any, spread: float | None) -> list[
             )
         row = by[way, "exact"]
         if spread is not None and row.n_harmful:
+            one = row.n_harmful == 1
             found.append(
-                f"Warning: {row.n_harmful:.0f} of {row.n_controls} random sets harm plain text by themselves under "
-                f"{way} masking (by more than {spread:.2f} nats, half the 95 % interval of the clean loss over texts), "
-                "so they are no neutral controls."
+                f"Warning: {row.n_harmful:.0f} of {several(row.n_controls, 'random set')} "
+                f"{'harms plain text by itself' if one else 'harm plain text by themselves'} under {way} masking (by "
+                f"more than {spread:.2f} nats, half the 95 % interval of the clean loss over texts), so "
+                f"{'it is no neutral control' if one else 'they are no neutral controls'}."
             )
     if spread is not None:
         harmful = [way for way in ways if by[way, "loss"].harm > spread]

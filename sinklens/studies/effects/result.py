@@ -14,6 +14,7 @@ from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.summary import mean, summarise
 from sinklens.results.result import Result
 from sinklens.studies.effects.sink_columns import COLUMNS, describe_sinks_after, sink_columns
+from sinklens.wording import changed, several
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,8 +65,8 @@ class Effects(
 
         At row t stands the loss of predicting t+1.
         """
-        changed = {name: self.arrays[f"changed.{i}"] for i, name in enumerate(self.interventions)}
-        return {"": self.arrays["clean"], **changed}
+        after = {name: self.arrays[f"changed.{i}"] for i, name in enumerate(self.interventions)}
+        return {"": self.arrays["clean"], **after}
 
     @property
     def interventions(self) -> list[str]:
@@ -84,8 +85,8 @@ class Effects(
 
     @property
     def verdict(self) -> list[str]:
-        """One sentence per intervention on where the sink went: an effect of hidden keys is small where it moved."""
-        return describe_sinks_after(self.sinks_after)
+        """What each intervention changes, then where the sink went: hiding it costs little where it moved."""
+        return [*effect_sentences(self.summary()), *describe_sinks_after(self.sinks_after)]
 
     def token_losses(self, intervention: str | None = None) -> Float[np.ndarray, "sequence pos"]:
         """Loss by predicting token under an intervention, or of the clean model; NaN where nothing is predicted.
@@ -115,7 +116,7 @@ class Effects(
         """
         clean, rows = self.losses[""], []
         for name in self.interventions:
-            changed = self.losses[name]
+            under = self.losses[name]
             for label, mask in classes.items():
                 members = np.asarray(mask, dtype=bool)
                 if members.shape != clean.shape:
@@ -123,7 +124,7 @@ class Effects(
                         f"The mask of class {label!r} must be [sequence pos] = {clean.shape}, got {members.shape}."
                     )
                 members = members & ~np.isnan(clean)
-                before, after = _mean_where(clean, members), _mean_where(changed, members)
+                before, after = _mean_where(clean, members), _mean_where(under, members)
                 interval = paired_interval(after - before, seed=int(self.meta["settings"]["seed"]))
                 rows.append(
                     {
@@ -140,6 +141,22 @@ class Effects(
                     }
                 )
         return pd.DataFrame(rows)
+
+
+def effect_sentences(summary: pd.DataFrame) -> list[str]:
+    """What each intervention does to the loss, from :meth:`Effects.summary`."""
+    out = []
+    for row in summary.to_dict("records"):
+        if math.isnan(row["delta_loss"]):
+            out.append(f"{row['intervention']}: no token is predicted, so there is no loss to compare.")
+            continue
+        change = changed(row["delta_loss"], row["delta_loss_low"], row["delta_loss_high"], 3)
+        out.append(
+            f"{row['intervention']}: the loss changes by {change} nats a token, from {row['clean_loss']:.3f} to "
+            f"{row['loss']:.3f}; KL {row['kl']:z.3f} nats, the same first choice for {row['top1_agreement']:.0%} of "
+            f"tokens (mean of {several(row['n_sequences'], 'text')})."
+        )
+    return out
 
 
 def _mean_where(losses: np.ndarray, members: np.ndarray) -> Float[np.ndarray, " sequence"]:

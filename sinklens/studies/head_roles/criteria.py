@@ -196,7 +196,7 @@ def _streaming(
     progress: Progress = SILENT,
     **settings: Any,
 ) -> HeadScores:
-    return learn_gates(model, GateSettings(**settings), bos=bos, progress=progress).scores()
+    return learn_gates(model, GateSettings(**settings), bos=bos, progress=progress).heads
 
 
 CRITERIA: Mapping[str, Criterion] = {

@@ -51,7 +51,7 @@ class Gates:
 
     @classmethod
     def of(cls, scores: HeadScores, column: str = "streaming_gate") -> Self:
-        """Gates from scores of heads, such as those of ``learn_gates(model).scores()``.
+        """Gates from scores of heads, such as those of ``learn_gates(model).heads``.
 
         Args:
             scores: One row per query head, with ``kv_head`` where heads share KV heads.

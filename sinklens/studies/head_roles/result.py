@@ -167,8 +167,8 @@ class Roles(Result, format=FORMAT, title="Roles of heads", newest=1, needs=TABLE
         if len(pairs) > 1:
             more = sum(row.p < 0.05 for row in pairs)
             out.append(
-                f"Of {len(pairs)} pairs of labelled sets {more} share more heads than chance gives (p < 0.05; "
-                f"{0.05 * len(pairs):.1f} would by chance)."
+                f"Of {len(pairs)} pairs of labelled sets {more} {'shares' if more == 1 else 'share'} more heads "
+                f"than chance gives (p < 0.05; {0.05 * len(pairs):.1f} would by chance)."
             )
         return out
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from sinklens.detectors.retrieval_bands import RETRIEVAL_HEAD
 from sinklens.evidence.bootstrap import MIN_PAIRS
+from sinklens.wording import several
 
 
 def rates(row: Mapping[Any, Any]) -> str:
@@ -35,9 +36,9 @@ def heads(scores: pd.DataFrame, n_kept: int, keep: str) -> str:
     """
     found = int((scores["retrieval"] >= RETRIEVAL_HEAD).sum())
     return (
-        f"{found} of {len(scores)} heads are retrieval heads (score of at least {RETRIEVAL_HEAD:g} over the {n_kept} "
-        f"prompts that the filter {keep} keeps; an even draw of keys would score "
-        f"{scores['retrieval_null'].iloc[0]:.4f})."
+        f"{found} of {several(len(scores), 'head')} {'is a retrieval head' if found == 1 else 'are retrieval heads'} "
+        f"(score of at least {RETRIEVAL_HEAD:g} over the {several(n_kept, 'prompt')} that the filter {keep} "
+        f"keeps; an even draw of keys would score {scores['retrieval_null'].iloc[0]:.4f})."
     )
 
 

@@ -56,7 +56,8 @@ class StreamingGates(Result, format=FORMAT, title="Gates of streaming heads", ne
         found[table["layer"], table["kv_head"]] = table["alpha"]
         return found
 
-    def scores(self) -> HeadScores:
+    @property
+    def heads(self) -> HeadScores:
         """The gates as scores of query heads: columns ``layer``, ``head``, ``kv_head`` and ``streaming_gate``."""
         group = self._group
         frame = self.tables["gates"].loc[self.tables["gates"].index.repeat(group)].reset_index(drop=True)

@@ -9,6 +9,7 @@ import numpy as np
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError
 from sinklens.interventions.heads import Head, head_name
+from sinklens.wording import several
 
 if TYPE_CHECKING:
     from sinklens.interventions import CompensatedWindow, SlidingWindow
@@ -132,7 +133,8 @@ def split_gates(
         how = f"gate >= {cut:.3g}, the {sparsity:.0%} quantile of {len(heads)} gates"
     retrieval = tuple(head for head, kept in zip(heads, keep, strict=True) if kept)
     streaming = tuple(head for head, kept in zip(heads, keep, strict=True) if not kept)
-    statement = f"{len(retrieval)} of {len(heads)} KV heads are retrieval heads ({how})."
+    some = "is a retrieval head" if len(retrieval) == 1 else "are retrieval heads"
+    statement = f"{len(retrieval)} of {several(len(heads), 'KV head')} {some} ({how})."
     if tied:
         chosen = sum(head in retrieval for head in tied)
         statement += f" {len(tied)} gates tie at the cut and {chosen} of them were chosen at random (seed {seed})."

@@ -72,8 +72,11 @@ def holds(check: CausalCheck) -> None:
         spread = check.meta["loss_spread"]
         own = sets[(sets["way"] == way) & (sets["kind"] == "random") & (sets["measure"] == "loss")]["harm"]
         harmful = 0 if spread is None else int((own > spread).sum())
-        told = re.search(rf"(\d+) of \d+ random sets harm plain text by themselves under {way}", said)
+        told = re.search(rf"(\d+) of (\d+ random sets?) (harms?) plain text by (themselves|itself) under {way}", said)
         assert (int(told[1]) if told else 0) == harmful
+        if told:
+            assert told[2] == f"{len(own)} random set{'s' * (len(own) != 1)}"
+            assert told[3] == ("harms" if harmful == 1 else "harm") and (told[4] == "itself") == (harmful == 1)
     if check.meta["loss_spread"] is not None:
         tested_loss = sets[(sets["kind"] == "tested") & (sets["measure"] == "loss")].set_index("way")["harm"]
         above = tested_loss > check.meta["loss_spread"]

@@ -60,7 +60,7 @@ def planted(tmp_path: Path) -> tuple[TransformerBridge, torch.Tensor]:
 def test_the_planted_sink_moves_to_the_second_and_third_token(planted: tuple[TransformerBridge, torch.Tensor]) -> None:
     model, ids = planted
     found = measure_effects(model, {"no 0": MaskKeys(0), "no 0 and 3": MaskKeys((0, 3))}, tokenize(model, ids))
-    assert [each.rsplit("; ", 1)[1] for each in found.verdict] == [
+    assert [each.rsplit("; ", 1)[1] for each in found.verdict[2:]] == [
         "the sink moved from position 0 to position 3.",
         "the sink moved from position 0 to position 5.",
     ]
@@ -119,11 +119,21 @@ def test_effects_keep_it(bb3: TransformerBridge, tmp_path: Path) -> None:
     again = Effects.load(found.save(tmp_path / "effects"))
     pd.testing.assert_frame_equal(again.sinks_after, found.sinks_after)
     assert again.verdict == found.verdict
-    assert found.verdict[1].endswith("position 0 still has the most.")
+    assert found.verdict[3].endswith("position 0 still has the most.")
     evidence = Evidence.of({"sinks_after": found.sinks_after}, {})
-    assert [refute(each, evidence, TOPICS) for each in found.verdict] == [None, None]
+    assert [refute(each, evidence, TOPICS) for each in found.verdict[2:]] == [None, None]
+    for name, said in zip(("no 0", "same"), found.verdict[:2], strict=True):
+        rows = [row for row in found.table.to_dict("records") if row["intervention"] == name]
+        before, after, kl, same = (
+            sum(row[column] for row in rows) / len(rows) for column in ("clean_loss", "loss", "kl", "top1_agreement")
+        )
+        assert said.startswith(f"{name}: the loss changes by {after - before:+z.3f} [")
+        assert said.endswith(
+            f"] nats a token, from {before:.3f} to {after:.3f}; KL {kl:z.3f} nats, the same first choice for "
+            f"{same:.0%} of tokens (mean of {len(rows)} texts)."
+        )
     old = Effects(found.meta, {"effects": found.table}, found.arrays)  # as an older version saved it
-    assert old.verdict == [] and old.summary()["sink_position"].isna().all()
+    assert old.verdict == found.verdict[:2] and old.summary()["sink_position"].isna().all()
 
 
 def test_short_sequences_are_left_out(bb3: TransformerBridge) -> None:
@@ -133,7 +143,9 @@ def test_short_sequences_are_left_out(bb3: TransformerBridge) -> None:
     long = measure_effects(bb3, {"no 0": MaskKeys(0)}, tokenize(bb3, [rows[0], rows[2]])).sinks_after
     pd.testing.assert_frame_equal(mixed, long)
     none = measure_effects(bb3, {"no 0": MaskKeys(0)}, tokenize(bb3, [rows[1]]))
-    assert none.sinks_after.empty and none.verdict == []
+    assert none.sinks_after.empty and len(none.verdict) == 1
+    nothing = measure_effects(bb3, {"no 0": MaskKeys(0)}, tokenize(bb3, [rows[1][:1]]))
+    assert nothing.verdict == ["no 0: no token is predicted, so there is no loss to compare."]
 
 
 def test_a_scan_under_an_intervention_says_it(bb3: TransformerBridge, bb3_census: Census) -> None:

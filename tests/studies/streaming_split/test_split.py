@@ -46,6 +46,7 @@ def test_both_ends_and_thresholds() -> None:
     assert by_threshold.retrieval_kv == ((0, 1), (1, 0), (1, 2))  # a gate at the threshold is in
     assert by_threshold.asked_sparsity is None and by_threshold.cut == 0.7
     assert "3 of 6 KV heads are retrieval heads (gate >= 0.7)" in by_threshold.statement
+    assert "1 of 1 KV head is a retrieval head (gate >= 0)" in split_gates({(0, 0): 0.5}, 1, threshold=0).statement
 
 
 def test_groups_and_interventions() -> None:

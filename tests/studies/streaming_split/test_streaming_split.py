@@ -94,7 +94,7 @@ def test_the_learned_gates_as_a_table(learned: StreamingGates, tmp_path: Path) -
     np.testing.assert_allclose(losses["loss"], recorded, atol=1e-6)
     assert losses["regulariser"].iloc[0] == 1.0 and losses["distillation"].iloc[0] < 1e-10  # open gates: the teacher
     np.testing.assert_allclose(losses["regulariser"], losses["mean_gate"].clip(0, 1), atol=0.03)
-    scores = learned.scores()
+    scores = learned.heads
     assert scores.scores == ["streaming_gate"] and scores.frame[["layer", "head"]].drop_duplicates().shape[0] == 8
     json.dumps(learned.meta, allow_nan=False)
     assert learned.meta["settings"]["regulariser"] == "mean" and learned.meta["settings"]["passkeys"] == 1
@@ -240,7 +240,7 @@ def test_other_families_have_a_gate_for_every_kv_head(name: str, tmp_path: Path)
     assert (~np.isnan(gates)).all(1).tolist() == attention and np.isnan(gates).all(1).tolist() == [
         not x for x in attention
     ]
-    frame = found.scores().frame
+    frame = found.heads.frame
     assert frame.groupby(["layer", "kv_head"])["head"].apply(list).tolist()[0] == [0, 1]
     assert found.meta["tokens"]["bos"]["added_by"] == "nobody"
 

@@ -3,6 +3,7 @@
 import json
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from dash import Dash, Input, Output, html
@@ -72,6 +73,8 @@ def table_view(run: Run, title: str) -> Any:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, np.ndarray | list):  # ids of a prompt
+        return " ".join(str(each) for each in value)
     if value is None or value is pd.NA or value != value:
         return "n/a"
     if isinstance(value, float):
