@@ -34,6 +34,7 @@ MADE_BY: Final[Mapping[str, tuple[str, str]]] = {
     "sinklens-conflict-heads": ("memory and context heads", "find_conflict_heads(model)"),
     "sinklens-super-experts": ("super experts", "find_super_experts(model)"),
     "sinklens-policies": ("policies", 'compare_policies(model, ["sink_window", "h2o"], budgets=[0.5])'),
+    "sinklens-streaming-gates": ("gates", "learn_gates(model)"),
     "sinklens-task-scores": ("task scores", 'evaluate_tasks(model, ["questions.jsonl"], {"no sink": MaskKeys(0)})'),
     "sinklens-active-dormant": ("active and dormant heads", "find_active_dormant(model)"),
     "sinklens-calibration": ("calibration", "choose_gamma(model, task)"),

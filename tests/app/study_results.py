@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
 
-import pandas as pd
 import torch
 
 from sinklens import load, tokenize
@@ -12,7 +11,6 @@ from sinklens.interventions import AblateHeads, MaskKeys
 from sinklens.models.as_bridge import as_bridge
 from sinklens.policies.h2o import H2O
 from sinklens.policies.sink_window import SinkWindow
-from sinklens.results.header import header
 from sinklens.studies import (
     GateSettings,
     check_split,
@@ -37,9 +35,9 @@ from sinklens.studies import (
     trace_massive,
     trace_recall,
 )
-from sinklens.studies.evaluation.result import TaskScores, summarise_documents
 from tests import families
 from tests.passes.planted_sink import SINK, planted_sink, planted_super_weight, sink_ids
+from tests.plots.scored import task_scores
 from tests.studies import test_factual_recall as recall
 from tests.studies.test_conflict_heads import planted, prompts
 from tests.studies.test_pooling import massive, pairs
@@ -93,21 +91,6 @@ def _policies() -> Any:
     return compare_policies("tiny-llama", rules, tokens=_TEXTS, prompt=10, needles=needles)
 
 
-def _task_scores() -> Any:
-    conditions = pd.DataFrame(
-        [("unchanged", "unchanged", ""), ("h2o: 8", "change", ""), ("h2o: 8, random 1", "control", "h2o: 8")],
-        columns=["condition", "kind", "of"],
-    )
-    rows = [
-        {"condition": name, "task": "capitals", "doc": doc, "metric": "acc", "value": float(doc % (2 + at) > 0)}
-        for at, name in enumerate(conditions["condition"])
-        for doc in range(8)
-    ]
-    documents = pd.DataFrame(rows)
-    meta = header(_induction()) | {"conditions": {}, "spec": {}, "settings": {}, "notes": ["bits: without a control."]}
-    return TaskScores(meta, {"scores": summarise_documents(documents, conditions, 0), "documents": documents})
-
-
 RESULTS: Final[dict[str, Callable[[], Any]]] = {
     "sinklens-sink-causes": lambda: explain_sinks(planted_sink(), tokens=sink_ids(6, 20), controls=2, top=2),
     "sinklens-massive-sources": lambda: trace_massive(planted_super_weight(), tokens=sink_ids(6, 20)),
@@ -147,7 +130,7 @@ RESULTS: Final[dict[str, Callable[[], Any]]] = {
     "sinklens-effects": lambda: measure_effects(
         _induction(), {"no key 0": MaskKeys(0), "a: b": AblateHeads(["L0H0"])}, tokenize(_induction(), _TEXTS)
     ),
-    "sinklens-task-scores": _task_scores,
+    "sinklens-task-scores": task_scores,
 }
 
 

@@ -18,6 +18,7 @@ from sinklens.models.tokens import TokenBatch
 from sinklens.passes.corpus import builtin_corpus
 from sinklens.plots.draws import CENSUS, FIGURES, SWEEP
 from sinklens.studies import (
+    GateSettings,
     RankingTask,
     choose_gamma,
     classification_task,
@@ -32,6 +33,7 @@ from sinklens.studies import (
     find_super_experts,
     follow_generation,
     inject_tokens,
+    learn_gates,
     make_needles,
     measure_dynamics,
     measure_effects,
@@ -130,6 +132,9 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "sinklens-path-patching": patched,
     "sinklens-conflict-heads": conflicts,
     "sinklens-super-experts": lambda: find_super_experts(mixture(), tokens=[[1, 2, 3, 4, 5, 6]], controls=1),
+    "sinklens-streaming-gates": lambda: learn_gates(
+        sinklens.load("induction-2l"), GateSettings(steps=1, sinks=1, recent=4, min_length=32, max_length=40, batch=2)
+    ),
     "sinklens-task-scores": task_scores,
     "sinklens-policies": lambda: compare_policies(model(), ["sink_window", "h2o"], tokens=tokens(), budgets=[8]),
     "sinklens-active-dormant": lambda: find_active_dormant(model(), max_sequences=3),
