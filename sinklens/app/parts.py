@@ -70,13 +70,13 @@ class Part:
             rows = self._table(result)
         except SinkLensError as error:
             return f'<p class="na">Not measured. {text(error)}</p>'
-        if rows is None:
+        if rows is None or (self.by and self.by not in rows):
             return f'<p class="na">Not measured in this run; {text(self.made_by or "a newer one")} has it.</p>'
         if rows.empty:
             return f'<p class="na">Not measured: this run left the table {text(self.table)} empty.</p>'
         for column, value in self.where.items():
             rows = rows[rows[column] == value]
-        if self.by in rows:
+        if self.by:
             rows = rows.loc[rows[self.by].abs().sort_values(ascending=False, kind="stable").index]
         if "name" in self.columns and "name" not in rows:
             rows = rows.assign(name=[head_label(*each) for each in rows[["layer", "head"]].itertuples(index=False)])

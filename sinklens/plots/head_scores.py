@@ -65,8 +65,8 @@ def head_scores(
     if frame.empty or frame[chosen].isna().all(axis=None):
         return empty_figure(title, f"Not applicable: no head of this model has a value for {', '.join(chosen)}.")
     grid = HeadGrid(frame, n_layers)
-    wide = min(PANELS_IN_A_ROW, len(chosen))
-    high = -(-len(chosen) // wide)
+    high = -(-len(chosen) // PANELS_IN_A_ROW)
+    wide = -(-len(chosen) // high)  # four stand two by two
     panel = min(620, max(130, 20 * grid.rows))
     height = high * panel + (high - 1) * CLEARANCE
     grids = [grid.fill(frame[name]) for name in chosen]

@@ -123,6 +123,22 @@ def test_the_dashboard_shows_it(kind: str, tmp_path: Path) -> None:
             assert beside is not None and bench.run(name).beside(shown["head"])
 
 
+def test_what_a_run_did_not_measure_is_told(tmp_path: Path) -> None:
+    policies, roles = made("sinklens-policies"), made("sinklens-roles")
+    some = {name: table for name, table in policies.tables.items() if "needle" not in name}
+    page = type(policies)(policies.meta, some).report(tmp_path / "report.html").read_text("utf-8")
+    assert "Not measured in this run; compare_policies(needles=make_needles(model)) has it." in page
+    heads = roles.tables["heads"].drop(columns="retrieval")
+    kept = roles.tables | {"heads": heads, "criteria": roles.tables["criteria"].query("criterion != 'retrieval'")}
+    kept["agreement"] = kept["agreement"].query("first != 'retrieval' and second != 'retrieval'")
+    page = unescape(type(roles)(roles.meta, kept).report(tmp_path / "report.html").read_text("utf-8"))
+    assert 'Not measured in this run; find_roles(scores=("retrieval", ' in page and "highest retrieval" not in page
+    needles = made("sinklens-needles")
+    without = type(needles)(needles.meta | {"heads": None}, needles.tables)
+    page = without.report(tmp_path / "report.html").read_text("utf-8")
+    assert "Not measured. This result was made without strongest keys" in page
+
+
 @pytest.mark.parametrize("file", ["arrays.safetensors", "channels.parquet"])
 def test_the_dashboard_tells_of_a_damaged_file(file: str, tmp_path: Path) -> None:
     made("sinklens-extreme-tokens").save(tmp_path / "one")

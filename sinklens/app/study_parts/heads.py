@@ -138,12 +138,12 @@ HEADS: Final[Mapping[str, tuple[Part, ...]]] = {
                 "importance": "attention on its sink", "sink_null": "if uniform", "induction": "induction",
                 "previous_token": "previous token",
             },
-            caption="The highest retrieval score first",
+            caption="The highest retrieval score first", made_by='find_roles(scores=("retrieval", "pattern", "sinks"))',
         ),
         Part(
             "Which criteria name the same heads", r".* share [\d,]+ of|Of [\d,]+ pairs",
             note="Pairs of scores: how many labelled heads both have, beside what random sets of these sizes share, "
-            "and how alike they rank all heads.",
+            "and how alike they rank all heads. Scores are named here, roles in the sentences; the first table has both.",
             table="agreement", by="jaccard",
             columns={
                 "first": "one", "second": "other", "n_first": "heads of one", "n_second": "of the other",
