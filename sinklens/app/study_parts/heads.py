@@ -143,7 +143,8 @@ HEADS: Final[Mapping[str, tuple[Part, ...]]] = {
         Part(
             "Which criteria name the same heads", r".* share [\d,]+ of|Of [\d,]+ pairs",
             note="Pairs of scores: how many labelled heads both have, beside what random sets of these sizes share, "
-            "and how alike they rank all heads. Scores are named here, roles in the sentences; the first table has both.",
+            "and how alike they rank all heads. Scores are named here, roles in the sentences; the first "
+            "table has both.",
             table="agreement", by="jaccard",
             columns={
                 "first": "one", "second": "other", "n_first": "heads of one", "n_second": "of the other",
