@@ -14,6 +14,7 @@ from sinklens.cli.ablate_work import (
     print_sweep,
     run_sweep,
 )
+from sinklens.cli.place import check_out, save_in
 from sinklens.cli.running import DryRun, working
 from sinklens.cli.values import intervention_texts, numbers
 from sinklens.errors import InputError
@@ -132,13 +133,11 @@ def ablate(
 
       sinklens ablate path/to/llama --approx --executor processes:4 --out runs/quick
     """
-    from sinklens.results import RunFolder
     from sinklens.studies.ablation.result import FORMAT, WORK
 
     shown = asked_metrics(metric)
     check_asked(model, heads, how)
-    if out is not None:
-        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
+    check_out(out, FORMAT, WORK)
     from sinklens.studies.ablation.ranking_file import read_ranking
     from sinklens.studies.ablation.variants import OWN
 
@@ -166,7 +165,5 @@ def ablate(
         told = DryRun(progress.console) if dry_run else progress
         result = run_sweep(model, given, words, asked | {"out": place}, told)
     if result is not None:
-        saved = []
-        if out is not None:  # before anything is printed: a closed pipe (| head) must not cost the report
-            saved = [f"Report: {result.report(out / 'report.html')}", f"Tables: {out}"]
+        saved = save_in(out, result, kept=True)  # before anything is printed: a closed pipe must not cost the report
         print_sweep(result, shown, saved)

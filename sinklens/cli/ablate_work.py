@@ -63,12 +63,8 @@ def asked_groups(texts: list[str] | None) -> dict[str, object]:
     """Heads by the name that --group gives them."""
     from sinklens.studies.head_roles.role_file import role_heads
 
-    found: dict[str, object] = {}
-    for name, heads in pairs(texts, "A group", "NAME=L5H1,L3H2, each name once"):
-        if name in found:
-            raise InputError(f"A group is written NAME=L5H1,L3H2, each name once; got {name} twice.")
-        found[name] = role_heads(heads, name) or heads
-    return found
+    given = pairs(texts, "A group", "NAME=L5H1,L3H2, each name once", once=True)
+    return {name: role_heads(heads, name) or heads for name, heads in given}
 
 
 def asked_ways(how: list[str] | None, gammas: list[float] | None, files: list[Path] | None) -> list[Any]:

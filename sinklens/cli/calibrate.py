@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from sinklens.cli import options, printing
+from sinklens.cli.place import check_out
 from sinklens.cli.running import load_model, working
 from sinklens.cli.values import numbers, pairs
 from sinklens.errors import InputError
@@ -97,7 +98,6 @@ def calibrate(
 
       sinklens calibrate path/to/llama --per index --gammas 0.5,1.5,2,4 --out runs/gamma
     """
-    from sinklens.results import RunFolder
     from sinklens.studies.calibration.asked import check_asked
     from sinklens.studies.calibration.labelled_csv import LabelledTexts
     from sinklens.studies.calibration.result import FORMAT, WORK
@@ -111,8 +111,7 @@ def calibrate(
     check_asked(method, tried, per, heads, objective, share, controls, size)
     answers, wanted = _answers(answer), template.replace("\\n", "\n")
     labelled.check(wanted, answers)
-    if out is not None:
-        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
+    check_out(out, FORMAT, WORK)
     locate(model)
     with working(out, "finished answers") as progress:
         bridge = load_model(progress, model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -137,13 +136,8 @@ def calibrate(
 
 
 def _answers(given: list[str] | None) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
     how = "LABEL=TOKEN|TOKEN, each label once, as in 'pos= good'"
-    for label, tokens in pairs(given, "An answer", how):
-        if label in found:
-            raise InputError(f"An answer is written {how}; got {label} twice.")
-        found[label] = tokens.split("|")
-    return found
+    return {label: tokens.split("|") for label, tokens in pairs(given, "An answer", how, once=True)}
 
 
 def save_calibration(result: Any, out: Path) -> list[str]:

@@ -78,10 +78,8 @@ def conflict(
     saved = save_in(out, found)  # before anything is printed: a closed pipe (| head) must not cost the result
     printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"], "prompt"))
     printing.say_verdict(found.verdict)
-    order = found.heads["conflict"].abs().sort_values(ascending=False, kind="stable").index[:16]
+    order = found.heads.sort_values("conflict", key=abs, ascending=False, kind="stable")
     names = ["name", "conflict", "low", "high", "context", "memory", "side"]
-    rows = [[row[name] for name in names] for row in found.heads.loc[order].to_dict("records")]
-    printing.say_table(
-        names, rows, "Heads that take sides", "in logits, at the last token", left=["name", "side"], of=len(found.heads)
-    )
+    caption = "in logits, at the last token"
+    printing.say_rows(order, names, "Heads that take sides", caption, left=["name", "side"], most=16)
     printing.say_saved(saved)

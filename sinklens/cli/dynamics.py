@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from sinklens.cli import listed, options
+from sinklens.cli.place import check_out
 from sinklens.cli.running import working
 from sinklens.cli.texts import read_texts
 from sinklens.cli.values import names, numbers
@@ -84,12 +85,10 @@ def dynamics(
     chosen = numbers(steps and steps.replace("_", ""), int, "--steps", "0,1000,2000")
     texts = read_texts(text) if text else None
     listed.check_criteria(names(roles))
-    from sinklens.results import RunFolder
     from sinklens.studies.dynamics.result import FORMAT, WORK
     from sinklens.studies.dynamics.series import find_series
 
-    if out is not None:
-        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
+    check_out(out, FORMAT, WORK)
     with working(out, "finished checkpoints") as progress:
         with progress.console.status("Reading the series ..."):
             found = find_series(series, revisions=revisions, steps=chosen)
@@ -149,9 +148,8 @@ def _print(result: Any, saved: list[str]) -> None:
         where="dynamics.csv (--out DIR)",
     )
     if "roles" in result.tables:
-        growth = result.role_growth()
+        growth = result.role_growth().sort_values(["score", "step"])
         shown = ["step", "score", "mean", "top", "excess_top", "specialisation", "specialisation_excess", "n_labelled"]
-        cells = [[row[name] for name in shown] for row in growth.sort_values(["score", "step"]).to_dict("records")]
-        printing.say_table(shown, cells, "Scores of heads by step", "excess: over the first step", left=["score"])
+        printing.say_rows(growth, shown, "Scores of heads by step", "excess: over the first step", left=["score"])
     printing.say_notes(meta["warnings"])
     printing.say_saved(saved)

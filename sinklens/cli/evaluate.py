@@ -108,7 +108,6 @@ def evaluate(
     saved = save_in(out, found, kept=True)
     printing.say_model(found.meta["model"], f"{found.meta['harness']}. {found.meta['bos']}")
     printing.say_verdict(found.verdict)
-    rows = [[row[name] for name in SHOWN] for row in found.to_dataframe().to_dict("records")]
     caption = "difference from the unchanged model on the same documents, with 95 % interval"
-    printing.say_table([*SHOWN.values()], rows, "Task scores", caption, left=["condition", "task", "metric"])
+    printing.say_rows(found.to_dataframe(), SHOWN, "Task scores", caption, left=["condition", "task", "metric"])
     printing.say_saved(saved)

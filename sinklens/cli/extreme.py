@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from sinklens.cli import options, printing
+from sinklens.cli.place import check_out
 from sinklens.cli.running import working
 from sinklens.cli.texts import read_text
 
@@ -47,13 +48,11 @@ def extreme(
       sinklens extreme path/to/llama --text corpus.txt --max-tokens 256 --executor processes:2 --out runs/extreme
     """
     from sinklens.models.locate import locate
-    from sinklens.results import RunFolder
     from sinklens.studies.extreme_tokens.result import FORMAT, WORK
 
     texts = [read_text(name) for name in text] if text else None
     locate(model)
-    if out is not None:
-        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
+    check_out(out, FORMAT, WORK)
     with working(out, "finished parts") as progress:
         with progress.console.status(f"Loading {model} ..."):
             from sinklens.studies.extreme_tokens.run import find_extreme_tokens
@@ -78,10 +77,10 @@ def extreme(
     printing.say_verdict(found.verdict)
     top = found.channels.sort_values(["n_tokens", "peak"], ascending=False).head(SHOWN)
     names = ["layer", "channel", "n_tokens", "token_share", "value", "peak", "threshold"]
-    rows = [[row[name] for name in names] for row in top.sort_values(["layer", "channel"]).to_dict("records")]
+    top = top.sort_values(["layer", "channel"])
     caption = "value: signed mean; threshold: the smallest magnitude that counted"
     if len(found.channels) > SHOWN:
         caption += "; shown are those at most tokens, all are in the tables (--out DIR)"
-    printing.say_table(names, rows, "Channels by layer", caption, of=len(found.channels))
+    printing.say_rows(top, names, "Channels by layer", caption, of=len(found.channels))
     printing.say_notes(found.meta["warnings"])
     printing.say_saved([] if out is None else [f"Tables and mask: {out}"], found.meta["seconds"])

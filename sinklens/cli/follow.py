@@ -74,8 +74,7 @@ def follow(
     printing.say(found.meta["text"])
     printing.say_verdict(found.verdict)
     new = found.tokens[found.tokens["generated"]]
-    top = new.sort_values("importance_max", ascending=False).head(12)
+    top = new.assign(token=new["token"].map(repr)).sort_values("importance_max", ascending=False)
     names = ["position", "token", "n_sink_heads", "importance_max", "importance", "null", "max_abs", "is_massive"]
-    rows = [[repr(row[name]) if name == "token" else row[name] for name in names] for row in top.to_dict("records")]
-    printing.say_table(names, rows, "Generated tokens that receive the most attention", left=["token"], of=len(new))
+    printing.say_rows(top, names, "Generated tokens that receive the most attention", left=["token"], most=12)
     printing.say_saved(saved)

@@ -75,9 +75,7 @@ def inject(
     printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"]))
     printing.say_verdict(found.verdict)
     names = ["place", "count", "measure", "token", "random", "clean", "difference", "low", "high"]
-    rows = [[row[name] for name in names] for row in found.summary().to_dict("records")]
-    printing.say_table(
-        names, rows, "What was put in, beside random tokens", "means over sequences", left=["place", "measure"]
-    )
+    title, caption = "What was put in, beside random tokens", "means over sequences"
+    printing.say_rows(found.summary(), names, title, caption, left=["place", "measure"])
     printing.say_notes(found.meta["warnings"])
     printing.say_saved(saved)

@@ -66,7 +66,6 @@ def near_far(
     printing.say_verdict(found.verdict)
     names = ["sees", "kind", "heads", "cost", "low", "high", "loss"]
     order = found.costs.sort_values(["sees", "kind"], ascending=False, kind="stable")
-    rows = [[row[name] for name in names] for row in order.head(24).to_dict("records")]
-    printing.say_table(names, rows, "Rise of the loss", "in nats per token", left=names[:3], of=len(order))
+    printing.say_rows(order, names, "Rise of the loss", "in nats per token", left=names[:3], most=24)
     printing.say_notes(found.meta["warnings"])
     printing.say_saved(saved)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from sinklens.cli import options
 from sinklens.cli.needle_report import print_needles
 from sinklens.cli.needle_work import Work, check_ablation, check_words, own_question, save_needles
+from sinklens.cli.place import check_out
 from sinklens.cli.running import load_model, working
 from sinklens.cli.texts import read_text
 from sinklens.cli.values import interventions, numbers
@@ -159,11 +160,9 @@ def needle(
     ways = check_ablation(ablate, how, controls)
     if chat and kind == "random":
         raise InputError("Random tokens have no chat; --chat goes with --kind passkey, json or natural.")
-    if out is not None:
-        from sinklens.results import RunFolder
-        from sinklens.studies.needles.result import FORMAT, WORK
+    from sinklens.studies.needles.result import FORMAT, WORK
 
-        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
+    check_out(out, FORMAT, WORK)
     locate(model)
     changes = interventions(intervention)
     with working(out, "finished prompts") as progress:

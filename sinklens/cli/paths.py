@@ -90,8 +90,6 @@ def paths(
     printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"]))
     printing.say_verdict(found.verdict)
     names = ["sender", "receiver", "effect", "low", "high"]
-    rows = [[row[name] for name in names] for row in found.paths.head(20).to_dict("records")]
-    printing.say_table(
-        names, rows, "Largest paths", "share of what tells the prompts apart", left=names[:2], of=len(found.paths)
-    )
+    caption = "share of what tells the prompts apart"
+    printing.say_rows(found.paths, names, "Largest paths", caption, left=names[:2], most=20)
     printing.say_saved(saved)

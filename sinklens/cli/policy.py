@@ -151,12 +151,9 @@ def compare(
     meta = found.meta
     printing.say_model(meta["model"], printing.sequences(meta["tokens"], source=meta["source"]))
     printing.say_verdict(found.verdict)
-    rows = [[row[name] for name in SHOWN] for row in found.summary.to_dict("records")]
     caption = f"rows from token {meta['settings']['prompt']} on; d loss in nats per token with 95 % interval"
-    printing.say_table([*SHOWN.values()], rows, "Policies", caption, left=["policy", "scope"])
+    printing.say_rows(found.summary, SHOWN, "Policies", caption, left=["policy", "scope"])
     if needles is not None:
-        table = found.to_dataframe("needle_summary")
-        rows = [[row[name] for name in NEEDLES] for row in table.to_dict("records")]
         about = f"{len(needles)} prompts of {needles.meta['lengths'][0]} tokens; d log p in nats a token of the answer"
-        printing.say_table([*NEEDLES.values()], rows, "Needles", about, left=["policy"])
+        printing.say_rows(found.to_dataframe("needle_summary"), NEEDLES, "Needles", about, left=["policy"])
     printing.say_saved(saved)

@@ -71,6 +71,6 @@ def pool(
     printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"], "text"))
     printing.say_verdict(found.verdict)
     names = ["layer", "pooling", "first", "mrr", "low", "high", "own", "others", "chance"]
-    rows = [[row[name] for name in names] for row in found.summary().to_dict("records")]
-    printing.say_table(names, rows, "Poolings", "first, mrr: rank of a question's own document", left=["pooling"])
+    caption = "first, mrr: rank of a question's own document"
+    printing.say_rows(found.summary(), names, "Poolings", caption, left=["pooling"])
     printing.say_saved(saved)

@@ -114,6 +114,34 @@ def say_table(
     console.print(table)
 
 
+def say_rows(
+    table: Any,
+    names: Sequence[str] | Mapping[str, str],
+    title: str,
+    caption: str = "",
+    *,
+    left: Collection[str] = (),
+    most: int | None = None,
+    of: int | None = None,
+) -> None:
+    """Columns of a data frame as :func:`say_table` prints them.
+
+    Args:
+        table: The data frame.
+        names: Its columns that are shown, or what is written over each.
+        title: Above the table.
+        caption: Below it.
+        left: Columns of words.
+        most: Only this many of the first rows.
+        of: How many rows there are in all. Default: those of ``table``.
+    """
+    rows = [
+        [row[name] for name in names] for row in table.head(len(table) if most is None else most).to_dict("records")
+    ]
+    shown = [*names.values()] if isinstance(names, Mapping) else names
+    say_table(shown, rows, title, caption, left=left, of=len(table) if of is None else of)
+
+
 def cell(value: object) -> str:
     """A value as tables show it.
 

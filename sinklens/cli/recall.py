@@ -60,12 +60,11 @@ def recall(
     printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"], "prompt"))
     printing.say_verdict(found.verdict)
     names = ["name", "topic", "low", "high", "shuffled", "sds", "answer", "chosen"]
-    best = found.heads.sort_values("topic", ascending=False, kind="stable").head(12)
-    rows = [[row[name] for name in names] for row in best.to_dict("records")]
+    best = found.heads.sort_values("topic", ascending=False, kind="stable")
     caption = "in logits, at the last token"
-    printing.say_table(names, rows, "Heads that bring the topic", caption, left=["name"], of=len(found.heads))
+    printing.say_rows(best, names, "Heads that bring the topic", caption, left=["name"], most=12)
     names = ["layer", "total", "low", "high", "attention", "rest", "lens", "skipped"]
-    rows = [[row[name] for name in names] for row in found.layers.tail(10).to_dict("records")]
-    printing.say_table(names, rows, "The last layers", "total: logits for the right answer over others")
+    caption = "total: logits for the right answer over others"
+    printing.say_rows(found.layers.tail(10), names, "The last layers", caption)
     printing.say_notes(found.meta["warnings"])
     printing.say_saved(saved)

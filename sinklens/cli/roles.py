@@ -3,6 +3,7 @@
 from typing import Annotated, Any
 
 from sinklens.cli import listed, options
+from sinklens.cli.place import check_out
 from sinklens.cli.roles_work import causal_parts, measure_roles, print_roles, save_roles
 from sinklens.cli.running import working
 from sinklens.cli.texts import read_text
@@ -93,12 +94,10 @@ def roles(
         raise InputError("Name a MODEL to measure something on it; without one only files (--import) are compared.")
     if model is None and not given:
         raise InputError("Name a MODEL, or files with --import; see sinklens roles --help.")
-    from sinklens.results import RunFolder
     from sinklens.studies.head_roles.read_scores import check_files, read_all
     from sinklens.studies.head_roles.result import FORMAT, WORK, Roles
 
-    if out is not None:
-        RunFolder(out, FORMAT, WORK).check()  # before the work, not after it
+    check_out(out, FORMAT, WORK)
     if model is not None:
         locate(model)
         check_files(given or [])

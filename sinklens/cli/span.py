@@ -66,14 +66,12 @@ def span(
     printing.say_model(found.meta["model"], printing.sequences(found.meta["tokens"], "prompt", where=" of"))
     printing.say_verdict(found.verdict)
     names = ["name", "dependence", "other", "excess", "low", "high", "outlier", "chosen"]
-    best = found.heads.sort_values("excess", ascending=False, kind="stable").head(16)
-    rows = [[row[name] for name in names] for row in best.to_dict("records")]
-    printing.say_table(
-        names, rows, "Heads that depend on the document", "|z(with) - z(without)|", left=["name"], of=len(found.heads)
-    )
+    best = found.heads.sort_values("excess", ascending=False, kind="stable")
+    caption = "|z(with) - z(without)|"
+    printing.say_rows(best, names, "Heads that depend on the document", caption, left=["name"], most=16)
     names = ["kind", "change", "low", "high", "n"]
-    rows = [[row[name] for name in names] for row in found.summary().to_dict("records")]
-    printing.say_table(names, rows, "The answer, steered", "change of its log-probability, nats a token", left=["kind"])
+    caption = "change of its log-probability, nats a token"
+    printing.say_rows(found.summary(), names, "The answer, steered", caption, left=["kind"])
     printing.say_saved(saved)
 
 

@@ -30,18 +30,20 @@ def numbers(text: str | None, kind: Callable[[str], Number], option: str, exampl
         raise InputError(f"{option} takes numbers such as {example}; got {text!r}.") from None
 
 
-def pairs(given: Iterable[str] | None, what: str, example: str) -> list[tuple[str, str]]:
-    """What stands before and behind the first = of each.
+def pairs(given: Iterable[str] | None, what: str, example: str, *, once: bool = False) -> list[tuple[str, str]]:
+    """What stands before and behind the first = of each; with ``once`` no two have the same before it.
 
     Raises:
-        InputError: One has no =, or nothing on a side.
+        InputError: One has no =, or nothing on a side, or a name comes again.
     """
-    found = []
+    found: list[tuple[str, str]] = []
     for each in given or []:
         name, equals, value = each.partition("=")
         if not equals or not name.strip() or not value:
             raise InputError(f"{what} is written {example}; got {each!r}.")
         found.append((name.strip(), value))
+        if once and name.strip() in [other for other, _ in found[:-1]]:
+            raise InputError(f"{what} is written {example}; got {name.strip()} twice.")
     return found
 
 

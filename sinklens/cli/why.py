@@ -125,15 +125,12 @@ def why(
     printing.say_verdict(found.verdict)
     if experts:
         names = ["layer", "expert", "a", "n_tokens", "forms", "is_super", "is_super_code"]
-        rows = [[row[name] for name in names] for row in found.experts.head(12).to_dict("records")]
         caption = "a: largest output before the router's weight; expert -1: shared"
-        printing.say_table(names, rows, "Experts", caption, of=len(found.experts))
+        printing.say_rows(found.experts, names, "Experts", caption, most=12)
     elif massive:
-        rows = [[row[name] for name in SOURCES] for row in found.sources.to_dict("records")]
-        printing.say_table([*SOURCES.values()], rows, "Massive activations", left=["token", "written by", "weight"])
+        printing.say_rows(found.sources, SOURCES, "Massive activations", left=["token", "written by", "weight"])
     else:
-        rows = [[row[name] for name in SHOWN] for row in found.heads.to_dict("records")]
         caption = "shares in logits; mass: attention to the key, with and without the fewest channels that halve it"
-        printing.say_table([*SHOWN.values()], rows, "Why heads sink", caption, left=["head", "written by", "kind"])
+        printing.say_rows(found.heads, SHOWN, "Why heads sink", caption, left=["head", "written by", "kind"])
     printing.say_notes(found.meta["warnings"])
     printing.say_saved(saved)
