@@ -74,6 +74,14 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("zoo")
 
 
+@pytest.fixture(scope="session")
+def model(zoo: Path) -> Path:
+    """A tiny checkpoint for commands."""
+    from tests.families import checkpoint
+
+    return checkpoint("llama", zoo)
+
+
 @pytest.fixture
 def no_gradients() -> Iterator[None]:
     """For a test that computes with models and keeps no graph."""

@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from sinklens import cli
-from tests import families
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 20
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return families.build_checkpoint("llama", tmp_path_factory.mktemp("cli") / "llama")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:

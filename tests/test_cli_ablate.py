@@ -18,11 +18,6 @@ TEXT = "It was the best of times, it was the worst of times, it was the age of w
 SMALL = ("--max-tokens", "32", "--max-sequences", "6")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return families.build_checkpoint("llama", tmp_path_factory.mktemp("cli") / "llama")
-
-
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"

@@ -16,11 +16,6 @@ SMALL = ("--max-tokens", "24", "--max-sequences", "8")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return families.build_checkpoint("llama", tmp_path_factory.mktemp("cli") / "llama")
-
-
-@pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     folder = tmp_path_factory.mktemp("texts")
     (folder / "a.txt").write_text(PROSE)

@@ -13,15 +13,9 @@ from sinklens.studies.ablation.result import Sweep
 from sinklens.studies.causal_check.result import CausalCheck
 from sinklens.studies.head_roles.criteria import CRITERIA
 from sinklens.studies.head_roles.role_file import RoleFile
-from tests import families
 from tests.studies.head_roles.synthetic import gates_file, retrieval_file
 
 SMALL = ("--max-tokens", "24", "--max-sequences", "6")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return families.build_checkpoint("llama", tmp_path_factory.mktemp("cli") / "llama")
 
 
 @pytest.fixture

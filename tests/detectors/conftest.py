@@ -1,12 +1,3 @@
-"""Where the tiny models of these tests lie, and no gradients for them."""
+from tests.rooms import no_gradients
 
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+__all__ = ["no_gradients"]

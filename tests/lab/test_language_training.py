@@ -20,6 +20,7 @@ from sinklens.lab.language import run, training
 from sinklens.lab.language.settings import LanguageSettings
 from sinklens.lab.language.training import build_model
 from sinklens.lab.report import read_measured
+from tests.lab.killed import Killed, kill_at
 
 from .conftest import TINY, tiny_lm, write_texts
 
@@ -29,22 +30,6 @@ def files(folder: Path) -> dict[str, bytes]:
     timed = {"README.md", "recipe.json"}
     found = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in timed]
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
-
-
-class Killed(Exception):
-    pass
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Let the data of `step` raise, as a stand-in for kill -9 there."""
-    original = training.stream
-
-    def deadly(*address: int | str) -> torch.Generator:
-        if address[1:] == ("train", step):
-            raise Killed
-        return original(*address)
-
-    monkeypatch.setattr(training, "stream", deadly)
 
 
 def test_equal_settings_give_equal_files_and_other_seeds_do_not(trained_lm: Path, texts: Path, tmp_path: Path) -> None:
@@ -62,7 +47,7 @@ def test_an_interrupted_training_ends_with_the_same_weights_and_curve(
     tmp_path: Path, texts: Path, trained_lm: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     with monkeypatch.context() as patch:
-        kill_at(patch, step)
+        kill_at(patch, training, step)
         with pytest.raises(Killed):
             tiny_lm(texts, tmp_path / "lm")
     assert not (tmp_path / "lm" / "recipe.json").exists()
@@ -81,13 +66,13 @@ def test_a_training_killed_while_publishing_is_finished(
         patch.setattr(run, "publish", fail)
         with pytest.raises(Killed):
             tiny_lm(texts, tmp_path / "lm")
-    kill_at(monkeypatch, 0)  # nothing may be trained again
+    kill_at(monkeypatch, training, 0)  # nothing may be trained again
     assert files(tiny_lm(texts, tmp_path / "lm")) == files(trained_lm)
 
 
 def test_other_settings_and_texts_are_refused(tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        kill_at(patch, 4)
+        kill_at(patch, training, 4)
         with pytest.raises(Killed):
             tiny_lm(texts, tmp_path / "lm")
     with pytest.raises(ResultError, match=r"lr 0\.5 \(saved: 0\.01\)"):
@@ -107,7 +92,7 @@ def test_a_finished_training_is_left_alone_or_done_anew(
 ) -> None:
     folder = shutil.copytree(trained_lm, tmp_path / "lm")
     with monkeypatch.context() as patch:
-        kill_at(patch, 0)
+        kill_at(patch, training, 0)
         assert tiny_lm(texts, folder) == folder
     with pytest.raises(ResultError, match=r"finished model with other settings: seed 1 \(saved: 0\)"):
         tiny_lm(texts, folder, seed=1)

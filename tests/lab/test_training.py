@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from sinklens.errors import InputError, ResultError
@@ -22,6 +21,7 @@ from sinklens.lab.running import choose_device
 from sinklens.lab.settings import BackcopySettings
 from sinklens.lab.streams import stream
 from sinklens.lab.training import train_bb
+from tests.lab.killed import Killed, kill_at, same, weights
 
 TINY: dict[str, Any] = {"d_model": 8, "seq_len": 12, "batch": 4, "steps": 6}
 QUIET: dict[str, Any] = {"checkpoint_every": 2, "device": "cpu"}
@@ -29,30 +29,6 @@ QUIET: dict[str, Any] = {"checkpoint_every": 2, "device": "cpu"}
 
 def tiny(out: Path, layers: int = 1, **changes: Any) -> Path:
     return train_bb(layers, out, **(TINY | QUIET | changes))
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-class Killed(Exception):
-    pass
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Let the data of `step` raise, as a stand-in for kill -9 there."""
-    original = training.stream
-
-    def deadly(*address: int | str) -> torch.Generator:
-        if address[1:] == ("train", step):
-            raise Killed
-        return original(*address)
-
-    monkeypatch.setattr(training, "stream", deadly)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +71,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
 ) -> None:
     whole = tiny(tmp_path / "whole", optimizer=optimizer)
     with monkeypatch.context() as patch:
-        kill_at(patch, step)
+        kill_at(patch, training, step)
         with pytest.raises(Killed):
             tiny(tmp_path / "parts", optimizer=optimizer)
     assert not (tmp_path / "parts" / "recipe.json").exists()
@@ -117,14 +93,14 @@ def test_a_training_killed_while_publishing_is_finished(
         patch.setattr(training, "publish", fail)
         with pytest.raises(Killed):
             tiny(tmp_path / "bb")
-    kill_at(monkeypatch, 0)  # nothing may be trained again
+    kill_at(monkeypatch, training, 0)  # nothing may be trained again
     assert same(weights(tiny(tmp_path / "bb")), weights(trained))
 
 
 @pytest.fixture
 def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with monkeypatch.context() as patch:
-        kill_at(patch, 4)
+        kill_at(patch, training, 4)
         with pytest.raises(Killed):
             tiny(tmp_path / "bb")
     return tmp_path / "bb"
@@ -164,7 +140,7 @@ def test_no_resume_starts_anew(interrupted: Path, trained: Path) -> None:
 
 def test_a_finished_training_is_left_alone(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shutil.copytree(trained, tmp_path / "bb")
-    kill_at(monkeypatch, 0)
+    kill_at(monkeypatch, training, 0)
     assert tiny(folder) == folder
     with pytest.raises(ResultError, match=r"finished model with other settings: layers 2 \(saved: 1\)"):
         tiny(folder, layers=2)
@@ -205,7 +181,7 @@ def test_starting_anew_can_be_interrupted_too(tmp_path: Path, trained: Path, mon
     folder = shutil.copytree(trained, tmp_path / "bb")
     for step in (1, 4):
         with monkeypatch.context() as patch:
-            kill_at(patch, step)
+            kill_at(patch, training, step)
             with pytest.raises(Killed):
                 tiny(folder, resume=False, seed=1)
     resumed = weights(tiny(folder, seed=1))

@@ -1,12 +1,15 @@
-"""Where the tiny models of these tests lie, and no gradients for them."""
-
-from collections.abc import Iterator
+import shutil
+from pathlib import Path
 
 import pytest
-import torch
+
+from tests.families import checkpoint
+from tests.rooms import no_gradients
+
+__all__ = ["no_gradients"]
 
 
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+@pytest.fixture
+def llama(zoo: Path, tmp_path: Path) -> Path:
+    """A checkpoint that a test may damage."""
+    return Path(shutil.copytree(checkpoint("llama", zoo), tmp_path / "llama"))

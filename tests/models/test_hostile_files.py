@@ -18,21 +18,7 @@ from sinklens.errors import InputError, ModelLoadError, SinkLensError
 from sinklens.models import reading
 from sinklens.models.chat_template import check_chat_template
 from sinklens.studies.needles.make import make_needles
-from tests.families import build_checkpoint
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_checkpoint("llama", tmp_path_factory.mktemp("whole") / "llama")
-
-
-@pytest.fixture
-def llama(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "llama"))
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes))
+from tests.edited import edit_json
 
 
 def refused(path: Path) -> str:
@@ -95,7 +81,7 @@ def test_sizes_that_no_model_has_are_refused_before_it_is_built(
 ) -> None:
     built: list[Any] = []
     monkeypatch.setattr(TransformerBridge, "boot_transformers", lambda *args, **options: built.append(args))
-    edit(llama / "config.json", **{field: value})
+    edit_json(llama / "config.json", **{field: value})
     with pytest.raises(ModelLoadError, match=words):
         load(llama)
     assert built == []

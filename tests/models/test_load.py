@@ -5,14 +5,13 @@ import json
 import logging
 import shutil
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import torch
 from huggingface_hub import constants
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import LlamaForCausalLM
 from transformers.utils import logging as hf_logging
@@ -22,26 +21,14 @@ from sinklens.models.builtin import BuiltinModel, builtin_models
 from sinklens.models.load import load
 from sinklens.models.source import source_of
 from sinklens.models.tokens import tokenize
+from tests.edited import edit_weights
 from tests.families import FAMILIES, boot_hf, build_checkpoint, checkpoint, random_ids
-
-
-@pytest.fixture
-def llama(zoo: Path, tmp_path: Path) -> Path:
-    """A checkpoint that a test may damage."""
-    return Path(shutil.copytree(checkpoint("llama", zoo), tmp_path / "llama"))
 
 
 def edit_config(directory: Path, **changes: Any) -> None:
     path = directory / "config.json"
     config = json.loads(path.read_text("utf-8")) | changes
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
-
-
-def edit_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    path = directory / "model.safetensors"
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path, metadata={"format": "pt"})
 
 
 def sentence(path: Any, **options: Any) -> str:

@@ -3,7 +3,6 @@
 import builtins
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,18 +28,10 @@ from sinklens.errors import ModelLoadError
 from sinklens.models.load import load
 from sinklens.models.quiet import _no_installs
 from sinklens.models.tokens import tokenize
+from tests.edited import edit_json
 from tests.families import N_CTX, VOCAB, byte_tokenizer, checkpoint, random_ids
 
 IDS = random_ids(1, 12)
-
-
-@pytest.fixture
-def llama(zoo: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(checkpoint("llama", zoo), tmp_path / "llama"))
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes))
 
 
 # ------------------------------------------------------------------ code of the checkpoint
@@ -68,13 +59,13 @@ AUTO_MAP = {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilM
 
 
 def test_the_marker_works(llama: Path, marker: Path) -> None:
-    edit(llama / "config.json", model_type="evil", auto_map=AUTO_MAP)
+    edit_json(llama / "config.json", model_type="evil", auto_map=AUTO_MAP)
     AutoConfig.from_pretrained(llama, trust_remote_code=True)
     assert marker.exists()
 
 
 def test_a_checkpoint_with_its_own_architecture_is_refused(llama: Path, marker: Path) -> None:
-    edit(llama / "config.json", model_type="evil", architectures=["EvilModel"], auto_map=AUTO_MAP)
+    edit_json(llama / "config.json", model_type="evil", architectures=["EvilModel"], auto_map=AUTO_MAP)
     for options in ({}, {"dtype": "float32"}):
         with pytest.raises(ModelLoadError, match="comes with its own modelling code, which is not run unless") as error:
             load(llama, **options)
@@ -84,7 +75,7 @@ def test_a_checkpoint_with_its_own_architecture_is_refused(llama: Path, marker: 
 
 def test_trusted_code_runs_and_the_checkpoint_keeps_its_dtype(llama: Path, marker: Path) -> None:
     expected = load(llama, device="cpu", dtype="bfloat16")(IDS)
-    edit(llama / "config.json", model_type="evil", auto_map=AUTO_MAP, dtype="bfloat16")
+    edit_json(llama / "config.json", model_type="evil", auto_map=AUTO_MAP, dtype="bfloat16")
     model = load(llama, device="cpu", trust_remote_code=True)
     assert marker.exists()
     assert type(model.original_model).__name__ == "EvilModel" and model.cfg.dtype == torch.bfloat16
@@ -93,7 +84,7 @@ def test_trusted_code_runs_and_the_checkpoint_keeps_its_dtype(llama: Path, marke
 
 def test_code_for_a_known_config_is_refused(llama: Path, marker: Path) -> None:
     # transformers knows the config, so it would ask for leave only when it comes to the model class
-    edit(
+    edit_json(
         llama / "config.json",
         model_type="t5",
         d_model=32,
@@ -106,13 +97,13 @@ def test_code_for_a_known_config_is_refused(llama: Path, marker: Path) -> None:
 
 def test_code_for_a_known_architecture_is_ignored(llama: Path, marker: Path) -> None:
     expected = load(llama, device="cpu")(IDS)
-    edit(llama / "config.json", auto_map=AUTO_MAP)
+    edit_json(llama / "config.json", auto_map=AUTO_MAP)
     assert torch.equal(load(llama, device="cpu")(IDS), expected)  # transformers' own LlamaForCausalLM
     assert not marker.exists()
 
 
 def test_code_for_a_tokenizer_is_not_run(llama: Path, marker: Path) -> None:
-    edit(
+    edit_json(
         llama / "tokenizer_config.json",
         tokenizer_class="EvilTokenizer",
         auto_map={"AutoTokenizer": [None, "evil.EvilTokenizer"]},

@@ -1,39 +1,18 @@
 """A checkpoint's weights are its config's: what is missing, of another shape or dropped is named."""
 
-import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers.utils import logging as hf_logging
 
 from sinklens.errors import ModelLoadError
 from sinklens.models.load import load
+from tests.edited import edit_json, edit_weights
 from tests.families import FAMILIES, checkpoint, random_ids
-
-
-@pytest.fixture
-def llama(zoo: Path, tmp_path: Path) -> Path:
-    """A checkpoint that a test may damage."""
-    return Path(shutil.copytree(checkpoint("llama", zoo), tmp_path / "llama"))
-
-
-def edit_config(directory: Path, **changes: Any) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def edit_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
-    path = directory / "model.safetensors"
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path, metadata={"format": "pt"})
 
 
 def sentence(path: Path) -> str:
@@ -80,7 +59,7 @@ def test_biases_that_the_config_does_not_ask_for(llama: Path) -> None:
 
 
 def test_layers_that_the_config_does_not_ask_for(llama: Path) -> None:
-    edit_config(llama, num_hidden_layers=1)
+    edit_json(llama / "config.json", num_hidden_layers=1)
     text = sentence(llama)
     assert "would drop: model.layers.1.input_layernorm.weight" in text and "more" in text
 
@@ -117,7 +96,7 @@ def test_what_belongs_to_no_module_is_named(llama: Path) -> None:
 
 
 def test_weights_of_another_shape(llama: Path) -> None:
-    edit_config(llama, intermediate_size=50)
+    edit_json(llama / "config.json", intermediate_size=50)
     text = sentence(llama)
     assert "do not fit its config: model.layers.0.mlp." in text and "in the checkpoint and [" in text
     assert "50" in text and "(and 5 more)" in text

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,10 @@ import pytest
 
 from sinklens import plots
 from sinklens.errors import InputError
+from tests.plots.checks import title
 from tests.plots.synthetic import EVIL
 
 NAN = float("nan")
-
-
-def title(fig: go.Figure) -> str:
-    return re.sub(r"<[^>]+>", "", fig.layout.title.text.replace("<br>", " "))
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Figures over training steps, of domains and of alignment: what lies where, what is missing, and step 0."""
 
 import base64
-import re
 from typing import Any
 
 import numpy as np
@@ -11,14 +10,11 @@ import pytest
 
 from sinklens import plots
 from sinklens.errors import InputError
+from tests.plots.checks import title
 from tests.plots.synthetic import EVIL
 
 NAN = float("nan")
 STEPS = [0, 10, 100, 1000]
-
-
-def title(fig: go.Figure) -> str:
-    return re.sub(r"<[^>]+>", "", fig.layout.title.text.replace("<br>", " "))
 
 
 def numbers(values: Any) -> list[float]:

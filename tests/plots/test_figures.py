@@ -1,6 +1,5 @@
 import json
 import math
-import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from sinklens import plots
 from sinklens.errors import InputError
 from sinklens.plots.massive_table import strongest_activations
 from sinklens.studies.census.result import Census
+from tests.plots.checks import title
 from tests.plots.synthetic import (
     EVIL,
     N_HEADS,
@@ -26,11 +26,6 @@ from tests.plots.synthetic import (
 @pytest.fixture(scope="module")
 def census() -> Census:
     return synthetic_census()
-
-
-def title(fig: go.Figure) -> str:
-    """Title and subtitle as one line of plain text."""
-    return re.sub(r"<[^>]+>", "", fig.layout.title.text.replace("<br>", " "))
 
 
 def trace(fig: go.Figure) -> Any:

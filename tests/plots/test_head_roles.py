@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sinklens import plots
 from sinklens.errors import InputError
 from sinklens.studies import Roles
+from tests.plots.checks import named, title
 from tests.studies.head_roles.synthetic import HEADS, LAYERS, scores
 
 RETRIEVAL = [np.nan, 0.0, 0.0, 0.0, 0.05, 0.0, 0.1, 0.2, 0.9, 0.8, 0.0, 0.6]
@@ -28,14 +29,6 @@ def roles() -> Roles:
 
 def draw(roles: Roles, **options: Any) -> go.Figure:
     return plots.head_roles(roles.to_dataframe(), roles.criteria(), roles.agreement(), **options)
-
-
-def named(fig: go.Figure, name: str) -> Any:
-    return next(one for one in fig.data if one.name == name)
-
-
-def title(fig: go.Figure) -> str:
-    return re.sub(r"<[^>]+>", "", fig.layout.title.text.replace("<br>", " "))
 
 
 @given(st.lists(st.floats(0, 1), min_size=24, max_size=24))

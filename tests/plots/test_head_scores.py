@@ -1,5 +1,4 @@
 import math
-import re
 
 import numpy as np
 import pandas as pd
@@ -10,6 +9,7 @@ from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError
 from sinklens.plots import head_scores
+from tests.plots.checks import title
 
 NAMES = ("a", "b_c", "distance", "<i>")
 
@@ -30,10 +30,6 @@ def table(**columns: list[float]) -> HeadScores:
         | columns
     )
     return HeadScores(frame, {name: Metric(name, 1, "what it is", "nobody") for name in NAMES})
-
-
-def title(fig: go.Figure) -> str:
-    return re.sub(r"<[^>]+>", "", fig.layout.title.text.replace("<br>", " "))
 
 
 def panels(fig: go.Figure) -> dict[str, np.ndarray]:

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
 
 from sinklens import plots
 from sinklens.errors import InputError
 from sinklens.plots.pooling import pooled
 from sinklens.studies.census.result import Census
-from tests.plots.checks import array, named
+from tests.plots.checks import array, named, title
 from tests.plots.synthetic import EVIL, WITHOUT_ATTENTION, synthetic_census
 
 NAN = float("nan")
@@ -50,10 +49,6 @@ def traced() -> pd.DataFrame:
         for layer, values in enumerate([(0, 1, 2, 3), (3, 0, 97, 100), (100, -80, 5, 25)])
     ]
     return pd.DataFrame(rows, columns=columns)
-
-
-def title(fig: go.Figure) -> str:
-    return re.sub(r"<[^>]+>", "", fig.layout.title.text.replace("<br>", " "))
 
 
 # ------------------------------------------------------------------ montage

@@ -14,6 +14,7 @@ from sinklens import plots
 from sinklens.errors import InputError
 from sinklens.plots.effects import EFFECTS
 from sinklens.wording import several
+from tests.plots.checks import named, title
 from tests.plots.synthetic_sweep import (
     DRAWS,
     MEAN,
@@ -39,15 +40,6 @@ def effects() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def summary(effects: pd.DataFrame) -> pd.DataFrame:
     return synthetic_summary(effects)
-
-
-def title(fig: go.Figure) -> str:
-    """Title and subtitle as one line of plain text."""
-    return re.sub(r"<[^>]+>", "", fig.layout.title.text.replace("<br>", " "))
-
-
-def named(fig: go.Figure, name: str) -> Any:
-    return next(one for one in fig.data if one.name == name)
 
 
 def of(summary: pd.DataFrame, kind: str, label: str = ZERO) -> pd.DataFrame:

@@ -7,9 +7,13 @@ import pytest
 
 pytest.importorskip("dash", reason="the dashboard's extra is not installed")
 
+from flask.testing import FlaskClient
+
 from sinklens.app.dashboard.bench import Bench, open_source
+from sinklens.app.dashboard.build import build_app
 from sinklens.models import load
 from sinklens.studies import Census, Sweep, scan, sweep
+from tests.app.dashboard.screen import Screen, opened
 from tests.plots.synthetic import synthetic_census
 
 
@@ -46,6 +50,16 @@ def bench(saved: Path) -> Bench:
     return open_source(saved)
 
 
+@pytest.fixture(scope="module")
+def app(saved: Path) -> Any:
+    return build_app(saved)
+
+
+@pytest.fixture
+def client(app: Any) -> FlaskClient:
+    return app.server.test_client()  # type: ignore[no-any-return]
+
+
 @pytest.fixture(scope="session")
 def chrome(requires_chromium: str) -> Iterator[Any]:
     """One browser for all tests."""
@@ -54,3 +68,8 @@ def chrome(requires_chromium: str) -> Iterator[Any]:
         browser = play.chromium.launch(executable_path=requires_chromium, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def screen(chrome: Any, address: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Screen]:
+    yield from opened(chrome, address, tmp_path, request)

@@ -1,11 +1,14 @@
 """A page of the dashboard in a headless Chromium, driven as a person would."""
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sinklens.app.dashboard.serve import make_server
 
 
 class Screen:
@@ -60,6 +63,16 @@ class Screen:
         self.page.locator(".dash-dropdown-option", has_text=text).first.click()
         if self.page.locator(".dash-dropdown-option").count():
             self.page.keyboard.press("Escape")
+
+
+def served(app: Any) -> Iterator[str]:
+    """The address at which an app is served meanwhile."""
+    server = make_server(app)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.port}/"
+    server.shutdown()
+    thread.join(10)
 
 
 def opened(chrome: Any, address: str, folder: Path, request: pytest.FixtureRequest, **options: Any) -> Iterator[Screen]:

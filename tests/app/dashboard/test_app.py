@@ -22,16 +22,6 @@ from sinklens.errors import InputError, MissingExtraError
 HOST = {"Host": "127.0.0.1:8050"}
 
 
-@pytest.fixture(scope="module")
-def app(saved: Path) -> Any:
-    return build_app(saved)
-
-
-@pytest.fixture
-def client(app: Any) -> FlaskClient:
-    return app.server.test_client()  # type: ignore[no-any-return]
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1:8050", "localhost", "[::1]:8050", "LOCALHOST:9"])
 def test_it_answers_to_this_machine(client: FlaskClient, host: str) -> None:
     assert client.get("/", headers={"Host": host}).status_code == 200

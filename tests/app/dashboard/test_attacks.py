@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from sinklens.app.dashboard import build_app
 from sinklens.app.dashboard.bench import open_source
 from sinklens.app.dashboard.callbacks.navigate import changed
 from sinklens.app.dashboard.state import State
@@ -19,16 +18,6 @@ from sinklens.models import load
 
 HOST = {"Host": "127.0.0.1:8050"}
 UPDATE = "/_dash-update-component"
-
-
-@pytest.fixture(scope="module")
-def app(saved: Path) -> Any:
-    return build_app(saved)
-
-
-@pytest.fixture
-def client(app: Any) -> FlaskClient:
-    return app.server.test_client()  # type: ignore[no-any-return]
 
 
 def message(value: Any = "data:;base64,PGI+", **changes: Any) -> dict[str, Any]:

@@ -1,16 +1,13 @@
 """Real clicks in a headless Chromium: from the overview to one head on one token, and everything that can go wrong."""
 
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sinklens.app.dashboard.build import build_app
-from sinklens.app.dashboard.serve import make_server
-from tests.app.dashboard.screen import Screen, opened
+from tests.app.dashboard.screen import Screen
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -24,17 +21,7 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def address(saved: Path) -> Iterator[str]:
-    server = make_server(build_app(saved, device="cpu"))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.port}/"
-    server.shutdown()
-    thread.join(10)
-
-
-@pytest.fixture
-def screen(chrome: Any, address: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Screen]:
-    yield from opened(chrome, address, tmp_path, request)
+    yield from served(build_app(saved, device="cpu"))
 
 
 def test_three_clicks_from_the_overview_to_one_head_on_one_token(screen: Screen) -> None:

@@ -1,7 +1,6 @@
 """What people see of a real model's census, on the small run of SmolLM2 that is committed: no model is needed."""
 
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from sinklens.app.dashboard.callbacks.head import head_view
 from sinklens.app.dashboard.callbacks.navigate import describe
 from sinklens.app.dashboard.differences import differences
 from sinklens.app.dashboard.lines import lines_of
-from sinklens.app.dashboard.serve import make_server
 from sinklens.app.dashboard.state import State
 from sinklens.app.sections.found import section_of
 from sinklens.studies import Census
-from tests.app.dashboard.screen import Screen, opened
+from tests.app.dashboard.screen import Screen
 from tests.small_run import DATA, RUNS, measured
 from tests.studies.census.verdict.test_models import refutations
 
@@ -86,17 +84,7 @@ def test_it_is_what_the_model_gives(smollm2: Any, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    server = make_server(build_app(DATA))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.port}/"
-    server.shutdown()
-    thread.join(10)
-
-
-@pytest.fixture
-def screen(chrome: Any, address: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Screen]:
-    yield from opened(chrome, address, tmp_path, request)
+    yield from served(build_app(DATA))
 
 
 @pytest.mark.browser

@@ -6,7 +6,6 @@ With ``SINKLENS_SCREENSHOTS=DIR`` the screens are kept there, for the documentat
 import json
 import os
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 
 from sinklens.app.dashboard.build import build_app
-from sinklens.app.dashboard.serve import make_server
 from sinklens.studies import Census, scan
 from tests.app.dashboard.screen import Screen, opened
 
@@ -37,17 +35,7 @@ def runs(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(runs: Path, smollm2: Any) -> Iterator[str]:
-    server = make_server(build_app(runs, models=[smollm2]))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.port}/"
-    server.shutdown()
-    thread.join(10)
-
-
-@pytest.fixture
-def screen(chrome: Any, address: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Screen]:
-    yield from opened(chrome, address, tmp_path, request)
+    yield from served(build_app(runs, models=[smollm2]))
 
 
 def keep(screen: Screen, name: str, *, top: str = "") -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
@@ -26,30 +25,7 @@ from sinklens.lab.report import read_measured
 from sinklens.lab.streams import stream
 from sinklens.lab.tasks.word_task import after_repeat
 from tests.lab.induction.tiny import SETTINGS, TINY, tiny, train_slowly
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-class Killed(Exception):
-    pass
-
-
-def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Let the data of `step` raise."""
-    original = training.stream
-
-    def deadly(*address: int | str) -> torch.Generator:
-        if address[1:] == ("train", step):
-            raise Killed
-        return original(*address)
-
-    monkeypatch.setattr(training, "stream", deadly)
+from tests.lab.killed import Killed, kill_at, same, weights
 
 
 def test_equal_settings_give_equal_weights_and_other_seeds_do_not(trained_induction: Path, tmp_path: Path) -> None:
@@ -65,7 +41,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     trained_induction: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     with monkeypatch.context() as patch:
-        kill_at(patch, step)
+        kill_at(patch, training, step)
         with pytest.raises(Killed):
             tiny(tmp_path / "parts")
     assert not (tmp_path / "parts" / "recipe.json").exists()
@@ -92,7 +68,7 @@ def test_kill_9_loses_no_step_that_was_saved(tmp_path: Path) -> None:
     settings = InductionSettings(**(TINY | {"steps": 100_000}))
     fresh = tmp_path / "fresh.pt"
     with pytest.MonkeyPatch.context() as patch:
-        kill_at(patch, state.step)
+        kill_at(patch, training, state.step)
         with pytest.raises(Killed):
             training.train(settings, fresh, torch.device("cpu"), checkpoint_every=1)
     assert same(state.model, Checkpoint.load(fresh).model)
@@ -153,7 +129,7 @@ def test_a_finished_training_is_left_alone(
     trained_induction: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(trained_induction, tmp_path / "model")
-    kill_at(monkeypatch, 0)
+    kill_at(monkeypatch, training, 0)
     assert tiny(folder) == folder
     with pytest.raises(ResultError, match=r"finished model with other settings: seed 1 \(saved: 0\)"):
         tiny(folder, seed=1)

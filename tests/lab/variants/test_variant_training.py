@@ -23,16 +23,9 @@ from sinklens.lab.variants.publish import load_variant, train_variant
 from sinklens.lab.variants.settings import VariantSettings
 from sinklens.lab.variants.training import build_decoder, scored_loss, train_decoder
 from tests.heard import Heard
+from tests.lab.killed import Killed, same
 
 TINY = VariantSettings(attention="k-bias", d_model=8, seq_len=12, batch=4, steps=60)
-
-
-class Killed(Exception):
-    pass
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_equal_settings_give_equal_weights_and_other_seeds_do_not() -> None:

@@ -3,6 +3,7 @@
 A new figure needs a function here, named by :func:`shows`; ``test_figures_show_their_results`` fails without.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,11 @@ def same(found: Any, expected: Any, rtol: float = 1e-5) -> None:
 def named(fig: go.Figure, name: str) -> Any:
     """The trace of this name, or None."""
     return next((trace for trace in fig.data if trace.name == name), None)
+
+
+def title(fig: go.Figure) -> str:
+    """Title and subtitle as one line of plain text."""
+    return re.sub(r"<[^>]+>", "", fig.layout.title.text.replace("<br>", " "))
 
 
 def empty(fig: go.Figure) -> bool:

@@ -6,23 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests import families
+from tests.edited import edit_weights
 
 PROSE = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 12
 CODE = "def f(x):\n    return x + 1\n\nfor i in range(10):\n    print(f(i))\n" * 12
 TEXTS = {"prose": [PROSE], "code": [CODE]}
 SMALL = {"max_tokens": 24, "max_sequences": 6}
 STEPS = (0, 9, 80, 700)
-
-
-def edit_weights(directory: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
-    path = directory / "model.safetensors"
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path, metadata={"format": "pt"})
 
 
 def scale_queries(gain: float) -> Callable[[dict[str, Tensor]], None]:

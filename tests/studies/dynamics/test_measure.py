@@ -17,8 +17,9 @@ from sinklens.models.builtin import builtin_models
 from sinklens.studies.census.builtin_domains import builtin_domains
 from sinklens.studies.census.domains import Domains, choose_domains
 from sinklens.studies.dynamics.measure import measure_checkpoint
+from tests.edited import edit_weights
 from tests.heard import Heard
-from tests.studies.dynamics.conftest import TEXTS, edit_weights
+from tests.studies.dynamics.conftest import TEXTS
 
 EPS = 0.3
 

@@ -23,8 +23,9 @@ from sinklens.studies.census.domains import Domains, choose_domains
 from sinklens.studies.dynamics import run as run_module
 from sinklens.studies.dynamics.measure import measure_checkpoint
 from tests import families
+from tests.edited import edit_weights
 from tests.heard import Heard
-from tests.studies.dynamics.conftest import CODE, PROSE, SMALL, STEPS, TEXTS, break_tokenizer, edit_weights
+from tests.studies.dynamics.conftest import CODE, PROSE, SMALL, STEPS, TEXTS, break_tokenizer
 
 
 def measure(series: Path, out: Path | None = None, **options: Any) -> Dynamics:
