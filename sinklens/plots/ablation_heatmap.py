@@ -10,6 +10,7 @@ from sinklens.errors import InputError
 from sinklens.plots.draws import SWEEP, draws, one_row_each
 from sinklens.plots.effects import EFFECTS, VARIANT, Effect, EffectMetric, choose_intervention, with_interval
 from sinklens.plots.head_grid import HeadGrid, draw_heads, grid_height
+from sinklens.plots.marks import add_marks
 from sinklens.plots.style import (
     INK,
     SEQUENTIAL,
@@ -84,17 +85,8 @@ def ablation_heatmap(
     fig = new_figure(title, notes, height=grid_height(grid.rows))
     draw_heads(fig, z, grid.texts(lambda record, name: _hover_text(record, name, metric)), **options)
     if look.signed:
-        fig.add_trace(
-            go.Scatter(
-                x=apart[:, 1],
-                y=apart[:, 0],
-                name="interval leaves out 0",
-                mode="markers",
-                marker={"symbol": "diamond", "size": 7, "color": "white", "line": {"color": INK, "width": 1.2}},
-                hoverinfo="skip",
-                showlegend=False,
-            )
-        )
+        marker = {"symbol": "diamond", "size": 7, "color": "white", "line": {"color": INK, "width": 1.2}}
+        add_marks(fig, apart[:, 1], apart[:, 0], "interval leaves out 0", marker, showlegend=False)
     return fig
 
 

@@ -13,7 +13,7 @@ from sinklens.errors import InputError
 from sinklens.plots.axes import named_axis, value_axis
 from sinklens.plots.draws import SWEEP, draws
 from sinklens.plots.effects import EFFECTS, VARIANT, EffectMetric, as_float, with_interval
-from sinklens.plots.marks import add_words, error_bars
+from sinklens.plots.marks import add_marks, add_words, error_bars
 from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, escaped, float32, new_figure, number, require_columns
 from sinklens.wording import are, several
 
@@ -89,21 +89,14 @@ def before_after(
         _add_controls(fig, table, y)
     value, low, high = (table[column].to_numpy(dtype=float) for column in (metric, *bounds))
     labels = _labels(table)
-    fig.add_trace(
-        go.Scatter(
-            x=float32(value),
-            y=float32(y - 0.12),
-            error_x=error_bars(value, low, high, width=5, thickness=1.6),
-            name="effect, 95 % interval" if np.isfinite(low).any() else "effect (no interval)",
-            mode="markers",
-            marker={"size": 9, "color": CATEGORICAL[0]},
-            text=[
-                f"{label}<br>{look.short}: {with_interval(r, metric)}"
-                for label, r in zip(labels, table.to_dict("records"), strict=True)
-            ],
-            hovertemplate="%{text}<extra></extra>",
-        )
-    )
+    text = [
+        f"{label}<br>{look.short}: {with_interval(r, metric)}"
+        for label, r in zip(labels, table.to_dict("records"), strict=True)
+    ]
+    named = "effect, 95 % interval" if np.isfinite(low).any() else "effect (no interval)"
+    bars = error_bars(value, low, high, width=5, thickness=1.6)
+    marker = {"size": 9, "color": CATEGORICAL[0]}
+    add_marks(fig, float32(value), float32(y - 0.12), named, marker, hover="%{text}", error_x=bars, text=text)
     if look.signed:
         fig.add_vline(x=0, line={"color": MUTED, "width": 1})
     fig.update_layout(
@@ -123,18 +116,12 @@ def _add_controls(fig: go.Figure, table: pd.DataFrame, y: Any) -> None:
     if "control_sd" in table.columns:
         spread = table["control_sd"].to_numpy(dtype=float, na_value=np.nan)
     shown = ~np.isnan(mean)
-    fig.add_trace(
-        go.Scatter(
-            x=float32(mean[shown]),
-            y=float32(y[shown] + 0.2),
-            error_x={"array": float32(spread[shown]), "width": 0, "thickness": 7, "color": "#c3cad2"},
-            name="controls, mean ± sd",
-            mode="markers",
-            marker={"size": 8, "symbol": "square", "color": MUTED},
-            text=[number(x) for x in mean[shown]],
-            hovertemplate="controls: mean %{text}<extra></extra>",
-        )
-    )
+    bars = {"array": float32(spread[shown]), "width": 0, "thickness": 7, "color": "#c3cad2"}
+    marker = {"size": 8, "symbol": "square", "color": MUTED}
+    text = [number(x) for x in mean[shown]]
+    places = float32(y[shown] + 0.2)
+    named = "controls, mean ± sd"
+    add_marks(fig, float32(mean[shown]), places, named, marker, hover="controls: mean %{text}", error_x=bars, text=text)
 
 
 def _columns(

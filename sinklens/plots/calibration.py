@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import named_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import error_bars
+from sinklens.plots.marks import add_marks, error_bars
 from sinklens.plots.style import (
     BELOW,
     CATEGORICAL,
@@ -64,20 +64,14 @@ def calibration(summary: pd.DataFrame) -> go.Figure:
     fig = new_figure(_TITLE, " ".join(notes), height=260)
     rows = np.arange(len(_RATES), dtype=float)
     if len(random):
-        fig.add_trace(
-            go.Scatter(
-                x=float32(random[[*_RATES]].to_numpy(dtype=float).ravel()),
-                y=float32(np.tile(rows, len(random))),
-                mode="markers",
-                name="random heads",
-                marker={"size": 6, "color": MUTED, "opacity": 0.45},
-                text=[f"{escaped(str(name))}" for name in random["variant"] for _ in _RATES],
-                hovertemplate="%{text}: %{x:.3f}<extra></extra>",
-            )
-        )
+        text = [f"{escaped(str(name))}" for name in random["variant"] for _ in _RATES]
+        x = float32(random[[*_RATES]].to_numpy(dtype=float).ravel())
+        marker = {"size": 6, "color": MUTED, "opacity": 0.45}
+        y = float32(np.tile(rows, len(random)))
+        add_marks(fig, x, y, "random heads", marker, hover="%{text}: %{x:.3f}", text=text)
     for variant, colour, shift in (("unchanged", CATEGORICAL[0], -0.18), ("tuned", CATEGORICAL[1], 0.18)):
         for record in summary[summary["variant"] == variant].to_dict("records"):
-            fig.add_trace(_points(record, variant, colour, rows + shift))
+            _add_points(fig, record, variant, colour, rows + shift)
     fig.update_layout(
         xaxis=value_axis("share of prompts (the last row: of valid answers)", range=[-0.02, 1.02]),
         yaxis=named_axis(_RATES.values(), down=True),
@@ -87,18 +81,10 @@ def calibration(summary: pd.DataFrame) -> go.Figure:
     return fig
 
 
-def _points(record: dict[Any, Any], variant: str, colour: str, y: Any) -> go.Scatter:
+def _add_points(fig: go.Figure, record: dict[Any, Any], variant: str, colour: str, y: Any) -> None:
     value, low, high = (np.array([float(record[f"{name}{end}"]) for name in _RATES]) for end in ("", "_low", "_high"))
-    return go.Scatter(
-        x=float32(value),
-        y=float32(y),
-        error_x=error_bars(value, low, high, width=4, thickness=1.4),
-        mode="markers",
-        name=f"{variant}, 95 % interval",
-        marker={"size": 10, "color": colour},
-        text=[
-            f"{number(v, '.3f')} [{number(a, '.3f')}, {number(b, '.3f')}]"
-            for v, a, b in zip(value, low, high, strict=True)
-        ],
-        hovertemplate=f"{variant}: %{{text}}<extra></extra>",
-    )
+    ends = zip(value, low, high, strict=True)
+    text = [f"{number(v, '.3f')} [{number(a, '.3f')}, {number(b, '.3f')}]" for v, a, b in ends]
+    bars = error_bars(value, low, high, width=4, thickness=1.4)
+    named, marker, hover = f"{variant}, 95 % interval", {"size": 10, "color": colour}, f"{variant}: %{{text}}"
+    add_marks(fig, float32(value), float32(y), named, marker, hover=hover, error_x=bars, text=text)

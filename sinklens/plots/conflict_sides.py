@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import add_words
+from sinklens.plots.marks import add_marks, add_words
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
@@ -66,17 +66,9 @@ def conflict_sides(heads: pd.DataFrame, *, named: int = 6) -> go.Figure:
             f"{number(row['memory'])}<br>difference {number(row['conflict'])}"
             for row in rows.to_dict("records")
         ]
-        fig.add_trace(
-            go.Scatter(
-                x=float32(rows["context"]),
-                y=float32(rows["memory"]),
-                name=f"{name} ({len(rows)})",
-                mode="markers",
-                marker={"color": colour, "symbol": symbol, "size": 9, "line": {"width": 1.2, "color": colour}},
-                text=texts,
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
+        marker = {"color": colour, "symbol": symbol, "size": 9, "line": {"width": 1.2, "color": colour}}
+        x = float32(rows["context"])
+        add_marks(fig, x, float32(rows["memory"]), f"{name} ({len(rows)})", marker, hover="%{text}", text=texts)
     strongest = table["conflict"].abs().sort_values(ascending=False, kind="stable").index[:named]
     for row in table.loc[strongest].to_dict("records"):
         words, look = f" {head_label(row['layer'], row['head'])}", {"xref": "x", "yref": "y", "font": {"size": 12}}

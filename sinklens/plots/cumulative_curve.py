@@ -10,7 +10,7 @@ from sinklens.errors import InputError
 from sinklens.plots.axes import thinned, value_axis
 from sinklens.plots.draws import SWEEP, draws, one_row_each
 from sinklens.plots.effects import EFFECTS, VARIANT, EffectMetric, choose_intervention
-from sinklens.plots.marks import add_band, add_line, error_bars
+from sinklens.plots.marks import add_band, add_line, add_marks, error_bars
 from sinklens.plots.style import (
     BELOW,
     CATEGORICAL,
@@ -104,17 +104,11 @@ def _add_band(fig: go.Figure, band: pd.DataFrame, draws: pd.DataFrame, metric: s
     for column in ("min", "max"):
         dotted: dict[str, Any] = {"width": 1.2, "dash": "dot", "legendgroup": "extremes", "showlegend": column == "min"}
         add_line(fig, x, band[column], "random k, extremes", MUTED, **dotted)
-    fig.add_trace(
-        go.Scatter(
-            x=draws["k"].to_numpy(dtype=int),
-            y=float32(draws[metric]),
-            name="one random draw",
-            mode="markers",
-            marker={"size": 5, "color": MUTED, "opacity": 0.35},
-            text=[_heads(record) for record in draws.to_dict("records")],
-            hovertemplate="random %{x}: %{y:.4g}%{text}<extra></extra>",
-        )
-    )
+    text = [_heads(record) for record in draws.to_dict("records")]
+    marker = {"size": 5, "color": MUTED, "opacity": 0.35}
+    across = draws["k"].to_numpy(dtype=int)
+    y = float32(draws[metric])
+    add_marks(fig, across, y, "one random draw", marker, hover="random %{x}: %{y:.4g}%{text}", text=text)
     spread = np.stack([band["std"].to_numpy(dtype=float), band["count"].to_numpy(dtype=float)], -1)
     said = "random %{x}: mean %{y:.4g}, sd %{customdata[0]:.3g} (%{customdata[1]:.0f} draws)"
     look: dict[str, Any] = {"width": 1.6, "symbol": "square", "size": 5}

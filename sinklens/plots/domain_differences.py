@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import light_grid, named_axis, value_axis
 from sinklens.plots.draws import CENSUS, draws
+from sinklens.plots.marks import add_marks
 from sinklens.plots.style import (
     ABOVE,
     CATEGORICAL,
@@ -67,39 +68,27 @@ def domain_differences(domains: pd.DataFrame, *, limit: int = 24) -> go.Figure:
     for name, colour in zip(names, (*CATEGORICAL,) * len(names), strict=False):
         own = domains[domains["domain"] == name]
         own = own[[(int(layer), int(head)) in rows for layer, head in zip(own["layer"], own["head"], strict=True)]]
-        fig.add_trace(
-            go.Scatter(
-                x=float32(own["importance_first"]),
-                y=[rows[int(layer), int(head)] for layer, head in zip(own["layer"], own["head"], strict=True)],
-                name=escaped(name),
-                mode="markers",
-                marker={"color": colour, "size": 9},
-                hovertemplate=f"{escaped(name)}: %{{x:.3f}}<extra></extra>",
-            )
-        )
+        y = [rows[int(layer), int(head)] for layer, head in zip(own["layer"], own["head"], strict=True)]
+        x = float32(own["importance_first"])
+        add_marks(fig, x, y, escaped(name), {"color": colour, "size": 9}, hover=f"{escaped(name)}: %{{x:.3f}}")
     null = float(domains["null_first"].mean())
     same = bool(np.isclose(domains["null_first"].dropna(), null, rtol=1e-3).all())
     dashed = "uniform" if same else "uniform, mean"
     fig.add_vline(x=null, line={"color": MUTED, "width": 1.5, "dash": "dash"})
     low, high = drawn["importance_first_difference_low"], drawn["importance_first_difference_high"]
     value = drawn["importance_first_difference"]
-    fig.add_trace(
-        go.Scatter(
-            x=float32(value),
-            y=list(range(len(heads))),
-            xaxis="x2",
-            mode="markers",
-            showlegend=False,
-            marker={
-                "color": INK,
-                "size": 8,
-                "symbol": np.where((low > 0) | (high < 0), "circle", "circle-open").tolist(),
-            },
-            error_x={"array": float32(high - value), "arrayminus": float32(value - low), "color": MUTED, "width": 3},
-            text=[f"{escaped(name)} minus the rest" for name in drawn["domain"]],
-            customdata=np.stack([low, high], axis=1),
-            hovertemplate="%{text}: %{x:+.3f} [%{customdata[0]:+.3f}, %{customdata[1]:+.3f}]<extra></extra>",
-        )
+    add_marks(
+        fig,
+        float32(value),
+        list(range(len(heads))),
+        None,
+        {"color": INK, "size": 8, "symbol": np.where((low > 0) | (high < 0), "circle", "circle-open").tolist()},
+        hover="%{text}: %{x:+.3f} [%{customdata[0]:+.3f}, %{customdata[1]:+.3f}]",
+        xaxis="x2",
+        showlegend=False,
+        error_x={"array": float32(high - value), "arrayminus": float32(value - low), "color": MUTED, "width": 3},
+        text=[f"{escaped(name)} minus the rest" for name in drawn["domain"]],
+        customdata=np.stack([low, high], axis=1),
     )
     against = f"{names[0]} minus {names[1]}" if len(names) == 2 else "most different domain minus the rest"
     other = value_axis(escaped(against), domain=[0.6, 1], anchor="y", zeroline=True, zerolinecolor=MUTED)

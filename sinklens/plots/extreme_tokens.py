@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, named_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import add_cells, add_white, add_words, room_above
+from sinklens.plots.marks import add_bars, add_cells, add_white, add_words, room_above
 from sinklens.plots.style import (
     CATEGORICAL,
     SEQUENTIAL,
@@ -64,18 +64,10 @@ def extreme_tokens(tokens: pd.DataFrame, channels: pd.DataFrame, *, limit: int =
     counts = ([("position 0", first)] if first else []) + [
         (token_label(str(word), 16), int(count)) for word, count in words.head(limit - bool(first)).items()
     ]
-    fig.add_trace(
-        go.Bar(
-            x=float32([count for _, count in counts]),
-            y=np.arange(len(counts)),
-            xaxis="x2",
-            yaxis="y2",
-            orientation="h",
-            marker={"color": [CATEGORICAL[0] if name == "position 0" else CATEGORICAL[1] for name, _ in counts]},
-            showlegend=False,
-            hovertemplate="%{x:,} tokens<extra></extra>",
-        )
-    )
+    look = {"xaxis": "x2", "yaxis": "y2", "orientation": "h", "showlegend": False}
+    colours = [CATEGORICAL[0] if name == "position 0" else CATEGORICAL[1] for name, _ in counts]
+    lengths = float32([count for _, count in counts])
+    add_bars(fig, lengths, np.arange(len(counts)), None, colours, hover="%{x:,} tokens", **look)
     add_white(fig, "x2", "y2")
     add_words(fig, "<b>which tokens</b>", 0.7, 1)
     fig.update_layout(

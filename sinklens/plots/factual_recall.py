@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import add_line, error_bars
+from sinklens.plots.marks import add_bars, add_line, add_marks, error_bars
 from sinklens.plots.style import BELOW, CATEGORICAL, MUTED, empty_figure, float32, new_figure, require_columns
 
 _TITLE: Final = "Recall of facts, layer by layer"
@@ -38,28 +38,10 @@ def factual_recall(layers: pd.DataFrame) -> go.Figure:
         ("attention", "attention", CATEGORICAL[0]),
         ("the rest (MLP)", "rest", CATEGORICAL[1]),
     ):
-        fig.add_trace(
-            go.Bar(
-                x=rows["layer"],
-                y=float32(rows[column]),
-                name=name,
-                marker={"color": colour},
-                hovertemplate=f"layer %{{x}}, {name}: %{{y:+.3f}}<extra></extra>",
-            )
-        )
+        add_bars(fig, rows["layer"], float32(rows[column]), name, colour, hover=f"layer %{{x}}, {name}: %{{y:+.3f}}")
     ends = error_bars(rows["total"], rows["low"], rows["high"], width=3, thickness=1.3)
     marks = {"symbol": "diamond", "size": 7, "color": "#000000"}
-    fig.add_trace(
-        go.Scatter(
-            x=rows["layer"],
-            y=float32(rows["total"]),
-            name="layer",
-            mode="markers",
-            marker=marks,
-            error_y=ends,
-            hovertemplate="layer %{x}: %{y:+.3f}<extra></extra>",
-        )
-    )
+    add_marks(fig, rows["layer"], float32(rows["total"]), "layer", marks, hover="layer %{x}: %{y:+.3f}", error_y=ends)
     add_line(
         fig, rows["layer"], rows["lens"], "answer's log-probability", CATEGORICAL[2], hover="layer %{x}: %{y:.2f}",
         symbol="circle", yaxis="y2", showlegend=False,

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import log_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import add_line
+from sinklens.plots.marks import add_line, add_marks
 from sinklens.plots.style import (
     BELOW,
     CATEGORICAL,
@@ -59,20 +59,18 @@ def generation(steps: pd.DataFrame, tokens: pd.DataFrame) -> go.Figure:
         ("2", "n_sink_heads", "heads that it is a sink of", "circle"),
         ("3", "max_abs", "largest entry", np.where(massive, "square", "circle-open")),
     ):
-        fig.add_trace(
-            go.Scatter(
-                x=tokens["position"],
-                y=float32(tokens[column]),
-                xaxis="x",
-                yaxis=f"y{axis}",
-                name=what,
-                mode="markers",
-                showlegend=False,
-                cliponaxis=False,
-                marker={"color": colours.tolist(), "symbol": symbols, "size": 7},
-                text=names,
-                hovertemplate=f"%{{text}}<br>{what}: %{{y:.4g}}<extra></extra>",
-            )
+        add_marks(
+            fig,
+            tokens["position"],
+            float32(tokens[column]),
+            what,
+            {"color": colours.tolist(), "symbol": symbols, "size": 7},
+            hover=f"%{{text}}<br>{what}: %{{y:.4g}}",
+            xaxis="x",
+            yaxis=f"y{axis}",
+            showlegend=False,
+            cliponaxis=False,
+            text=names,
         )
     heights = [{"domain": [*domain]} for domain in _PANELS]
     fig.update_layout(

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from sinklens.errors import InputError
 from sinklens.plots.axes import named_axis, thinned
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import add_cells
+from sinklens.plots.marks import add_cells, add_marks
 from sinklens.plots.style import (
     INK,
     SEQUENTIAL,
@@ -143,22 +143,13 @@ def _add_scores(fig: go.Figure, heads: pd.DataFrame, rows: Any, scores: Any, mar
     look = {"zmin": 0, "zmax": 1, "colorscale": SEQUENTIAL, "colorbar": bar}
     add_cells(fig, coloured[:, chosen], texts, xgap=gap, name="scores", **look)
     places = np.argwhere(marked[:, chosen])
-    fig.add_trace(
-        go.Scatter(
-            x=places[:, 1],
-            y=places[:, 0],
-            name="labelled",
-            mode="markers",
-            marker={
-                "symbol": "diamond",
-                "size": 7 if chosen.sum() <= 64 else 5,
-                "color": "white",
-                "line": {"color": INK, "width": 1.2},
-            },
-            hoverinfo="skip",
-            showlegend=False,
-        )
-    )
+    marker = {
+        "symbol": "diamond",
+        "size": 7 if chosen.sum() <= 64 else 5,
+        "color": "white",
+        "line": {"color": INK, "width": 1.2},
+    }
+    add_marks(fig, places[:, 1], places[:, 0], "labelled", marker, showlegend=False)
 
 
 def _hover(name: str, row: dict[Any, Any], value: float, marked: bool) -> str:

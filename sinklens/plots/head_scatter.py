@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sinklens.plots.axes import log_axis, value_axis
-from sinklens.plots.marks import add_null
+from sinklens.plots.marks import add_marks, add_null
 from sinklens.plots.style import CATEGORICAL, MUTED, float32
 
 _LOOKS: Final = ((True, "sink head", CATEGORICAL[1], "circle"), (False, "other head", CATEGORICAL[0], "diamond-open"))
@@ -34,18 +34,11 @@ def add_heads(
         rows = heads[heads["is_sink"].astype(bool) == sink]
         if rows.empty:
             continue
-        fig.add_trace(
-            go.Scatter(
-                x=float32(rows[x[0]]),
-                y=float32(rows[y[0]]),
-                name=f"{name} ({len(rows):,})",
-                mode="markers",
-                marker={"color": colour, "symbol": symbol, "size": 9, "line": {"width": 1.2, "color": colour}},
-                opacity=0.85,
-                text=[hover(record) for record in rows.to_dict("records")],
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
+        marker = {"color": colour, "symbol": symbol, "size": 9, "line": {"width": 1.2, "color": colour}}
+        text = [hover(record) for record in rows.to_dict("records")]
+        named = f"{name} ({len(rows):,})"
+        places = float32(rows[y[0]])
+        add_marks(fig, float32(rows[x[0]]), places, named, marker, hover="%{text}", opacity=0.85, text=text)
     fig.add_hline(y=1, line={"color": MUTED, "width": 1.5, "dash": "dash"})
     heights = {"title": {"text": y[1]}} | log_axis([*heads[y[0]], 1.0])
     fig.update_layout(xaxis=value_axis(x[1], range=x[2]), yaxis=heights, showlegend=True)

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import named_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import add_words, room_above
+from sinklens.plots.marks import add_marks, add_words, room_above
 from sinklens.plots.style import BELOW, CATEGORICAL, INK, MUTED, empty_figure, escaped, float32, new_figure, number
 from sinklens.studies.injection.result import summarize
 
@@ -61,19 +61,17 @@ def injection(runs: pd.DataFrame) -> go.Figure:
                     rows, part[kind], part["difference"], part["low"], part["high"], strict=True
                 )
             ]
-            fig.add_trace(
-                go.Scatter(
-                    x=float32(part[kind]),
-                    y=[*range(len(rows))],
-                    xaxis=f"x{suffix}",
-                    name=name,
-                    legendgroup=kind,
-                    showlegend=measure == "first",
-                    mode="markers",
-                    marker={"color": colour, "symbol": symbol, "size": 10, "line": {"width": 2, "color": colour}},
-                    text=said,
-                    hovertemplate="%{text}<extra></extra>",
-                )
+            add_marks(
+                fig,
+                float32(part[kind]),
+                [*range(len(rows))],
+                name,
+                {"color": colour, "symbol": symbol, "size": 10, "line": {"width": 2, "color": colour}},
+                hover="%{text}",
+                xaxis=f"x{suffix}",
+                legendgroup=kind,
+                showlegend=measure == "first",
+                text=said,
             )
         domain = [panel * width + (0.02 if panel else 0), (panel + 1) * width - 0.02]
         fig.update_layout({f"xaxis{suffix}": value_axis("", domain=domain)})

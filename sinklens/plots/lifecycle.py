@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from sinklens.errors import InputError
 from sinklens.plots.axes import layer_axis, light_grid, value_axis
 from sinklens.plots.draws import CENSUS, draws
-from sinklens.plots.marks import add_line
+from sinklens.plots.marks import add_bars, add_line
 from sinklens.plots.style import (
     CATEGORICAL,
     INK,
@@ -81,15 +81,7 @@ def lifecycle(traced: pd.DataFrame, *, entry: tuple[int, int] | None = None) -> 
     if token:  # already escaped
         fig.layout.title.text = fig.layout.title.text.replace(f", channel {channel}", f"{token}, channel {channel}", 1)
     for column, name, colour in _PARTS:
-        fig.add_trace(
-            go.Bar(
-                x=layers,
-                y=float32(table[column]),
-                name=name,
-                marker={"color": colour},
-                hovertemplate=f"layer %{{x}}<br>{name} %{{y:+.4g}}<extra></extra>",
-            )
-        )
+        add_bars(fig, layers, float32(table[column]), name, colour, hover=f"layer %{{x}}<br>{name} %{{y:+.4g}}")
     # the entry before the first layer stands one step to the left of it
     numbers = [layers[0] - 1, *layers]
     heights = [table["before"].iloc[0], *table["after"]]

@@ -64,8 +64,44 @@ def add_line(
     look: dict[str, Any] = {"mode": "lines", "line": {"color": colour, "width": width, "dash": dash}}
     if symbol is not None:
         look |= {"mode": "lines+markers", "marker": {"symbol": symbol, "size": size}}
-    said = {"hovertemplate": f"{hover}<extra></extra>"} if hover else {"hoverinfo": "skip"}
-    fig.add_trace(go.Scatter(x=x, y=float32(y), name=name, **said, **look | options))
+    fig.add_trace(go.Scatter(x=x, y=float32(y), name=name, **_said(hover), **look | options))
+
+
+def add_marks(
+    fig: go.Figure, x: Any, y: Any, name: str | None, marker: dict[str, Any], *, hover: str = "", **options: Any
+) -> None:
+    """Add marks with nothing between them.
+
+    Args:
+        fig: Figure.
+        x: Places along the axis.
+        y: Heights.
+        name: In the legend.
+        marker: Symbol, size, colour, ...
+        hover: Template of the hover, which is silent without one.
+        **options: Of the trace.
+    """
+    fig.add_trace(go.Scatter(x=x, y=y, name=name, mode="markers", marker=marker, **_said(hover), **options))
+
+
+def add_bars(fig: go.Figure, x: Any, y: Any, name: str | None, colour: Any, *, hover: str, **options: Any) -> None:
+    """Add bars, upright unless ``orientation="h"``; texts are for the hover alone.
+
+    Args:
+        fig: Figure.
+        x: Places, or lengths.
+        y: Lengths, or places.
+        name: In the legend.
+        colour: Of all, or one a bar.
+        hover: Template of the hover.
+        **options: Of the trace.
+    """
+    look = {"textposition": "none"} if "text" in options else {}
+    fig.add_trace(go.Bar(x=x, y=y, name=name, marker={"color": colour}, **_said(hover), **look, **options))
+
+
+def _said(hover: str) -> dict[str, str]:
+    return {"hovertemplate": f"{hover}<extra></extra>"} if hover else {"hoverinfo": "skip"}
 
 
 def add_band(
@@ -143,16 +179,7 @@ def add_intervals(
         **options: Of the trace.
     """
     value, low, high = (table[each].to_numpy(dtype=float) for each in (column, "low", "high"))
-    fig.add_trace(
-        go.Scatter(
-            x=float32(value),
-            y=np.asarray(y, dtype=np.float32),
-            error_x=error_bars(value, low, high, width=4, thickness=1.6),
-            name=name,
-            mode="markers",
-            marker={"size": 9, "color": colour, "symbol": symbol},
-            text=text,
-            hovertemplate="%{text}<extra></extra>",
-            **options,
-        )
-    )
+    bars = error_bars(value, low, high, width=4, thickness=1.6)
+    marker = {"size": 9, "color": colour, "symbol": symbol}
+    places = np.asarray(y, dtype=np.float32)
+    add_marks(fig, float32(value), places, name, marker, hover="%{text}", error_x=bars, text=text, **options)

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, light_grid, log_axis
 from sinklens.plots.draws import CENSUS, draws
-from sinklens.plots.marks import add_line
+from sinklens.plots.marks import add_line, add_marks
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
@@ -71,17 +71,9 @@ def massive_activations(layers: pd.DataFrame, *, absolute: float = 100.0, relati
     for name, values, colour, look in lines:
         said = ("%{text}<br>" if "text" in look else "") + f"{name}: %{{y:.4g}}"
         add_line(fig, numbers, values, name, colour, hover=said, **look)
-    fig.add_trace(
-        go.Scatter(
-            x=np.asarray(numbers)[both],
-            y=float32(top[both]),
-            name="over both thresholds",
-            mode="markers",
-            marker={"symbol": "circle-open", "size": 14, "color": "black", "line": {"width": 1.6}},
-            hoverinfo="skip",
-            showlegend=bool(both.any()),
-        )
-    )
+    marker = {"symbol": "circle-open", "size": 14, "color": "black", "line": {"width": 1.6}}
+    x = np.asarray(numbers)[both]
+    add_marks(fig, x, float32(top[both]), "over both thresholds", marker, showlegend=bool(both.any()))
     fig.update_layout(
         xaxis=layer_axis(numbers) | light_grid(),
         yaxis={"title": {"text": "|h|, one entry of the residual stream"}}

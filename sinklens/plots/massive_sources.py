@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import named_axis, value_axis
 from sinklens.plots.draws import draws
+from sinklens.plots.marks import add_bars
 from sinklens.plots.style import (
     BELOW,
     CATEGORICAL,
@@ -57,19 +58,10 @@ def massive_sources(sources: pd.DataFrame) -> go.Figure:
         ),
     }
     for name, (values, colour, what) in parts.items():
-        fig.add_trace(
-            go.Bar(
-                x=float32(values / sources["value"]),
-                y=[*range(count)],
-                width=0.6,
-                orientation="h",
-                name=name,
-                marker={"color": colour},
-                text=[f"{escaped(str(each))}: {value:+.4g}" for each, value in zip(what, values, strict=True)],
-                textposition="none",
-                hovertemplate="%{text}<br>%{x:.2f} of the value<extra></extra>",
-            )
-        )
+        text = [f"{escaped(str(each))}: {value:+.4g}" for each, value in zip(what, values, strict=True)]
+        look = {"width": 0.6, "orientation": "h", "text": text}
+        x, hover = float32(values / sources["value"]), "%{text}<br>%{x:.2f} of the value"
+        add_bars(fig, x, [*range(count)], name, colour, hover=hover, **look)
     fig.add_vline(x=1, line={"color": INK, "width": 1.5})
     fig.add_vline(x=0, line={"color": MUTED, "width": 1})
     labels = [

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import named_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import add_intervals
+from sinklens.plots.marks import add_intervals, add_marks
 from sinklens.plots.style import BELOW, CATEGORICAL, MUTED, empty_figure, escaped, float32, new_figure, require_columns
 
 _TITLE: Final = "What near keys alone, and far keys alone, cost"
@@ -34,17 +34,11 @@ def near_far(costs: pd.DataFrame) -> go.Figure:
     place = {way: number for number, way in enumerate(_WAYS)}
     random = costs[costs["kind"] == "random"]
     if len(random):
-        fig.add_trace(
-            go.Scatter(
-                x=float32(random["cost"]),
-                y=[place[way] + 0.15 for way in random["sees"]],
-                name="as many random heads",
-                mode="markers",
-                marker={"symbol": "diamond-open", "size": 7, "color": MUTED},
-                text=[escaped(str(heads)) for heads in random["heads"]],
-                hovertemplate="%{text}<br>%{x:+.4f} nats<extra></extra>",
-            )
-        )
+        marker = {"symbol": "diamond-open", "size": 7, "color": MUTED}
+        text = [escaped(str(heads)) for heads in random["heads"]]
+        y = [place[way] + 0.15 for way in random["sees"]]
+        x = float32(random["cost"])
+        add_marks(fig, x, y, "as many random heads", marker, hover="%{text}<br>%{x:+.4f} nats", text=text)
     said = [f"{escaped(str(row.heads))}, {_WAYS[str(row.sees)]}: {row.cost:+z.4f} nats" for row in tested.itertuples()]
     rows = [place[way] for way in tested["sees"]]
     add_intervals(fig, tested, "cost", rows, said, name="tested heads", colour=CATEGORICAL[1])

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import error_bars
+from sinklens.plots.marks import add_marks, error_bars
 from sinklens.plots.style import BELOW, CATEGORICAL, MUTED, empty_figure, escaped, float32, new_figure, require_columns
 from sinklens.studies.pooling.result import summarize
 
@@ -41,21 +41,19 @@ def pooling_ranks(ranks: pd.DataFrame) -> go.Figure:
         for panel, column in enumerate(("mrr", "others")):
             suffix = "2" if panel else ""
             ends = error_bars(part["mrr"], part["low"], part["high"], width=4, thickness=1.5)
-            fig.add_trace(
-                go.Scatter(
-                    x=x,
-                    y=float32(part[column]),
-                    xaxis=f"x{suffix}",
-                    yaxis=f"y{suffix}",
-                    name=escaped(str(name)),
-                    legendgroup=str(place),
-                    showlegend=panel == 0,
-                    mode="markers",
-                    marker={"color": colour, "size": 9},
-                    text=[f"layer {layer}, {escaped(str(name))}" for layer in part["layer"]],
-                    hovertemplate="%{text}<br>%{y:.3f}<extra></extra>",
-                    error_y=None if panel else ends,
-                )
+            add_marks(
+                fig,
+                x,
+                float32(part[column]),
+                escaped(str(name)),
+                {"color": colour, "size": 9},
+                hover="%{text}<br>%{y:.3f}",
+                xaxis=f"x{suffix}",
+                yaxis=f"y{suffix}",
+                legendgroup=str(place),
+                showlegend=panel == 0,
+                text=[f"layer {layer}, {escaped(str(name))}" for layer in part["layer"]],
+                error_y=None if panel else ends,
             )
     fig.add_hline(y=float(table["chance"].iloc[0]), line={"color": MUTED, "width": 1.5, "dash": "dash"}, xref="x")
     axis = layer_axis(layers) | {"tickvals": [*range(len(layers))], "range": [-0.6, len(layers) - 0.4]}

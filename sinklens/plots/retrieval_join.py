@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import value_axis
 from sinklens.plots.draws import draws
+from sinklens.plots.marks import add_marks
 from sinklens.plots.style import (
     INK,
     SEQUENTIAL,
@@ -52,26 +53,19 @@ def retrieval_join(heads: pd.DataFrame) -> go.Figure:
     records = heads.sort_values("rank_retrieval").to_dict("records")
     notes = f"{len(heads):,} heads. Colour: induction score. Named: retrieval heads (0.1 or more), at most {NAMED}."
     fig = new_figure(_TITLE, notes, height=420)
-    fig.add_trace(
-        go.Scatter(
-            x=float32([record["importance"] for record in records]),
-            y=float32([record["retrieval"] for record in records]),
-            name="heads",
-            mode="markers",
-            marker={
-                "size": 9,
-                "color": float32([record["induction"] for record in records]),
-                "colorscale": SEQUENTIAL,
-                "cmin": 0,
-                "cmax": 1,
-                "colorbar": colorbar("induction"),
-                "line": {"width": 0.8, "color": INK},
-            },
-            text=[_hover(record, len(records)) for record in records],
-            hovertemplate="%{text}<extra></extra>",
-            showlegend=False,
-        )
-    )
+    marker = {
+        "size": 9,
+        "color": float32([record["induction"] for record in records]),
+        "colorscale": SEQUENTIAL,
+        "cmin": 0,
+        "cmax": 1,
+        "colorbar": colorbar("induction"),
+        "line": {"width": 0.8, "color": INK},
+    }
+    x = float32([record["importance"] for record in records])
+    text = [_hover(record, len(records)) for record in records]
+    y = float32([record["retrieval"] for record in records])
+    add_marks(fig, x, y, "heads", marker, hover="%{text}", text=text, showlegend=False)
     named = [record for record in records if record["retrieval"] >= 0.1][:NAMED]
     for group in _together(named, float(heads["retrieval"].max())):
         first = min(group, key=lambda record: record["importance"])

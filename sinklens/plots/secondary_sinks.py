@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, value_axis
 from sinklens.plots.draws import CENSUS, draws
-from sinklens.plots.marks import add_line
+from sinklens.plots.marks import add_line, add_marks
 from sinklens.plots.style import CATEGORICAL, MUTED, empty_figure, new_figure, require_columns, token_label
 from sinklens.wording import several
 
@@ -78,23 +78,21 @@ def secondary_sinks(tokens: pd.DataFrame, windows: pd.DataFrame | None = None) -
             lives.append(int(group["life"].iloc[0]))
             counts.append(len(group))
             texts.append(f"{several(len(group), 'token')}, such as {some}")
-        fig.add_trace(
-            go.Scatter(
-                x=layers_made,
-                y=lives,
-                name=f"{name} ({len(rows)})",
-                mode="markers",
-                cliponaxis=False,
-                marker={
-                    "size": 8 + 22 * np.sqrt(np.array(counts) / largest),
-                    "color": colour,
-                    "symbol": symbol,
-                    "opacity": 0.75,
-                    "line": {"width": 1, "color": "white"},
-                },
-                text=texts,
-                hovertemplate=f"<b>{name}</b><br>after layer %{{x}}, for %{{y}} layers<br>%{{text}}<extra></extra>",
-            )
+        add_marks(
+            fig,
+            layers_made,
+            lives,
+            f"{name} ({len(rows)})",
+            {
+                "size": 8 + 22 * np.sqrt(np.array(counts) / largest),
+                "color": colour,
+                "symbol": symbol,
+                "opacity": 0.75,
+                "line": {"width": 1, "color": "white"},
+            },
+            hover=f"<b>{name}</b><br>after layer %{{x}}, for %{{y}} layers<br>%{{text}}",
+            cliponaxis=False,
+            text=texts,
         )
     layers = list(range(int(tokens["first_layer"].min()), int(tokens["first_layer"].max()) + 1))
     if spans:

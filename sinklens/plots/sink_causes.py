@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import named_axis, value_axis
 from sinklens.plots.draws import draws
+from sinklens.plots.marks import add_bars, add_marks
 from sinklens.plots.style import (
     BELOW,
     CATEGORICAL,
@@ -65,29 +66,11 @@ def sink_causes(heads: pd.DataFrame, channels: pd.DataFrame, components: pd.Data
         parts = {_name(what, part): (wide[part], colour) for part, colour in zip(largest, colours, strict=False)}
         parts[f"other {what}s"] = (wide.drop(columns=largest).sum(axis=1), "#c4cad2")
         for name, (shares, colour) in parts.items():
-            fig.add_trace(
-                go.Bar(
-                    x=float32(shares),
-                    y=[place + shift for place in range(len(order))],
-                    width=0.36,
-                    orientation="h",
-                    name=escaped(name),
-                    marker={"color": colour},
-                    text=[f"{head}: {escaped(name)}" for head in heads["name"]],
-                    textposition="none",
-                    hovertemplate="%{text}<br>%{x:+.2f} logits<extra></extra>",
-                )
-            )
-    fig.add_trace(
-        go.Scatter(
-            x=float32(heads["margin"]),
-            y=[*range(len(order))],
-            name="margin",
-            mode="markers",
-            marker={"symbol": "line-ns", "size": 34, "line": {"width": 2, "color": INK}},
-            hovertemplate="margin %{x:+.2f} logits<extra></extra>",
-        )
-    )
+            y = [place + shift for place in range(len(order))]
+            look = {"width": 0.36, "orientation": "h", "text": [f"{head}: {escaped(name)}" for head in heads["name"]]}
+            add_bars(fig, float32(shares), y, escaped(name), colour, hover="%{text}<br>%{x:+.2f} logits", **look)
+    marker = {"symbol": "line-ns", "size": 34, "line": {"width": 2, "color": INK}}
+    add_marks(fig, float32(heads["margin"]), [*range(len(order))], "margin", marker, hover="margin %{x:+.2f} logits")
     fig.add_vline(x=0, line={"color": MUTED, "width": 1})
     rows = named_axis([str(name) for name in heads["name"]], down=True)
     fig.update_layout(xaxis=value_axis("share of the margin, logits"), yaxis=rows, barmode="relative", legend=BELOW)

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import light_grid, named_axis, value_axis
 from sinklens.plots.draws import draws
+from sinklens.plots.marks import add_marks
 from sinklens.plots.style import CATEGORICAL, empty_figure, escaped, float32, new_figure, require_columns
 
 _TITLE: Final = "What grows a sink: small decoders on Bigram-Backcopy"
@@ -82,27 +83,10 @@ def _add(fig: go.Figure, table: pd.DataFrame, conditions: list[str], axis: str, 
             x.append(float(value))
             y.append(row)
             text.append(f"{escaped(str(record['condition']))}, seed {seed}<br>{record['figure']}")
-    fig.add_trace(
-        go.Scatter(
-            x=float32(x),
-            y=y,
-            mode="markers",
-            marker={"color": colour, "symbol": symbol, "size": 7, "opacity": 0.8},
-            text=text,
-            hovertemplate="%{text}: %{x:.4g}<extra></extra>",
-            xaxis=f"x{axis}",
-            yaxis=f"y{axis}",
-        )
-    )
+    marker = {"color": colour, "symbol": symbol, "size": 7, "opacity": 0.8}
+    across = float32(x)
+    add_marks(fig, across, y, None, marker, hover="%{text}: %{x:.4g}", text=text, xaxis=f"x{axis}", yaxis=f"y{axis}")
     means = [(float(m), conditions.index(str(c))) for c, m in zip(table["condition"], table["mean"], strict=True)]
-    fig.add_trace(
-        go.Scatter(
-            x=float32([m for m, _row in means]),
-            y=[row for _m, row in means],
-            mode="markers",
-            marker={"symbol": "line-ns-open", "size": 13, "color": colour, "line": {"width": 2}},
-            hoverinfo="skip",
-            xaxis=f"x{axis}",
-            yaxis=f"y{axis}",
-        )
-    )
+    marker = {"symbol": "line-ns-open", "size": 13, "color": colour, "line": {"width": 2}}
+    across = float32([m for m, _row in means])
+    add_marks(fig, across, [row for _m, row in means], None, marker, xaxis=f"x{axis}", yaxis=f"y{axis}")

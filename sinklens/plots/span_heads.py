@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import head_axis, layer_rows, named_axis, value_axis
 from sinklens.plots.draws import draws
-from sinklens.plots.marks import add_cells, add_intervals, add_white, add_words, room_above
+from sinklens.plots.marks import add_cells, add_intervals, add_marks, add_white, add_words, room_above
 from sinklens.plots.style import (
     CATEGORICAL,
     INK,
@@ -59,9 +59,7 @@ def span_heads(heads: pd.DataFrame, steered: pd.DataFrame) -> go.Figure:
     add_cells(fig, grid, said.tolist(), colorbar=bar, **signed_colours(top))
     chosen = heads[heads["chosen"].astype(bool)]
     ring = {"symbol": "circle", "size": 8, "color": "white", "line": {"width": 1.6, "color": INK}}  # on any shade
-    fig.add_trace(
-        go.Scatter(x=chosen["head"], y=chosen["layer"], mode="markers", marker=ring, hoverinfo="skip", name="chosen")
-    )
+    add_marks(fig, chosen["head"], chosen["layer"], "chosen", ring)
     table = summarize(steered)
     told = [f"{escaped(str(row.kind))}: {row.change:+z.3f} nats" for row in table.itertuples()]
     places = range(len(table))

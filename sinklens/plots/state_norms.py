@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from sinklens.plots.axes import layer_axis, light_grid, log_axis
 from sinklens.plots.draws import CENSUS, draws
-from sinklens.plots.marks import add_line
+from sinklens.plots.marks import add_line, add_marks
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
@@ -74,17 +74,15 @@ def state_norms(norms: pd.DataFrame, *, position: int = 0) -> go.Figure:
         ratio = means["norm"] / means["others"]
         add_line(fig, [*layers], ratio, name, colour, symbol=symbol, text=text, hover=said)
         if state != "hidden" and rows.groupby("layer").size().max() > 1:
-            fig.add_trace(
-                go.Scatter(
-                    x=rows["layer"].to_numpy(dtype=int),
-                    y=float32(rows["ratio"]),
-                    name=f"one KV head ({state})",
-                    mode="markers",
-                    marker={"size": 5, "symbol": symbol, "color": colour, "opacity": 0.4},
-                    text=[f"KV head {row['kv_head']}, {_hover(row['layer'], row)}" for row in rows.to_dict("records")],
-                    hovertemplate=f"{state} of %{{text}}<br>%{{y:.4g}} times the others<extra></extra>",
-                    showlegend=False,
-                )
+            add_marks(
+                fig,
+                rows["layer"].to_numpy(dtype=int),
+                float32(rows["ratio"]),
+                f"one KV head ({state})",
+                {"size": 5, "symbol": symbol, "color": colour, "opacity": 0.4},
+                hover=f"{state} of %{{text}}<br>%{{y:.4g}} times the others",
+                text=[f"KV head {row['kv_head']}, {_hover(row['layer'], row)}" for row in rows.to_dict("records")],
+                showlegend=False,
             )
     fig.add_hline(y=1, line={"color": MUTED, "width": 1.4, "dash": "dash"})
     numbers = range(int(table["layer"].min()), int(table["layer"].max()) + 1)

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from sinklens.plots.axes import layer_rows, log_colorbar, thinned
 from sinklens.plots.draws import draws
 from sinklens.plots.head_grid import grid_height
-from sinklens.plots.marks import add_cells
+from sinklens.plots.marks import add_cells, add_marks
 from sinklens.plots.style import BELOW, SEQUENTIAL, empty_figure, new_figure, number, require_columns
 
 _TITLE: Final = "Largest output of every expert"
@@ -63,12 +63,7 @@ def super_experts(experts: pd.DataFrame) -> go.Figure:
         marked = experts[flag].astype(bool).to_numpy()
         if marked.any():
             look = {"symbol": symbol, "size": 14, "color": "#D55E00", "line": {"width": 2.5, "color": "#D55E00"}}
-            fig.add_trace(
-                go.Scatter(
-                    x=column[marked], y=row[marked], mode="markers", name=f"{name} ({int(marked.sum())})", marker=look,
-                    hoverinfo="skip",
-                )
-            )  # fmt: skip
+            add_marks(fig, column[marked], row[marked], f"{name} ({int(marked.sum())})", look)
     shown = thinned(count, 24)
     ticks = {"tickvals": [*shown, *[count] * shared], "ticktext": [*map(str, shown), *["shared"] * shared]}
     across = {"title": {"text": "expert (0-based)"}, "range": [-0.5, count + shared - 0.5], "showgrid": False} | ticks

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from sinklens.errors import InputError
 from sinklens.plots.axes import named_axis, value_axis
 from sinklens.plots.draws import draws, one_row_each
-from sinklens.plots.marks import add_words, room_above
+from sinklens.plots.marks import add_bars, add_marks, add_words, room_above
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
@@ -56,37 +56,16 @@ def token_classes(classes: pd.DataFrame, *, value: str | None = None, limit: int
     fig = new_figure(_TITLE, note, height=max(160, 28 * len(drawn)))
     places = np.arange(len(drawn))
     labels = [_name([record[name] for name in by]) for record in drawn.to_dict("records")]
-    fig.add_trace(
-        go.Bar(
-            x=float32(drawn["row_share"]),
-            y=places,
-            orientation="h",
-            name="share of the rows",
-            marker={"color": CATEGORICAL[0]},
-            text=labels,
-            textposition="none",
-            hovertemplate="%{text}<br>%{x:.1%} of the rows<extra></extra>",
-        )
-    )
+    x, hover = float32(drawn["row_share"]), "%{text}<br>%{x:.1%} of the rows"
+    add_bars(fig, x, places, "share of the rows", CATEGORICAL[0], hover=hover, orientation="h", text=labels)
     _lines(fig, drawn["token_share"], places, "share of all tokens", MUTED, "x")
     wide = {} if value is None else {"domain": [0, 0.46]}
     if value is not None:
-        fig.add_trace(
-            go.Scatter(
-                x=float32(drawn[value]),
-                y=places,
-                xaxis="x2",
-                name=escaped(value),
-                mode="markers",
-                marker={"size": 9, "color": CATEGORICAL[1]},
-                error_x={"array": float32(drawn[f"{value}_sd"].fillna(0)), "width": 5, "thickness": 1.6},
-                text=[
-                    f"{label}<br>{escaped(value)} {number(each)}"
-                    for label, each in zip(labels, drawn[value], strict=True)
-                ],
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
+        text = [f"{label}<br>{escaped(value)} {number(each)}" for label, each in zip(labels, drawn[value], strict=True)]
+        bars = {"array": float32(drawn[f"{value}_sd"].fillna(0)), "width": 5, "thickness": 1.6}
+        marker = {"size": 9, "color": CATEGORICAL[1]}
+        x = float32(drawn[value])
+        add_marks(fig, x, places, escaped(value), marker, hover="%{text}", xaxis="x2", error_x=bars, text=text)
         for null, colour in (("null", MUTED), ("null_document", CATEGORICAL[3])):
             if null in drawn:
                 _lines(fig, drawn[null], places, f"even attention ({null})", colour, "x2")
@@ -106,14 +85,5 @@ def _name(parts: list[Any]) -> str:
 
 
 def _lines(fig: go.Figure, x: pd.Series, y: np.ndarray, name: str, colour: str, axis: str) -> None:
-    fig.add_trace(
-        go.Scatter(
-            x=float32(x),
-            y=y,
-            xaxis=axis,
-            name=name,
-            mode="markers",
-            marker={"symbol": "line-ns-open", "size": 18, "color": colour, "line": {"width": 2.5, "color": colour}},
-            hovertemplate=f"{name}: %{{x:.3g}}<extra></extra>",
-        )
-    )
+    marker = {"symbol": "line-ns-open", "size": 18, "color": colour, "line": {"width": 2.5, "color": colour}}
+    add_marks(fig, float32(x), y, name, marker, hover=f"{name}: %{{x:.3g}}", xaxis=axis)

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from sinklens.errors import InputError
 from sinklens.plots.axes import named_axis, value_axis
 from sinklens.plots.draws import CENSUS, draws
+from sinklens.plots.marks import add_bars, add_marks
 from sinklens.plots.style import (
     CATEGORICAL,
     MUTED,
@@ -73,27 +74,11 @@ def token_types(
     fig = new_figure(title, " ".join(notes), height=max(200, 26 * len(drawn)))
     y = np.arange(len(drawn))
     at_start = (drawn["occurrence"] == "start").to_numpy()
-    fig.add_trace(
-        go.Bar(
-            x=float32(drawn[share]),
-            y=y,
-            orientation="h",
-            name=f"share of {what}",
-            marker={"color": [CATEGORICAL[0] if start else CATEGORICAL[1] for start in at_start]},
-            customdata=[_hover(record, count, share, what) for record in drawn.to_dict("records")],
-            hovertemplate="%{customdata}<extra></extra>",
-        )
-    )
-    fig.add_trace(
-        go.Scatter(
-            x=float32(drawn["token_share"]),
-            y=y,
-            name="share of all tokens",
-            mode="markers",
-            marker={"symbol": "line-ns-open", "size": 18, "color": MUTED, "line": {"width": 2.5, "color": MUTED}},
-            hoverinfo="skip",
-        )
-    )
+    colours = [CATEGORICAL[0] if start else CATEGORICAL[1] for start in at_start]
+    look = {"customdata": [_hover(record, count, share, what) for record in drawn.to_dict("records")]}
+    add_bars(fig, float32(drawn[share]), y, f"share of {what}", colours, orientation="h", hover="%{customdata}", **look)
+    marker = {"symbol": "line-ns-open", "size": 18, "color": MUTED, "line": {"width": 2.5, "color": MUTED}}
+    add_marks(fig, float32(drawn["token_share"]), y, "share of all tokens", marker)
     names = [f"{_name(record)} ({record[count]:,.0f} of {record['n_tokens']:,})" for record in drawn.to_dict("records")]
     fig.update_layout(
         xaxis=value_axis("share", range=[0, 1.02]),
