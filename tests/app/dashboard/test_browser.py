@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sinklens.app.dashboard.build import build_app
-from tests.app.dashboard.screen import Screen
+from tests.app.dashboard.screen import Screen, served
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -17,7 +17,7 @@ from sinklens.app.dashboard.lines import lines_of
 from sinklens.app.dashboard.state import State
 from sinklens.app.sections.found import section_of
 from sinklens.studies import Census
-from tests.app.dashboard.screen import Screen
+from tests.app.dashboard.screen import Screen, served
 from tests.small_run import DATA, RUNS, measured
 from tests.studies.census.verdict.test_models import refutations
 

@@ -15,7 +15,7 @@ import pytest
 
 from sinklens.app.dashboard.build import build_app
 from sinklens.studies import Census, scan
-from tests.app.dashboard.screen import Screen, opened
+from tests.app.dashboard.screen import Screen, opened, served
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
