@@ -75,11 +75,11 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(zoo: Path) -> Path:
-    """A tiny checkpoint for commands."""
-    from tests.families import checkpoint
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint for commands, which no test holds in memory."""
+    from tests.families import build_checkpoint
 
-    return checkpoint("llama", zoo)
+    return build_checkpoint("llama", tmp_path_factory.mktemp("cli") / "llama")
 
 
 @pytest.fixture
