@@ -11,7 +11,7 @@ import pytest
 from sinklens.app.dashboard.bench import open_source
 from sinklens.app.dashboard.callbacks.everything import everything_view
 from sinklens.app.dashboard.callbacks.grid import grid_view, headline
-from sinklens.app.dashboard.callbacks.head import positions_view
+from sinklens.app.dashboard.callbacks.head import head_view, positions_view
 from sinklens.app.dashboard.callbacks.navigate import describe
 from sinklens.app.dashboard.state import State
 from sinklens.app.drawings import drawings
@@ -102,6 +102,14 @@ def test_its_tables_hold_its_numbers(kind: str, tmp_path: Path) -> None:
         ]
 
 
+def page_order(kind: str) -> list[str]:
+    """Titles of figures in the order of its sections; those that no section names stand in the first one."""
+    named = [title for part in PARTS[kind] for title in part.figures]
+    rest = [title for title in drawings(kind) if title not in named]
+    first = [title for title in drawings(kind) if title in (*rest, *PARTS[kind][0].figures)]
+    return [*first, *(title for title in named if title not in first)]
+
+
 @pytest.mark.parametrize("kind", sorted(PARTS))
 def test_the_dashboard_shows_it(kind: str, tmp_path: Path) -> None:
     result = made(kind)
@@ -115,6 +123,10 @@ def test_the_dashboard_shows_it(kind: str, tmp_path: Path) -> None:
         said = str(headline(bench, shown["grid-key"]))
         assert result.verdict[0][:40] in said.replace("\\'", "'") or "cannot be written" not in said
         assert bench.run(name).verdict == result.verdict
+        assert [*bench.run(name).drawings] == sorted(drawings(kind), key=page_order(kind).index)
+        assert all("(None)" not in score.definition for score in bench.run(name).scores)
+        if not bench.run(name).scores:
+            assert "no numbers of single heads" in str(head_view(bench, {"run": name}).facts)
         for choice in shown["table-options"]:
             drawn, body = everything_view(bench, {"run": name, "table": choice})
             assert drawn is not None or body
@@ -150,6 +162,7 @@ def test_the_dashboard_tells_of_a_damaged_file(file: str, tmp_path: Path) -> Non
     drawn = [run.draw(title).layout.annotations for title in run.drawings]
     assert any(file in note.text for notes in drawn for note in notes)
     grid_view(bench, shown["grid-key"])
+    head_view(bench, {"run": shown["run"]})
 
 
 def test_a_number_of_a_report_is_that_of_its_table(tmp_path: Path) -> None:

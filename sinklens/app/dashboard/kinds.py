@@ -1,6 +1,6 @@
 """How the dashboard opens a saved result: a census and a sweep in views of their own, any other kind by its tables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -8,7 +8,9 @@ from sinklens.app.dashboard.census_run import census_run
 from sinklens.app.dashboard.run import Run
 from sinklens.app.dashboard.stored import MemoryTables, StoredTables
 from sinklens.app.dashboard.sweep_run import sweep_run
-from sinklens.app.drawings import drawings
+from sinklens.app.drawings import Drawing, drawings
+from sinklens.app.parts import drawn_in
+from sinklens.app.study_parts import PARTS
 from sinklens.results.damage import blamed
 from sinklens.results.header_file import refuse_newer
 from sinklens.results.result import Result, known_kind
@@ -40,11 +42,18 @@ def live_run(result: Result, name: str, label: str) -> Run:
         return census_run(name, label, result.meta, tables, result.maps, lambda: result.arrays)
     if isinstance(result, Sweep):
         return sweep_run(name, label, result.meta, tables)
-    return Run(name, label, result.format, result.meta, tables, drawings=drawings(result.format))
+    return Run(name, label, result.format, result.meta, tables, drawings=_drawings(result.format))
+
+
+def _drawings(kind: str) -> Mapping[str, Drawing]:
+    """Its figures as its report has them, so that the first one is what it is about."""
+    drawn = drawings(kind)
+    parts = drawn_in(PARTS.get(kind, ()), drawn).values()
+    return {title: draw for figures in parts for title, draw in figures.items()} or drawn
 
 
 def _any(name: str, label: str, tables: StoredTables) -> Run:
-    return Run(name, label, tables.kind, tables.meta, tables, drawings=drawings(tables.kind))
+    return Run(name, label, tables.kind, tables.meta, tables, drawings=_drawings(tables.kind))
 
 
 def _census(name: str, label: str, tables: StoredTables) -> Run:

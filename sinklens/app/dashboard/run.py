@@ -239,7 +239,8 @@ class Run:
                 if column in ("layer", "head", *by) or not pd.api.types.is_numeric_dtype(frame[column]):
                     continue
                 metric = metrics.get(column) if isinstance(metrics, Mapping) else None
-                text = f"{metric.get('definition')} ({metric.get('source')})" if isinstance(metric, Mapping) else ""
+                text = str(metric.get("definition")) if isinstance(metric, Mapping) else ""
+                text += f" ({metric['source']})" if isinstance(metric, Mapping) and metric.get("source") else ""
                 rank = 0 if text else 1 if pd.api.types.is_float_dtype(frame[column]) else 2
                 for group in groups:
                     label = f"{column} · {group} ({name})" if group else f"{column} ({name})"

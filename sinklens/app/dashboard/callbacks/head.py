@@ -19,6 +19,7 @@ from sinklens.errors import InputError, SinkLensError
 from sinklens.plots.attention_map import attention_map
 
 _SIDE = 330
+_CHOOSE = "Click a cell of the grid, or choose a head above."
 
 
 def register(app: Dash, bench: Bench) -> None:
@@ -163,6 +164,15 @@ def begun_by_itself(bench: Bench, key: dict[str, Any]) -> bool:
         return False
 
 
+def _none_chosen(run: Run | None) -> str:
+    """What to do about it, or that there is none to choose."""
+    try:
+        nothing = run is not None and not run.scores
+    except SinkLensError as error:  # of a damaged file
+        return str(error)
+    return "This result has no numbers of single heads." if nothing else _CHOOSE
+
+
 def head_view(bench: Bench, key: dict[str, Any]) -> HeadView:
     """Everything in the card of a head.
 
@@ -173,7 +183,7 @@ def head_view(bench: Bench, key: dict[str, Any]) -> HeadView:
     state = Shown.from_mapping(key)
     run, other, pair = _open(bench, state.run), _open(bench, state.compare), state.pair
     if run is None or pair is None:
-        return HeadView("Head", html.P("Click a cell of the grid, or choose a head above.", className="note"))
+        return HeadView("Head", html.P(_none_chosen(run), className="note"))
     numbers = _at(bench, state.run, state)
     facts = (
         html.P(_why_not(bench, state), className="note")
