@@ -19,7 +19,6 @@ MORE = 1.05
 """Keys really read, in budgets, above which a rule is not ranked with the others of its budget."""
 ENOUGH = 0.1
 """Share of the attention from which the first four tokens are worth a sentence."""
-MASSES = ("mass", "mass_post_hoc", "first_mass", "first_kept")
 MEASURES = ("delta_loss", "kl", "top1_agreement")
 
 
