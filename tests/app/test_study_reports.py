@@ -126,7 +126,7 @@ def test_the_dashboard_shows_it(kind: str, tmp_path: Path) -> None:
         assert [*bench.run(name).drawings] == sorted(drawings(kind), key=page_order(kind).index)
         assert all("(None)" not in score.definition for score in bench.run(name).scores)
         if not bench.run(name).scores:
-            assert "no numbers of single heads" in str(head_view(bench, {"run": name}).facts)
+            assert "has one row per head" in str(head_view(bench, {"run": name}).facts)
         for choice in shown["table-options"]:
             drawn, body = everything_view(bench, {"run": name, "table": choice})
             assert drawn is not None or body

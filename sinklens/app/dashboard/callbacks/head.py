@@ -170,7 +170,7 @@ def _none_chosen(run: Run | None) -> str:
         nothing = run is not None and not run.scores
     except SinkLensError as error:  # of a damaged file
         return str(error)
-    return "This result has no numbers of single heads." if nothing else _CHOOSE
+    return "No table of this result has one row per head." if nothing else _CHOOSE
 
 
 def head_view(bench: Bench, key: dict[str, Any]) -> HeadView:
