@@ -35,8 +35,8 @@ def rank(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="Some of icr, calibrated, query_attention, infini, infini_weighted, last_token, overlap, random. "
-            "Default: all.",
+            help="Some of icr, calibrated, query_attention, infini, infini_weighted, last_token, overlap, place, "
+            "random. Default: all.",
         ),
     ] = None,
     heads: Annotated[
@@ -57,7 +57,8 @@ def rank(
     """Put documents into the order in which a question looks at them.
 
     Nothing is generated: documents and question are read, and each rule sums the attention from the question to each
-    document, beside word overlap and a random order. Without files: twenty built-in questions, six sentences each.
+    document, beside word overlap, the order of the prompt and a random one. Without files: twenty built-in questions,
+    six sentences each.
 
     For example:
 

@@ -43,7 +43,7 @@ class Alisa(Policy):
         local = sums[:, last] - sums[:, (last - self.recent).clamp(min=0)]
         view.state["rows"] = rows[:, max(0, rows.shape[1] - self.recent) :].clone()
         near = view.distance < self.recent
-        return top_keys(local, self.global_keys, view.visible & ~near & (local > 0)) | near
+        return top_keys(local, self.global_keys, view.visible & ~near) | near
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "Alisa":

@@ -61,6 +61,8 @@ class Policy(Intervention):
             ``"layer"`` or ``"model"``.
         evicts: Whether a key once dropped never comes back, as in a cache that frees it.
         may_be_empty: Whether a row may be left without any key.
+        untrained: Whether it is for models that are trained with it and nothing says that this one was; what it costs
+            then says nothing of it.
         positive: Fields of whole numbers that count from 1; all others may be 0.
         source: Paper, and the code that was read.
     """
@@ -72,6 +74,7 @@ class Policy(Intervention):
     group: ClassVar[Literal["head", "kv_group", "layer", "model"]] = "head"
     evicts: ClassVar[bool] = False
     may_be_empty: ClassVar[bool] = False
+    untrained: ClassVar[bool] = False
     positive: ClassVar[tuple[str, ...]] = ()
     source: ClassVar[str] = ""
 
@@ -247,6 +250,7 @@ def claims_of(parts: Sequence[Policy]) -> dict[str, Any]:
         "group": max((part.group for part in parts), key=groups.index),
         "evicts": all(part.evicts for part in parts),
         "may_be_empty": any(part.may_be_empty for part in parts),
+        "untrained": any(part.untrained for part in parts),
     }
 
 

@@ -31,6 +31,7 @@ class CCA(Policy):
     name: ClassVar[str] = "cca"
     scope: ClassVar = "causal"
     positive: ClassVar = ("group_size", "recent")
+    untrained: ClassVar[bool] = True
     source: ClassVar[str] = "Chen et al. 2025, arXiv 2412.12465 (from notes; chenyaofo/CCA-Attention holds no code)"
 
     def _far(self, view: View) -> Bool[Tensor, "q_pos k_pos"]:
@@ -75,6 +76,8 @@ class CCA(Policy):
         return (kept & ~far).sum(-1) + far.sum(-1).float() / self.group_size
 
     def cached(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Float[Tensor, "kv_head q_pos"]:
-        """What is read: each query head weights its groups by its own attention, so cores are its own."""
-        found: Tensor = self.entries(view, kept).unflatten(0, (view.kv_heads, -1)).sum(1)
-        return found
+        """Recent tokens once, and cores of every query head, which weights its groups by its own attention."""
+        far = self._far(view) & kept
+        recent = (kept & ~far).unflatten(0, (view.kv_heads, -1)).any(1).sum(-1)
+        cores: Tensor = far.unflatten(0, (view.kv_heads, -1)).sum((1, -1)).float() / self.group_size
+        return recent + cores

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -57,9 +58,12 @@ class D2O(Policy):
         return (view.rows + 1).clamp(0, most).expand(len(view.heads), -1).float()
 
     def cached(self, view: View, kept: Bool[Tensor, "head q_pos k_pos"]) -> Float[Tensor, "kv_head q_pos"]:
-        """Slots of all query heads of the KV head, which merge each for themselves; one cache where nothing merges."""
-        found: Tensor = self.entries(view, kept).unflatten(0, (view.kv_heads, -1)).sum(1)
-        return found if "live" in view.state else super().cached(view, kept)
+        """Slots of all query heads of the KV head, each with merges of its own; one cache until a key is dropped."""
+        plain = super().cached(view, kept)
+        if "live" not in view.state:
+            return plain
+        each: Tensor = self.entries(view, kept).unflatten(0, (view.kv_heads, -1)).sum(1)
+        return torch.where(view.rows <= self.heavy + self.recent, plain, each)
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "D2O":

@@ -39,5 +39,5 @@ class H2OGlobal(Policy):
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "H2OGlobal":
-        """Half and half."""
-        return cls(max(1, keys // 2), max(1, keys - keys // 2 - 1))
+        """Half and half; every column of a text that is no longer."""
+        return cls(max(1, keys // 2 if keys < length else keys), max(1, keys - keys // 2 - 1))

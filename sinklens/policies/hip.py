@@ -81,6 +81,6 @@ class HiP(Policy):
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "HiP":
-        """An eighth first, an eighth recent, the rest in blocks of 4, found by 16 queries, in every layer."""
+        """An eighth first, an eighth recent, the rest (or all of a text) in blocks of 4, found by 16 queries."""
         part = max(1, keys // 8)
-        return cls(max(2, keys - 2 * part), 4 if keys >= 16 else 2, 16, part, part, 0)
+        return cls(max(2, keys - 2 * part if keys < length else keys), 4 if keys >= 16 else 2, 16, part, part, 0)

@@ -94,7 +94,7 @@ class HyperAttention(Policy):
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "HyperAttention":
-        """Half the budget for the own stretch, the rest shared by blocks and samples of the halvings."""
-        exact = max(2, keys // 2)
+        """Half the budget (or a whole text) for the own stretch, the rest for blocks and samples of the halvings."""
+        exact = max(2, keys // 2 if keys < length else keys)
         part = max(1, keys // 4 // max(1, math.ceil(math.log2(max(2, length / exact)))))
         return cls(part, part, exact)

@@ -35,6 +35,7 @@ class Landmark(Policy):
     name: ClassVar[str] = "landmark"
     scope: ClassVar = "causal"
     positive: ClassVar = ("block",)
+    untrained: ClassVar[bool] = True
     source: ClassVar[str] = "Mohtashami & Jaggi 2023, arXiv 2305.16300; epfml/landmark-attention (trained)"
 
     def __post_init__(self) -> None:

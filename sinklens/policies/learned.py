@@ -24,6 +24,10 @@ class Learned(Policy):
     weights: str | None = field(default=None, kw_only=True)
     seed: int = field(default=0, kw_only=True)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "untrained", self.weights is None)
+
     def trained(self, layer: int, shapes: Mapping[str, tuple[int, ...]], like: Tensor) -> dict[str, Tensor]:
         """The named tensors of one layer."""
         return layer_weights(self.weights, self.seed, layer, shapes, like)

@@ -33,6 +33,7 @@ class LongGen(Policy):
     name: ClassVar[str] = "long_gen"
     scope: ClassVar = "causal"
     group: ClassVar = "model"
+    evicts: ClassVar[bool] = True
     positive: ClassVar = ("recent",)
     source: ClassVar[str] = "Ge et al. 2024, arXiv 2410.01485 (no code; published quality needs training)"
 

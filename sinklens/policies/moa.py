@@ -38,6 +38,7 @@ class MoA(Policy):
 
     name: ClassVar[str] = "moa"
     scope: ClassVar = "causal"
+    evicts: ClassVar[bool] = True
     positive: ClassVar = ("n_tokens", "step")
     source: ClassVar[str] = "Fu et al. 2024, arXiv 2406.14909; thu-nics/MoA, attention/pattern.py"
 

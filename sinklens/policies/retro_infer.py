@@ -87,6 +87,12 @@ class RetroInfer(Policy):
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "RetroInfer":
-        """A quarter first and recent, half in clusters of 4 that are read, as many keys again in stand-ins."""
-        share = min(0.5, keys / 2 / length)
-        return cls(share, share, 4, min(4, keys // 8), max(1, keys // 4 - min(4, keys // 8)))
+        """A quarter first and recent, half in clusters of 4 that are read, as many in stand-ins; or a whole text."""
+        share = keys / 2 / length
+        return cls(
+            share if keys < length else 1.0,
+            min(share, 0.5),
+            4,
+            min(4, keys // 8),
+            max(1, keys // 4 - min(4, keys // 8)),
+        )

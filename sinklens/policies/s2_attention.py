@@ -35,6 +35,7 @@ class S2Attention(Policy):
     name: ClassVar[str] = "s2_attention"
     scope: ClassVar = "causal"
     group: ClassVar = "kv_group"
+    evicts: ClassVar[bool] = True
     positive: ClassVar = ("block", "stride")
     source: ClassVar[str] = "Lin et al. 2024, arXiv 2407.17678; linxihui/dkernel (published quality needs training)"
 

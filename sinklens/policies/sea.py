@@ -50,7 +50,7 @@ class SEA(Learned):
         order = guess.masked_fill(~cells, -torch.inf).argsort(-1, descending=True).argsort(-1)
         chosen = (order < (self.k * filled).div(count, rounding_mode="floor").clamp(min=1)) & cells
         found = chosen.gather(-1, cell.expand_as(view.scores))
-        return found | (view.distance == 0) | (count <= self.k)
+        return found | (view.distance == 0) | (count <= self.k + 1)
 
     def _map(self, view: View) -> Tensor:
         """The coarse map of every row, ``[head q_pos cell]``."""

@@ -39,18 +39,18 @@ class SpAtten(Policy):
 
         Cost: keeps what layers leave to the next, O(pos pos) memory.
         """
-        seen = view.visible.any(0)
-        importance = view.shared.get("importance")
-        alive = seen
+        seen, own = view.visible.any(0), view.distance == 0
+        importance, alive = view.shared.get("importance"), view.shared.get("alive", view.distance >= 0)
+        read = seen
         if importance is not None:
-            alive = top_keys(importance, self.k, view.shared["alive"] & seen) | (view.distance == 0)
-        weights = torch.softmax(view.scores.masked_fill(~alive, -torch.inf), -1).nan_to_num(0).sum(0)
+            read = top_keys(importance, self.k, alive & seen & ~own) | own
+        weights = torch.softmax(view.scores.masked_fill(~read, -torch.inf), -1).nan_to_num(0).sum(0)
         held = view.state.get("sum", weights.new_zeros(0))
         sums = weights.cumsum(0) + torch.nn.functional.pad(held, (0, weights.shape[-1] - held.shape[-1]))
         view.state["sum"] = sums[-1].clone()
         view.shared["importance"] = sums if importance is None else importance + sums
-        view.shared["alive"] = alive
-        return alive
+        view.shared["alive"] = read | alive & ~seen  # what a window hides here a later layer may still read
+        return read
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "SpAtten":

@@ -80,6 +80,6 @@ class Squeezed(Policy):
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "Squeezed":
-        """A quarter for the prompt's last keys, the rest as a share of the text, clusters of 4."""
+        """A quarter for the prompt's last keys, the rest as a share of what stands before them, clusters of 4."""
         last = max(1, keys // 4)
-        return cls(max(0.01, 1 - (keys - last) / length), 4, last)
+        return cls(max(0.0, 1 - (keys - last) / max(1, length - last)), 4, last)

@@ -37,6 +37,6 @@ class TriShape(Policy):
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "TriShape":
-        """Four sinks, or a quarter of a small budget, and the rest recent."""
+        """Four sinks, or a quarter of a small budget, and the rest recent; a quarter of the budget's rows are dense."""
         sinks = min(4, keys // 4)
-        return cls(sinks, max(1, keys - sinks))
+        return cls(sinks, max(1, keys - sinks), min(100, keys // 4))

@@ -67,6 +67,6 @@ class VerticalSlash(Policy):
 
     @classmethod
     def sized(cls, keys: int, length: int) -> "VerticalSlash":
-        """Half of the budget for columns and half for diagonals; an eighth of each is forced."""
-        half = max(1, keys // 2)
+        """Half of the budget for columns and half for diagonals, or all of a text; an eighth of each is forced."""
+        half = max(1, keys // 2 if keys < length else keys)
         return cls(half, half, min(64, max(1, length // 8)), max(1, half // 8), max(1, half // 8))

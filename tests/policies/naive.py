@@ -417,7 +417,7 @@ def sea(x: Layer) -> Array:
         return np.exp(y @ (projection * d**0.5) - (y**2).sum() / 2) / 32**0.5
 
     def rule(h: int, t: int) -> Iterable[int]:
-        if t + 1 <= 6:
+        if t <= 6:
             return range(t + 1)
         query = features(x.q[h, t] * d**0.5 / d**0.25)
         guess = [float(query @ features(x.k[h, i] / d**0.25)) for i in range(t + 1)]

@@ -17,6 +17,7 @@ from sinklens.attention import AttentionEngine, plan_for
 from sinklens.errors import UnsupportedArchitectureError
 from sinklens.models.builtin import data_dir
 from sinklens.policies import View
+from sinklens.policies.alisa import Alisa
 from sinklens.policies.coverage import Coverage
 from sinklens.policies.fake_quant import FakeQuantKV
 from sinklens.policies.full import Full
@@ -275,9 +276,19 @@ def test_a_token_dropped_at_one_layer_is_gone_in_the_next(zoo: Path) -> None:
     sums = np.cumsum(maps[0][:, :POS, :POS].sum(0), 0)
 
     def rule(_: int, t: int) -> list[int]:
-        return [t, *best({i: sums[t, i] for i in range(t + 1)}, 8)]
+        return [t, *best({i: sums[t, i] for i in range(t)}, 8)]
 
     np.testing.assert_allclose(maps[1][:, :POS, :POS], calls[1].keeping(rule), atol=1e-5)
+
+
+def test_alisa_keeps_keys_that_nobody_has_looked_at_while_there_is_room() -> None:
+    """Attention of sharp heads is exactly 0 for most keys; they count all the same."""
+    scores = torch.zeros(1, 9, 9)
+    scores[..., 1:4] = -300.0
+    at = torch.arange(9)
+    view = View(0, 1, scores.masked_fill(at > at[:, None], -math.inf), at, at, (0,), 1, 1)
+    assert float(view.pattern[0, 8, 2]) == 0
+    assert Alisa(3, 6).keep(view)[0, 8].all() and Alisa(3, 5).keep(view)[0, 8].sum() == 8
 
 
 @torch.no_grad()

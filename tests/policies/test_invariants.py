@@ -14,6 +14,7 @@ from sinklens.attention import AttentionEngine, FullMap, plan_for
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions import Intervention
 from sinklens.policies import Account, Policy, View, policies
+from sinklens.policies.registry import budgeted
 from tests.families import boot, padding_mask, random_ids
 from tests.interventions.invariants import decoded, on_path
 from tests.policies.rules import LARGE, MOST, POS, PROMPT, SMALL
@@ -70,6 +71,24 @@ def test_a_budget_as_large_as_the_text_changes_no_bit(name: str, zoo: Path) -> N
     with AttentionEngine(bridge):
         plain = bridge(ids)
     assert torch.equal(under(bridge, LARGE[name], ids), plain)
+
+
+@pytest.mark.parametrize("name", [n for n, rule in SMALL.items() if budgeted(type(rule)) and n != "landmark"])
+def test_a_rule_sized_for_the_whole_text_changes_no_bit_of_a_model_with_windows(name: str, zoo: Path) -> None:
+    """But a landmark is not read itself. What a window hides is not dropped, and nothing is merged yet."""
+    bridge, ids = boot("gemma3", zoo), random_ids(pos=64)
+    rule = replace(type(SMALL[name]).sized(64, 64), prompt=40)
+    with AttentionEngine(bridge):
+        plain = bridge(ids)
+    account = Account()
+    with rule.counted(account)(bridge):
+        found = bridge(ids)
+    assert torch.equal(found, plain)
+    assert account.by_head()["density"].min() == 1
+    full = Account()
+    with SMALL["full"].counted(full)(bridge):
+        bridge(ids)
+    assert (account.by_kv_head()["held"] == full.by_kv_head()["held"]).all(), "nothing is dropped or merged yet"
 
 
 @pytest.mark.parametrize("family", ["gemma3", "gpt2", "gpt_neox", "qwen3", "phi3", "gpt_oss", "falcon_alibi", "opt"])

@@ -116,6 +116,10 @@ def test_every_rule_equals_loops_over_whole_patterns() -> None:
     mine = found[found["method"] == "overlap"]["score"].tolist()
     assert mine == pytest.approx([0, 2 / 3, 0])
     assert sorted(found[found["method"] == "random"]["rank"]) == [1, 2, 3]
+    by_place = [
+        rank_documents(llama, tasks=[task], reverse=way, methods=["place"], use=False).ranks for way in (False, True)
+    ]
+    assert [[*each["rank"]] for each in by_place] == [[1, 2, 3], [3, 2, 1]]
 
 
 def test_the_trials_of_the_card(model: TransformerBridge) -> None:
@@ -189,10 +193,14 @@ def test_sentences_heads_files_and_wrong_input(model: TransformerBridge, tmp_pat
     gold = ranks[ranks["gold"].astype(bool)]
     hits = {name: sum(some["rank"] == 1) for name, some in gold.groupby("method")}
     name = found.verdict[0].split(" puts")[0]
-    rules = set(METHODS) - {"overlap", "random"}
+    rules = set(METHODS) - {"overlap", "place", "random"}
     assert hits[name] == max(hits[each] for each in rules)
     assert (
         f"first in {hits[name]} of 6 tasks" in found.verdict[0] and f"overlap in {hits['overlap']}" in found.verdict[0]
+    )
+    tops = [int(ranks[(ranks["task"] == i) & (ranks["method"] == name)]["rank"].argmin()) for i in range(6)]
+    assert found.verdict[1] == (
+        f"In {tops.count(0)} of 6 tasks the document that {name} puts first is the first of the prompt."
     )
     found.save(tmp_path / "ranked")
     opened = open_result(tmp_path / "ranked")

@@ -1,4 +1,4 @@
-"""Rules that rank documents by what the tokens of a question attend to, and two that never ask the model."""
+"""Rules that rank documents by what the tokens of a question attend to, and three that never ask the model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -98,6 +98,11 @@ def overlap(seen: Seen) -> list[float]:
     return [len(seen.words & each) / len(seen.words) for each in seen.documents]
 
 
+def place(seen: Seen) -> list[float]:
+    """Documents as they stand in the prompt: what a rule finds that looks at its beginning alone."""
+    return [-float(span.start) for span in seen.spans]
+
+
 def random(seen: Seen) -> list[float]:
     """A random order."""
     drawn: list[float] = np.random.default_rng(seen.seed).permutation(len(seen.spans)).astype(float).tolist()
@@ -112,6 +117,7 @@ METHODS: dict[str, Callable[[Seen], list[float]]] = {
     "infini_weighted": infini_weighted,
     "last_token": last_token,
     "overlap": overlap,
+    "place": place,
     "random": random,
 }
-"""Rules by name; the last two are controls."""
+"""Rules by name; the last three are controls."""

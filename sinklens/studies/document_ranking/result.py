@@ -9,7 +9,7 @@ from sinklens.evidence.wilson import wilson_interval
 from sinklens.results.result import Result
 
 FORMAT = "sinklens-document-ranking"
-CONTROLS = ("overlap", "random")
+CONTROLS = ("overlap", "place", "random")
 """Rules that never ask the model."""
 
 
@@ -22,7 +22,7 @@ class DocumentRanking(
     needs=("ranks", "use"),
     header=("settings",),
 ):
-    """Documents in the order in which a question looks at them, by several rules beside a random one and word overlap.
+    """Documents in the order in which a question looks at them, by several rules and three controls.
 
     Attributes:
         meta: Model, settings.
@@ -97,6 +97,13 @@ def ranking_words(ranks: pd.DataFrame, use: pd.DataFrame) -> list[str]:
                 text += f"; {name} in {int(wide[name].sum())}"
                 text += f" (difference {paired_interval((wide[best['method']] - wide[name]).tolist())})"
         out.append(f"{text}.")
+        tops = ranks[ranks["task"].isin(hit["task"])].pivot(index=["task", "document"], columns="method", values="rank")
+        if "place" in tops:
+            same = int(((tops[best["method"]] == 1) & (tops["place"] == 1)).sum())
+            out.append(
+                f"In {same} of {best['n']} tasks the document that {best['method']} puts first is the first of the "
+                "prompt."
+            )
         others = rules[rules["method"] != best["method"]]
         if len(others):
             named = [f"{row.method} {row.first}" for row in others.itertuples()]

@@ -55,7 +55,7 @@ def rank_documents(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> DocumentRanking:
-    """Put documents into the order in which a question looks at them, by several rules and two controls.
+    """Put documents into the order in which a question looks at them, by several rules and three controls.
 
     ::
 
@@ -76,7 +76,8 @@ def rank_documents(
         methods: ``icr`` (calibrated by the content-free question "N/A", outliers left out), ``calibrated`` (all),
             ``query_attention`` (no calibration), ``infini`` (best phrase in the last layer), ``infini_weighted`` (the
             question's tokens weighted by the square of what they give to the question), ``last_token`` (a negative
-            control), ``overlap`` (share of the question's words, no model), ``random``.
+            control), ``overlap`` (share of the question's words, no model), ``place`` (the order of the prompt), and
+            ``random``.
         heads: Sum over these heads alone, such as retrieval heads; default: all, as the papers do.
         reverse: Put the last document first in the prompt, as an option of ICR's code does.
         use: Also measure context use where a task has its gold document and an answer.

@@ -34,7 +34,8 @@ class PolicyComparison(
     """What policies read, kept and cost on the same rows of the same texts.
 
     ``summary``, one row per policy in the order given: ``policy``, ``rule`` (its name, or its label where it runs
-    once), ``budget`` (keys asked for, missing where the fields were given), ``scope``, ``group``, ``kept`` (mean keys
+    once), ``budget`` (keys asked for, missing where the fields were given), ``scope``, ``group``, ``untrained`` (a rule
+    for models that are trained with it, and nothing says that this one was), ``kept`` (mean keys
     that a head reads for a row: the realised budget), ``density`` (of those it could see), ``held`` and ``peak`` (keys
     that a cache holds per KV head, mean and largest), ``mib`` (such caches of all layers, few-bit keys as few bits;
     missing where that is not known), ``loss`` in nats per token, ``delta_loss`` against full attention, ``kl`` and
@@ -101,13 +102,17 @@ def summarise_policies(
 def comparison_sentences(summary: pd.DataFrame) -> list[str]:
     """What a comparison says, recomputable from its summary.
 
-    Rules are ranked among those of one budget, as long as they really read no more than that. Rules that read
-    everything, and those of scope "global", which know what comes later, are not ranked.
+    Rules are ranked among those of one budget, as long as they really read no more than that. Not ranked are rules
+    whose counted rows read everything, those of scope "global", which know what comes later, and those that belong to
+    models that are trained with them.
     """
-    fair = summary[(summary["scope"] != "global") & (summary["density"] < 1 - 1e-9)]
-    if fair.empty:
-        return ["No policy that drops keys without looking ahead was compared, so there is nothing to rank."]
+    summary = summary if "untrained" in summary else summary.assign(untrained=False)
+    honest, untrained = summary["scope"] != "global", summary["untrained"].astype(bool)
+    whole = summary["density"] >= 1 - 1e-9
+    fair = summary[honest & ~untrained & ~whole]
     found = []
+    if fair.empty:
+        found.append("No policy that drops keys without looking ahead was compared, so there is nothing to rank.")
     for budget, rows in fair.groupby("budget", sort=True, dropna=False):
         asked = float(budget) if isinstance(budget, float) and budget == budget else math.inf
         where = "" if asked == math.inf else f"At a budget of {asked:.0f} keys: "
@@ -124,9 +129,31 @@ def comparison_sentences(summary: pd.DataFrame) -> list[str]:
             f"The first four tokens hold {drops['first_mass'].max():.0%} of the attention at most under "
             f"{', '.join(drops['policy'])}, which read less than half of that."
         )
-    leaks = summary[summary["scope"] == "global"]
+    found += _unranked(summary[honest & ~untrained & whole], summary[honest & untrained])
+    leaks = summary[~honest]
     if not leaks.empty:
         found.append(f"{', '.join(leaks['policy'])} chose by what comes later; the loss there means nothing.")
+    return found
+
+
+def _unranked(whole: pd.DataFrame, untrained: pd.DataFrame) -> list[str]:
+    """Rules that let every counted row read everything, and rules without the training that they need."""
+    found = []
+    idle = (whole["kl"] == 0) & (whole["delta_loss"] == 0)
+    busy = [f"{row['policy']} ({_change(row)})" for row in whole[~idle].to_dict("records")]
+    if busy:
+        found.append(f"Not ranked, because all rows that count read everything: {', '.join(busy)}.")
+    names = [name for name in whole[idle]["policy"] if name != "full"]
+    if names:
+        found.append(
+            f"{', '.join(names)} {'changes' if len(names) == 1 else 'change'} nothing on texts of this length."
+        )
+    named = [f"{row['policy']} ({_change(row)})" for row in untrained.to_dict("records")]
+    if named:
+        found.append(
+            f"Not ranked, because made for models that are trained with such a rule, as nothing says of this one: "
+            f"{', '.join(named)}."
+        )
     return found
 
 
@@ -144,7 +171,7 @@ def _ranked(rows: list[dict[Hashable, Any]], where: str) -> list[str]:
     if near:
         others = ", ".join(str(row["policy"]) for row in near)
         found.append(f"{where}{'within' if where else 'Within'} its interval lie {others}.")
-    if most is not best:
+    if most is not best and most not in near:
         found.append(
             f"{where}{'kept' if where else 'Kept'} attention does not rank the loss: {most['policy']} keeps the most, "
             f"{most['mass']:.1%}, and costs {_change(most)}, while {best['policy']} keeps {best['mass']:.1%}."

@@ -23,6 +23,7 @@ from sinklens.models.torch_state import usual_torch
 from sinklens.passes.batches import equal_lengths
 from sinklens.passes.sequences import choose_sequences
 from sinklens.policies import Account, Policy, make_policy
+from sinklens.policies.full import Full
 from sinklens.policies.registry import budgeted
 from sinklens.results import RunFolder
 from sinklens.results.header import header
@@ -171,6 +172,7 @@ def compare_policies(
                     "budget": keys,
                     "scope": policy.scope,
                     "group": policy.group,
+                    "untrained": policy.untrained,
                 }
                 for label, (policy, keys) in labelled.items()
             ]
@@ -215,7 +217,7 @@ def _labelled(
             own = ":" in text or not budgets or not budgeted(type(make_policy(text)))
             for size in [None] if own else [_keys(budget, length) for budget in budgets]:
                 policy = make_policy(text, keys=size, length=length)
-                same = size is None or policy == make_policy(text)  # at any budget, as full attention is
+                same = size is None or isinstance(policy, Full)  # at any budget
                 name = label if same else f"{label} {size}"
                 if name in found and found[name][0] != policy:
                     raise InputError(f"Two policies are called {name!r}; give each once.")
