@@ -387,8 +387,8 @@ ENTRIES = (
           "needles that lie before it.", needle_grid),
     Entry("head_scores", "Retrieval scores of every head", "Bright cells copy the needle's answer from where it "
           "stands.", head_scores),
-    Entry("policy_costs", "What KV-cache rules read and cost", "A rule to the left and low reads little and costs "
-          "little; bars are 95 % intervals.", policy_costs, of=("real",)),
+    Entry("policy_costs", "What KV-cache rules read and cost", "Beside each rule the keys that it really reads; "
+          "further left costs less. Bars are 95 % intervals.", policy_costs, of=("real",)),
     Entry("eps_sweep", "Sink rate by threshold", "A finding that holds at one threshold only is a finding about the "
           "threshold.", eps_sweep),
     Entry("massive_table", "The largest entries by channel", "Where each channel lives, and its largest entry.",

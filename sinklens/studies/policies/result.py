@@ -113,8 +113,8 @@ def comparison_sentences(summary: pd.DataFrame) -> list[str]:
     found = []
     if fair.empty:
         found.append("No policy that drops keys without looking ahead was compared, so there is nothing to rank.")
-    for budget, rows in fair.groupby("budget", sort=True, dropna=False):
-        asked = float(budget) if isinstance(budget, float) and budget == budget else math.inf
+    for _, rows in fair.groupby("budget", sort=True, dropna=False):
+        asked = float(rows["budget"].fillna(math.inf).iloc[0])
         where = "" if asked == math.inf else f"At a budget of {asked:.0f} keys: "
         over = rows["kept"] > asked * MORE
         if not over.all():
