@@ -60,6 +60,12 @@ def test_every_sentence_has_its_section(kind: str, tmp_path: Path) -> None:
             "sinklens-policies",
             "At a budget of 1,024 keys: not ranked, because they really read more keys: h2o (2e+03).",
         ),
+        (
+            "sinklens-policies",
+            "Not ranked, because all rows that count read everything: fake_quant (+0.034 nats a token).",
+        ),
+        ("sinklens-policies", "coverage, moa change nothing on texts of this length."),
+        ("sinklens-document-ranking", "In 16 of 20 tasks the document that icr puts first is the first of the prompt."),
         ("sinklens-policies", "No policy that drops keys without looking ahead was compared."),
         ("sinklens-effects", "x: no token is predicted, so there is no loss to compare."),
         ("sinklens-roles", "No head has a score."),

@@ -8,9 +8,10 @@ from sinklens.app.parts import INTERVAL, LOSS, Part
 ANSWERS: Final[Mapping[str, tuple[Part, ...]]] = {
     "sinklens-document-ranking": (
         Part(
-            "Which rule finds the document", r".*puts the right document first|Other rules|First by",
-            note="Each rule orders documents by what the question's tokens attend to; overlap and random never ask the "
-            "model.",
+            "Which rule finds the document",
+            r".*puts the right document first|In .* is the first of the prompt|Other rules|First by",
+            note="Each rule orders documents by what the question's tokens attend to; overlap, place and random never "
+            "ask the model.",
             table="summary",
             columns={
                 "method": "rule", "n": "tasks", "first": "right one first", "share": "share", **INTERVAL,
@@ -73,8 +74,8 @@ ANSWERS: Final[Mapping[str, tuple[Part, ...]]] = {
     "sinklens-policies": (
         Part(
             "What each rule costs",
-            r"(?:At a budget of [\d,]+ keys: )?(?![Kk]ept attention )(?:.* costs |not ranked|[Ww]ithin its)|No policy "
-            r"that|.* chose by what comes later",
+            r"(?:At a budget of [\d,]+ keys: )?(?![Kk]ept attention )(?:.* costs |[Nn]ot ranked|[Ww]ithin its)|No "
+            r"policy that|.* changes? nothing on texts|.* chose by what comes later",
             note="Against full attention on the same texts. A rule of scope global chooses by what comes later.",
             table="summary",
             columns={

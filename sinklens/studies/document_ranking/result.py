@@ -7,6 +7,7 @@ import pandas as pd
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.wilson import wilson_interval
 from sinklens.results.result import Result
+from sinklens.wording import several
 
 FORMAT = "sinklens-document-ranking"
 CONTROLS = ("overlap", "place", "random")
@@ -87,7 +88,7 @@ def ranking_words(ranks: pd.DataFrame, use: pd.DataFrame) -> list[str]:
     if len(rules):
         best = rules.sort_values(["first", "mrr"], ascending=False, kind="stable").iloc[0]
         text = (
-            f"{best['method']} puts the right document first in {best['first']} of {best['n']} tasks "
+            f"{best['method']} puts the right document first in {best['first']} of {several(best['n'], 'task')} "
             f"({best['share']:.2f} [{best['low']:.2f}, {best['high']:.2f}]; chance {best['chance']:.2f})"
         )
         hit = ranks[ranks["gold"].fillna(False).astype(bool)].assign(hit=lambda t: (t["rank"] == 1).astype(float))
@@ -101,8 +102,8 @@ def ranking_words(ranks: pd.DataFrame, use: pd.DataFrame) -> list[str]:
         if "place" in tops:
             same = int(((tops[best["method"]] == 1) & (tops["place"] == 1)).sum())
             out.append(
-                f"In {same} of {best['n']} tasks the document that {best['method']} puts first is the first of the "
-                "prompt."
+                f"In {same} of {several(best['n'], 'task')} the document that {best['method']} puts first is the first "
+                "of the prompt."
             )
         others = rules[rules["method"] != best["method"]]
         if len(others):
