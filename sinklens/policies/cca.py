@@ -80,4 +80,5 @@ class CCA(Policy):
         far = self._far(view) & kept
         recent = (kept & ~far).unflatten(0, (view.kv_heads, -1)).any(1).sum(-1)
         cores: Tensor = far.unflatten(0, (view.kv_heads, -1)).sum((1, -1)).float() / self.group_size
-        return recent + cores
+        held: Tensor = recent + cores
+        return held
