@@ -124,7 +124,7 @@ def test_a_killed_comparison_goes_on_and_gives_the_same(model: Any, found: Polic
     assert isinstance(loaded, PolicyComparison)
     for name, table in again.tables.items():
         pd.testing.assert_frame_equal(loaded.to_dataframe(name), table, check_dtype=False)
-    numbers = [column for column in found.summary if pd.api.types.is_numeric_dtype(found.summary[column])]
+    numbers = [*found.summary.select_dtypes("number")]
     np.testing.assert_allclose(again.summary[numbers], found.summary[numbers], atol=1e-5, equal_nan=True)
     assert loaded.report(tmp_path / "report.html").stat().st_size > 10_000
 
