@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from sinklens.arguments import check_fields
 from sinklens.detectors.metric import Metric
 from sinklens.errors import InputError
 
@@ -38,6 +39,7 @@ class HeadScores:
 
     def __post_init__(self) -> None:
         """Refuse a table that is not one row per head."""
+        check_fields(self)
         missing = [name for name in (*KEYS, *self.metrics) if name not in self.frame]
         if missing:
             raise InputError(f"A table of head scores needs the columns {', '.join(missing)}, which are not there.")

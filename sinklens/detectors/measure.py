@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from sinklens.arguments import checked
 from sinklens.capture.finite import NonFinite
 from sinklens.capture.heap import ROWS, give_back
 from sinklens.capture.memory import plan_memory
@@ -75,6 +76,7 @@ class Measurement:
         return self.tables[name]
 
 
+@checked
 def measure(
     model: AnyModel,
     batch: TokenBatch | Ids,

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from sinklens.arguments import check_fields
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -12,6 +14,9 @@ class Metric:
     version: int
     definition: str
     source: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""

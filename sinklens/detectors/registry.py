@@ -129,6 +129,8 @@ def choose_detectors(
 
 
 def _add(found: dict[str, type[Detector]], kind: type[Detector]) -> None:
+    if not isinstance(kind, type):
+        raise InputError(f"A detector is registered as a class, got {kind!r}.")
     name = getattr(kind, "name", "")
     if not name or found.get(name, kind).__qualname__ != kind.__qualname__:
         raise InputError(f"{kind.__qualname__} needs a name of its own as a detector, got {name!r}.")

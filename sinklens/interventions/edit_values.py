@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention import AttentionEngine, AttentionShape, Statistic, plan_for
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions.base import Intervention
@@ -154,6 +155,7 @@ def donor_values(model: TransformerBridge, prompt: TokenBatch | Ids, *, position
     return mean_values(model, batch, tokens=only)
 
 
+@checked
 @torch.no_grad()
 def mean_values(
     model: TransformerBridge, batch: TokenBatch | Ids, *, tokens: Bool[Tensor, "batch pos"] | None = None

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention import AttentionEngine, AttentionShape, plan_for
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.interventions.heads import Heads, check_heads, head_name, heads_in_layer, parse_head, parse_heads
@@ -65,6 +66,7 @@ def parse_outputs(outputs: Any) -> HeadOutputs:
     return HeadOutputs(found)
 
 
+@checked
 @torch.no_grad()
 def mean_outputs(
     model: TransformerBridge,

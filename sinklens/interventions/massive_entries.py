@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.capture import capture
 from sinklens.detectors.massive_activations import ABSOLUTE
 from sinklens.detectors.massive_channels import PRESENCE
@@ -80,6 +81,7 @@ class MassiveEntries:
         return self.table
 
 
+@checked
 @torch.no_grad()
 def massive_entries(
     model: TransformerBridge, batch: TokenBatch | Ids, *, absolute: float = ABSOLUTE, ratio: float = AROUND
@@ -168,6 +170,7 @@ def _rules(entries: pd.DataFrame, episodes: pd.DataFrame, finder: EntryFinder) -
     return tuple(rules)
 
 
+@checked
 @torch.no_grad()
 def control_entries(model: TransformerBridge, batch: TokenBatch | Ids, where: Any, *, draw: int = 0) -> Where:
     """The control of massive entries: as many ordinary ones, of median size, in the same layer at the same tokens.

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention import AttentionShape
 from sinklens.errors import InputError
 from sinklens.interventions.base import Intervention
@@ -170,6 +171,7 @@ def chosen_entries(
     return [(n, dim, positions == position) for n, (at, position, dim) in enumerate(where) if at == layer]
 
 
+@checked
 @torch.no_grad()
 def mean_activations(model: TransformerBridge, batch: TokenBatch | Ids, where: Any) -> dict[str, Mean]:
     """How large some entries of the residual stream are in a text on average, by channel, at position 0 and elsewhere.

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention.turns import turn
 from sinklens.errors import InputError
 from sinklens.models.tokens import Ids, TokenBatch, as_batch
@@ -42,6 +43,7 @@ def entered_layer(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+@checked
 @torch.no_grad()
 def find_sink_dims(
     model: TransformerBridge,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError, ModelLoadError, SinkLensError
 from sinklens.models.bos import tokenizer_bos
 from sinklens.models.gguf import GgufFile, load_gguf, read_gguf_file
@@ -22,6 +23,7 @@ from sinklens.models.weights import exact_weights
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@checked
 @usual_torch()
 def load(
     name_or_path: str | os.PathLike[str],

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError
 from sinklens.models.architecture import context_length, text_config
 from sinklens.models.as_bridge import check_evaluates
@@ -29,6 +30,7 @@ Ids = Tensor | Sequence[Sequence[int]] | Mapping[str, Any]
 """Token ids as callers have them: a tensor ``[batch pos]``, lists of ids, or what a tokenizer gives."""
 
 
+@checked
 def tokenize(
     model: TransformerBridge,
     texts: str | Iterable[str] | Ids,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError
 from sinklens.models.architecture import context_length
 from sinklens.models.builtin import builtin_models, data_dir
@@ -25,6 +26,7 @@ class Corpus:
     source: str
 
 
+@checked
 def builtin_corpus(
     model: TransformerBridge,
     *,

@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,9 +12,7 @@ from sinklens.plots.axes import add_token_axes, grid_background, weight_colours
 from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.pooling import span_label
 from sinklens.plots.style import empty_figure, head_label, new_figure
-
-if TYPE_CHECKING:  # importing studies loads torch, which a figure does not need
-    from sinklens.studies.census.result import AttentionMap
+from sinklens.studies.census.result import AttentionMap
 
 _LEFT: Final = 128
 _RIGHT: Final = 84
@@ -23,7 +21,7 @@ _RIGHT: Final = 84
 
 @draws(CENSUS, needs={"maps": ()})
 def attention_map(
-    map: "AttentionMap | Mapping[str, AttentionMap]",
+    map: AttentionMap | Mapping[str, AttentionMap],
     *,
     head: str | None = None,
     log: bool = False,

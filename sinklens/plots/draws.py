@@ -9,6 +9,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import pandas as pd
 
+from sinklens.arguments import check
 from sinklens.errors import InputError, SinkLensError
 
 CENSUS: Final = "sinklens-census"
@@ -150,8 +151,12 @@ def draws(
             if _is_result(source, figure):
                 _fill(given.arguments, source, figure, parameters)
             for table, parameter in parameters.items():
-                if (value := given.arguments.get(parameter)) is not None:
+                needed = parameter in given.arguments and table not in figure.wants
+                if (value := given.arguments.get(parameter)) is not None or needed:
                     given.arguments[parameter] = _read(value, table, figure)
+            for name, value in given.arguments.items():
+                hint = signature.parameters[name]
+                check(name, value, hint.annotation, optional=hint.default is not hint.empty)
             return function(*given.args, **given.kwargs)
 
         figure = FIGURES[function.__name__] = Figure(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,9 +12,7 @@ from sinklens.plots.axes import grid_background, thinned, weight_colours
 from sinklens.plots.draws import CENSUS, draws
 from sinklens.plots.pooling import pooled, span_label
 from sinklens.plots.style import empty_figure, layer_list, new_figure
-
-if TYPE_CHECKING:  # importing studies loads torch, which a figure does not need
-    from sinklens.studies.census.result import AttentionMap
+from sinklens.studies.census.result import AttentionMap
 
 _TITLE: Final = "Attention maps of all heads"
 _CELLS: Final = 300_000
@@ -24,7 +22,7 @@ _RIGHT: Final = 96
 
 @draws(CENSUS, needs={"maps": ()}, settings={"n_layers": "model.n_layers"})
 def head_montage(
-    maps: "Mapping[str, AttentionMap] | Iterable[AttentionMap]",
+    maps: Mapping[str, AttentionMap] | Iterable[AttentionMap],
     *,
     n_layers: int | None = None,
     cells: int = 64,

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import check
 from sinklens.attention import AttentionShape, Block
 from sinklens.attention.kernel import AttentionCall
 from sinklens.errors import InputError
@@ -82,6 +83,8 @@ class Policy(Intervention):
         if self.prompt is not None and as_index(self.prompt) < 1:
             raise InputError(f"prompt must be a number of tokens from 1, got {self.prompt!r}.")
         for each in fields(self):
+            if each.type in (Policy, tuple[Policy, ...]):
+                check(each.name, getattr(self, each.name), each.type)
             value, least = getattr(self, each.name), int(each.name in self.positive)
             if each.type is int and as_index(value) < least:
                 raise InputError(

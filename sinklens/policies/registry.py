@@ -7,6 +7,7 @@ import pkgutil
 from dataclasses import fields
 from typing import Any
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError
 from sinklens.policies.base import Policy
 
@@ -32,6 +33,7 @@ def budgeted(kind: type[Policy]) -> bool:
     return getattr(kind.sized, "__func__", None) is not getattr(Policy.sized, "__func__", None)
 
 
+@checked
 def make_policy(text: str, *, keys: int | None = None, length: int | None = None) -> Policy:
     """A policy from its name and, after a colon, its fields.
 

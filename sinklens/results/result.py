@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 
+from sinklens.arguments import check_fields, checked
 from sinklens.errors import InputError, ResultError
 from sinklens.results.commit import finish
 from sinklens.results.damage import blamed
@@ -67,6 +68,7 @@ class Result:
 
     def __post_init__(self) -> None:
         """Say in the header which version of the format this is, unless it was loaded and says so."""
+        check_fields(self)
         object.__setattr__(self, "meta", {"format_version": self.newest, **self.meta})
 
     @property
@@ -176,6 +178,7 @@ class Result:
         return f"<b>{escape(self.title)}: {escape(self.model_name)}</b><ul>{items}</ul>"
 
 
+@checked
 def open_result(directory: str | Path) -> Result:
     """Open a saved result of any kind: what a scan, a sweep, a needle test or another run left.
 

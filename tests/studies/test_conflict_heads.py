@@ -167,5 +167,5 @@ def test_a_head_that_writes_the_same_everywhere_has_no_path_to_patch() -> None:
     alone = [ConflictPrompt([*range(20, 25 + n)], CONTEXT, MEMORY, THIRD) for n in range(4)]
     with pytest.raises(InputError, match="no two prompts have the same"):
         find_conflict_heads(model, alone, by="path")
-    with pytest.raises(InputError, match='by "direct" or "path"'):
+    with pytest.raises(InputError, match='by must be "direct" or "path"'):
         find_conflict_heads(model, prompts(), by="causal")  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError
 from sinklens.evidence.controls import DRAWS
 from sinklens.evidence.effects import NO_ANSWER, Answers, predicted_rows
@@ -34,6 +35,7 @@ from sinklens.studies.ablation.variants import OWN
 __all__ = ["Sweep", "sweep"]
 
 
+@checked
 @usual_torch()
 def sweep(
     model: AnyModel,

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention import plan_for
 from sinklens.detectors.active_dormant import (
     ABLATION,
@@ -48,6 +49,7 @@ from sinklens.studies.census.builtin_domains import builtin_domains
 from sinklens.studies.census.domains import Domains, DomainTexts, by_domain_of, choose_domains
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def find_active_dormant(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError
 from sinklens.evidence.controls import DRAWS
 from sinklens.interventions import Intervention, ScaleKeys
@@ -25,6 +26,7 @@ GAMMAS = (0.1, 0.25, 0.5, 0.75, 1.5, 2.0, 3.0, 4.0)
 TOP_SHARE = 0.4
 
 
+@checked
 def choose_gamma(
     model: TransformerBridge,
     task: ClassificationTask,
@@ -84,6 +86,8 @@ def choose_gamma(
     pool = candidate_heads(model, template, "gamma")
     if not 0 < top_share <= 1:
         raise InputError(f"top_share must be above 0 and at most 1, got {top_share}.")
+    if not len(gammas):
+        raise InputError("gammas is empty; name at least one factor, such as 0.5.")
     grid = [replace(template, gamma=float(gamma)) for gamma in gammas if float(gamma) != 1]
     units = head_units(pool, per)
     study = Study(model, task, share, seed, controls, batch_size, progress, score)

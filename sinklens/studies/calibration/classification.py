@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention import AttentionEngine, plan_for
 from sinklens.errors import InputError
 from sinklens.interventions import Intervention
@@ -111,6 +112,7 @@ class ClassificationTask:
         return ClassificationTask(self.prompts, self.labels, tuple(self.answers[index] for index in order))
 
 
+@checked
 def classification_task(
     model: TransformerBridge,
     prompts: TokenBatch | Sequence[str] | Sequence[Sequence[int]] | Tensor,
@@ -179,6 +181,7 @@ class Scorer(Protocol):
         ...
 
 
+@checked
 @torch.no_grad()
 def score_task(
     model: TransformerBridge,

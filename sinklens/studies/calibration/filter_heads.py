@@ -2,6 +2,7 @@
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.evidence.controls import DRAWS
 from sinklens.interventions import Intervention
 from sinklens.results.progress import SILENT, Progress
@@ -12,6 +13,7 @@ from sinklens.studies.calibration.result import Calibration
 from sinklens.studies.calibration.study import Study
 
 
+@checked
 def filter_heads(
     model: TransformerBridge,
     task: ClassificationTask,

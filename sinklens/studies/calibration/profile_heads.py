@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.interventions import Intervention
 from sinklens.interventions.heads import Head, head_name
 from sinklens.results.progress import SILENT, Progress
@@ -19,6 +20,7 @@ ROUNDING = {"accuracy": 0.0, "entropy": 1e-5}
 """Gains up to this are no gains."""
 
 
+@checked
 def profile_heads(
     model: TransformerBridge,
     task: ClassificationTask,

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention import AttentionEngine, plan_for
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.evidence.bootstrap import paired_interval
@@ -51,6 +52,7 @@ class _Set:
     heads: tuple[Head, ...]
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def run_causal_check(

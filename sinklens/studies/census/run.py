@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention import ReceivedMass, plan_for
 from sinklens.attention.plan import AttentionPlan
 from sinklens.capture import capture
@@ -54,6 +55,7 @@ DETECTORS = default_detectors()
 """What a scan runs unless told otherwise: together a few per cent of its time each."""
 
 
+@checked
 @usual_torch()
 def scan(
     model: AnyModel,

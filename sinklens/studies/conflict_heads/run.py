@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError, UnsupportedArchitectureError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import all_heads, random_head_sets
@@ -64,6 +65,7 @@ def capital_prompts() -> list[ConflictPrompt]:
     return found
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def find_conflict_heads(
@@ -108,10 +110,10 @@ def find_conflict_heads(
     """
     model = as_bridge(model)
     given = capital_prompts() if prompts is None else list(prompts)
-    if len(given) < 4 or top < 1 or controls < 0 or not ways or not set(ways) <= {"zero", "mean"} or by not in WAYS:
+    if len(given) < 4 or top < 1 or controls < 0 or not ways or not set(ways) <= {"zero", "mean"}:
         raise InputError(
-            f'Expected at least 4 prompts, by "direct" or "path", top from 1, controls from 0 and ways of "zero" and '
-            f'"mean"; got {len(given)}, {by!r}, {top}, {controls} and {[*ways]}.'
+            'Expected at least 4 prompts, top from 1, controls from 0 and ways of "zero" and "mean"; got '
+            f"{len(given)}, {top}, {controls} and {[*ways]}."
         )
     rows, ids = _prepared(model, given, bos)
     chosen, judged = range(0, len(given), 2), range(1, len(given), 2)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import check_fields
 from sinklens.attention import AttentionShape, Block, Statistic
 from sinklens.capture import capture
 from sinklens.capture.record import LayerRecord
@@ -38,6 +39,9 @@ class RankingTask:
     question: Words
     gold: int | None = None
     answer: Words | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def builtin_tasks(n_documents: int = 6, seed: int = 0) -> list[RankingTask]:

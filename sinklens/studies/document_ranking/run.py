@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError
 from sinklens.evidence.log_probs import log_probs
 from sinklens.interventions import Intervention
@@ -38,6 +39,7 @@ RANK_COLUMNS = ("task", "method", "document", "gold", "n_tokens", "score", "rank
 USE_COLUMNS = ("task", "share", "share_null", "log_prob", "lost_gold", "lost_other")
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def rank_documents(

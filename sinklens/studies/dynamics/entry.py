@@ -9,6 +9,7 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.detectors.sinks import EPS, shortest_length
 from sinklens.errors import InputError
 from sinklens.models.tokens import BosChoice
@@ -24,6 +25,7 @@ from sinklens.studies.dynamics.series import Series, find_series
 from sinklens.studies.head_roles.criteria import CRITERIA
 
 
+@checked
 @usual_torch()
 def measure_dynamics(
     series: Series | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],

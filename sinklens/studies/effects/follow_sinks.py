@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention import ReceivedMass
 from sinklens.capture import capture
 from sinklens.detectors.sinks import EPS, SINK_HEAD_RATE, SINK_HEAD_RATIO, SinkDetector, shortest_length
@@ -33,6 +34,7 @@ class FollowedSinks:
     n_left: int
 
 
+@checked
 def follow_sinks(
     model: TransformerBridge, batch: TokenBatch, *, bound: int = 8, eps: float = EPS, batch_size: int = 8
 ) -> FollowedSinks:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sinklens.arguments import checked
 from sinklens.attention import AttentionEngine, plan_for
 from sinklens.errors import InputError
 from sinklens.evidence.effects import Answers, Reference, token_losses
@@ -33,6 +34,7 @@ METRICS = {
 }
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def measure_effects(

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError, SinkLensError
 from sinklens.evidence.controls import all_heads, random_head_sets
 from sinklens.interventions import Intervention
@@ -29,6 +30,7 @@ from sinklens.studies.evaluation.scorer import TextScorer
 from sinklens.wording import several
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def evaluate_tasks(

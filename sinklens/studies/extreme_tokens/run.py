@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.detectors.massive_activations import ABSOLUTE
 from sinklens.errors import InputError
 from sinklens.interventions.massive_entries import AROUND
@@ -34,6 +35,7 @@ from sinklens.wording import several
 CHUNK_TOKENS = 16_384
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def find_extreme_tokens(

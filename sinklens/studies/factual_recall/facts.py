@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import check_fields
 from sinklens.errors import InputError
 from sinklens.models.tokens import BosChoice, TokenBatch, to_batch
 from sinklens.studies.conflict_heads.run import CAPITALS
@@ -36,6 +37,9 @@ class Fact:
     prompt: str | Sequence[int]
     topic: str | int
     answer: str | int
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def capitals() -> list[Fact]:

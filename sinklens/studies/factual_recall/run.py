@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import all_heads, random_head_sets
@@ -38,6 +39,7 @@ from sinklens.studies.factual_recall.result import (
 SHUFFLES = 200
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def trace_recall(

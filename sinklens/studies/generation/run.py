@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention import AttentionEngine, ReceivedMass, Statistic, plan_for
 from sinklens.attention.turns import turn
 from sinklens.capture.values import output_factor, value_norms
@@ -38,6 +39,7 @@ TOKEN_COLUMNS = (
 )  # fmt: skip
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def follow_generation(

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention import plan_for
 from sinklens.detectors.base import Metric
 from sinklens.detectors.head_scores import HeadScores
@@ -34,6 +35,7 @@ BESIDE, COMPARING = 0.1, 500.0
 """What one more criterion in a pass takes, as a share of it; and what comparing all of them takes, in tokens."""
 
 
+@checked
 @usual_torch()
 def find_roles(
     model: AnyModel,

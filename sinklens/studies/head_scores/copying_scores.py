@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.detectors.ov_copying import EIGEN, TOP1, eigen_copying, top1_copying
 from sinklens.errors import InputError, UnsupportedArchitectureError
@@ -18,6 +19,7 @@ from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.models.torch_state import usual_torch
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def copying_scores(model: AnyModel, *, tokenizer: Any = None, n_tokens: int = 1000, seed: int = 0) -> HeadScores:

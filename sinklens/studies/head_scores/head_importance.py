@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention import plan_for
 from sinklens.detectors import attention_influence as influences
 from sinklens.detectors import direct_logit, write_norm
@@ -42,6 +43,7 @@ MEASURES: dict[str, Metric] = {
 MASKED = AblateHeads("all", "uniform")
 
 
+@checked
 @usual_torch()
 def head_importance(
     model: AnyModel,
@@ -169,6 +171,7 @@ class Influence:
     masked: Float[np.ndarray, " sequence"]
 
 
+@checked
 def attention_influence(
     model: TransformerBridge,
     heads: Iterable[object] | str,

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention import plan_for
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import Detector
@@ -38,6 +39,7 @@ from sinklens.studies.head_scores.scoring_pass import ScoringPass, run_passes
 FORMS = {"semantic": RAW, "written": WRITTEN}
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def heterogeneous_heads(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from sinklens.arguments import checked
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.detectors.measure import measure
 from sinklens.detectors.razor_selection import ECHO_SHARE, INDUCTION_SHARE, razor_selection
@@ -21,6 +22,7 @@ DETECTORS = ("previous_token", "duplicate_token", "induction", "echo", "razor_in
 BLOCK, REPEATS, SEQUENCES = 64, 4, 8
 
 
+@checked
 @usual_torch()
 def pattern_scores(
     model: AnyModel,

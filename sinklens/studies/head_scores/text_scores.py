@@ -7,6 +7,7 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.detectors.delimiter import KINDS, DelimiterKind
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.detectors.local_global import SHARE, WINDOW
@@ -27,6 +28,7 @@ DETECTORS = ("attention_entropy", "local_global", "previous_token", "delimiter_m
 KEYS = ["layer", "head", "kv_head"]
 
 
+@checked
 @usual_torch()
 def text_scores(
     model: AnyModel,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.detectors.sinks import EPS
 from sinklens.errors import InputError
 from sinklens.interventions.heads import head_name
@@ -29,6 +30,7 @@ PLACES = ("start", "second", "middle", "end")
 LEAST = 4
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def inject_tokens(

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.capture import capture
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.massive_activations import ABSOLUTE
@@ -56,6 +57,7 @@ DEFINITION = {
 }
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def trace_massive(

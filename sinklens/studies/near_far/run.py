@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from sinklens.arguments import checked
 from sinklens.attention import Block
 from sinklens.errors import InputError
 from sinklens.evidence.bootstrap import paired_interval
@@ -53,6 +54,7 @@ class FarKeys(Intervention):
         return [HiddenKeys(hidden, self.heads)]
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def near_far_costs(

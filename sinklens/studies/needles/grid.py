@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention import plan_for
 from sinklens.detectors.retrieval import METRICS, copy_scores
 from sinklens.errors import InputError
@@ -45,6 +46,7 @@ def reading_work(needles: NeedleSet, generate: int) -> float:
     return float(sum(len(each.ids) + DECODING * generate for each in needles.instances))
 
 
+@checked
 def measure_needles(
     model: TransformerBridge,
     needles: NeedleSet,
@@ -146,6 +148,7 @@ def measure_needles(
     return result
 
 
+@checked
 def score_needles(
     model: TransformerBridge,
     needles: NeedleSet,

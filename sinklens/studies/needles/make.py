@@ -6,6 +6,7 @@ from typing import Literal
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError
 from sinklens.models.architecture import context_length
 from sinklens.models.builtin import data_dir
@@ -13,7 +14,7 @@ from sinklens.models.ordinary_tokens import ordinary_ids
 from sinklens.models.tokens import BosChoice, bos_prefix
 from sinklens.studies.needles.depths import checked_depths
 from sinklens.studies.needles.haystack import text_haystack
-from sinklens.studies.needles.instance import KINDS, Kind, NeedleInstance
+from sinklens.studies.needles.instance import Kind, NeedleInstance
 from sinklens.studies.needles.needle_set import NeedleSet
 from sinklens.studies.needles.prompts import PromptBuilder, Template, place
 from sinklens.studies.needles.question import Question
@@ -30,6 +31,7 @@ BUILTIN_TEXT = "shakespeare.txt"
 MOST_REPEATS = 10_000
 
 
+@checked
 def make_needles(
     model: TransformerBridge,
     kind: Kind = "random",
@@ -86,8 +88,6 @@ def make_needles(
     >>> len(needles), needles.instances[0]
     (12, NeedleInstance(kind='random', length=20, depth=0.0, repeat=0, ...
     """
-    if kind not in KINDS:
-        raise InputError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
     if repeats < 1 or size < 1 or shots < 0:
         raise InputError(f"repeats and size must be at least 1 and shots 0, got {repeats}, {size} and {shots}.")
     if repeats > MOST_REPEATS:

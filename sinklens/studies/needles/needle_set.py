@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from sinklens.arguments import check_fields
 from sinklens.errors import InputError
 from sinklens.studies.needles.instance import NeedleInstance
 
@@ -27,6 +28,7 @@ class NeedleSet:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "instances", tuple(self.instances))
         if not self.instances:
             raise InputError("Expected at least one needle instance, got none.")

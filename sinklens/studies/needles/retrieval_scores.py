@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.detectors.retrieval import METRICS, CopyScores, RetrievalDetector, copy_scores
 from sinklens.errors import InputError
@@ -15,7 +16,7 @@ from sinklens.models.architecture import attention_layers
 from sinklens.models.tokens import tokenize
 from sinklens.results.header import header
 from sinklens.results.progress import SILENT, Progress
-from sinklens.studies.needles.answers import DECODED, RULES, Keep, answered, check_keep, contains
+from sinklens.studies.needles.answers import DECODED, RULES, Keep, answered, contains
 from sinklens.studies.needles.decode import MAX_STEPS, decode_needle, recall_of, written
 from sinklens.studies.needles.instance import NeedleInstance
 from sinklens.studies.needles.make import make_needles
@@ -26,6 +27,7 @@ from sinklens.studies.needles.run import run_needles
 Procedure = Literal["teacher", "decode"]
 
 
+@checked
 def retrieval_scores(
     model: TransformerBridge,
     needles: NeedleSet | None = None,
@@ -68,9 +70,6 @@ def retrieval_scores(
 
     Cost: one forward pass with fused attention per prompt; memory O(tokens).
     """
-    check_keep(keep)
-    if procedure not in ("teacher", "decode"):
-        raise InputError(f'procedure must be "teacher" or "decode", got {procedure!r}.')
     if keep in DECODED and procedure != "decode":
         raise InputError(f'keep="{keep}" judges the decoded text; it needs procedure="decode".')
     needles = make_needles(model) if needles is None else needles

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import hypergeom
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError
 from sinklens.evidence.controls import compare_with_controls
 from sinklens.interventions.heads import parse_head
@@ -127,6 +128,7 @@ class CircuitOverlap:
     p_in_layers: float = math.nan
 
 
+@checked
 def circuit_overlap(
     first: Collection[str], second: Collection[str], *, n_heads: int, layer_heads: int | None = None
 ) -> CircuitOverlap:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError
 from sinklens.evidence.controls import all_heads, random_head_sets
 from sinklens.interventions.heads import Head, check_heads, head_name, parse_heads
@@ -28,6 +29,7 @@ SET_COLUMNS = (
 )  # fmt: skip
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def patch_paths(
@@ -83,6 +85,8 @@ def patch_paths(
     """
     model = as_bridge(model)
     ids, other, answers = _prompts(model, clean, corrupted, correct, wrong)
+    if not receivers:
+        raise InputError('Expected at least one receiver, such as "L5H1.q" or "logits", got none.')
     received = [_receiver(model, each) for each in receivers]
     last = max((LAST if each is None else each[0] for each in received), default=-1)
     chosen = [head for head in _named(model, senders) if head[0] < last]

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from sinklens.arguments import checked
 from sinklens.attention import AttentionEngine, plan_for
 from sinklens.errors import InputError
 from sinklens.evidence.effects import Reference
@@ -51,6 +52,7 @@ METRICS = {
 }
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def compare_policies(
@@ -112,8 +114,6 @@ def compare_policies(
     Cost: for every batch a clean pass, one in which all rules only look, and one pass for each rule; for every needle a
     clean pass and one for each rule.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {batch_size}.")
     folder = None if out is None else RunFolder(Path(out), FORMAT, WORK)
     if folder is not None:
         folder.check()  # before the work, not after it

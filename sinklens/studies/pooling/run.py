@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError
 from sinklens.models.as_bridge import AnyModel, as_bridge
 from sinklens.models.builtin import data_dir
@@ -20,6 +21,7 @@ from sinklens.studies.pooling.result import RANK_COLUMNS, PoolingComparison
 from sinklens.studies.pooling.vectors import POOLINGS, SINK_SHARE, cosines, pooled, read_states
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def compare_pooling(

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.detectors import measure
 from sinklens.detectors.sinks import EPS
 from sinklens.errors import InputError, UnsupportedArchitectureError
@@ -62,6 +63,7 @@ DEFINITION = {
 }
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def explain_sinks(

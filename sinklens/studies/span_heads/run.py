@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.errors import InputError
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import all_heads, random_head_sets
@@ -31,6 +32,7 @@ from sinklens.studies.span_heads.result import HEAD_COLUMNS, STEERED_COLUMNS, Sp
 LEAST = 4
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def find_span_heads(

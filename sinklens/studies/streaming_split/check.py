@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention.turns import turn
 from sinklens.evidence.bootstrap import paired_interval
 from sinklens.evidence.controls import random_head_sets
@@ -65,6 +66,7 @@ METRICS = {
 }
 
 
+@checked
 @torch.no_grad()
 def check_split(
     model: TransformerBridge,

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.attention import plan_for
 from sinklens.errors import ResultError, UnsupportedArchitectureError
 from sinklens.models.ordinary_tokens import ordinary_ids
@@ -25,6 +26,7 @@ SAVES = 20
 """How often progress is written in the course of a run."""
 
 
+@checked
 def learn_gates(
     model: TransformerBridge,
     settings: GateSettings | None = None,

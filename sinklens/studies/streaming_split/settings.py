@@ -1,10 +1,11 @@
 """How gates are learned: the paper's numbers, scaled to what a model's context and one machine allow."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import check_fields
 from sinklens.errors import InputError
 from sinklens.interventions.heads import as_index
 from sinklens.models.architecture import context_length
@@ -69,15 +70,7 @@ class GateSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, words in (
-            ("regulariser", Reduction),
-            ("distillation", Reduction),
-            ("labels", Labels),
-            ("full_outputs", FullOutputs),
-        ):
-            if getattr(self, name) not in get_args(words):
-                allowed = " or ".join(f'"{word}"' for word in get_args(words))
-                raise InputError(f"{name} must be {allowed}, got {getattr(self, name)!r}.")
+        check_fields(self)
         least = {"sinks": 0, "seed": 0}
         for name in [
             "steps",
@@ -96,7 +89,7 @@ class GateSettings:
                 raise InputError(f"{name} must be an integer from {least.get(name, 1)}, got {value!r}.")
         for name in ("lr", "reg_weight"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            if not 0 <= value < float("inf"):
                 raise InputError(f"{name} must be a number from 0, got {value!r}.")
         object.__setattr__(self, "depths", tuple(self.depths))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sinklens.arguments import checked
 from sinklens.detectors.head_scores import HeadScores
 from sinklens.errors import InputError
 from sinklens.interventions.heads import Head, head_name
@@ -156,6 +157,7 @@ def kv_name(head: Head) -> str:
     return head_name(head).replace("H", "KV")
 
 
+@checked
 def razor_split(scores: HeadScores, column: str = "razor") -> Split:
     """The split that a selection of heads gives: a KV head is kept whole when any of its query heads is selected.
 

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.arguments import checked
 from sinklens.capture import capture
 from sinklens.detectors.super_experts import METRIC, formation_layers, sink_decay, super_experts, thresholds
 from sinklens.errors import InputError
@@ -33,6 +34,7 @@ EFFECT_COLUMNS = (
 Expert = tuple[int, int]
 
 
+@checked
 @usual_torch()
 @torch.no_grad()
 def find_super_experts(
