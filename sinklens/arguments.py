@@ -32,10 +32,11 @@ BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
 }
 """The smallest and the largest number that a parameter of this name can be, in every function that has one."""
 MADE_BY: Final[Mapping[str, str]] = {
+    "Intervention": "such as AblateHeads(['L0H0'])",
     "NeedleSet": "as sinklens.studies.make_needles gives",
     "TokenBatch": "as sinklens.tokenize gives",
-    "TransformerBridge": "a loaded model: use sinklens.load for a name or path, and sinklens.models.as_bridge("
-    "model, tokenizer=...) for a Hugging Face model",
+    "TransformerBridge": "a loaded model: sinklens.load takes a name or path, sinklens.models.as_bridge a Hugging Face "
+    "model",
 }
 """Where to get what has no literal."""
 READ: Final = ("PreTrainedModel", "Tensor")
@@ -164,7 +165,7 @@ def _options(hint: Any, plural: bool) -> list[str]:
     """The words of each member of a union; of a literal, each value as it is written."""
     if typing.get_origin(hint) is Literal:
         return [f'"{each}"' if isinstance(each, str) else repr(each) for each in typing.get_args(hint)]
-    return ["None"] if hint is type(None) else [_words(hint, plural)]
+    return [_words(hint, plural)]
 
 
 def _either(words: Iterable[str]) -> str:
@@ -179,8 +180,9 @@ def _words(hint: Any, plural: bool = False) -> str:
         one = WORDS[hint]
         return one if not plural or hint is bool else f"{one.removeprefix('a ')}s"
     if origin in (Union, types.UnionType):
-        ordered = sorted(inner, key=lambda each: each is type(None))
-        return _either(word for each in ordered for word in _options(each, plural))
+        named = any(typing.get_origin(each) is Literal for each in inner)  # True and False are short for two of them
+        asked = [each for each in inner if each is not type(None) and not (named and each is bool)]
+        return _either(word for each in asked for word in _options(each, plural))
     if origin is Literal:
         return _either(_options(hint, plural))
     if origin is Callable:

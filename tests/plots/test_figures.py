@@ -114,9 +114,9 @@ def test_a_model_without_attention_is_not_applicable(census: Census) -> None:
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda t: plots.sink_heatmap(t["heads"], value="colour"), "not 'colour'"),
+        (lambda t: plots.sink_heatmap(t["heads"], value="colour"), "got 'colour'"),
         (lambda t: plots.sink_heatmap(t["layers"]), "needs the column"),
-        (lambda t: plots.norms_by_token(t["profile"], value="x"), "not 'x'"),
+        (lambda t: plots.norms_by_token(t["profile"], value="x"), "got 'x'"),
         (lambda t: plots.received_mass(t["heads"]), "position"),
         (lambda t: plots.token_strip(t["tokens"], sequence=99), "no sequence 99"),
     ],

@@ -79,7 +79,7 @@ def test_log_probabilities_share_a_scale_and_equal_values_have_one() -> None:
 
 
 def test_refusals_and_nothing_to_draw() -> None:
-    with pytest.raises(InputError, match="not 'rank'"):
+    with pytest.raises(InputError, match="got 'rank'"):
         needle_grid(grid("clean"), measure="rank")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="exact"):
         needle_grid(grid("clean").drop(columns="exact"))

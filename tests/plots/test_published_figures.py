@@ -247,9 +247,9 @@ def test_nothing_to_draw_is_not_applicable(
         (lambda c: plots.head_montage(c.maps, floor=1), "floor"),
         (lambda c: plots.head_montage(c.maps, cells=1), "at least 2 cells"),
         (lambda c: plots.sink_share(c.tables["heads"]), "null_first"),
-        (lambda c: plots.sink_share(c.tables["heads"], value="drain"), "not 'drain'"),
+        (lambda c: plots.sink_share(c.tables["heads"], value="drain"), "got 'drain'"),
         (lambda c: plots.state_norms(c.tables["heads"]), "needs the column"),
-        (lambda c: plots.massive_map(c.tables["massive"].iloc[:0], kind="4d"), "not '4d'"),
+        (lambda c: plots.massive_map(c.tables["massive"].iloc[:0], kind="4d"), "got '4d'"),
         (
             lambda c: plots.massive_map(c.tables["massive"].query("sequence == 0"), layer=99),
             "no layer 99; the profile has -1, 0",

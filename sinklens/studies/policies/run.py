@@ -57,7 +57,7 @@ METRICS = {
 @torch.no_grad()
 def compare_policies(
     model: AnyModel,
-    policies: Mapping[str, Policy] | Sequence[str],
+    policies: Mapping[str, Policy] | Sequence[str] | str,
     texts: str | Sequence[str] | None = None,
     *,
     tokens: TokenBatch | Ids | None = None,
@@ -202,7 +202,7 @@ def compare_policies(
 
 
 def _labelled(
-    policies: Mapping[str, Policy] | Sequence[str], budgets: Sequence[float], length: int, prompt: int
+    policies: Mapping[str, Policy] | Sequence[str] | str, budgets: Sequence[float], length: int, prompt: int
 ) -> dict[str, tuple[Policy, float]]:
     """Policies by label, told where the prompt ends, each with the budget in keys that it was made for (or NaN)."""
     found: dict[str, tuple[Policy, float]] = {}

@@ -441,7 +441,7 @@ def test_killed_again_and_again_it_ends_with_the_same_table(tiny_directory: Path
         ({"ranking": ["L0H1", "L0H1"]}, "more than once"),
         ({"top": [1]}, "top needs a ranking"),
         ({"ranking": ["L0H1"], "top": [2]}, "from 1 to 1"),
-        ({"controls": -1}, "count from 0"),
+        ({"controls": -1}, "controls must be at least 0"),
         ({"rank_by": "taste"}, "rank_by must be one of"),
         ({"rank_by": "kl", "approx": 3}, "Estimates have no kl"),
         ({"approx": 3, "groups": {"g": "L0H1"}}, "no single heads to estimate"),

@@ -197,7 +197,7 @@ def test_what_cannot_be_asked(tiny: TransformerBridge) -> None:
         ({"ranking": ["L9H0"]}, "L9H0 does not exist"),
         ({"ranking": ["L0H0"], "top": [2]}, "top must be from 1 to 1"),
         ({"ranking": ["L0H0"], "top": []}, "top must be from 1 to 1"),
-        ({"ranking": ["L0H0"], "ways": ["resample"]}, "masked by some of zero, mean, uniform; got resample"),
+        ({"ranking": ["L0H0"], "ways": ["resample"]}, 'ways must be a list of "zero", "mean" or "uniform"'),
         ({"ranking": ["L0H0"], "controls": 0}, "controls must be at least 1"),
     ):
         with pytest.raises(InputError, match=sentence):

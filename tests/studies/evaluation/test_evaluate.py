@@ -192,7 +192,7 @@ def test_what_cannot_be_evaluated_is_refused(model: Any, task: Path, monkeypatch
         ({"tasks": [task, task]}, "Two tasks have one name"),
         ({"interventions": {"leak": H2OGlobal(2, 2)}}, "chooses by what comes later"),
         ({"interventions": {"unchanged": H2O(2, 2)}}, "other than 'unchanged'"),
-        ({"limit": 0}, "counts from 1"),
+        ({"limit": 0}, "limit must be at least 1"),
     ]:
         with pytest.raises(InputError, match=told):
             evaluate_tasks(model, **({"tasks": [task]} | wrong))  # type: ignore[arg-type]

@@ -87,7 +87,11 @@ def test_rules_that_look_ahead_are_refused_unless_allowed(model: Any) -> None:
         compare_policies(model, ["h2o_global"], tokens=IDS)
     found = compare_policies(model, ["h2o_global", "tova"], tokens=IDS, prompt=10, budgets=[8], allow_leak=True)
     assert found.verdict[-1] == "h2o_global 8 chose by what comes later; the loss there means nothing."
-    for wrong, told in [({}, "Expected policies"), ({"a": 3}, "Expected policies"), (["nix"], "Unknown policy")]:
+    for wrong, told in [
+        ({}, "Expected policies"),
+        ({"a": 3}, "policies must be a mapping"),
+        (["nix"], "Unknown policy"),
+    ]:
         with pytest.raises(InputError, match=told):
             compare_policies(model, wrong, tokens=IDS)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="prompt must leave"):
