@@ -21,11 +21,17 @@ from sinklens.attention.block import AttentionShape
 from sinklens.attention.visibility import cut
 from sinklens.attention.workers import MOST_WORKERS, run_units
 
-ROWS, BYTES = 128, 1 << 21
-"""Query rows in a block at most, and bytes of its scores: they stay near the core until the values are taken."""
+ROWS, FEW_ROWS, BYTES = 128, 64, 3 << 20
+"""Query rows in a block at most, and with how many all KV heads still share one; bytes of its scores.
+
+Larger blocks leave the cache before their values are taken; in smaller ones threads wait for Python's lock.
+"""
 
 WORTH_THREADS = 1 << 22
-"""Scores in a call from which on threads take heads and rows side by side; below, they wait for Python's lock."""
+"""Scores in a call from which on threads take heads and rows side by side; below, the cores are still held by threads
+of the last product that wait for the next one, as OpenMP's do."""
+
+_buffers = threading.local()
 
 
 @dataclass
@@ -145,7 +151,6 @@ class _Call:
         self.weight = self.row_weight.numpy()
         self.lean = (self.row_weight * (seen > 1) * seen / (seen - 1).clamp(min=1)).numpy()
         self.back = np.arange(shape.k_pos - 1, -1, -1, dtype=np.float32)
-        self.buffers = threading.local()
 
     def sums(self) -> CausalSums:
         """What was found, when all units are done."""
@@ -154,20 +159,23 @@ class _Call:
 
     def _units(self, workers: int) -> list[_Unit]:
         shape, kv_heads = self.shape, self.key.shape[1]
-        by_row = 4 * self.group * shape.k_pos
+        by_row = 4 * self.group * shape.k_pos  # bytes of a row of the heads that share a KV head
         size = max(1, min(ROWS, shape.q_pos, BYTES // by_row))
-        rows = cut(slice(0, shape.q_pos), size)
-        if len(rows) > 1:
+        if size < shape.q_pos:
+            together = max(1, min(kv_heads, BYTES // (by_row * FEW_ROWS)))
+            size = max(1, min(size, BYTES // (by_row * together)))
+            groups = cut(slice(0, kv_heads), together)
             # rows that share a cell of a map stay with one thread
             bands = [cut(band, size) for band in cut(slice(0, shape.q_pos), -(-size // shape.cell) * shape.cell)]
-            parts = -(-4 * workers // (shape.batch * kv_heads)) if workers > 1 else 1
+            parts = -(-2 * workers // (shape.batch * len(groups))) if workers > 1 else 1
             shares = [[rows for band in bands[part::parts] for rows in band] for part in range(min(parts, len(bands)))]
             return [
-                _Unit(slice(sequence, sequence + 1), slice(head, head + 1), part, share)
+                _Unit(slice(sequence, sequence + 1), heads, part, share)
                 for sequence in range(shape.batch)
-                for head in range(kv_heads)
+                for heads in groups
                 for part, share in enumerate(shares)
             ]
+        rows = [slice(0, shape.q_pos)]
         fitting = max(1, BYTES // (by_row * size * kv_heads))
         together = min(fitting, -(-shape.batch // (2 * workers))) if workers > 1 else fitting
         return [_Unit(some, slice(0, kv_heads), 0, rows) for some in cut(slice(0, shape.batch), together)]
@@ -184,7 +192,7 @@ class _Call:
         weights = self.weight[sequences], self.lean[sequences], self.back
         for rows in blocks:
             own, n_rows, n_keys = rows.start + shape.offset, rows.stop - rows.start, rows.stop + shape.offset
-            scores = self._buffer(len(key), group * n_rows, n_keys)
+            scores = _buffer(len(key), group * n_rows, n_keys)
             # query heads that share a KV head are one product
             asking = torch.empty(len(key), group, n_rows, query.shape[-1])
             torch.mul(query[:, :, rows], self.scaling, out=asking)
@@ -198,10 +206,11 @@ class _Call:
             result = torch.bmm(scores, value[:, :n_keys])
             self.out[sequences, heads, rows] = result.view(n_sequences, n_heads, n_rows, -1).to(self.out.dtype)
 
-    def _buffer(self, *size: int) -> Tensor:
-        """A reused fp32 buffer of this thread: fresh megabytes for every block would cost page faults."""
-        count = size[0] * size[1] * size[2]
-        held: Tensor | None = getattr(self.buffers, "scores", None)
-        if held is None or held.numel() < count:
-            held = self.buffers.scores = torch.empty(count)
-        return held[:count].view(size)
+
+def _buffer(*size: int) -> Tensor:
+    """This thread's fp32 buffer: fresh megabytes for every block would cost page faults."""
+    count = size[0] * size[1] * size[2]
+    held = getattr(_buffers, "scores", None)
+    if held is None or len(held) < count:
+        held = _buffers.scores = np.empty(count, np.float32)
+    return torch.from_numpy(held[:count]).view(size)  # not a tensor that is kept: one of inference mode would stay one

@@ -4,8 +4,9 @@ Thousands of small operations that each wake all cores spend their time waiting 
 on a machine that also does something else. Threads that own different heads never wait.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -19,8 +20,9 @@ MOST_WORKERS = 8
 def run_units(work: Callable[[Unit], None], units: Sequence[Unit], *, parallel: bool) -> None:
     """Call ``work`` on every unit, in threads when ``parallel`` and worth it; the first exception is raised.
 
-    While the threads run, torch's intra-operation threads are shared out among them; the setting is restored.
-    Units must touch disjoint data. Gradients are off inside, as they are for all callers.
+    This thread takes a share of the units like the others. While they run, torch's intra-operation threads are shared
+    out among them; the setting is restored. Units must touch disjoint data. Gradients are off inside, as they are for
+    all callers.
     """
     available = torch.get_num_threads()
     workers = min(available, len(units), MOST_WORKERS)
@@ -29,14 +31,37 @@ def run_units(work: Callable[[Unit], None], units: Sequence[Unit], *, parallel: 
             work(unit)
         return
 
-    def alone(unit: Unit) -> None:
-        with torch.no_grad():
-            work(unit)
+    each, inference = available // workers, torch.is_inference_mode_enabled()
 
-    # new threads take over the number of operation threads that is set when they start
-    with _operation_threads(available // workers), ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(alone, units):
-            pass
+    def share(first: int) -> None:
+        with torch.inference_mode(inference), torch.no_grad():  # modes are a thread's own
+            torch.set_num_threads(each)  # of this thread: those of the pool keep what they were told last
+            for unit in units[first::workers]:
+                work(unit)
+
+    with _operation_threads(each):
+        others = [_pool().submit(share, first) for first in range(1, workers)]
+        try:
+            share(0)
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def _pool() -> ThreadPoolExecutor:
+    """Threads that stay for the next call, as new ones would cost more than a layer of 512 tokens saves with them.
+
+    They are this process' own: a fork has none of them.
+    """
+    here = os.getpid()
+    if here not in _pools:
+        _pools.clear()
+        _pools[here] = ThreadPoolExecutor(MOST_WORKERS - 1, "sinklens")
+    return _pools[here]
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from sinklens.attention import (
 from sinklens.attention.delta_logit import DeltaLogit
 from sinklens.attention.engine import LayerListener
 from sinklens.attention.plan import AttentionPlan
+from sinklens.attention.workers import run_units
 from sinklens.capture.finite import NonFinite
 from sinklens.capture.halves import BlockHalves
 from sinklens.capture.heap import LONG, give_back
@@ -140,7 +141,7 @@ def capture(
     if intervention is not None and not callable(intervention):
         raise InputError(f"intervention must be one such as AblateHeads(['L1H0']), got {intervention!r}.")
     plan = plan_for(model, nonfinite=nonfinite is not None)
-    factors = {layer.layer: _factor(model, layer.layer) for layer in plan.layers if layer.path != "none"}
+    factors = _factors(model, [layer.layer for layer in plan.layers if layer.path != "none"])
     gated, readable = bool(getattr(model.cfg, "gated_q_proj", False)), all(f is not None for f in factors.values())
     asked = fields_asked(consumers, fields_lacking(plan, gated=gated, readable=readable))
     kept: list[LayerRecord] = []
@@ -275,9 +276,16 @@ class _Recorder:
         self.deliver(record)
 
 
-def _factor(model: TransformerBridge, layer: int) -> Tensor | None:
-    weights = output_weights(model, layer)
-    return None if weights is None else output_factor(weights)
+def _factors(model: TransformerBridge, layers: Sequence[int]) -> dict[int, Tensor | None]:
+    """:func:`output_factor` of each layer, side by side on a CPU: decompositions do not share cores well."""
+    found: dict[int, Tensor | None] = dict.fromkeys(layers)
+
+    def work(layer: int) -> None:
+        weights = output_weights(model, layer)
+        found[layer] = None if weights is None else output_factor(weights)
+
+    run_units(work, layers, parallel=_input_device(model).type == "cpu")
+    return found
 
 
 def _input_device(model: TransformerBridge) -> torch.device:

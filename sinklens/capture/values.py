@@ -46,8 +46,9 @@ def value_norms(
     if factor is None or factor.shape[-1] != value.shape[-1] or factor.shape[0] % value.shape[1]:
         return ValueNorms(norm, None)
     factor = factor.to(value.device)
-    group = factor.shape[0] // value.shape[1]
-    heads = [
-        torch.linalg.vector_norm(value[:, head // group] @ factor[head].T, dim=-1) for head in range(factor.shape[0])
-    ]
-    return ValueNorms(norm, torch.stack(heads, dim=1))
+    n_kv, group = value.shape[1], factor.shape[0] // value.shape[1]
+    outputs = torch.empty(len(value), factor.shape[0], value.shape[2], device=value.device)
+    for own, together in zip(range(n_kv), factor.unflatten(0, (n_kv, group)).flatten(1, 2), strict=True):
+        written = (value[:, own] @ together.T).unflatten(-1, (group, -1))  # of all heads that read these values
+        outputs[:, own * group : (own + 1) * group] = torch.linalg.vector_norm(written, dim=-1).transpose(1, 2)
+    return ValueNorms(norm, outputs)

@@ -195,3 +195,21 @@ def narrow(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same in 32 bits where they are :data:`LARGE`: tables of every head and position can have millions of rows."""
     kinds: dict[str, Any] = {} if len(next(iter(columns.values()))) < LARGE else {"i": np.int32, "f": np.float32}
     return {name: values.astype(kinds.get(values.dtype.kind, values.dtype)) for name, values in columns.items()}
+
+
+def medians(of: np.ndarray, values: np.ndarray, n_groups: int) -> np.ndarray:
+    """Median of each group's known values, the mean of the middle two for an even count; NaN where none is known.
+
+    Args:
+        of: Number of each value's group.
+        values: NaN where not known.
+        n_groups: How many groups there are.
+    """
+    there = ~np.isnan(values)
+    of, values = of[there], values[there]
+    ordered, counts = values[np.lexsort((values, of))], np.bincount(of, minlength=n_groups)
+    found, some = np.full(n_groups, np.nan), counts > 0
+    first = (np.cumsum(counts) - counts)[some]
+    low, high = first + (counts[some] - 1) // 2, first + counts[some] // 2
+    found[some] = (ordered[low] + ordered[high]) / 2
+    return found

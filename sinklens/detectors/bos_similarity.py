@@ -4,6 +4,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from sinklens.capture.look import along
+
 SMALLEST = 1e-12
 
 
@@ -30,6 +32,5 @@ def bos_cosine(
     wide = hidden if hidden.element_size() > 2 else hidden.float()
     length = (vector_norm(wide, dim=-1) if length is None else length).clamp(min=SMALLEST)
     bos = wide[..., position, :] / length[..., position, None]
-    twice = bos[..., None].expand(*bos.shape, 2)  # a product with one column is slow for many short sequences
-    along: Tensor = (wide @ twice)[..., 0] / length
-    return along.clamp(-1, 1)
+    dots = along(wide.reshape(-1, *wide.shape[-2:]), bos.reshape(-1, bos.shape[-1])).view(length.shape)
+    return (dots / length).clamp(-1, 1)

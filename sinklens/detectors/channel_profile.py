@@ -7,8 +7,8 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sinklens.capture.look import lower_median
 from sinklens.capture.record import LayerRecord
-from sinklens.capture.residual import lower_median
 from sinklens.detectors.base import Detector, frame_of
 from sinklens.detectors.registry import register
 from sinklens.errors import InputError

@@ -1,8 +1,7 @@
 """Which channels hold massive activations after which layers: presence by layer, and the episodes it makes."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sinklens.capture.look import column_sums
 from sinklens.capture.record import LayerRecord
+from sinklens.detectors.base import medians
 from sinklens.errors import InputError
 
 PRESENCE = 0.5
@@ -27,7 +28,6 @@ EPISODE_COLUMNS = (
     "criterion", "bucket", "channel", "episode", "appears", "leaves_after", "n_sequences", "n_sequences_least", "n_of",
     "peak", "peak_layer", "value", "token_share", "contrast", "everywhere",
 )  # fmt: skip
-TOGETHER = 1024
 _SUMS = ("n_sequences", "n_tokens", "value", "size", "peak")
 
 
@@ -58,40 +58,44 @@ class ChannelPresence:
             self.sums[layer] = torch.zeros(len(CRITERIA), len(BUCKETS), len(_SUMS), width, dtype=torch.float64)
             self.others[layer] = torch.zeros(width, dtype=torch.float64)
             self.counts[layer] = (0, 0, 0)
-        real, lengths = record.real.to(hidden.device), record.batch.lengths
+        real, lengths = record.real, record.batch.lengths
         sequences, longer, tokens = self.counts[layer]
         sequences, longer = sequences + int((lengths > 0).sum()), longer + int((lengths > 1).sum())
         self.counts[layer] = sequences, longer, tokens + int((lengths - 1).clamp(min=0).sum())
-        largest = record.residual.token_max.to(hidden.device).masked_fill(~real, -1)
-        both = fp32_bounds(record.residual.median.to(hidden.device), *self.bounds)
-        flagged, later = largest > torch.minimum(*both)[:, None], real.index_fill(1, real.new_zeros(1).long(), False)
+        largest = record.residual.token_max.cpu().numpy()
+        both = [bound.numpy() for bound in fp32_bounds(record.residual.median.cpu(), *self.bounds)]
+        # a token whose largest entry is not massive has none: most of them end here
+        rows, places = (largest > np.minimum(*both)[:, None]).nonzero()  # NaN, at padding, is above nothing
+        chosen = real.clone()
+        chosen[:, 0] = False
+        chosen[rows, places] = False
+        self.others[layer] += column_sums(hidden, chosen.to(hidden.device))
+        if not len(rows):
+            return
+        states = hidden[rows, places].float().cpu().numpy()
         # fp64 where massive entries are, because they are subtracted again and would take the digits of the rest
-        self.others[layer] += hidden[flagged & later].abs().sum(0, dtype=torch.float64).cpu()
-        usual = (later & ~flagged).float()[:, None]
-        states = hidden if bool(real.all()) else hidden.masked_fill(~real[..., None], 0)
-        for weight, some in zip(usual.split(TOGETHER, 2), states.split(TOGETHER, 1), strict=True):
-            self.others[layer] += (weight @ some.abs().float()).sum((0, 1), dtype=torch.float64).cpu()
-        for criterion, above in enumerate(both):
-            # a token whose largest entry is not massive has none: most of them end here
-            rows, places = (largest > above[:, None]).nonzero(as_tuple=True)
-            if len(rows):
-                self._count(self.sums[layer][criterion], hidden[rows, places].float(), rows, places, above[rows])
+        self.others[layer] += torch.from_numpy(np.abs(states[places > 0]).sum(0, dtype=np.float64))
+        sums = self.sums[layer].numpy()
+        for criterion, bound in enumerate(both):
+            above = largest[rows, places] > bound[rows]
+            if above.any():
+                self._count(sums[criterion], states[above], rows[above], places[above], bound[rows[above]])
 
     @staticmethod
-    def _count(sums: Tensor, states: Tensor, rows: Tensor, places: Tensor, above: Tensor) -> None:
-        massive = states.abs() > above[:, None]
-        channels = massive.any(0).nonzero().flatten()  # few have any
-        massive, states, at = massive[:, channels], states[:, channels], channels.cpu()
+    def _count(sums: np.ndarray, states: np.ndarray, rows: np.ndarray, places: np.ndarray, above: np.ndarray) -> None:
+        massive = np.abs(states) > above[:, None]
+        channels = massive.any(0).nonzero()[0]  # few have any
+        massive, states = massive[:, channels], states[:, channels]
         for bucket, members in enumerate((places == 0, places > 0)):
             met = massive[members]
             if not len(met):
                 continue
-            values = states[members].masked_fill(~met, 0)
-            by_row = torch.zeros(int(rows.max()) + 1, met.shape[1], device=met.device)
-            having = by_row.index_add_(0, rows[members], met.float()) > 0
-            totals = (values.sum(0, dtype=torch.float64), values.abs().sum(0, dtype=torch.float64))
-            sums[bucket, :4, at] += torch.stack([having.sum(0).double(), met.sum(0).double(), *totals]).cpu()
-            sums[bucket, 4, at] = torch.maximum(sums[bucket, 4, at], values.abs().amax(0).double().cpu())
+            values = np.where(met, states[members], 0).astype(np.float64)
+            having = np.zeros((int(rows.max()) + 1, met.shape[1]), bool)
+            np.logical_or.at(having, rows[members], met)
+            counts = having.sum(0), met.sum(0), values.sum(0), np.abs(values).sum(0)
+            sums[bucket, :4, channels] += np.stack(counts, -1)
+            sums[bucket, 4, channels] = np.maximum(sums[bucket, 4, channels], np.abs(values).max(0))
 
     def merge(self, other: Self) -> None:
         """Add what was counted in other sequences."""
@@ -180,22 +184,25 @@ def specific_tokens(
         >>> specific_tokens(h, h.amax(2), [torch.tensor([100.0])])[0].nonzero().tolist()
         [[0, 2]]
     """
-    lowest = torch.stack([*bounds]).amin(0)
-    rows, places = (largest > lowest[:, None]).nonzero(as_tuple=True)
-    marked = [torch.zeros_like(largest, dtype=torch.bool) for _ in bounds]
-    if not len(rows):
-        return marked
-    large = states[rows, places].float().abs()
-    token, channel = (large > lowest[rows, None]).nonzero(as_tuple=True)
-    column, of = (rows[token] * states.shape[-1] + channel).unique(return_inverse=True)
-    row = column // states.shape[-1]
-    everyone = states[row, :, column % states.shape[-1]].float().abs().masked_fill(largest[row].isnan(), math.nan)
-    size = large[token, channel]
-    special = size > CONTRAST * everyone.nanmedian(1).values[of]
-    for found, above in zip(marked, bounds, strict=True):
-        chosen = token[special & (size > above[rows[token]])]
-        found[rows[chosen], places[chosen]] = True
-    return marked
+    sizes, limits = largest.cpu().numpy(), [bound.cpu().numpy() for bound in bounds]
+    lowest = np.min(limits, 0)
+    rows, places = (sizes > lowest[:, None]).nonzero()
+    marked = [np.zeros(sizes.shape, bool) for _ in bounds]
+    if len(rows):
+        large = states[rows, places].float().abs().cpu().numpy()
+        token, channel = (large > lowest[rows, None]).nonzero()
+        column, of = np.unique(rows[token] * states.shape[-1] + channel, return_inverse=True)
+        row = column // states.shape[-1]
+        everyone = states[row, :, column % states.shape[-1]].float().abs().cpu().numpy()
+        everyone[np.isnan(sizes[row])] = np.nan
+        known = np.sort(everyone, 1)  # NaN last
+        median = known[np.arange(len(row)), ((~np.isnan(everyone)).sum(1) - 1) // 2]
+        size = large[token, channel]
+        special = size > np.float32(CONTRAST) * median[of]
+        for found, limit in zip(marked, limits, strict=True):
+            chosen = token[special & (size > limit[rows[token]])]
+            found[rows[chosen], places[chosen]] = True
+    return [torch.from_numpy(found).to(largest.device) for found in marked]
 
 
 def episodes(channels: pd.DataFrame, presence: float = PRESENCE) -> pd.DataFrame:
@@ -225,37 +232,38 @@ def episodes(channels: pd.DataFrame, presence: float = PRESENCE) -> pd.DataFrame
     blocks = channels[channels["layer"] >= 0]
     here = blocks[blocks["n_sequences"] >= presence * blocks["n_of"]]
     here = here.sort_values(["criterion", "bucket", "channel", "layer"])
-    of = {name: here[name].to_numpy() for name in CHANNEL_COLUMNS}
-    kind = [*zip(of["criterion"], of["bucket"], of["channel"].tolist(), strict=True)]
-    starts = [
-        row for row in range(len(kind))
-        if not row or kind[row] != kind[row - 1] or of["layer"][row] != of["layer"][row - 1] + 1
-    ]  # fmt: skip
-    rows: list[tuple[Any, ...]] = []
-    for start, stop in pairwise([*starts, len(kind)]):
-        again = bool(rows) and rows[-1][:3] == kind[start]
-        part = {name: values[start:stop] for name, values in of.items()}
-        top = int(part["peak"].argmax())  # the first layer of the largest
-        share, contrast = (
-            _over_known(reduce, part[name]) for reduce, name in ((np.max, "token_share"), (np.median, "contrast"))
-        )
-        everywhere = share >= EVERYWHERE and not (kind[start][1] == "start" and contrast >= CONTRAST)
-        rows.append(
-            (
-                *kind[start], rows[-1][3] + 1 if again else 0, int(part["layer"][0]), int(part["layer"][-1]),
-                int(part["n_sequences"].max()), int(part["n_sequences"].min()), int(part["n_of"].max()),
-                float(part["peak"][top]), int(part["layer"][top]), float(part["value"][top]), share, contrast,
-                everywhere,
-            )
-        )  # fmt: skip
-    found = pd.DataFrame(rows, columns=[*EPISODE_COLUMNS]).astype({"everywhere": bool})
+    if here.empty:
+        return pd.DataFrame(columns=[*EPISODE_COLUMNS]).astype({"everywhere": bool})
+    row = {name: here[name].to_numpy() for name in CHANNEL_COLUMNS}
+    another = np.ones(len(here), bool)  # kind than in the row before
+    another[1:] = np.any([row[name][1:] != row[name][:-1] for name in ("criterion", "bucket", "channel")], 0)
+    begins = another.copy()
+    begins[1:] |= row["layer"][1:] != row["layer"][:-1] + 1
+    starts, of = begins.nonzero()[0], begins.cumsum() - 1
+    number = np.arange(len(starts))
+    peak = np.maximum.reduceat(row["peak"], starts)
+    top = (row["peak"] == peak[of]).nonzero()[0]
+    top = top[np.unique(of[top], return_index=True)[1]]  # the first layer of the largest
+    share, contrast = np.fmax.reduceat(row["token_share"], starts), medians(of, row["contrast"], len(starts))
+    found = pd.DataFrame(
+        {name: row[name][starts] for name in ("criterion", "bucket", "channel")}
+        | {
+            "episode": number - np.maximum.accumulate(np.where(another[starts], number, 0)),
+            "appears": row["layer"][starts],
+            "leaves_after": row["layer"][[*(starts[1:] - 1), -1]],
+            "n_sequences": np.maximum.reduceat(row["n_sequences"], starts),
+            "n_sequences_least": np.minimum.reduceat(row["n_sequences"], starts),
+            "n_of": np.maximum.reduceat(row["n_of"], starts),
+            "peak": peak,
+            "peak_layer": row["layer"][top],
+            "value": row["value"][top],
+            "token_share": share,
+            "contrast": contrast,
+            "everywhere": (share >= EVERYWHERE) & ~((row["bucket"][starts] == "start") & (contrast >= CONTRAST)),
+        }
+    )
     # by size of the kind's largest episode; its episodes stay together, in the order of the layers
     keys = ["criterion", "bucket", "channel"]
     found["size"] = found.groupby(keys)["peak"].transform("max")
     ordered = found.sort_values(["criterion", "size", *keys[1:], "episode"], ascending=[True, False, True, True, True])
     return ordered.drop(columns="size").reset_index(drop=True)
-
-
-def _over_known(reduce: Callable[[np.ndarray], Any], values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(reduce(known)) if len(known) else math.nan

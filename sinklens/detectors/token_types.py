@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from sinklens.detectors.base import Metric
+from sinklens.detectors.base import Metric, medians
 
 SINK_SHARE = 0.05
+OCCURRENCES = ("first", "later", "start")
 TokenClass = Literal["special", "chat marker", "whitespace", "delimiter", "number", "word", "other"]
 COLUMNS = (
     "by", "name", "occurrence", "n_tokens", "token_share", "n_sequences", "n_judged", "n_sinks", "sink_rate",
@@ -88,17 +89,22 @@ def token_types(tokens: pd.DataFrame, n_heads: int) -> pd.DataFrame:
     if tokens.empty:
         return pd.DataFrame(columns=[*COLUMNS])
     frame = tokens.sort_values(["sequence", "position"], kind="stable").reset_index(drop=True)
-    repeated = frame.duplicated(["sequence", "token"])
-    frame["occurrence"] = np.select([frame["position"] == 0, ~repeated], ["start", "first"], "later")
-    frame["class"] = [
-        token_class(str(text), bool(special)) for text, special in zip(frame["token"], frame["is_special"], strict=True)
+    start, repeated = frame["position"].to_numpy() == 0, frame.duplicated(["sequence", "token"]).to_numpy()
+    occurrence = np.where(start, 2, repeated)  # as in :data:`OCCURRENCES`
+    texts = frame["token"].astype(object).to_numpy()
+    kinds = [token_class(str(text), bool(special)) for text, special in zip(texts, frame["is_special"], strict=True)]
+    known = {name: frame[name].to_numpy() for name in ("sequence", "is_massive_absolute", "is_massive_ratio")}
+    known["heads"] = frame["n_sink_heads"].to_numpy(dtype=float)
+    known["judged"] = ~np.isnan(known["heads"]) & (n_heads > 0)
+    known["sink"] = known["judged"] & (known["heads"] >= sink_heads_needed(n_heads))
+    drained = (
+        frame["n_drained_heads"].to_numpy(dtype=float) if "n_drained_heads" in frame else np.full(len(frame), np.nan)
+    )
+    known["drained"] = drained
+    parts = [
+        _grouped(by, np.array(names, dtype=object), occurrence, known)
+        for by, names in (("class", kinds), ("token", texts))
     ]
-    frame["judged"] = frame["n_sink_heads"].notna() & (n_heads > 0)
-    frame["sink"] = frame["judged"] & (frame["n_sink_heads"] >= sink_heads_needed(n_heads))
-    if "n_drained_heads" not in frame:
-        frame["n_drained_heads"] = np.nan
-    start = frame["position"] == 0
-    parts = [_grouped(frame, start, by) for by in ("class", "token")]
     found = pd.concat(parts, ignore_index=True)
     dull = (found["by"] == "token") & (found["n_tokens"] == 1)
     dull &= (found["n_sinks"].fillna(0) == 0) & (found["n_massive_absolute"] == 0) & (found["n_massive_ratio"] == 0)
@@ -107,34 +113,42 @@ def token_types(tokens: pd.DataFrame, n_heads: int) -> pd.DataFrame:
     return found[~dull].sort_values(order, ascending=ascending, ignore_index=True)[[*COLUMNS]]
 
 
-def _grouped(frame: pd.DataFrame, start: pd.Series, by: str) -> pd.DataFrame:
-    grouped = frame.groupby([by, "occurrence"])
-    found = grouped.agg(
-        n_tokens=("position", "size"),
-        n_sequences=("sequence", "nunique"),
-        n_judged=("judged", "sum"),
-        n_sinks=("sink", "sum"),
-        sink_heads_median=("n_sink_heads", "median"),
-        n_massive_absolute=("is_massive_absolute", "sum"),
-        n_massive_ratio=("is_massive_ratio", "sum"),
-        drained_heads_median=("n_drained_heads", "median"),
-    ).reset_index(names=["name", "occurrence"])
+def _grouped(by: str, names: np.ndarray, occurrence: np.ndarray, known: dict[str, np.ndarray]) -> pd.DataFrame:
+    codes, values = pd.factorize(names)
+    groups, of = np.unique(codes * len(OCCURRENCES) + occurrence, return_inverse=True)
+
+    def count(column: np.ndarray) -> np.ndarray:
+        return np.bincount(of, column, len(groups)).astype(int)
+
+    sequences = np.unique(np.stack([of, pd.factorize(known["sequence"])[0]]), axis=1)[0]
+    n_tokens, n_judged, n_sinks = np.bincount(of), count(known["judged"]), count(known["sink"])
     # position 0 is compared with position 0, all other tokens with one another
-    at_start = found["occurrence"] == "start"
+    at_start = groups % len(OCCURRENCES) == OCCURRENCES.index("start")
 
-    def total(column: str | None) -> pd.Series:
-        values = pd.Series(1, frame.index) if column is None else frame[column]
-        return at_start.map({True: values[start].sum(), False: values[~start].sum()}).astype(float)
+    def of_all(counts: np.ndarray) -> np.ndarray:
+        return _over(counts, np.where(at_start, counts[at_start].sum(), counts[~at_start].sum()))
 
-    def over(count: pd.Series, of: pd.Series) -> pd.Series:
-        return count.astype(float) / of.where(of > 0).astype(float)
-
-    found["token_share"] = over(found["n_tokens"], total(None))
-    found["sink_rate"] = over(found["n_sinks"], found["n_judged"])
-    found["sink_share"] = over(found["n_sinks"], total("sink"))
+    found = {
+        "by": by,
+        "name": np.asarray(values, dtype=object)[groups // len(OCCURRENCES)],
+        "occurrence": np.array(OCCURRENCES, dtype=object)[groups % len(OCCURRENCES)],
+        "n_tokens": n_tokens,
+        "token_share": of_all(n_tokens),
+        "n_sequences": np.bincount(sequences),
+        "n_judged": n_judged,
+        "n_sinks": np.where(n_judged > 0, n_sinks, np.nan),  # not known is not 0
+        "sink_rate": _over(n_sinks, n_judged),
+        "sink_share": of_all(n_sinks),
+        "sink_heads_median": medians(of, known["heads"], len(groups)),
+    }
     for name in ("absolute", "ratio"):
-        count = found[f"n_massive_{name}"]
-        found[f"massive_{name}_rate"] = over(count, found["n_tokens"])
-        found[f"massive_{name}_share"] = over(count, total(f"is_massive_{name}"))
-    found["n_sinks"] = found["n_sinks"].astype(float).where(found["n_judged"] > 0)  # not known is not 0
-    return found.assign(by=by)
+        counts = count(known[f"is_massive_{name}"])
+        found[f"n_massive_{name}"] = counts
+        found[f"massive_{name}_rate"] = _over(counts, n_tokens)
+        found[f"massive_{name}_share"] = of_all(counts)
+    found["drained_heads_median"] = medians(of, known["drained"], len(groups))
+    return pd.DataFrame(found)
+
+
+def _over(counts: np.ndarray, total: np.ndarray) -> np.ndarray:
+    return np.divide(counts, total, out=np.full(len(counts), np.nan), where=total > 0)
