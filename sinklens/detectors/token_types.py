@@ -151,4 +151,5 @@ def _grouped(by: str, names: np.ndarray, occurrence: np.ndarray, known: dict[str
 
 
 def _over(counts: np.ndarray, total: np.ndarray) -> np.ndarray:
-    return np.divide(counts, total, out=np.full(len(counts), np.nan), where=total > 0)
+    share: np.ndarray = np.divide(counts, total, out=np.full(len(counts), np.nan), where=total > 0)
+    return share
