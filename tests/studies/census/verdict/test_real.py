@@ -100,7 +100,7 @@ def test_gemma3_short_and_beyond_its_window(gemma: Census, gemma3: TransformerBr
 def test_a_masked_sink_moves_to_the_next_token(smollm2: TransformerBridge) -> None:
     batch = prose(smollm2, 6, 48)
     found = measure_effects(smollm2, {"no 0": MaskKeys(0)}, batch)
-    assert found.verdict[0].endswith("the sink moved from position 0 to position 1.")
+    assert any(each.endswith("the sink moved from position 0 to position 1.") for each in found.verdict)
     row = found.summary().iloc[0]
     assert row["n_sink_heads"] > 150 and row["delta_loss"] < 0.5
     followed = follow_sinks(smollm2, batch, bound=3)
