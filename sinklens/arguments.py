@@ -22,13 +22,13 @@ SIZES = (
     "n_sequences", "rows", "side", "top",
 )  # fmt: skip
 COUNTS = (
-    "absolute", "controls", "draws", "first_sequence", "layer", "maps", "min_queries", "named", "position", "ratio",
+    "absolute", "controls", "draws", "first_sequence", "maps", "min_queries", "named", "position", "ratio",
     "relative", "seed",
 )  # fmt: skip
 BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
     **dict.fromkeys(SIZES, (1, math.inf)),
     **dict.fromkeys(COUNTS, (0, math.inf)),
-    **dict.fromkeys(("alpha", "eps", "share"), (0, 1)),
+    **dict.fromkeys(("eps", "share"), (0, 1)),
 }
 """The smallest and the largest number that a parameter of this name can be, in every function that has one."""
 MADE_BY: Final[Mapping[str, str]] = {
@@ -104,7 +104,8 @@ def check(name: str, value: Any, hint: Any, optional: bool = False) -> None:
         left_out = "; leave it out for the default" if optional and value is None else ""
         shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
         raise InputError(f"{name} must be {_words(hint)}, got {shown}{left_out}.")
-    low, high = BOUNDS.get(name, (-math.inf, math.inf))
+    fraction = name in SIZES and float in (hint, *typing.get_args(hint))  # of another kind than the sizes of that name
+    low, high = (-math.inf, math.inf) if fraction else BOUNDS.get(name, (-math.inf, math.inf))
     if _is_number(value) and not low <= value <= high:
         allowed = f"at least {low}" if high == math.inf else f"from {low} to {high}"
         raise InputError(f"{name} must be {allowed}, got {value}.")

@@ -119,7 +119,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "network": None if online else "needs the Hugging Face hub: set SINKLENS_NETWORK=1",
     }
     # the longest tests begin first, so that no worker is left with one of them at the end
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    items.sort(key=lambda item: item.get_closest_marker("long") is None and item.path.suffix != ".ipynb")
     for item in items:
         if item.get_closest_marker("real"):  # one process loads a real model, not all of them (xdist's loadgroup)
             named = f"{item.nodeid} {getattr(item, 'fixturenames', ())}"

@@ -24,7 +24,7 @@ from tests import families
 BAD = (None, [], "", -1, math.nan, "nonsense")
 TAKEN: dict[str, tuple[Any, ...]] = {
     "answer": ("", "nonsense", -1, []), "effect": (-1,), "maps": ([],), "title": ("", "nonsense"),
-    "head": ("",), "beside": ([],), "budgets": ([],), "continuation": ("nonsense",),
+    "head": ("",), "beside": ([],), "layer": (-1,), "budgets": ([],), "continuation": ("nonsense",),
     "definition": ("", "nonsense"), "documents": ([],), "exclude": ([],), "gold": (-1,), "name": ("", "nonsense"),
     "out": ("nonsense",), "positions": ([], ""), "prompt": ("", "nonsense", []), "question": ("", "nonsense", []),
     "roles": ([],), "rules": ([],), "sinks": ([],), "source": ("", "nonsense"), "summary": ([],),

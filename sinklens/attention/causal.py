@@ -75,6 +75,7 @@ class CausalBlock(NamedTuple):
 
     Attributes:
         weights: ``[sequence head, q_pos, k_pos]``, contiguous, 0 at hidden keys; overwritten after the look.
+        largest: ``[sequence head, q_pos]``, the largest of each row.
         sequences: Those it is of.
         heads: Query heads it is of.
         rows: Query rows, counted within the call.
@@ -83,6 +84,7 @@ class CausalBlock(NamedTuple):
     """
 
     weights: Float[Tensor, "head q_pos k_pos"]
+    largest: Float[Tensor, "head q_pos"]
     sequences: slice
     heads: slice
     rows: slice
@@ -198,11 +200,12 @@ class _Call:
             torch.mul(query[:, :, rows], self.scaling, out=asking)
             torch.bmm(asking.flatten(1, 2), key[:, :n_keys].mT, out=scores)
             pattern = scores.view(-1, n_rows, n_keys)
-            by_row = np.empty((4, len(pattern), n_rows), np.float32)
+            by_row = np.empty((5, len(pattern), n_rows), np.float32)
             compiled.causal_block(pattern.numpy(), own, rows.start, n_heads, *weights, received, leaned, by_row)
-            self.by_row[:, sequences, heads, rows] = torch.from_numpy(by_row).view(4, n_sequences, n_heads, n_rows)
+            found = torch.from_numpy(by_row)
+            self.by_row[:, sequences, heads, rows] = found[:4].view(4, n_sequences, n_heads, n_rows)
             for statistic in self.statistics:
-                statistic.watch(CausalBlock(pattern, sequences, heads, rows, own, self.row_weight))
+                statistic.watch(CausalBlock(pattern, found[4], sequences, heads, rows, own, self.row_weight))
             result = torch.bmm(scores, value[:, :n_keys])
             self.out[sequences, heads, rows] = result.view(n_sequences, n_heads, n_rows, -1).to(self.out.dtype)
 

@@ -172,8 +172,8 @@ def causal_block(
         back: Distances from a row's own key back, downwards to 0 at its end.
         received: fp32 ``[sequence head k_pos]``, added to: ``sum_i w_i p_ij``.
         leaned: The same for ``sum_i l_i s_ij``.
-        by_row: ``[4 sequence head q_pos]`` of the block's rows: log of the softmax denominator, ``sum_j p_ij s_ij``,
-            ``sum_j p_ij (i - j)``, ``sum_j s_ij``.
+        by_row: ``[5 sequence head q_pos]`` of the block's rows: log of the softmax denominator, ``sum_j p_ij s_ij``,
+            ``sum_j p_ij (i - j)``, ``sum_j s_ij``, and the largest weight.
     """
     n_blocks, n_rows, _ = block.shape
     for index in range(n_blocks):
@@ -191,39 +191,38 @@ def causal_block(
             by_row[0, index, row] = top + math.log(total)
             by_row[1, index, row] = with_scores * factor
             by_row[2, index, row] = with_distances * factor
+            by_row[4, index, row] = factor  # of the score that was subtracted: exp(0) is exactly 1
 
 
 @jit("nnan", "nsz")
 def _first(weights: Any, wanted: Any) -> int:
-    """Where the first of these weights is; 0 if none is."""
+    """Where the first weight of this size is; 0 if there is none."""
     for start in range(0, len(weights), 64):
         stop, found = min(start + 64, len(weights)), 0
         for j in range(start, stop):
-            found += weights[j] == wanted
+            found += weights[j] >= wanted
         if found:
             for j in range(start, stop):
-                if weights[j] == wanted:
+                if weights[j] >= wanted:
                     return j
     return 0
 
 
 @jit(cached=True)
-def top_block(block: Any, own: int, weight: Any, key: Any) -> None:
-    """The largest weight of each row and the first key that has it (NaN and 0 in a row of NaN).
+def first_block(block: Any, own: int, wanted: Any, key: Any) -> None:
+    """The first key of each row that has a weight (0 in a row of NaN).
 
     Args:
         block: Attention weights ``[head q_pos k_pos]``.
         own: Column of the first row's own position.
-        weight: ``[head q_pos]``, filled.
-        key: The same of integers.
+        wanted: That weight, ``[head q_pos]``.
+        key: The same of integers, filled.
     """
     n_heads, n_rows, _ = block.shape
     for head in range(n_heads):
         for row in range(n_rows):
-            weights = block[head, row, : own + row + 1]
-            largest = _largest(weights)
-            weight[head, row] = weights[0] if math.isnan(weights[0]) else largest
-            key[head, row] = _first(weights, largest)
+            one = wanted[head, row]
+            key[head, row] = 0 if math.isnan(one) else _first(block[head, row, : own + row + 1], one)
 
 
 @jit(cached=True)

@@ -242,12 +242,11 @@ class TopKey(Statistic):
 
     def watch(self, block: CausalBlock) -> None:
         """Set weight and index of the block's rows."""
-        sizes = block.weights.shape[:2]
-        weight, index = np.empty(sizes, np.float32), np.empty(sizes, np.int64)
-        compiled.top_block(block.weights.numpy(), block.own, weight, index)
-        for mine, found in ((self.weight, weight), (self.index, index)):
+        index = np.empty(block.largest.shape, np.int64)
+        compiled.first_block(block.weights.numpy(), block.own, block.largest.numpy(), index)
+        for mine, found in ((self.weight, block.largest), (self.index, torch.from_numpy(index))):
             place = block.sequences, block.heads, block.rows
-            mine[place] = torch.from_numpy(found).view_as(mine[place])
+            mine[place] = found.view_as(mine[place])
 
     def compute(self) -> dict[str, Tensor]:
         """``top_weight`` and ``top_key`` (-1 for padding rows and rows without any weight)."""

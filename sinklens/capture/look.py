@@ -36,7 +36,8 @@ def summary(
     norm = torch.linalg.vector_norm(states, dim=-1, dtype=torch.float32).masked_fill(~real, math.nan)
     magnitude = states.detach().float().abs()
     largest = magnitude.amax(-1)
-    medians = torch.stack([lower_median(m[r]) for m, r in zip(magnitude, real, strict=True)]).to(norm)
+    whole = bool(real.all())
+    medians = torch.stack([lower_median(m if whole else m[r]) for m, r in zip(magnitude, real, strict=True)]).to(norm)
     broken = (largest.isnan() & real).any(1)
     return norm, largest.masked_fill(~real, math.nan), medians.masked_fill(broken, math.nan)
 

@@ -70,8 +70,6 @@ class ChannelPresence:
         chosen[:, 0] = False
         chosen[rows, places] = False
         self.others[layer] += column_sums(hidden, chosen.to(hidden.device))
-        if not len(rows):
-            return
         states = hidden[rows, places].float().cpu().numpy()
         # fp64 where massive entries are, because they are subtracted again and would take the digits of the rest
         self.others[layer] += torch.from_numpy(np.abs(states[places > 0]).sum(0, dtype=np.float64))
@@ -188,20 +186,19 @@ def specific_tokens(
     lowest = np.min(limits, 0)
     rows, places = (sizes > lowest[:, None]).nonzero()
     marked = [np.zeros(sizes.shape, bool) for _ in bounds]
-    if len(rows):
-        large = states[rows, places].float().abs().cpu().numpy()
-        token, channel = (large > lowest[rows, None]).nonzero()
-        column, of = np.unique(rows[token] * states.shape[-1] + channel, return_inverse=True)
-        row = column // states.shape[-1]
-        everyone = states[row, :, column % states.shape[-1]].float().abs().cpu().numpy()
-        everyone[np.isnan(sizes[row])] = np.nan
-        known = np.sort(everyone, 1)  # NaN last
-        median = known[np.arange(len(row)), ((~np.isnan(everyone)).sum(1) - 1) // 2]
-        size = large[token, channel]
-        special = size > np.float32(CONTRAST) * median[of]
-        for found, limit in zip(marked, limits, strict=True):
-            chosen = token[special & (size > limit[rows[token]])]
-            found[rows[chosen], places[chosen]] = True
+    large = states[rows, places].float().abs().cpu().numpy()
+    token, channel = (large > lowest[rows, None]).nonzero()
+    column, of = np.unique(rows[token] * states.shape[-1] + channel, return_inverse=True)
+    row = column // states.shape[-1]
+    everyone = states[row, :, column % states.shape[-1]].float().abs().cpu().numpy()
+    everyone[np.isnan(sizes[row])] = np.nan
+    known = np.sort(everyone, 1)  # NaN last
+    median = known[np.arange(len(row)), ((~np.isnan(everyone)).sum(1) - 1) // 2]
+    size = large[token, channel]
+    special = size > np.float32(CONTRAST) * median[of]
+    for found, limit in zip(marked, limits, strict=True):
+        chosen = token[special & (size > limit[rows[token]])]
+        found[rows[chosen], places[chosen]] = True
     return [torch.from_numpy(found).to(largest.device) for found in marked]
 
 

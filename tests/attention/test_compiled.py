@@ -29,7 +29,7 @@ import json, numpy as np
 from sinklens.attention import compiled
 scores = 3 * np.random.default_rng(0).standard_normal((2, 40, 60), dtype=np.float32)
 columns = [np.zeros((2, 60), np.float32) for _ in range(2)]
-weight, by_row = np.ones((1, 40), np.float32), np.empty((4, 2, 40), np.float32)
+weight, by_row = np.ones((1, 40), np.float32), np.empty((5, 2, 40), np.float32)
 compiled.causal_block(scores, 20, 0, 2, weight, weight, np.arange(59, -1, -1, dtype=np.float32), *columns, by_row)
 print(json.dumps([each.tolist() for each in (scores, *columns, by_row)]))
 """

@@ -307,15 +307,15 @@ def test_nothing_to_draw_is_not_applicable(summary: pd.DataFrame) -> None:
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda t: plots.ablation_heatmap(t, metric="loss"), "not 'loss'"),
+        (lambda t: plots.ablation_heatmap(t, metric="loss"), "got 'loss'"),
         (lambda t: plots.ablation_heatmap(t), r"Choose one intervention .*AblateHeads\(<mean>\), AblateHeads\(zero\)"),
         (lambda t: plots.ablation_heatmap(t, intervention="x"), "not 'x'"),
         (lambda t: plots.ablation_heatmap(t, intervention=ZERO, limit=0), "limit must be"),
         (lambda t: plots.ablation_heatmap(t.drop(columns="delta_loss_low")), "delta_loss_low"),
-        (lambda t: plots.cumulative_curve(t, metric="loss"), "not 'loss'"),
+        (lambda t: plots.cumulative_curve(t, metric="loss"), "got 'loss'"),
         (lambda t: plots.cumulative_curve(t, intervention=MEAN), r"Choose one.*not 'AblateHeads\(<mean>\)'"),
         (lambda t: plots.cumulative_curve(t.drop(columns="k")), "column"),
-        (lambda t: plots.before_after(t, metric="loss"), "not 'loss'"),
+        (lambda t: plots.before_after(t, metric="loss"), "got 'loss'"),
         (lambda t: plots.before_after(t, metric="kl", perplexity=True), "belongs to the loss"),
         (lambda t: plots.before_after(t.drop(columns="intervention")), "intervention"),
         (lambda t: plots.before_after(t, effects=t), "clean_loss"),

@@ -112,6 +112,28 @@ def window(sinks: int, recent: int, layers: dict[int, set[int]] | None = None) -
     return forget
 
 
+def windows(sizes: dict[tuple[int, int], tuple[int, int]]) -> Forget:
+    """First and recent tokens by layer and head; the others keep everything."""
+
+    def forget(cache: Cache, t: int) -> None:
+        for number, head in enumerate(cache.heads):
+            sinks, recent = sizes.get((cache.layer, number), (0, t + 1))
+            head.keep((head.at < sinks) | (head.at > t - recent))
+
+    return forget
+
+
+def stripes(block: int, local: int, stride: int, kv_heads: int) -> Forget:
+    """Blocks near the next row and every so many others, from another one on for each KV head."""
+
+    def forget(cache: Cache, t: int) -> None:
+        for number, head in enumerate(cache.heads):
+            own = head.at // block + number * kv_heads // len(cache.heads) * max(1, stride // kv_heads)
+            head.keep(((t + 1) // block - head.at // block < local) | (own % stride == 0))
+
+    return forget
+
+
 def _votes(cache: Cache, h: int, voters: int, pool: int) -> Tensor:
     """Attention of the last rows to every position, averaged over neighbours, and not averaged."""
     rows = cache.rows[h][-voters:]

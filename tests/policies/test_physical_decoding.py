@@ -14,6 +14,9 @@ from sinklens.policies.d2o import D2O
 from sinklens.policies.h2o import H2O
 from sinklens.policies.head_split import HeadSplit
 from sinklens.policies.keyformer import Keyformer
+from sinklens.policies.long_gen import LongGen
+from sinklens.policies.moa import MoA
+from sinklens.policies.s2_attention import S2Attention
 from sinklens.policies.sink_window import SinkWindow
 from sinklens.policies.snap_kv import SnapKV
 from sinklens.policies.streaming_llm import StreamingLLM
@@ -35,6 +38,13 @@ SMALL: Rules = {
     "sink_window": (SinkWindow(2, 6, evict_after=True), physical.window(2, 6), False),
     "streaming_llm": (StreamingLLM(2, 6), physical.window(2, 6), True),
     "head_split": (HeadSplit(["L0H1", "L1H2"], 2, 7), physical.window(2, 6, {0: {1}, 1: {2}}), False),
+    "long_gen": (LongGen(2, 7, 0, 0.5), physical.window(2, 6, {0: {0, 1, 2, 3}}), False),
+    "moa": (
+        MoA({"L0H1": (8, 0), "L1H2": (12, 0)}, n_tokens=POS, shortest=4, step=4),
+        physical.windows({(0, 1): (4, 3), (1, 2): (4, 7)}),
+        False,
+    ),
+    "s2_attention": (S2Attention(4, 2, 3), physical.stripes(4, 2, 3, kv_heads=2), False),
     "snap_kv": (SnapKV(10, window=4, pool=3, prompt=PROMPT), physical.snap(PROMPT, 10, 4, 3), False),
     "task_kv": (
         TaskKV(4, 1, 4, strongest=6, window=4, pool=3, prompt=PROMPT),

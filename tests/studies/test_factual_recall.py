@@ -177,7 +177,7 @@ def test_what_cannot_be_asked() -> None:
         (asked[:9], {}, "at least 10 facts"),
         ([*asked, replace(asked[0], prompt=[5, 6])], {}, "fact 14 begins with the token of another"),
         ([replace(fact, answer=60 + n) for n, fact in enumerate(asked)], {}, "knows . of 14 facts"),
-        (asked, {"top": 0}, "top from 1"),
+        (asked, {"top": 0}, "top must be at least 1"),
     ):
         with pytest.raises(InputError, match=sentence):
             trace_recall(model, given, **words)  # type: ignore[arg-type]
