@@ -68,10 +68,12 @@ def test_a_processor_without_wide_registers_gets_the_same_numbers(tmp_path: Path
     weights /= totals[..., None]
     back = np.arange(20, 60)[:, None] - np.arange(60)[None]
     seen = np.where(hidden, 0, scores)
-    sums = np.stack([np.log(totals), (weights * seen).sum(-1), (weights * back).sum(-1), seen.sum(-1)])
+    means = (weights * seen).sum(-1), (weights * back).sum(-1)
+    sums = np.stack([np.log(totals), *means, seen.sum(-1), weights.max(-1)])
     for found in (mine, other):
         for value, expected in zip(found, (weights, weights.sum(1), seen.sum(1), sums), strict=True):
             np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
+        assert np.array_equal(np.max(found[0], -1), found[3][4])  # to the bit, or its key would not be found
 
 
 MISSING = "import sys; sys.modules['numba'] = None"
