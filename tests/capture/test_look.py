@@ -50,8 +50,8 @@ def test_equals_torch(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = states.double() @ direction.double()[..., None]
     scale = (states.double().abs() @ direction.double().abs()[..., None]).nan_to_num(posinf=0) + 1e-30
     close = ((found[3].double()[..., None] - exact) / scale).nan_to_num()
-    assert close.abs().max() < 1e-6 or case == "tiny"
-    torch.testing.assert_close(found[0], plain[0], rtol=1e-6, atol=1e-30, equal_nan=True)
+    assert close.abs().max() < 1e-5 or case == "tiny"
+    torch.testing.assert_close(found[0], plain[0], rtol=1e-5, atol=1e-30, equal_nan=True)
     torch.testing.assert_close(found[4], plain[4], rtol=1e-5, atol=1e-30, equal_nan=True)
 
 
