@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sinklens import detectors, load, studies, tokenize
+from sinklens.detectors import registry
 from sinklens.errors import SinkLensError
 from sinklens.interventions import CalibrateSinks, MaskKeys
 from sinklens.plots.draws import FIGURES
@@ -20,6 +21,14 @@ from sinklens.results.result import Result, open_result
 from sinklens.studies.conflict_heads.run import ConflictPrompt
 from sinklens.studies.streaming_split.split import Split
 from tests import families
+
+
+@pytest.fixture(autouse=True)
+def _registry_as_before() -> Iterator[None]:
+    """The right call of ``register`` adds a detector that other tests would find."""
+    yield
+    registry._BUILT_IN.pop("mine", None)
+
 
 BAD = (None, [], "", -1, math.nan, "nonsense")
 TAKEN: dict[str, tuple[Any, ...]] = {
