@@ -5,7 +5,6 @@ that can be made of a few sums over rows and columns (:attr:`Statistic.from_sums
 another one is asked for, :mod:`sinklens.attention.kernel` shows it every block instead.
 """
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,17 +20,17 @@ from sinklens.attention.block import AttentionShape
 from sinklens.attention.visibility import cut
 from sinklens.attention.workers import MOST_WORKERS, run_units
 
-ROWS, FEW_ROWS, BYTES = 128, 64, 3 << 20
+ROWS, FEW_ROWS, BYTES = 128, 64, 9 << 19
 """Query rows in a block at most, and with how many all KV heads still share one; bytes of its scores.
 
 Larger blocks leave the cache before their values are taken; in smaller ones threads wait for Python's lock.
 """
 
-WORTH_THREADS = 1 << 22
-"""Scores in a call from which on threads take heads and rows side by side; below, the cores are still held by threads
-of the last product that wait for the next one, as OpenMP's do."""
+WORTH_THREADS = 1 << 16
+"""Scores in a call from which on threads take heads and rows side by side."""
 
-_buffers = threading.local()
+_spare: list[Any] = []
+"""Buffers for scores that no thread is using: fresh megabytes for every block would cost page faults."""
 
 
 @dataclass
@@ -171,11 +170,11 @@ class _Call:
             bands = [cut(band, size) for band in cut(slice(0, shape.q_pos), -(-size // shape.cell) * shape.cell)]
             parts = -(-2 * workers // (shape.batch * len(groups))) if workers > 1 else 1
             shares = [[rows for band in bands[part::parts] for rows in band] for part in range(min(parts, len(bands)))]
-            return [
+            return [  # the last rows, which see the most keys, are begun first
                 _Unit(slice(sequence, sequence + 1), heads, part, share)
+                for part, share in reversed([*enumerate(shares)])
                 for sequence in range(shape.batch)
                 for heads in groups
-                for part, share in enumerate(shares)
             ]
         rows = [slice(0, shape.q_pos)]
         fitting = max(1, BYTES // (by_row * size * kv_heads))
@@ -192,9 +191,14 @@ class _Call:
         key, value = self.key[sequences, kv_heads].flatten(0, 1), self.value[sequences, kv_heads].flatten(0, 1)
         received, leaned = self.columns[part, :, sequences, heads].view(2, -1, shape.k_pos).numpy()
         weights = self.weight[sequences], self.lean[sequences], self.back
+        largest = len(key) * group * max((rows.stop - rows.start) * (rows.stop + shape.offset) for rows in blocks)
+        held = _spare.pop() if _spare else np.empty(0, np.float32)
+        if len(held) < largest:
+            held = np.empty(largest, np.float32)
+        buffer = torch.from_numpy(held)  # not a tensor that is kept: one of inference mode would stay one
         for rows in blocks:
             own, n_rows, n_keys = rows.start + shape.offset, rows.stop - rows.start, rows.stop + shape.offset
-            scores = _buffer(len(key), group * n_rows, n_keys)
+            scores = buffer[: len(key) * group * n_rows * n_keys].view(len(key), group * n_rows, n_keys)
             # query heads that share a KV head are one product
             asking = torch.empty(len(key), group, n_rows, query.shape[-1])
             torch.mul(query[:, :, rows], self.scaling, out=asking)
@@ -208,12 +212,4 @@ class _Call:
                 statistic.watch(CausalBlock(pattern, found[4], sequences, heads, rows, own, self.row_weight))
             result = torch.bmm(scores, value[:, :n_keys])
             self.out[sequences, heads, rows] = result.view(n_sequences, n_heads, n_rows, -1).to(self.out.dtype)
-
-
-def _buffer(*size: int) -> Tensor:
-    """This thread's fp32 buffer: fresh megabytes for every block would cost page faults."""
-    count = size[0] * size[1] * size[2]
-    held = getattr(_buffers, "scores", None)
-    if held is None or len(held) < count:
-        held = _buffers.scores = np.empty(count, np.float32)
-    return torch.from_numpy(held[:count]).view(size)  # not a tensor that is kept: one of inference mode would stay one
+        _spare.append(held)

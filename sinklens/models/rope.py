@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.models.parts import parts_of
 from sinklens.models.token_batch import TokenBatch
 
 
@@ -72,7 +73,7 @@ def _regime(model: TransformerBridge, length: int) -> tuple[int, ...]:
 
 
 def _rotary(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if hasattr(module, "rope_type") and hasattr(module, "config")]
+    return [module for module in parts_of(model) if hasattr(module, "rope_type") and hasattr(module, "config")]
 
 
 def _by_layer_type(module: Any, config: Any) -> list[tuple[str, dict[str, Any]]]:

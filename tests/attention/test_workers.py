@@ -1,12 +1,23 @@
 """Heads in threads: the same numbers, the first exception comes out, and torch's threads are as before."""
 
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from sinklens.attention import AttentionCall, Distance, Entropy, MissingMass, PooledMap, ReceivedMass, TopKey, kernel
+from sinklens.attention import (
+    AttentionCall,
+    Distance,
+    Entropy,
+    MissingMass,
+    PooledMap,
+    ReceivedMass,
+    TopKey,
+    kernel,
+    workers,
+)
 from sinklens.attention.delta_logit import DeltaLogit
 from sinklens.attention.kernel import attend
 from sinklens.attention.workers import run_units
@@ -44,23 +55,62 @@ def test_threads_change_nothing(
             torch.testing.assert_close(other[name], expected, equal_nan=True, atol=1e-5, rtol=1e-5)
 
 
-def test_units_run_side_by_side_and_threads_are_restored() -> None:
+@pytest.mark.parametrize("team", [True, False])
+def test_units_run_side_by_side_and_threads_are_as_before(team: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not team:  # where torch has another kind of threads
+        monkeypatch.setattr(workers, "_team", lambda: None)
     both = threading.Barrier(2, timeout=30)  # passes only if two units are under way at once
     seen: list[int] = []
 
     def work(unit: int) -> None:
         both.wait()
-        assert not torch.is_grad_enabled()
-        seen.append(torch.get_num_threads())
+        assert not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        seen.append(unit)
 
-    run_units(work, [0, 1], parallel=True)
-    assert seen == [1, 1] and torch.get_num_threads() == 2
+    run_units(work, [0, 1, 2, 3], parallel=True)
+    assert sorted(seen) == [0, 1, 2, 3] and torch.get_num_threads() == 2
 
 
-def test_an_exception_comes_out_and_threads_are_restored() -> None:
+def test_inference_mode_goes_along() -> None:
+    seen: list[bool] = []
+    with torch.inference_mode():
+        run_units(lambda unit: seen.append(torch.is_inference_mode_enabled()), [0, 1, 2], parallel=True)
+    assert seen == [True] * 3
+
+
+@pytest.mark.parametrize("team", [True, False])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_comes_out_and_ends_the_rest(
+    team: bool, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not team:
+        monkeypatch.setattr(workers, "_team", lambda: None)
+    begun: list[int] = []
+
     def work(unit: int) -> None:
-        raise RuntimeError(f"unit {unit}")
+        begun.append(unit)
+        raise error(f"unit {unit}")
 
-    with pytest.raises(RuntimeError, match="unit"):
-        run_units(work, [0, 1, 2], parallel=True)
-    assert torch.get_num_threads() == 2
+    with pytest.raises(error, match="unit"):
+        run_units(work, [*range(100)], parallel=True)
+    assert len(begun) <= 2 and torch.get_num_threads() == 2
+
+
+def test_units_within_units_and_threads_of_the_caller_find_their_end() -> None:
+    """A team within a team is one thread; every thread of Python has a team of its own."""
+    seen: list[tuple[int, int]] = []
+
+    def outer(unit: int) -> None:
+        run_units(lambda inner: seen.append((unit, inner)), [0, 1, 2], parallel=True)
+
+    callers = [threading.Thread(target=run_units, args=(outer, [0, 1, 2]), kwargs={"parallel": True}) for _ in "ab"]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert sorted(seen) == sorted([(unit, inner) for unit in range(3) for inner in range(3)] * 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the wheels for Linux bring GNU's OpenMP")
+def test_torch_has_a_team_that_can_be_asked() -> None:
+    assert workers._team() is not None
