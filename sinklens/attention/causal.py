@@ -195,7 +195,7 @@ class _Call:
         held = _spare.pop() if _spare else np.empty(0, np.float32)
         if len(held) < largest:
             held = np.empty(largest, np.float32)
-        buffer = torch.from_numpy(held)  # not a tensor that is kept: one of inference mode would stay one
+        buffer = torch.from_numpy(held[:largest])  # not a tensor that is kept: one of inference mode would stay one
         for rows in blocks:
             own, n_rows, n_keys = rows.start + shape.offset, rows.stop - rows.start, rows.stop + shape.offset
             scores = buffer[: len(key) * group * n_rows * n_keys].view(len(key), group * n_rows, n_keys)

@@ -5,7 +5,7 @@ tests compare with.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,11 @@ from torch import Tensor
 
 from sinklens.attention import compiled
 from sinklens.attention.compiled import jit
+from sinklens.attention.visibility import cut
+from sinklens.attention.workers import run_units
+
+WORTH_THREADS = 1 << 18
+"""Entries from which on threads take sequences side by side."""
 
 _LOW, _HIGH = np.int32(10), np.int32(20)
 _BINS, _REST, _SIGN = 2048, np.int32(1023), np.int32(0x7FFFFFFF)
@@ -29,8 +34,13 @@ def summary(
     if _compiles(states):
         mine = _array(states)
         norm, largest = np.full((2, *mine.shape[:2]), np.nan, np.float32)
-        bits = np.empty(len(mine), np.int32)
-        _summary(mine, mine.view(np.int32), real.numpy(), norm, largest, bits)
+        bits, there = np.empty(len(mine), np.int32), real.numpy()
+
+        def look(some: slice) -> None:
+            _summary(mine[some], mine[some].view(np.int32), there[some], norm[some], largest[some], bits[some])
+
+        few = max(1, len(mine) // (2 * torch.get_num_threads()))
+        run_units(look, cut(slice(0, len(mine)), few), parallel=mine.size >= WORTH_THREADS)
         median = bits.view(np.float32)
         return torch.from_numpy(norm), torch.from_numpy(largest), torch.from_numpy(median)
     norm = torch.linalg.vector_norm(states, dim=-1, dtype=torch.float32).masked_fill(~real, math.nan)
@@ -59,17 +69,60 @@ def along(
 def column_sums(
     states: Float[Tensor, "batch pos d_model"], chosen: Bool[Tensor, "batch pos"]
 ) -> Float[Tensor, " d_model"]:
-    """``sum |h|`` over the chosen tokens by channel, in fp64 on the CPU."""
+    """``sum |h|`` over the chosen tokens by channel, summed in fp64: massive entries may be subtracted again."""
     if _compiles(states):
         mine = _array(states)
         sums = np.zeros(mine.shape[-1])
         _column_sums(mine, chosen.numpy(), sums)
         return torch.from_numpy(sums)
-    weight, total = chosen.float()[:, None], torch.zeros(states.shape[-1], dtype=torch.float64)
-    for some, part in zip(weight.split(1024, 2), states.split(1024, 1), strict=True):
-        kept = part.masked_fill(some.mT == 0, 0)  # NaN times nothing would be NaN, and to look would wait for a GPU
-        total += (some @ kept.abs().float()).sum((0, 1), dtype=torch.float64).cpu()
+    total = torch.zeros(states.shape[-1], dtype=torch.float64)
+    for some, part in zip(chosen.split(1024, 1), states.split(1024, 1), strict=True):
+        kept = part.masked_fill(~some[..., None], 0).abs()  # NaN times nothing would be NaN
+        wide = kept.cpu() if kept.device.type == "mps" else kept  # which has no fp64
+        total += wide.sum((0, 1), dtype=torch.float64).cpu()
     return total
+
+
+class Entries(NamedTuple):
+    """Some entries of a residual stream, in the order of sequences, tokens and channels.
+
+    Attributes:
+        row: Sequence within the pass.
+        place: Position in it.
+        channel: Channel.
+        value: The entry in fp32.
+    """
+
+    row: np.ndarray
+    place: np.ndarray
+    channel: np.ndarray
+    value: np.ndarray
+
+
+def entries_above(
+    states: Float[Tensor, "batch pos d_model"],
+    largest: Float[Tensor, "batch pos"],
+    bound: Float[Tensor, " batch"],
+) -> Entries:
+    """All entries with a magnitude above their sequence's bound.
+
+    Args:
+        states: The residual stream.
+        largest: Each token's largest magnitude, NaN at padding; a token at or below the bound is not looked at.
+        bound: In fp32, strict.
+
+    Cost: a look at the tokens that have one; memory 20 bytes for each.
+    """
+    limit = bound.cpu().numpy()
+    rows, places = (largest.cpu().numpy() > limit[:, None]).nonzero()  # NaN is above nothing
+    if _compiles(states):
+        mine = _array(states)
+        token, channel, value = _above(mine, rows, places, limit)
+    else:
+        large = states[rows, places].float().cpu().numpy()
+        token, channel = (np.abs(large) > limit[rows, None]).nonzero()
+        value = large[token, channel]
+    return Entries(rows[token], places[token], channel, value)
 
 
 def lower_median(values: Tensor) -> Tensor:
@@ -198,3 +251,28 @@ def _column_sums(states: Any, chosen: Any, sums: Any) -> None:
         for token in range(states.shape[1]):
             if chosen[sequence, token]:
                 _add(states[sequence, token], sums)
+
+
+@jit("nnan")
+def _count(state: Any, bound: Any) -> int:
+    found = 0
+    for j in range(len(state)):
+        found += abs(state[j]) > bound
+    return found
+
+
+@jit(cached=True)
+def _above(states: Any, rows: Any, places: Any, bounds: Any) -> Any:
+    """Number of the token, channel and value of every entry above its sequence's bound."""
+    n_tokens, total = len(rows), 0
+    for at in range(n_tokens):
+        total += _count(states[rows[at], places[at]], bounds[rows[at]])
+    token, channel = np.empty(total, np.int32), np.empty(total, np.int32)
+    value, there = np.empty(total, np.float32), 0
+    for at in range(n_tokens):
+        state, bound = states[rows[at], places[at]], bounds[rows[at]]
+        for j in range(len(state)):
+            if abs(state[j]) > bound:
+                token[there], channel[there], value[there] = at, j, state[j]
+                there += 1
+    return token, channel, value

@@ -213,3 +213,18 @@ def medians(of: np.ndarray, values: np.ndarray, n_groups: int) -> np.ndarray:
     low, high = first + (counts[some] - 1) // 2, first + counts[some] // 2
     found[some] = (ordered[low] + ordered[high]) / 2
     return found
+
+
+def means(of: np.ndarray, values: np.ndarray, n_groups: int) -> np.ndarray:
+    """Mean of each group's known values in fp64; NaN where none is known.
+
+    Args:
+        of: Number of each value's group.
+        values: NaN where not known.
+        n_groups: How many groups there are.
+    """
+    there = ~np.isnan(values)
+    sums = np.bincount(of[there], values[there], minlength=n_groups)
+    counts = np.bincount(of[there], minlength=n_groups)
+    found: np.ndarray = np.divide(sums, counts, out=np.full(n_groups, np.nan), where=counts > 0)
+    return found

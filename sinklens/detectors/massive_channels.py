@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sinklens.capture.look import column_sums
+from sinklens.capture.look import column_sums, entries_above
 from sinklens.capture.record import LayerRecord
 from sinklens.detectors.base import medians
 from sinklens.errors import InputError
@@ -62,38 +62,28 @@ class ChannelPresence:
         sequences, longer, tokens = self.counts[layer]
         sequences, longer = sequences + int((lengths > 0).sum()), longer + int((lengths > 1).sum())
         self.counts[layer] = sequences, longer, tokens + int((lengths - 1).clamp(min=0).sum())
-        largest = record.residual.token_max.cpu().numpy()
-        both = [bound.numpy() for bound in fp32_bounds(record.residual.median.cpu(), *self.bounds)]
-        # a token whose largest entry is not massive has none: most of them end here
-        rows, places = (largest > np.minimum(*both)[:, None]).nonzero()  # NaN, at padding, is above nothing
-        chosen = real.clone()
-        chosen[:, 0] = False
-        chosen[rows, places] = False
-        self.others[layer] += column_sums(hidden, chosen.to(hidden.device))
-        states = hidden[rows, places].float().cpu().numpy()
-        # fp64 where massive entries are, because they are subtracted again and would take the digits of the rest
-        self.others[layer] += torch.from_numpy(np.abs(states[places > 0]).sum(0, dtype=np.float64))
+        later = real.clone()
+        later[:, 0] = False
+        self.others[layer] += column_sums(hidden, later.to(hidden.device))
+        both = fp32_bounds(record.residual.median.cpu(), *self.bounds)
+        entries = entries_above(hidden, record.residual.token_max, torch.minimum(*both))
         sums = self.sums[layer].numpy()
         for criterion, bound in enumerate(both):
-            above = largest[rows, places] > bound[rows]
-            if above.any():
-                self._count(sums[criterion], states[above], rows[above], places[above], bound[rows[above]])
+            massive = np.abs(entries.value) > bound.numpy()[entries.row]
+            for bucket, members in enumerate((entries.place == 0, entries.place > 0)):
+                self._count(sums[criterion, bucket], *(each[massive & members] for each in entries))
 
     @staticmethod
-    def _count(sums: np.ndarray, states: np.ndarray, rows: np.ndarray, places: np.ndarray, above: np.ndarray) -> None:
-        massive = np.abs(states) > above[:, None]
-        channels = massive.any(0).nonzero()[0]  # few have any
-        massive, states = massive[:, channels], states[:, channels]
-        for bucket, members in enumerate((places == 0, places > 0)):
-            met = massive[members]
-            if not len(met):
-                continue
-            values = np.where(met, states[members], 0).astype(np.float64)
-            having = np.zeros((int(rows.max()) + 1, met.shape[1]), bool)
-            np.logical_or.at(having, rows[members], met)
-            counts = having.sum(0), met.sum(0), values.sum(0), np.abs(values).sum(0)
-            sums[bucket, :4, channels] += np.stack(counts, -1)
-            sums[bucket, 4, channels] = np.maximum(sums[bucket, 4, channels], np.abs(values).max(0))
+    def _count(sums: np.ndarray, row: np.ndarray, place: np.ndarray, channel: np.ndarray, value: np.ndarray) -> None:
+        """Add massive entries of one kind to the sums of their channels."""
+        if not len(value):
+            return
+        width, size = sums.shape[-1], np.abs(value)
+        having = np.unique(row * width + channel) % width  # a sequence counts once
+        sums[0] += np.bincount(having, minlength=width)
+        for index, weights in ((1, None), (2, value), (3, size)):
+            sums[index] += np.bincount(channel, weights, minlength=width)
+        np.maximum.at(sums[4], channel, size)
 
     def merge(self, other: Self) -> None:
         """Add what was counted in other sequences."""
@@ -183,22 +173,19 @@ def specific_tokens(
         [[0, 2]]
     """
     sizes, limits = largest.cpu().numpy(), [bound.cpu().numpy() for bound in bounds]
-    lowest = np.min(limits, 0)
-    rows, places = (sizes > lowest[:, None]).nonzero()
-    marked = [np.zeros(sizes.shape, bool) for _ in bounds]
-    large = states[rows, places].float().abs().cpu().numpy()
-    token, channel = (large > lowest[rows, None]).nonzero()
-    column, of = np.unique(rows[token] * states.shape[-1] + channel, return_inverse=True)
-    row = column // states.shape[-1]
-    everyone = states[row, :, column % states.shape[-1]].float().abs().cpu().numpy()
+    entries = entries_above(states, largest, torch.from_numpy(np.min(limits, 0)))
+    column, of = np.unique(entries.row * states.shape[-1] + entries.channel, return_inverse=True)
+    row, channel = np.divmod(column, states.shape[-1])
+    everyone = states[row, :, channel].float().abs().cpu().numpy()
     everyone[np.isnan(sizes[row])] = np.nan
     known = np.sort(everyone, 1)  # NaN last
     median = known[np.arange(len(row)), ((~np.isnan(everyone)).sum(1) - 1) // 2]
-    size = large[token, channel]
+    size = np.abs(entries.value)
     special = size > np.float32(CONTRAST) * median[of]
+    marked = [np.zeros(sizes.shape, bool) for _ in bounds]
     for found, limit in zip(marked, limits, strict=True):
-        chosen = token[special & (size > limit[rows[token]])]
-        found[rows[chosen], places[chosen]] = True
+        chosen = special & (size > limit[entries.row])
+        found[entries.row[chosen], entries.place[chosen]] = True
     return [torch.from_numpy(found).to(largest.device) for found in marked]
 
 

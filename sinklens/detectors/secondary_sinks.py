@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sinklens.attention import ReceivedMass, StatisticFactory
 from sinklens.capture.record import LayerRecord
-from sinklens.detectors.base import Detector, Metric, frame_of
+from sinklens.detectors.base import Detector, Metric, frame_of, means
 from sinklens.detectors.bos_similarity import bos_cosine
 from sinklens.detectors.registry import register
 from sinklens.detectors.secondary_sinks_verdict import describe_secondary
@@ -242,15 +242,16 @@ class SecondarySinkDetector(Detector):
             windows[name] = windows[name].fillna(0).where(windows["start"].notna(), math.nan).astype(float)
         life = (windows["end"] - windows["start"]).groupby(windows["sequence"]).sum()
         aligned = aligned.assign(blocks=aligned["sequence"].map(life))
-        rows = []
-        for block in sorted(norms.loc[norms["layer"] >= 0, "layer"].unique()):
-            active = int(((windows["start"] <= block) & (windows["end"] > block)).sum())
-            found = int((aligned["layer"] == block).sum())
-            rows.append((int(block), active, found / active if active else math.nan, windows["sequence"].nunique()))
+        blocks = np.unique(norms.loc[norms["layer"] >= 0, "layer"])
+        starts, ends = (windows[name].to_numpy()[:, None] for name in ("start", "end"))
+        active = ((starts <= blocks) & (ends > blocks)).sum(0)  # a window of NaN holds none
+        found = (aligned["layer"].to_numpy()[:, None] == blocks).sum(0)
+        each = np.divide(found, active, out=np.full(len(blocks), math.nan), where=active > 0)
+        layers = dict(zip(LAYER_COLUMNS, (blocks, active, each, windows["sequence"].nunique()), strict=True))
         return {
             "secondary_sinks": self._tokens(aligned),
             "secondary_windows": windows.astype({"start": "Int64", "end": "Int64"})[[*WINDOW_COLUMNS]],
-            "secondary_layers": pd.DataFrame(rows, columns=[*LAYER_COLUMNS]),
+            "secondary_layers": pd.DataFrame(layers),
         }
 
     def verdict(self, tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> list[str]:
@@ -282,24 +283,24 @@ class SecondarySinkDetector(Detector):
 
     def _tokens(self, aligned: pd.DataFrame) -> pd.DataFrame:
         """One row per token, from one row per token and layer of its life."""
-        tokens = aligned.groupby(["sequence", "position"]).agg(
-            token=("token", "first"),
-            first_layer=("layer", "min"),
-            last_layer=("layer", "max"),
-            life=("layer", "size"),
-            cosine=("cosine", "mean"),
-            importance=("importance", "mean"),
-            null=("null", "mean"),
-            importance_max=("importance_max", "max"),
-            queries=("queries", "first"),
-            window=("blocks", "first"),
-        )
-        if tokens.empty:
+        if aligned.empty:
             return pd.DataFrame(columns=[*COLUMNS])
-        tokens["window"] = tokens["window"].astype(int)
+        order = np.lexsort([aligned[name].to_numpy() for name in ("layer", "position", "sequence")])
+        row = {name: aligned[name].to_numpy()[order] for name in aligned}
+        new = np.ones(len(order), bool)  # token than in the row before
+        new[1:] = np.any([row[name][1:] != row[name][:-1] for name in ("sequence", "position")], 0)
+        starts, of = new.nonzero()[0], new.cumsum() - 1
+        life = np.bincount(of)
+        tokens = pd.DataFrame(
+            {name: row[name][starts] for name in ("sequence", "position", "token", "queries")}
+            | {"first_layer": row["layer"][starts], "last_layer": row["layer"][starts + life - 1], "life": life}
+            | {name: means(of, row[name], len(starts)) for name in ("cosine", "importance", "null")}
+            | {"importance_max": np.fmax.reduceat(row["importance_max"], starts)}
+            | {"window": row["blocks"][starts].astype(int)}
+        )
         tokens["share"] = tokens["life"] / tokens["window"]
-        tokens["label"] = [self._label(row) for row in tokens.itertuples()]
-        return tokens.reset_index()[[*COLUMNS]]
+        tokens["label"] = [self._label(token) for token in tokens.itertuples()]
+        return tokens[[*COLUMNS]]
 
     def _label(self, token: Any) -> Label:
         label: Label = lifetime_label(token.life, token.window)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sinklens.attention import compiled
-from sinklens.capture.look import along, column_sums, summary
+from sinklens.capture import look
+from sinklens.capture.look import along, column_sums, entries_above, summary
 
 pytestmark = pytest.mark.skipif(not compiled.available(), reason="numba is not installed")
 
@@ -55,8 +56,42 @@ def test_equals_torch(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found[4], plain[4], rtol=1e-5, atol=1e-30, equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    "case", ["plain", "odd", "one", "wide", "padded", "nan", "infinite", "ties", "zeros", "half", "strided"]
+)
+@pytest.mark.parametrize("compiles", [True, False])
+def test_entries_above_a_bound_are_those_of_a_loop(case: str, compiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, real = states_of(case)
+    _, largest, median = summary(states, real)
+    bound = torch.where(torch.arange(len(states)) == 1, 5.0, 2 * median.nan_to_num(1))
+    if not compiles:
+        monkeypatch.setattr(compiled, "available", lambda: False)
+    found = entries_above(states, largest, bound)
+    expected = [
+        (row, place, channel, value)
+        for row, sequence in enumerate(states.tolist())
+        for place, state in enumerate(sequence)
+        for channel, value in enumerate(state)
+        if real[row, place] and not any(math.isnan(v) for v in state) and abs(value) > bound[row]
+    ]
+    assert [tuple(entry) for entry in zip(*(each.tolist() for each in found), strict=True)] == expected
+    assert expected or case in ("one", "zeros")
+
+
 def test_gradients_go_through_torch() -> None:
     with torch.enable_grad():
         states = torch.randn(2, 4, 8, requires_grad=True)
         along(states, states[:, 0]).sum().backward()
     assert states.grad is not None and bool((states.grad != 0).all())
+
+
+def test_threads_that_take_sequences_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, real = states_of("padded")
+    alone = summary(states, real)
+    monkeypatch.setattr(look, "WORTH_THREADS", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    together = summary(states, real)
+    torch.set_num_threads(before)
+    for mine, other in zip(alone, together, strict=True):
+        assert torch.equal(mine.nan_to_num(-1), other.nan_to_num(-1))
