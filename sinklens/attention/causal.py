@@ -33,6 +33,11 @@ _spare: list[Any] = []
 """Buffers for scores that no thread is using: fresh megabytes for every block would cost page faults."""
 
 
+def forget_buffers() -> None:
+    """Let go of the memory that calls to come would take up again."""
+    _spare.clear()
+
+
 @dataclass
 class CausalSums:
     """What a plain causal call says of its pattern p and scores s, for statistics to take.

@@ -24,6 +24,7 @@ from sinklens.attention import (
     TopKey,
     plan_for,
 )
+from sinklens.attention.causal import forget_buffers
 from sinklens.attention.delta_logit import DeltaLogit
 from sinklens.attention.engine import LayerListener
 from sinklens.attention.plan import AttentionPlan
@@ -167,6 +168,7 @@ def capture(
             if not consumers:
                 kept.append(record)
             if record.batch.ids.numel() >= LONG:
+                forget_buffers()
                 give_back()
             progress.advance(len(record.batch))
 

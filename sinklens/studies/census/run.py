@@ -15,6 +15,7 @@ from sinklens.attention import ReceivedMass, plan_for
 from sinklens.attention.plan import AttentionPlan
 from sinklens.capture import capture
 from sinklens.capture.finite import NonFinite
+from sinklens.capture.heap import ROWS, give_back
 from sinklens.capture.memory import plan_memory
 from sinklens.capture.run import Consumer
 from sinklens.detectors.active_dormant import MASS
@@ -189,6 +190,10 @@ def scan(
         keep=False,
     )
     tables = join_tables(found.tables) | {"profile": example.profile()}
+    if not compared:
+        found.tables.clear()  # parts of large tables, which were joined
+    if sum(map(len, tables.values())) >= ROWS:
+        give_back()
     if domains is not None:
         tables["tokens"].insert(1, "domain", [domains.of[sequence] for sequence in tables["tokens"]["sequence"]])
     if differences is not None:
