@@ -20,10 +20,12 @@ from sinklens.attention.block import AttentionShape
 from sinklens.attention.visibility import cut
 from sinklens.attention.workers import MOST_WORKERS, run_units
 
-ROWS, FEW_ROWS, BYTES = 128, 64, 9 << 19
-"""Query rows in a block at most, and with how many all KV heads still share one; bytes of its scores.
+ROWS, FEW_ROWS, PRODUCT_ROWS, BYTES = 128, 64, 192, 9 << 19
+"""Query rows in a block at most, and at least where several KV heads share one, whose products then have so many rows
+(of all query heads that share a KV head); bytes of its scores.
 
-Larger blocks leave the cache before their values are taken; in smaller ones threads wait for Python's lock.
+Products of fewer rows are slower. Larger blocks leave the cache before their values are taken; in smaller ones threads
+wait for Python's lock.
 """
 
 WORTH_THREADS = 1 << 16
@@ -168,7 +170,8 @@ class _Call:
         by_row = 4 * self.group * shape.k_pos  # bytes of a row of the heads that share a KV head
         size = max(1, min(ROWS, shape.q_pos, BYTES // by_row))
         if size < shape.q_pos:
-            together = max(1, min(kv_heads, BYTES // (by_row * FEW_ROWS)))
+            few = min(ROWS, max(FEW_ROWS, PRODUCT_ROWS // self.group))
+            together = max(1, min(kv_heads, BYTES // (by_row * few)))
             size = max(1, min(size, BYTES // (by_row * together)))
             groups = cut(slice(0, kv_heads), together)
             # rows that share a cell of a map stay with one thread
