@@ -200,9 +200,7 @@ class _Call:
         received, leaned = self.columns[part, :, sequences, heads].view(2, -1, shape.k_pos).numpy()
         weights = self.weight[sequences], self.lean[sequences], self.back
         largest = len(key) * group * max((rows.stop - rows.start) * (rows.stop + shape.offset) for rows in blocks)
-        held = _spare.pop() if _spare else np.empty(0, np.float32)
-        if len(held) < largest:
-            held = np.empty(largest, np.float32)
+        held = _buffer(largest)
         buffer = torch.from_numpy(held[:largest])  # not a tensor that is kept: one of inference mode would stay one
         for rows in blocks:
             own, n_rows, n_keys = rows.start + shape.offset, rows.stop - rows.start, rows.stop + shape.offset
@@ -221,3 +219,12 @@ class _Call:
             result = torch.bmm(scores, value[:, :n_keys])
             self.out[sequences, heads, rows] = result.view(n_sequences, n_heads, n_rows, -1).to(self.out.dtype)
         _spare.append(held)
+
+
+def _buffer(count: int) -> Any:
+    """An fp32 array of at least so many numbers, which the caller puts back into :data:`_spare`."""
+    try:
+        held = _spare.pop()
+    except IndexError:  # not asked before: another thread may take the last one meanwhile
+        return np.empty(count, np.float32)
+    return held if len(held) >= count else np.empty(count, np.float32)

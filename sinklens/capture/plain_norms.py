@@ -36,7 +36,7 @@ def plain_norms(model: TransformerBridge) -> Iterator[None]:
 
 def _only_passes_on(norm: Any) -> bool:
     native = norm.use_native_layernorm_autograd or getattr(norm.config, "layer_norm_folding", False)
-    known = getattr(type(norm).forward, "__func__", type(norm).forward) is NormalizationBridge.forward
+    known = type(norm).forward is NormalizationBridge.forward
     own = norm.original_component is not None and not isinstance(norm.original_component, nn.Identity)
     free = "forward" not in norm.__dict__ and not _hooked(norm.hook_scale) and not _hooked(norm.hook_normalized)
     return bool(native and known and own and free)

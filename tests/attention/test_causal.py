@@ -1,6 +1,7 @@
 """Compiled causal attention against dense fp64 attention, and against the kernel that shows every block."""
 
 import math
+import threading
 from functools import partial
 
 import pytest
@@ -161,3 +162,30 @@ def test_a_scan_with_its_defaults_takes_this_way(monkeypatch: pytest.MonkeyPatch
     """One detector whose statistic is not made of sums would make every scan slower, in silence."""
     monkeypatch.setattr(kernel, "_Job", None)
     assert not sinklens.scan("bb-1l", max_sequences=2, max_tokens=32).tables["heads"].empty
+
+
+def test_callers_in_threads_share_buffers_and_get_their_own_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(causal, "WORTH_THREADS", 1)
+    monkeypatch.setattr(causal, "BYTES", 20_000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    calls = [random_call(length, batch=1) for length in (60, 90, 120, 150)]
+    expected = [measured(call, sets_of(1, call.key.shape[2])) for call in calls]
+    wrong: list[str] = []
+
+    def again(which: int) -> None:
+        for _ in range(15):
+            found = measured(calls[which], sets_of(1, calls[which].key.shape[2]))
+            wrong.extend(
+                name
+                for name, value in expected[which].items()
+                if not torch.equal(found[name].nan_to_num(), value.nan_to_num())
+            )
+
+    threads = [threading.Thread(target=again, args=(which,)) for which in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not wrong and not any(thread.is_alive() for thread in threads)
+    causal.forget_buffers()
+    assert torch.equal(measured(calls[0], sets_of(1, 60))["output"], expected[0]["output"])
