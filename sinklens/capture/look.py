@@ -111,7 +111,7 @@ def entries_above(
         largest: Each token's largest magnitude, NaN at padding; a token at or below the bound is not looked at.
         bound: In fp32, strict.
 
-    Cost: a look at the tokens that have one; memory 20 bytes for each.
+    Cost: a look at the tokens that have one; memory about 30 bytes for each entry found.
     """
     limit = bound.cpu().numpy()
     rows, places = (largest.cpu().numpy() > limit[:, None]).nonzero()  # NaN is above nothing

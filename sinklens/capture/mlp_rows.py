@@ -1,7 +1,7 @@
 """MLPs some rows at a time: a long pass then holds no three states of their width."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Final
 
@@ -12,6 +12,7 @@ from torch.nn import Module
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
+from sinklens.capture.forwards import forwards
 from sinklens.capture.heap import give_back
 from sinklens.models.parts import parts_of
 
@@ -21,23 +22,14 @@ ROWS: Final = 1024
 _DENSE: Final = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
-@contextmanager
-def mlp_by_rows(model: TransformerBridge) -> Iterator[None]:
+def mlp_by_rows(model: TransformerBridge) -> AbstractContextManager[None]:
     """Let every gated dense MLP take its rows in parts, which changes nothing but the last bits and the memory.
 
     Others (experts, other layouts) stay as they are, and so does an MLP in which a hook watches: it sees whole states.
     """
-    changed: list[Module] = []
-    try:
-        for block in model.blocks:
-            mlp = getattr(block._modules.get("mlp"), "original_component", None)
-            if isinstance(mlp, Module) and {*mlp._modules} == _DENSE and not any(map(_watched, parts_of(mlp))):
-                mlp.__dict__["forward"] = partial(_in_parts, mlp.forward)
-                changed.append(mlp)
-        yield
-    finally:
-        for mlp in changed:
-            del mlp.__dict__["forward"]
+    mlps = [getattr(block._modules.get("mlp"), "original_component", None) for block in model.blocks]
+    dense = [mlp for mlp in mlps if isinstance(mlp, Module) and {*mlp._modules} == _DENSE]
+    return forwards((mlp, partial(_in_parts, mlp.forward)) for mlp in dense if not any(map(_watched, parts_of(mlp))))
 
 
 def _watched(part: Module) -> bool:

@@ -216,13 +216,7 @@ def medians(of: np.ndarray, values: np.ndarray, n_groups: int) -> np.ndarray:
 
 
 def means(of: np.ndarray, values: np.ndarray, n_groups: int) -> np.ndarray:
-    """Mean of each group's known values in fp64; NaN where none is known.
-
-    Args:
-        of: Number of each value's group.
-        values: NaN where not known.
-        n_groups: How many groups there are.
-    """
+    """Mean of each group's known values in fp64, NaN where none is known; arguments as for :func:`medians`."""
     there = ~np.isnan(values)
     sums = np.bincount(of[there], values[there], minlength=n_groups)
     counts = np.bincount(of[there], minlength=n_groups)

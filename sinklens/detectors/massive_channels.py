@@ -67,20 +67,21 @@ class ChannelPresence:
         self.others[layer] += column_sums(hidden, later.to(hidden.device))
         both = fp32_bounds(record.residual.median.cpu(), *self.bounds)
         entries = entries_above(hidden, record.residual.token_max, torch.minimum(*both))
-        sums = self.sums[layer].numpy()
+        sums, size, first = self.sums[layer].numpy(), np.abs(entries.value), entries.place == 0
+        taken = entries.row, entries.channel, entries.value, size
         for criterion, bound in enumerate(both):
-            massive = np.abs(entries.value) > bound.numpy()[entries.row]
-            for bucket, members in enumerate((entries.place == 0, entries.place > 0)):
-                self._count(sums[criterion, bucket], *(each[massive & members] for each in entries))
+            massive = size > bound.numpy()[entries.row]
+            for bucket, members in enumerate((massive & first, massive & ~first)):
+                if members.any():
+                    self._count(sums[criterion, bucket], *(each[members] for each in taken))
 
     @staticmethod
-    def _count(sums: np.ndarray, row: np.ndarray, place: np.ndarray, channel: np.ndarray, value: np.ndarray) -> None:
+    def _count(sums: np.ndarray, row: np.ndarray, channel: np.ndarray, value: np.ndarray, size: np.ndarray) -> None:
         """Add massive entries of one kind to the sums of their channels."""
-        if not len(value):
-            return
-        width, size = sums.shape[-1], np.abs(value)
-        having = np.unique(row * width + channel) % width  # a sequence counts once
-        sums[0] += np.bincount(having, minlength=width)
+        width = sums.shape[-1]
+        having = np.zeros((int(row[-1]) + 1, width), bool)  # a sequence counts once; no sort, as there may be many
+        having[row, channel] = True
+        sums[0] += having.sum(0)
         for index, weights in ((1, None), (2, value), (3, size)):
             sums[index] += np.bincount(channel, weights, minlength=width)
         np.maximum.at(sums[4], channel, size)
@@ -174,8 +175,10 @@ def specific_tokens(
     """
     sizes, limits = largest.cpu().numpy(), [bound.cpu().numpy() for bound in bounds]
     entries = entries_above(states, largest, torch.from_numpy(np.min(limits, 0)))
-    column, of = np.unique(entries.row * states.shape[-1] + entries.channel, return_inverse=True)
-    row, channel = np.divmod(column, states.shape[-1])
+    there = np.zeros((len(states), states.shape[-1]), bool)
+    there[entries.row, entries.channel] = True
+    row, channel = there.nonzero()
+    of = (there.cumsum() - 1).reshape(there.shape)[entries.row, entries.channel]
     everyone = states[row, :, channel].float().abs().cpu().numpy()
     everyone[np.isnan(sizes[row])] = np.nan
     known = np.sort(everyone, 1)  # NaN last
