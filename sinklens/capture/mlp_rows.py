@@ -1,7 +1,7 @@
 """MLPs some rows at a time: a long pass then holds no three states of their width."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -12,7 +12,6 @@ from torch.nn import Module
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from sinklens.capture.forwards import forwards
 from sinklens.capture.heap import give_back
 from sinklens.models.parts import parts_of
 
@@ -22,14 +21,23 @@ ROWS: Final = 1024
 _DENSE: Final = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
-def mlp_by_rows(model: TransformerBridge) -> AbstractContextManager[None]:
+@contextmanager
+def mlp_by_rows(model: TransformerBridge) -> Iterator[None]:
     """Let every gated dense MLP take its rows in parts, which changes nothing but the last bits and the memory.
 
     Others (experts, other layouts) stay as they are, and so does an MLP in which a hook watches: it sees whole states.
     """
-    mlps = [getattr(block._modules.get("mlp"), "original_component", None) for block in model.blocks]
-    dense = [mlp for mlp in mlps if isinstance(mlp, Module) and {*mlp._modules} == _DENSE]
-    return forwards((mlp, partial(_in_parts, mlp.forward)) for mlp in dense if not any(map(_watched, parts_of(mlp))))
+    changed: list[Module] = []
+    try:
+        for block in model.blocks:
+            mlp = getattr(block._modules.get("mlp"), "original_component", None)
+            if isinstance(mlp, Module) and {*mlp._modules} == _DENSE and not any(map(_watched, parts_of(mlp))):
+                mlp.__dict__["forward"] = partial(_in_parts, mlp.forward)
+                changed.append(mlp)
+        yield
+    finally:
+        for mlp in changed:
+            del mlp.__dict__["forward"]
 
 
 def _watched(part: Module) -> bool:

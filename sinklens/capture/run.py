@@ -34,7 +34,6 @@ from sinklens.capture.halves import BlockHalves
 from sinklens.capture.heap import LONG, give_back
 from sinklens.capture.mlp_rows import mlp_by_rows
 from sinklens.capture.needs import KeepKeys, KeepOutputs, fields_asked, fields_lacking, joined, statistics_asked
-from sinklens.capture.plain_norms import plain_norms
 from sinklens.capture.record import LayerRecord, ResidualNorms, ValueNorms
 from sinklens.capture.residual import residual_norms
 from sinklens.capture.spent import spent
@@ -228,8 +227,7 @@ class _Recorder:
         before = sum(self.seconds.values()) - self.seconds.get("forward", 0.0)
         long = ids.device.type == "cpu" and ids.numel() >= LONG
         narrowed = mlp_by_rows(self.model) if long else nullcontext()
-        hooked = self.model.hooks(fwd_hooks=hooks)
-        with opened as engine, narrowed, hooked, plain_norms(self.model), spent(self.seconds, "forward"):
+        with opened as engine, narrowed, self.model.hooks(fwd_hooks=hooks), spent(self.seconds, "forward"):
             # right padding needs no attention mask: real queries never see what comes after them
             found = self.model(ids, return_type=None if logits is None else "logits", **options)
         self.seconds["attention"] = self.seconds.get("attention", 0.0) + engine.seconds
